@@ -1,0 +1,57 @@
+# What a person or CI says here. `make` alone lists it.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+OLD_SDK := .venv-anthropic-0
+ROOMS := automna_proxy routes proxy provisioning metering simulators
+JOBS ?= auto
+ONCE ?=
+
+.DEFAULT_GOAL := help
+.PHONY: help install check test demo bench prices lock wheel clean
+
+help: ## this list
+	@grep -hE '^[a-z-]+:.*##' Makefile | sed -E 's/:.*## /\t/' | expand -t 12
+
+install: $(VENV)/.installed ## a .venv with the automna-proxy command and the tools
+
+$(VENV)/.installed: requirements-dev.lock pyproject.toml
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/pip install --quiet --disable-pip-version-check --require-hashes -r requirements-dev.lock
+	$(BIN)/pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation -e .
+	touch $@
+
+$(OLD_SDK)/.installed: tests/sdk/anthropic-0.lock
+	$(PYTHON) -m venv $(OLD_SDK)
+	$(OLD_SDK)/bin/pip install --quiet --disable-pip-version-check --require-hashes -r tests/sdk/anthropic-0.lock
+	touch $@
+
+check: install ## ruff, mypy strict, import-linter, the price table up to date
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+	$(BIN)/python scripts/build_prices.py --check
+
+test: install $(OLD_SDK)/.installed ## every test (JOBS=1 for one process)
+	$(BIN)/python -m pytest -n $(JOBS) $(ARGS)
+
+demo: install ## see it work: proxy, simulated vendor, a user, streamed requests, the ledger (ONCE=1 ends by itself)
+	$(BIN)/automna-proxy demo $(if $(ONCE),--once)
+
+bench: install ## requests/s, CPU per request, latency, beside nginx (needs nginx and wrk)
+	$(BIN)/python -m bench $(ARGS)
+
+prices: install ## rebuild metering/prices.json from its sources
+	$(BIN)/python scripts/build_prices.py
+
+lock: ## resolve the locks anew (needs uv)
+	uv pip compile --quiet --universal --generate-hashes --python-version 3.11 pyproject.toml --extra demo -o requirements.lock
+	uv pip compile --quiet --universal --generate-hashes --python-version 3.11 pyproject.toml --extra dev -o requirements-dev.lock
+	uv pip compile --quiet --universal --generate-hashes --python-version 3.11 tests/sdk/anthropic-0.in -o tests/sdk/anthropic-0.lock
+
+wheel: install ## build the wheel into dist/
+	$(BIN)/python -m build --wheel --no-isolation --outdir dist .
+
+clean: ## remove what was built and installed
+	rm -rf $(VENV) $(OLD_SDK) build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis
