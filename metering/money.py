@@ -1,0 +1,29 @@
+"""Money as integers: nano-USD for amounts, pico-USD for unit prices, credits for display."""
+
+PICO_PER_NANO = 1_000
+NANO_PER_USD = 1_000_000_000
+NANO_PER_MICRO = 1_000
+CREDIT_NANOUSD = 100_000
+"""A credit is a unit of display: 100 micro-USD."""
+
+
+def nanousd_of_picousd(picousd: int) -> int:
+    """Round an amount in pico-USD half up to nano-USD; done once per entry."""
+    return (2 * picousd + PICO_PER_NANO) // (2 * PICO_PER_NANO)
+
+
+def credits_of(nanousd: int) -> int:
+    """An amount in credits, rounded up, so that what is shown never understates what is spent."""
+    return -(-nanousd // CREDIT_NANOUSD)
+
+
+def credits_left(nanousd: int) -> int:
+    """An amount still available in credits, rounded down, so that what is shown can be spent."""
+    return max(nanousd, 0) // CREDIT_NANOUSD
+
+
+def usd(nanousd: int) -> str:
+    """An amount as decimal USD with nine places: exact, for people and JSON (`"0.000711000"`)."""
+    sign = "-" if nanousd < 0 else ""
+    whole, nano = divmod(abs(nanousd), NANO_PER_USD)
+    return f"{sign}{whole}.{nano:09d}"

@@ -1,0 +1,576 @@
+"""The price table: what a unit costs at a date, what a usage costs, and how to compute that again.
+
+Unit prices are integers in pico-USD per unit (1 USD per million tokens = 1,000,000 pico-USD per token).
+A cost is summed in pico-USD and rounded half up once, to nano-USD. `scripts/build_prices.py` writes the
+table that ships with the package; a PRICES_FILE of the same shape replaces it.
+
+Nothing is guessed. A model is found by its exact id, or by its id plus a version suffix of that vendor
+(`-20251001`, `-latest`); what else looks similar is unknown. What has no price is booked at the dearest
+known rate of its vendor and flagged, and admission refuses what would be flagged.
+"""
+
+import json
+import re
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from datetime import UTC, date, datetime
+from importlib import resources
+from pathlib import Path
+from typing import Any
+
+from metering.money import nanousd_of_picousd
+from metering.usage import Usage
+
+SCHEMA = 1
+"""The shape of the file; a table of another shape is refused."""
+DEFAULT_CONTEXT_TOKENS = 1_048_576
+DEFAULT_MAX_OUTPUT_TOKENS = 128_000
+"""For models whose limits the table does not name: among the largest of their day, so that a hold taken
+with them is rather too high."""
+RESOLUTIONS_MAX = 4_096
+"""Bound of the cache of (provider, model, modifiers); model names come from requests."""
+MODEL_NAME_CHARS_MAX = 128
+"""Longer names are unknown without being looked at; no vendor's id comes near."""
+
+_TOKENS = "_tokens"
+_ALWAYS_MS = -(1 << 62)
+
+
+# --- what callers see ---------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class ModelInfo:
+    """A priced model. `id` is its name in the table; limits in tokens, defaults where unknown."""
+
+    id: str
+    context_tokens: int
+    max_output_tokens: int
+
+
+@dataclass(frozen=True, slots=True)
+class PricedLine:
+    """One model's counts and the pico-USD per unit each was charged at; both have the same keys."""
+
+    model: str
+    counts: Mapping[str, int]
+    modifiers: Mapping[str, str]
+    unit_prices: Mapping[str, int]
+
+
+@dataclass(frozen=True, slots=True)
+class Priced:
+    """What a usage costs. `flags` name what had no price (`"unpriced_model:claude-x"`) and was booked at
+    the dearest known rate; empty when everything was priced."""
+
+    cost_nanousd: int
+    lines: tuple[PricedLine, ...]
+    flags: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Tier:
+    """Unit prices of requests whose prompt is longer than `above_prompt_tokens`. They hold for every token
+    of such a request, not for those above (a cliff)."""
+
+    above_prompt_tokens: int
+    units: Mapping[str, int]
+
+
+@dataclass(frozen=True, slots=True)
+class Period:
+    """Prices from the start of `starts_on` (UTC) until the next period; None: since ever. The first tier
+    holds for every prompt, the others ascend."""
+
+    starts_on: date | None
+    tiers: tuple[Tier, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class ModifierRate:
+    """What `modifier=value` does to a model's prices from `starts_on`; before that it has no price.
+
+    Either `times` (numerator, denominator) multiplies every token price, or `tiers` replaces the prices
+    of the units it names.
+    """
+
+    modifier: str
+    value: str
+    starts_on: date | None
+    times: tuple[int, int] | None
+    tiers: tuple[Tier, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class ModelRates:
+    """All that the table knows of a model, for people."""
+
+    info: ModelInfo
+    periods: tuple[Period, ...]
+    modifiers: tuple[ModifierRate, ...]
+
+
+@dataclass(slots=True, eq=False)
+class PriceFileError(Exception):
+    """A price table cannot be used: which key, what stands there, what should."""
+
+    key: str
+    given: object
+    expected: str
+
+    def __str__(self) -> str:
+        return f"price table: {self.key}: given {repr(self.given)[:80]}, expected {self.expected}"
+
+
+def recompute(lines: Iterable[PricedLine]) -> int:
+    """The cost in nano-USD of lines as they were stored with an entry."""
+    return nanousd_of_picousd(
+        sum(count * line.unit_prices[unit] for line in lines for unit, count in line.counts.items())
+    )
+
+
+# --- the table ----------------------------------------------------------------------------------------
+
+
+class PriceTable:
+    """Prices of all vendors, immutable after loading; `price` is made for the hot path."""
+
+    __slots__ = ("_dearest", "_resolutions", "_vendors", "version")
+
+    def __init__(self, version: str, vendors: Mapping[str, "_Vendor"]) -> None:
+        self.version = version
+        """Names date, source and content of the table; kept with every entry."""
+        self._vendors = vendors
+        self._dearest = _dearest_of(vendor.dearest for vendor in vendors.values())
+        self._resolutions: dict[tuple[Any, ...], tuple[_Resolved, ...]] = {}
+
+    @classmethod
+    def load(cls, path: Path | None = None) -> "PriceTable":
+        """Read the table at `path`, or the packaged one. Raises PriceFileError."""
+        root = _Node(_json_of(path), "")
+        root.only("schema", "version", "as_of", "sources", "providers")
+        if root["schema"].integer() != SCHEMA:
+            raise root["schema"].wrong(f"{SCHEMA}, the only shape this release reads")
+        vendors = {name: _vendor_of(node) for name, node in root["providers"].items()}
+        return cls(root["version"].text(), vendors)
+
+    def model(self, provider: str, name: str) -> ModelInfo | None:
+        """The priced model that a vendor would serve under `name`; None when unknown."""
+        rates = self.rates(provider, name)
+        return None if rates is None else rates.info
+
+    def models(self, provider: str) -> tuple[ModelInfo, ...]:
+        """All priced models of a vendor; none for a vendor without prices."""
+        vendor = self._vendors.get(provider)
+        return () if vendor is None else tuple(model.rates.info for model in vendor.models)
+
+    def rates(self, provider: str, name: str) -> ModelRates | None:
+        """Every period, tier and modifier of a model; None when unknown."""
+        vendor = self._vendors.get(provider)
+        return None if vendor is None else vendor.find(name)
+
+    def unit_prices(
+        self,
+        provider: str,
+        name: str,
+        *,
+        at_ms: int,
+        prompt_tokens: int = 0,
+        modifiers: Mapping[str, str] | None = None,
+    ) -> Mapping[str, int] | None:
+        """Pico-USD per unit at an instant, for a prompt so long; None where a usage would be flagged."""
+        resolved = _at(self._resolve(provider, name, modifiers or {}), at_ms)
+        return None if resolved.flags else _tier_for(resolved.tiers, prompt_tokens).units
+
+    def price(self, provider: str, usage: Usage, *, at_ms: int) -> Priced:
+        """The cost of a usage at an instant, each line by its own model. Never raises: what has no price is
+        booked at the dearest known rate and flagged."""
+        picousd = 0
+        lines: list[PricedLine] = []
+        flags: list[str] = []
+        for line in usage.lines:
+            resolved = _at(self._resolve(provider, line.model, line.modifiers), at_ms)
+            counts = {unit: count for unit, count in line.counts.items() if count > 0}
+            if len(resolved.tiers) == 1:
+                units = resolved.tiers[0].units
+            else:
+                units = _tier_for(resolved.tiers, _prompt_tokens(counts)).units
+            flags += resolved.flags
+            unit_prices = {}
+            for unit, count in counts.items():
+                unit_price = units.get(unit)
+                if unit_price is None:
+                    flags.append(f"unpriced_unit:{unit}")
+                    unit_price = self._dearest_rate(provider, unit)
+                unit_prices[unit] = unit_price
+                picousd += count * unit_price
+            lines.append(PricedLine(line.model, counts, line.modifiers, unit_prices))
+        unique_flags = tuple(dict.fromkeys(flags)) if flags else ()
+        return Priced(nanousd_of_picousd(picousd), tuple(lines), unique_flags)
+
+    def unpriced(self, provider: str, usage: Usage, *, at_ms: int) -> tuple[str, ...]:
+        """The flags that pricing this usage would raise; admission refuses when there are any."""
+        return self.price(provider, usage, at_ms=at_ms).flags
+
+    def _resolve(self, provider: str, name: str, modifiers: Mapping[str, str]) -> tuple["_Resolved", ...]:
+        key: tuple[Any, ...] = (provider, name, *sorted(modifiers.items())) if modifiers else (provider, name)
+        found = self._resolutions.get(key)
+        if found is None:
+            found = self._resolve_anew(provider, name, modifiers)
+            if len(self._resolutions) >= RESOLUTIONS_MAX:
+                self._resolutions.clear()
+            self._resolutions[key] = found
+        return found
+
+    def _resolve_anew(
+        self, provider: str, name: str, modifiers: Mapping[str, str]
+    ) -> tuple["_Resolved", ...]:
+        vendor = self._vendors.get(provider)
+        rates = None if vendor is None else vendor.find(name)
+        if vendor is None or rates is None:
+            flag = f"unpriced_model:{name[:MODEL_NAME_CHARS_MAX]}"
+            return (_Resolved(_ALWAYS_MS, (flag,), self._dearest_tiers(provider)),)
+        wanted = vendor.without_standard_values(modifiers)
+        starts = {period.starts_on for period in rates.periods}
+        starts |= {rate.starts_on for rate in rates.modifiers if (rate.modifier, rate.value) in wanted}
+        return tuple(
+            self._resolved_on(provider, rates, wanted, starts_on)
+            for starts_on in sorted(starts, key=_ms_of_start, reverse=True)
+        )
+
+    def _resolved_on(
+        self, provider: str, rates: ModelRates, wanted: Sequence[tuple[str, str]], starts_on: date | None
+    ) -> "_Resolved":
+        from_ms = _ms_of_start(starts_on)
+        tiers = next(p.tiers for p in reversed(rates.periods) if _ms_of_start(p.starts_on) <= from_ms)
+        applied = [_modifier_on(rates, modifier, value, from_ms) for modifier, value in wanted]
+        flags = tuple(
+            f"unpriced_modifier:{modifier}={value}"
+            for (modifier, value), rate in zip(wanted, applied, strict=True)
+            if rate is None
+        )
+        known = [rate for rate in applied if rate is not None]
+        replacing = [rate for rate in known if rate.times is None]
+        if len(replacing) > 1:  # Two price lists for one request: no vendor says which holds.
+            flags += ("unpriced_modifier:" + "+".join(f"{r.modifier}={r.value}" for r in replacing),)
+        if flags:
+            return _Resolved(from_ms, flags, self._dearest_tiers(provider))
+        for rate in replacing:
+            tiers = _replaced(tiers, rate.tiers)
+        for rate in known:
+            if rate.times is not None:
+                tiers = _multiplied(tiers, rate.times)
+        return _Resolved(from_ms, (), tiers)
+
+    def _dearest_tiers(self, provider: str) -> tuple[Tier, ...]:
+        return (Tier(0, self._dearest_rates(provider)),)
+
+    def _dearest_rates(self, provider: str) -> Mapping[str, int]:
+        vendor = self._vendors.get(provider)
+        return self._dearest if vendor is None else vendor.dearest
+
+    def _dearest_rate(self, provider: str, unit: str) -> int:
+        """The dearest rate of a unit; of a unit nobody prices, that of its kind (tokens, or anything else)."""
+        for rates in (self._dearest_rates(provider), self._dearest):
+            if unit in rates:
+                return rates[unit]
+        is_tokens = unit.endswith(_TOKENS)
+        kin = [rate for name, rate in self._dearest.items() if name.endswith(_TOKENS) == is_tokens]
+        return max(kin or self._dearest.values(), default=0)
+
+
+@dataclass(frozen=True, slots=True)
+class _Resolved:
+    """Final prices of one model under given modifiers, from an instant on."""
+
+    from_ms: int
+    flags: tuple[str, ...]
+    tiers: tuple[Tier, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class _Model:
+    rates: ModelRates
+    names: tuple[tuple[re.Pattern[str], ...], ...]
+    """The model is meant when all patterns of any of these are found in a name."""
+
+    def is_named(self, name: str) -> bool:
+        return any(all(pattern.search(name) for pattern in patterns) for patterns in self.names)
+
+
+@dataclass(frozen=True, slots=True)
+class _Vendor:
+    models: tuple[_Model, ...]
+    standard_values: Mapping[str, frozenset[str]]
+    dearest: Mapping[str, int] = field(default_factory=dict)
+
+    def find(self, name: str) -> ModelRates | None:
+        if len(name) > MODEL_NAME_CHARS_MAX or not name.isprintable():
+            return None
+        return next((model.rates for model in self.models if model.is_named(name)), None)
+
+    def without_standard_values(self, modifiers: Mapping[str, str]) -> tuple[tuple[str, str], ...]:
+        """What changes the price. Empty values count as absent: vendors send null for a field not in use."""
+        return tuple(
+            (modifier, value)
+            for modifier, value in sorted(modifiers.items())
+            if value and value not in self.standard_values.get(modifier, ())
+        )
+
+
+def _at(resolved: tuple[_Resolved, ...], at_ms: int) -> _Resolved:
+    """The latest that has begun; the last one began long ago."""
+    for one in resolved:
+        if one.from_ms <= at_ms:
+            break
+    return one
+
+
+def _tier_for(tiers: Sequence[Tier], prompt_tokens: int) -> Tier:
+    chosen = tiers[0]
+    for tier in tiers[1:]:
+        if prompt_tokens > tier.above_prompt_tokens:
+            chosen = tier
+    return chosen
+
+
+def _prompt_tokens(counts: Mapping[str, int]) -> int:
+    """The length of the prompt: everything read, from a cache or not, and everything written to one."""
+    return sum(count for unit, count in counts.items() if is_prompt_unit(unit))
+
+
+def is_prompt_unit(unit: str) -> bool:
+    """Whether a unit counts towards the length that price tiers look at."""
+    return unit.startswith(("input_", "cache_")) and unit.endswith(_TOKENS)
+
+
+def _modifier_on(rates: ModelRates, modifier: str, value: str, from_ms: int) -> ModifierRate | None:
+    for rate in reversed(rates.modifiers):
+        if (rate.modifier, rate.value) == (modifier, value) and _ms_of_start(rate.starts_on) <= from_ms:
+            return rate
+    return None
+
+
+def _replaced(tiers: tuple[Tier, ...], by: tuple[Tier, ...]) -> tuple[Tier, ...]:
+    """The prices of `tiers` where `by` names none; a tier of either is a tier of both."""
+    starts = sorted({tier.above_prompt_tokens for tier in (*tiers, *by)})
+    return tuple(
+        Tier(above, {**_tier_for(tiers, above + 1).units, **_tier_for(by, above + 1).units})
+        for above in starts
+    )
+
+
+def _multiplied(tiers: tuple[Tier, ...], times: tuple[int, int]) -> tuple[Tier, ...]:
+    """Token prices times a ratio, rounded up to whole pico-USD; fees per request stay as they are."""
+    numerator, denominator = times
+    return tuple(
+        Tier(
+            tier.above_prompt_tokens,
+            {
+                unit: -(-price * numerator // denominator) if unit.endswith(_TOKENS) else price
+                for unit, price in tier.units.items()
+            },
+        )
+        for tier in tiers
+    )
+
+
+def _dearest_of(rates: Iterable[Mapping[str, int]]) -> dict[str, int]:
+    dearest: dict[str, int] = {}
+    for units in rates:
+        for unit, price in units.items():
+            dearest[unit] = max(price, dearest.get(unit, 0))
+    return dearest
+
+
+def _dearest_of_model(rates: ModelRates) -> dict[str, int]:
+    """Per unit the most this model can cost: any date, tier and price list, under all surcharges at once."""
+    price_lists = [part.tiers for part in rates.periods] + [part.tiers for part in rates.modifiers]
+    dearest = _dearest_of(tier.units for tiers in price_lists for tier in tiers)
+    surcharges: dict[str, tuple[int, int]] = {}
+    for rate in rates.modifiers:
+        numerator, denominator = surcharges.get(rate.modifier, (1, 1))
+        if rate.times is not None and rate.times[0] * denominator > numerator * rate.times[1]:
+            surcharges[rate.modifier] = rate.times
+    tiers: tuple[Tier, ...] = (Tier(0, dearest),)
+    for times in surcharges.values():
+        tiers = _multiplied(tiers, times)
+    return dict(tiers[0].units)
+
+
+def _ms_of_start(starts_on: date | None) -> int:
+    """Midnight UTC at which a day begins, in milliseconds since the epoch."""
+    if starts_on is None:
+        return _ALWAYS_MS
+    return int(datetime(starts_on.year, starts_on.month, starts_on.day, tzinfo=UTC).timestamp()) * 1000
+
+
+# --- reading the file ---------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class _Node:
+    """A value in the file and where it stands, so that every complaint names its place."""
+
+    value: Any
+    key: str
+
+    def wrong(self, expected: str) -> PriceFileError:
+        return PriceFileError(self.key or "the file", self.value, expected)
+
+    def __getitem__(self, name: str) -> "_Node":
+        """A value that must be there."""
+        fields = self.fields()
+        place = f"{self.key}.{name}".lstrip(".")
+        if name not in fields:
+            raise PriceFileError(place, None, "a value (the key is missing)")
+        return _Node(fields[name], place)
+
+    def get(self, name: str) -> "_Node | None":
+        """A value that may be absent or null."""
+        return self[name] if self.fields().get(name) is not None else None
+
+    def fields(self) -> dict[str, Any]:
+        if not isinstance(self.value, dict):
+            raise self.wrong("an object")
+        return self.value
+
+    def only(self, *names: str) -> None:
+        """Refuse keys that nobody reads: a misspelt one would silently count as absent."""
+        for name in self.fields():
+            if name not in names:
+                raise self[name].wrong(f"no such key, only {', '.join(names)}")
+
+    def items(self) -> Iterator[tuple[str, "_Node"]]:
+        return ((name, self[name]) for name in self.fields())
+
+    def elements(self) -> list["_Node"]:
+        if not isinstance(self.value, list):
+            raise self.wrong("a list")
+        return [_Node(value, f"{self.key}[{index}]") for index, value in enumerate(self.value)]
+
+    def text(self) -> str:
+        if not isinstance(self.value, str) or not self.value:
+            raise self.wrong("a non-empty string")
+        return self.value
+
+    def integer(self, at_least: int = 0) -> int:
+        if type(self.value) is not int or self.value < at_least:  # A bool is no number here.
+            raise self.wrong(f"an integer, at least {at_least}")
+        return self.value
+
+    def day(self) -> date:
+        try:
+            return date.fromisoformat(self.text())
+        except ValueError:
+            raise self.wrong("a date as YYYY-MM-DD") from None
+
+    def pattern(self, template: str = "{}") -> re.Pattern[str]:
+        try:
+            return re.compile(template.format(self.text()))
+        except re.error as error:
+            raise self.wrong(f"a regular expression ({error})") from None
+
+
+def _json_of(path: Path | None) -> Any:
+    source = resources.files("metering").joinpath("prices.json") if path is None else path
+    try:
+        return json.loads(source.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise PriceFileError("the file", str(source), f"a readable file ({error.strerror})") from error
+    except ValueError as error:
+        raise PriceFileError("the file", str(source), f"JSON in UTF-8 ({error})") from error
+
+
+def _vendor_of(node: _Node) -> _Vendor:
+    node.only("models", "sources", "standard_values", "version_suffix")
+    suffix = node["version_suffix"].pattern("(?:{})?").pattern
+    models = tuple(_model_of(model, suffix) for model in node["models"].elements())
+    if not models:
+        raise node["models"].wrong("at least one model")
+    standard_values = {
+        modifier: frozenset(value.text() for value in values.elements())
+        for modifier, values in node["standard_values"].items()
+    }
+    dearest = _dearest_of(_dearest_of_model(model.rates) for model in models)
+    return _Vendor(models, standard_values, dearest)
+
+
+def _model_of(node: _Node, suffix: str) -> _Model:
+    node.only("id", "context_tokens", "match", "max_output_tokens", "modifiers", "prices")
+    context, output = node.get("context_tokens"), node.get("max_output_tokens")
+    context_tokens = DEFAULT_CONTEXT_TOKENS if context is None else context.integer(1)
+    info = ModelInfo(
+        id=node["id"].text(),
+        context_tokens=context_tokens,
+        max_output_tokens=(
+            min(DEFAULT_MAX_OUTPUT_TOKENS, context_tokens) if output is None else output.integer(1)
+        ),
+    )
+    rates = ModelRates(
+        info, _periods_of(node["prices"]), tuple(map(_modifier_of, node["modifiers"].elements()))
+    )
+    return _Model(rates, tuple(_patterns_of(clause, suffix) for clause in node["match"].elements()))
+
+
+def _patterns_of(clause: _Node, suffix: str) -> tuple[re.Pattern[str], ...]:
+    clause.only("all", "equals", "family", "regex")
+    if len(clause.fields()) != 1:
+        raise clause.wrong("exactly one of all, equals, family, regex")
+    ((kind, node),) = clause.items()
+    if kind == "all":
+        return tuple(pattern for part in node.elements() for pattern in _patterns_of(part, suffix))
+    if kind == "regex":
+        return (node.pattern(),)
+    return (re.compile(rf"\A{re.escape(node.text())}{suffix if kind == 'family' else ''}\Z"),)
+
+
+def _periods_of(node: _Node) -> tuple[Period, ...]:
+    periods: list[Period] = []
+    for element in node.elements():
+        element.only("from", "tiers", "units")
+        starts_on = element.get("from")
+        period = Period(None if starts_on is None else starts_on.day(), _tiers_of(element))
+        if (period.starts_on is None) != (not periods):
+            raise element["from"].wrong("null in the first period, a date in the others")
+        if periods and _ms_of_start(period.starts_on) <= _ms_of_start(periods[-1].starts_on):
+            raise element["from"].wrong("a date after that of the period before")
+        periods.append(period)
+    if not periods:
+        raise node.wrong("at least one period")
+    return tuple(periods)
+
+
+def _tiers_of(node: _Node) -> tuple[Tier, ...]:
+    tiers = [Tier(0, _units_of(node["units"]))]
+    for element in node["tiers"].elements():
+        element.only("above_prompt_tokens", "units")
+        above = element["above_prompt_tokens"].integer(tiers[-1].above_prompt_tokens + 1)
+        tiers.append(Tier(above, _units_of(element["units"])))
+    return tuple(tiers)
+
+
+def _units_of(node: _Node) -> dict[str, int]:
+    units = {unit: price.integer() for unit, price in node.items()}
+    if not units:
+        raise node.wrong("at least one unit with its price in pico-USD")
+    return units
+
+
+def _modifier_of(node: _Node) -> ModifierRate:
+    node.only("from", "modifier", "tiers", "times", "units", "value")
+    starts_on, times = node.get("from"), node.get("times")
+    return ModifierRate(
+        modifier=node["modifier"].text(),
+        value=node["value"].text(),
+        starts_on=None if starts_on is None else starts_on.day(),
+        times=None if times is None else _ratio_of(times),
+        tiers=_tiers_of(node) if times is None else (),
+    )
+
+
+def _ratio_of(node: _Node) -> tuple[int, int]:
+    match node.elements():
+        case [numerator, denominator]:
+            return numerator.integer(), denominator.integer(1)
+    raise node.wrong("[numerator, denominator]")

@@ -1,0 +1,329 @@
+"""Writes metering/prices.json from the pinned genai-prices package and scripts/prices_override.toml.
+
+    python scripts/build_prices.py            write the table
+    python scripts/build_prices.py --check    exit 1 if the table on disk is not what would be written
+
+Prices become integer pico-USD per unit. What cannot be said exactly and safely is left out, so that it
+stays unpriced and is refused, instead of being guessed; a construct never seen before stops the build.
+"""
+
+import argparse
+import hashlib
+import json
+import sys
+import tomllib
+from collections.abc import Iterable, Mapping, Sequence
+from datetime import UTC, date, datetime
+from decimal import Decimal
+from fnmatch import fnmatchcase
+from fractions import Fraction
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+from genai_prices import types as genai
+from genai_prices.data import providers
+from genai_prices.data_units import unit_data
+
+ROOT = Path(__file__).resolve().parent.parent
+TABLE = ROOT / "metering" / "prices.json"
+OVERRIDE = ROOT / "scripts" / "prices_override.toml"
+SCHEMA = 1
+PICO_PER_USD = 10**12
+BEFORE_ALL = date(1970, 1, 1)
+
+Json = dict[str, Any]
+
+UNITS = {unit["price_key"]: (name, unit["per"]) for name, unit in unit_data.items()}
+"""genai-prices' price keys -> (unit, number of units the price is for)."""
+
+MODIFIERS = {"processing": "service_tier", "service_tier": "service_tier", "speed": "speed"}
+"""genai-prices' context keys -> our modifiers; vendors report a batch as a service tier."""
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
+    parser.add_argument("--check", action="store_true", help="write nothing, exit 1 on a difference")
+    parser.add_argument("--table", type=Path, default=TABLE)
+    parser.add_argument("--override", type=Path, default=OVERRIDE)
+    options = parser.parse_args(arguments)
+    table = render(build(tomllib.loads(options.override.read_text(encoding="utf-8"))))
+    if not options.check:
+        options.table.write_text(table, encoding="utf-8")
+        return 0
+    on_disk = options.table.read_text(encoding="utf-8") if options.table.exists() else ""
+    if on_disk != table:
+        print(f"{options.table} is out of date: run python scripts/build_prices.py", file=sys.stderr)
+        return 1
+    return 0
+
+
+def render(table: Json) -> str:
+    return json.dumps(table, indent=1, sort_keys=True, ensure_ascii=False) + "\n"
+
+
+def build(override: Json) -> Json:
+    package = version("genai-prices")
+    by_id = {provider.id: provider for provider in providers}
+    vendors = {
+        name: convert_provider(by_id[rules["genai_id"]], rules)
+        for name, rules in override["providers"].items()
+    }
+    digest = hashlib.sha256(render(vendors).encode()).hexdigest()[:8]
+    return {
+        "schema": SCHEMA,
+        "as_of": override["as_of"],
+        "version": f"{override['as_of']}+genai-prices-{package}+{digest}",
+        "sources": [
+            {"name": f"genai-prices {package}", "url": "https://github.com/pydantic/genai-prices"},
+            *override["sources"],
+        ],
+        "providers": vendors,
+    }
+
+
+def convert_provider(provider: genai.Provider, rules: Json) -> Json:
+    kept = [
+        model
+        for model in provider.models
+        if not any(fnmatchcase(model.id, pattern) for pattern in rules["excluded_models"])
+    ]
+    models = [model for model in (convert_model(model, rules) for model in kept) if model is not None]
+    by_id = {model["id"]: model for model in models}
+    for rule in rules.get("matches", ()):
+        by_id[rule["model"]]["match"] += [{"equals": name} for name in rule["equals"]]
+    for rule in rules.get("max_output_tokens", ()):
+        for model in selected(models, rule["models"]):
+            if model.setdefault("max_output_tokens", rule["tokens"]) != rule["tokens"]:
+                raise ValueError(f"two rules for max_output_tokens of {model['id']}")
+    for rule in rules.get("multipliers", ()):
+        for model in selected(models, rule["models"]):
+            model["modifiers"].append(multiplier(rule["modifier"], rule["value"], None, rule["times"]))
+    return {
+        "models": models,
+        "sources": sorted(provider.pricing_urls or []),
+        "standard_values": rules["standard_values"],
+        "version_suffix": rules["version_suffix"],
+    }
+
+
+def selected(models: Iterable[Json], patterns: Iterable[str]) -> list[Json]:
+    """The models meant by glob patterns, each of which must mean at least one."""
+    models = list(models)
+    found: dict[str, Json] = {}
+    for pattern in patterns:
+        hits = {model["id"]: model for model in models if fnmatchcase(model["id"], pattern)}
+        if not hits:
+            raise ValueError(f"prices_override.toml: {pattern!r} means no model")
+        found |= hits
+    return list(found.values())
+
+
+def convert_model(model: genai.ModelInfo, rules: Json) -> Json | None:
+    """One model, or None where genai-prices has no price for it."""
+    periods = [
+        {"from": None if start == BEFORE_ALL else start.isoformat(), **tiers}
+        for start in starts_of(model)
+        if (tiers := price_list(prices_on(model, start), rules)) is not None
+    ]
+    if not periods:
+        return None
+    if periods[0]["from"] is not None:
+        raise ValueError(f"{model.id}: no price before {periods[0]['from']}")
+    converted: Json = {
+        "id": model.id,
+        "match": match_of(model.match),
+        "modifiers": modifiers_of(model, rules),
+        "prices": periods,
+    }
+    if model.context_window is not None:
+        converted["context_tokens"] = model.context_window
+    return converted
+
+
+# --- prices -------------------------------------------------------------------------------------------
+
+
+def starts_of(model: genai.ModelInfo) -> list[date]:
+    if isinstance(model.prices, genai.ModelPrice):
+        return [BEFORE_ALL]
+    return sorted({start_of(conditional.constraint) for conditional in model.prices})
+
+
+def start_of(constraint: object) -> date:
+    if constraint is None:
+        return BEFORE_ALL
+    if isinstance(constraint, genai.StartDateConstraint):
+        return constraint.start_date
+    raise TypeError(f"price condition not understood: {constraint}")
+
+
+def prices_on(
+    model: genai.ModelInfo, day: date, context: Mapping[str, str] | None = None
+) -> genai.ModelPrice:
+    return model.get_prices(datetime(day.year, day.month, day.day, tzinfo=UTC), context)
+
+
+def price_list(prices: genai.ModelPrice, rules: Json, only: Iterable[str] | None = None) -> Json | None:
+    """`units` and `tiers` of a price list (of the price keys in `only`); None when it names no price."""
+    named = {key: value for key, value in vars(prices).items() if value is not None}
+    if only is not None:
+        named = {key: named[key] for key in only}
+    starts = sorted(
+        {
+            tier.start
+            for value in named.values()
+            if isinstance(value, genai.TieredPrices)
+            for tier in value.tiers
+        }
+    )
+    base, *above = (units_at(named, start, rules) for start in [0, *starts])
+    tiers = [
+        {"above_prompt_tokens": start, "units": units} for start, units in zip(starts, above, strict=True)
+    ]
+    return {"units": base, "tiers": tiers} if base else None
+
+
+def units_at(named: Mapping[str, Decimal | genai.TieredPrices], start: int, rules: Json) -> dict[str, int]:
+    units = {}
+    for key, value in named.items():
+        unit, per = UNITS[key]
+        if unit == "requests":
+            raise ValueError("a fee per request needs a counter of requests")
+        picousd = Fraction(amount_at(value, start)) * PICO_PER_USD / per
+        if picousd.denominator == 1:
+            units[rules["cache_write_unit"] if unit == "cache_write_tokens" else unit] = picousd.numerator
+    return units
+
+
+def amount_at(value: Decimal | genai.TieredPrices, start: int) -> Decimal:
+    """The price for prompts longer than `start` tokens."""
+    if isinstance(value, Decimal):
+        return value
+    return next((tier.price for tier in reversed(value.tiers) if tier.start <= start), value.base)
+
+
+# --- modifiers ----------------------------------------------------------------------------------------
+
+
+def modifiers_of(model: genai.ModelInfo, rules: Json) -> list[Json]:
+    contexts = {tuple(variant.when.items()) for variant in model.price_variants or ()}
+    converted = []
+    for context in sorted(contexts):
+        if len(context) != 1:
+            raise ValueError(f"{model.id}: a price under several conditions: {context}")
+        ((key, value),) = context
+        modifier = MODIFIERS[key]
+        if value in rules["standard_values"].get(modifier, ()):
+            continue
+        converted += modifier_periods(model, {key: value}, (modifier, value), rules)
+    return converted
+
+
+def modifier_periods(
+    model: genai.ModelInfo, context: dict[str, str], name: tuple[str, str], rules: Json
+) -> list[Json]:
+    """The dated entries of one modifier, as a multiplier wherever all token prices agree on one."""
+    variants = [variant for variant in model.price_variants or () if variant.when == context]
+    starts = sorted({start_of(variant.constraint) for variant in variants})
+    keys = {start: changed_keys(variants, start) for start in starts}
+    if not any(keys.values()):  # Listed, at the standard price.
+        return [multiplier(*name, iso(starts[0]), [1, 1])]
+    if not all(has_same_tiers(model, start, keys[start], context) for start in starts):
+        return []  # The long prompts of this tier have no published price: better none at all.
+    ratios = {start: common_ratio(model, start, keys[start], context) for start in starts}
+    if len(starts) == 1 and (ratio := ratios[starts[0]]) is not None:
+        return [multiplier(*name, iso(starts[0]), [ratio.numerator, ratio.denominator])]
+    entries = []
+    for start in starts:
+        prices = price_list(prices_on(model, start, context), rules, only=sorted(keys[start]))
+        if prices is None:
+            raise ValueError(f"{model.id}: {context} changes nothing")
+        entries.append({"modifier": name[0], "value": name[1], "from": iso(start), **prices})
+    return entries
+
+
+def multiplier(modifier: str, value: str, start: str | None, times: list[int]) -> Json:
+    return {"modifier": modifier, "value": value, "from": start, "times": times}
+
+
+def iso(start: date) -> str | None:
+    return None if start == BEFORE_ALL else start.isoformat()
+
+
+def changed_keys(variants: Iterable[genai.PriceVariant], start: date) -> set[str]:
+    return {
+        key
+        for variant in variants
+        if start_of(variant.constraint) <= start
+        for key, value in vars(variant.prices).items()
+        if value is not None
+    }
+
+
+def days_from(model: genai.ModelInfo, start: date) -> list[date]:
+    """`start` and every later day on which the standard price changes."""
+    return [start, *(day for day in starts_of(model) if day > start)]
+
+
+def has_same_tiers(model: genai.ModelInfo, start: date, keys: Iterable[str], context: dict[str, str]) -> bool:
+    pairs = [
+        (vars(prices_on(model, day)).get(key), vars(prices_on(model, day, context))[key])
+        for day in days_from(model, start)
+        for key in keys
+    ]
+    return all(tier_starts(standard) == tier_starts(changed) for standard, changed in pairs)
+
+
+def tier_starts(price: object) -> list[int]:
+    return [tier.start for tier in price.tiers] if isinstance(price, genai.TieredPrices) else []
+
+
+def common_ratio(
+    model: genai.ModelInfo, start: date, keys: set[str], context: dict[str, str]
+) -> Fraction | None:
+    """By how much a modifier multiplies every token price from `start` on; None if not all alike."""
+    ratios: set[Fraction] = set()
+    for day in days_from(model, start):
+        standard, changed = vars(prices_on(model, day)), vars(prices_on(model, day, context))
+        if keys != {key for key in standard if UNITS[key][0].endswith("_tokens")}:
+            return None
+        for key in keys:
+            for above in [0, *tier_starts(standard[key])]:
+                before = amount_at(standard[key], above)
+                if before == 0:
+                    return None
+                ratios.add(Fraction(amount_at(changed[key], above)) / Fraction(before))
+    return ratios.pop() if len(ratios) == 1 else None
+
+
+# --- names --------------------------------------------------------------------------------------------
+
+
+def match_of(clause: Any) -> list[Json]:
+    """Rules of which any one means the model. Prefixes and substrings become families: the name itself, or
+    the name and a version suffix, so that an unknown variant of a known model stays unknown."""
+    if isinstance(clause, genai.ClauseOr):
+        return [rule for part in clause.or_ for rule in match_of(part)]
+    return [rule_of(clause)]
+
+
+def rule_of(clause: Any) -> Json:
+    match clause:
+        case genai.ClauseEquals(equals=name):
+            return {"equals": name}
+        case genai.ClauseRegex(regex=pattern):
+            return {"regex": pattern}
+        case (
+            genai.ClauseStartsWith(starts_with=name)
+            | genai.ClauseEndsWith(ends_with=name)
+            | genai.ClauseContains(contains=name)
+        ):
+            return {"family": name.rstrip("-@")}
+        case genai.ClauseAnd(and_=parts):
+            return {"all": [rule_of(part) for part in parts]}
+    raise TypeError(f"match rule not understood: {clause}")
+
+
+if __name__ == "__main__":
+    sys.exit(main())
