@@ -1,0 +1,161 @@
+"""Who may: plan, rate, and the reservation of what a request may cost. Refuses with facts, never with words
+of a vendor. The order is: what the plan includes, how fast, how much; the last is durable."""
+
+from dataclasses import dataclass
+
+from metering.clock import Clock, month_of, next_month, utc
+from metering.errors import Reason, Refused
+from metering.ledger import MONEY, NO_PERIOD, OPEN_REQUESTS, Hold, Intent, Ledger, Reservation
+from metering.money import credits_left, credits_of
+from metering.plans import Plan
+from metering.rate_limits import RateLimits, RateState
+from metering.store.writer import Declined
+
+CONCURRENCY_RETRY_AFTER_S = 1.0
+HELD_RETRY_AFTER_S = 2.0
+
+
+@dataclass(frozen=True, slots=True)
+class Caller:
+    """An authenticated agent: whom to bill, by which token, on which plan."""
+
+    user_id: str
+    token_id: str
+    plan: Plan
+
+
+@dataclass(frozen=True, slots=True)
+class Request:
+    """What is asked: the operation, the models it may run on, and its price in nano-USD at most and at least."""
+
+    id: str
+    surface: str
+    operation: str
+    models: tuple[str, ...]
+    ceiling_nanousd: int
+    floor_nanousd: int
+
+
+@dataclass(frozen=True, slots=True)
+class Admitted:
+    """A durable reservation, and where the user stands."""
+
+    reservation: Reservation
+    rate: RateState
+    budget_limit_nanousd: int
+    budget_remaining_nanousd: int | None
+    """None when the request holds no money (a free operation): nothing was looked up."""
+    budget_reset_ms: int
+
+
+class Admission:
+    """Plan, rate and budget of one process."""
+
+    def __init__(self, ledger: Ledger, rate_limits: RateLimits, clock: Clock) -> None:
+        self._ledger = ledger
+        self._rate_limits = rate_limits
+        self._clock = clock
+        self._month = ("", 0, 0)  # period, its end in ms, end of validity: computed once a month
+
+    def check_plan(self, caller: Caller, surface: str, models: tuple[str, ...]) -> None:
+        """What the plan includes. A model or surface outside it does not exist for this user (404)."""
+        if not caller.plan.allows_surface(surface):
+            raise Refused(
+                Reason.UNKNOWN_OPERATION, f"{surface} is not included in the {caller.plan.name} plan."
+            )
+        for model in models:
+            if not caller.plan.allows_model(model):
+                raise Refused(
+                    Reason.MODEL_UNAVAILABLE,
+                    f"model: {model} (not included in the {caller.plan.name} plan)",
+                    facts={"model": model},
+                )
+
+    def check_rate(self, caller: Caller) -> RateState:
+        """Count this request against the minute."""
+        rate = self._rate_limits.hit(owner_of(caller.user_id), caller.plan.requests_per_minute)
+        if not rate.is_allowed:
+            raise Refused(
+                Reason.RATE_LIMITED,
+                f"Rate limit reached: {rate.limit} requests per minute on the {caller.plan.name} plan.",
+                retry_after_s=rate.retry_after_s,
+                facts={"limit": rate.limit},
+            )
+        return rate
+
+    async def admit(self, caller: Caller, request: Request) -> Admitted:
+        """Hold the most the request may cost. Raises Refused."""
+        self.check_plan(caller, request.surface, request.models)
+        rate = self.check_rate(caller)
+        owner, allowance = owner_of(caller.user_id), caller.plan.allowance_nanousd
+        period, period_end_ms = self._current_month()
+        holds = [Hold(owner, OPEN_REQUESTS, NO_PERIOD, 1, caller.plan.concurrent_requests)]
+        if request.ceiling_nanousd:
+            holds.append(Hold(owner, MONEY, period, request.ceiling_nanousd, allowance))
+        intent = Intent(
+            id=request.id,
+            user_id=caller.user_id,
+            token_id=caller.token_id,
+            surface=request.surface,
+            operation=request.operation,
+            model=request.models[0] if request.models else None,
+            holds=holds,
+            floor_nanousd=request.floor_nanousd,
+        )
+        reservation = await self._ledger.reserve(intent)
+        if isinstance(reservation, Declined):
+            raise await self._refusal(reservation.refusal, caller, request, period)
+        balance = reservation.balances.get(MONEY)
+        remaining = allowance - balance.spent - balance.held if balance else None
+        return Admitted(reservation, rate, allowance, remaining, period_end_ms)
+
+    async def _refusal(self, meter: str, caller: Caller, request: Request, period: str) -> Refused:
+        if meter == OPEN_REQUESTS:
+            limit = caller.plan.concurrent_requests
+            return Refused(
+                Reason.TOO_MANY_CONCURRENT,
+                f"Too many requests at once: {limit} may be in flight on the {caller.plan.name} plan.",
+                retry_after_s=CONCURRENCY_RETRY_AFTER_S,
+                facts={"limit": limit},
+            )
+        return await self._budget_refusal(caller, request, period)
+
+    async def _budget_refusal(self, caller: Caller, request: Request, period: str) -> Refused:
+        """Spent, or only held, or too large: three different things to tell a person."""
+        allowance = caller.plan.allowance_nanousd
+        balance = await self._ledger.balance(owner_of(caller.user_id), MONEY, period)
+        used, limit = credits_of(balance.spent), credits_of(allowance)
+        resets = next_month(self._clock.now_ms()).strftime("%-d %B %Y")
+        facts: dict[str, int | str] = {"used_credits": used, "limit_credits": limit, "resets": resets}
+        if balance.spent + request.ceiling_nanousd <= allowance:
+            return Refused(
+                Reason.BUDGET_HELD,
+                "Requests in flight hold the rest of the monthly usage limit; retry when they have finished.",
+                retry_after_s=HELD_RETRY_AFTER_S,
+                facts=facts,
+            )
+        left = credits_left(allowance - balance.spent)
+        if not left:
+            message = f"Monthly usage limit reached ({used:,} of {limit:,} credits). Resets on {resets}."
+        else:
+            message = (
+                f"Monthly usage limit reached for a request of this size: it may cost up to "
+                f"{credits_of(request.ceiling_nanousd):,} credits, {left:,} of {limit:,} are left "
+                f"(a lower max_tokens costs less). Resets on {resets}."
+            )
+        return Refused(Reason.BUDGET_EXHAUSTED, message, facts=facts)
+
+    def _current_month(self) -> tuple[str, int]:
+        """The monthly period and its end in ms. Computed when the month changes, not for every request."""
+        now_ms = self._clock.now_ms()
+        period, starts_ms, ends_ms = self._month
+        if not starts_ms <= now_ms < ends_ms:
+            period, ends_ms = month_of(now_ms), round(next_month(now_ms).timestamp() * 1000)
+            month = utc(now_ms).replace(day=1, hour=0, minute=0, second=0, microsecond=0)
+            self._month = (period, round(month.timestamp() * 1000), ends_ms)
+        return period, ends_ms
+
+
+def owner_of(user_id: str) -> str:
+    """The owner of a user's accounts."""
+    return f"user:{user_id}"

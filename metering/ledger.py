@@ -1,0 +1,701 @@
+"""The ledger's verbs: reserve, extend, checkpoint, settle, void, expire, and the late report.
+
+A reservation is HELD, and then, once, SETTLED, VOIDED or EXPIRED:
+
+    reserve -> HELD --settle--> SETTLED     what the vendor reported, or our estimate of it
+                    --void----> VOIDED      the vendor never saw the request
+                    --expire--> EXPIRED     its worker died; a late report may adjust it, once
+
+Each resolution appends one entry (`settle`, `void`, `expire`) and moves the accounts in the same unit of
+work. What a settle costs above the hold is an entry of its own (`overage`). Entries are never edited.
+
+Accounts hold integers per (owner, meter, period): nano-USD for money, counts for the rest. A *gauge*
+(open requests) is only held, never spent.
+"""
+
+import asyncio
+import enum
+import json
+import logging
+import operator
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import NamedTuple, cast
+
+import orjson
+
+from metering.clock import Clock
+from metering.errors import Refused
+from metering.prices import Priced, PricedLine
+from metering.store.store import Store
+from metering.store.writer import Declined, Done, Result, Row, Step, Unit
+from metering.tasks import spawn
+from metering.usage import CACHE_READ, CACHE_WRITE_1H, CACHE_WRITE_5M, INPUT, OUTPUT, UsageLine
+
+logger = logging.getLogger(__name__)
+
+MONEY = "money"
+OPEN_REQUESTS = "open_requests"
+GAUGES = frozenset({OPEN_REQUESTS})
+"""Meters that are held while something runs and given back whole."""
+NO_PERIOD = ""
+"""The period of a gauge: it never ends."""
+
+ALREADY_RESOLVED = "already_resolved"
+
+
+class Outcome(enum.StrEnum):
+    """How an exchange with a vendor ended."""
+
+    COMPLETED = "completed"
+    UPSTREAM_FAILED = "upstream_failed"
+    CLIENT_LEFT = "client_left"
+    TIMED_OUT = "timed_out"
+    WORKER_DIED = "worker_died"
+    NOT_SENT = "not_sent"
+
+
+class Hold(NamedTuple):
+    """One line to be reserved: `amount` on an account whose allowance is known to the caller."""
+
+    owner: str
+    meter: str
+    period: str
+    amount: int
+    allowance: int
+
+
+class Line(NamedTuple):
+    """One line of a reservation or an entry: what it holds, or has spent, on an account."""
+
+    owner: str
+    meter: str
+    period: str
+    amount: int
+
+
+class Balance(NamedTuple):
+    """An account right after a hold was granted."""
+
+    spent: int
+    held: int
+    allowance: int
+
+
+@dataclass(frozen=True, slots=True)
+class Intent:
+    """What is about to be asked of a vendor. `floor_nanousd` is booked if nothing better is ever learnt."""
+
+    id: str
+    user_id: str
+    token_id: str
+    surface: str
+    operation: str
+    model: str | None
+    holds: Sequence[Hold]
+    floor_nanousd: int = 0
+    due_at_ms: int | None = None
+
+
+@dataclass(slots=True)
+class Reservation:
+    """A granted hold. Its owner is the exchange that made it; `extend` is the only thing that changes it."""
+
+    intent: Intent
+    lines: tuple[Line, ...]
+    created_at_ms: int
+    balances: Mapping[str, Balance]
+    extension: "asyncio.Future[Result] | None" = None
+    """An extension under way: a resolution waits for it, because it must give back all that is held."""
+
+    @property
+    def id(self) -> str:
+        return self.intent.id
+
+    @property
+    def hold_nanousd(self) -> int:
+        return _money(self.lines)
+
+
+@dataclass(frozen=True, slots=True)
+class Settlement:
+    """How an exchange ended and what it cost. `amounts`: what is spent on meters other than money."""
+
+    outcome: Outcome
+    priced: Priced
+    is_reported: bool
+    notes: tuple[str, ...] = ()
+    amounts: Mapping[str, int] = field(default_factory=dict)
+    price_version: str | None = None
+    upstream_status: int | None = None
+    upstream_request_id: str | None = None
+
+
+class Resolved(enum.StrEnum):
+    """What a resolution found."""
+
+    DONE = "done"
+    ALREADY_RESOLVED = "already_resolved"
+
+
+# --- statements: numbered placeholders, no dialect, accounts touched in sorted order -------------------
+
+HOLD_ACCOUNT = """
+INSERT INTO accounts (owner, meter, period, allowance, spent, held)
+SELECT ?1, ?2, ?3, ?4, 0, ?5 WHERE ?5 <= ?4
+ON CONFLICT (owner, meter, period) DO UPDATE
+SET held = accounts.held + excluded.held, allowance = excluded.allowance
+WHERE accounts.spent + accounts.held + excluded.held <= excluded.allowance
+RETURNING spent, held"""
+
+MOVE_ACCOUNT = """
+UPDATE accounts SET spent = spent + ?4, held = held - ?5 WHERE owner = ?1 AND meter = ?2 AND period = ?3"""
+
+INSERT_RESERVATION = """
+INSERT INTO reservations (id, state, worker_id, user_id, token_id, surface, operation, model, lines,
+    hold_nanousd, checkpoint_nanousd, created_at_ms, due_at_ms)
+VALUES (?1, 'HELD', ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11, ?12)"""
+
+EXTEND_RESERVATION = """
+UPDATE reservations SET lines = ?2, hold_nanousd = ?3 WHERE id = ?1 AND state = 'HELD' RETURNING id"""
+
+CHECKPOINT_RESERVATION = """
+UPDATE reservations SET checkpoint_nanousd = ?2, checkpoint_usage = ?3
+WHERE id = ?1 AND state = 'HELD'"""
+
+RESOLVE_RESERVATION = """
+UPDATE reservations SET state = ?2, booked_nanousd = ?3, resolved_at_ms = ?4
+WHERE id = ?1 AND state = 'HELD' RETURNING id"""
+
+EXPIRE_RESERVATION = """
+UPDATE reservations SET state = 'EXPIRED', booked_nanousd = ?2, resolved_at_ms = ?3
+WHERE id = ?1 AND state = 'HELD' AND checkpoint_nanousd = ?4 AND lines = ?5 RETURNING id"""
+
+ADJUST_RESERVATION = """
+UPDATE reservations SET booked_nanousd = ?2, adjusted_at_ms = ?3
+WHERE id = ?1 AND state = 'EXPIRED' AND adjusted_at_ms IS NULL RETURNING id"""
+
+INSERT_ENTRY = """
+INSERT INTO entries (kind, reservation_id, user_id, token_id, at_ms, surface, operation, model, outcome, basis,
+    cost_nanousd, input_tokens, cache_read_tokens, cache_write_tokens, output_tokens, usage, notes, lines,
+    price_version, upstream_status, upstream_request_id, duration_ms)
+VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11, ?12, ?13, ?14, ?15, ?16, ?17, ?18, ?19, ?20, ?21, ?22)"""
+
+HELD_COLUMNS = """id, user_id, token_id, surface, operation, model, lines, checkpoint_nanousd,
+    checkpoint_usage, created_at_ms, worker_id"""
+
+SELECT_HELD_OF_WORKER = f"""
+SELECT {HELD_COLUMNS} FROM reservations
+WHERE worker_id = ?1 AND state = 'HELD' AND due_at_ms IS NULL ORDER BY id LIMIT ?2"""
+
+SELECT_HELD_OVERDUE = f"""
+SELECT {HELD_COLUMNS} FROM reservations
+WHERE state = 'HELD' AND due_at_ms IS NOT NULL AND due_at_ms < ?1 ORDER BY id LIMIT ?2"""
+
+SELECT_BOOKED = """
+SELECT state, booked_nanousd, lines, adjusted_at_ms FROM reservations WHERE id = ?1"""
+
+SELECT_EXPIRED_TOKENS = """
+SELECT input_tokens, cache_read_tokens, cache_write_tokens, output_tokens
+FROM entries WHERE reservation_id = ?1 AND kind = 'expire'"""
+
+SELECT_ACCOUNT = """
+SELECT spent, held, allowance FROM accounts WHERE owner = ?1 AND meter = ?2 AND period = ?3"""
+
+COST_NANOUSD_MAX = 10**15
+"""A million USD: what claims to cost more is a defect of ours or the vendor's. It keeps sums inside 64 bits."""
+UNBOOKABLE_REPORT = "unbookable_report"
+"""The note on an entry that lost its details."""
+LATE_REPORT_ATTEMPTS_MAX = 5
+"""A late report loses the race against the expiry at most once; the rest is for a store in trouble."""
+
+
+class Ledger:
+    """The verbs, bound to one store and one worker."""
+
+    def __init__(self, store: Store, clock: Clock, worker_id: str) -> None:
+        self._store = store
+        self._clock = clock
+        self.worker_id = worker_id
+
+    # --- holding ---------------------------------------------------------------------------------
+
+    async def reserve(self, intent: Intent) -> Reservation | Declined:
+        """Hold what `intent` may cost, durably; or Declined(meter) when an account has not enough left.
+
+        Raises Refused(STORE_UNAVAILABLE). Cancelled meanwhile, it voids what may still be granted.
+        """
+        holds = sorted(intent.holds)
+        assert all(hold.amount >= 0 for hold in holds), (
+            f"a negative hold would give others' money away: {holds}"
+        )
+        lines = tuple(Line(hold.owner, hold.meter, hold.period, hold.amount) for hold in holds)
+        now_ms = self._clock.now_ms()
+        steps = [Step(HOLD_ACCOUNT, _hold_params(hold), refusal=hold.meter) for hold in holds]
+        steps.append(
+            Step(
+                INSERT_RESERVATION,
+                (
+                    intent.id,
+                    self.worker_id,
+                    intent.user_id,
+                    intent.token_id,
+                    intent.surface,
+                    intent.operation,
+                    intent.model,
+                    encode_lines(lines),
+                    _money(lines),
+                    min(intent.floor_nanousd, _money(lines)),
+                    now_ms,
+                    intent.due_at_ms,
+                ),
+            )
+        )
+
+        def granted(result: Result) -> Reservation | Declined:
+            if isinstance(result, Declined):
+                return result
+            balances = {
+                hold.meter: Balance(*cast("tuple[int, int]", row), hold.allowance)
+                for hold, row in zip(holds, result.rows, strict=False)
+            }
+            return Reservation(intent, lines, now_ms, balances)
+
+        def abandon(result: Result) -> None:
+            if isinstance(reservation := granted(result), Reservation):
+                self.void(reservation, note="abandoned_while_admitted")
+
+        waiting = self._store.writer.submit(Unit(steps), on_unclaimed=abandon)
+        try:
+            return granted(await waiting)
+        except asyncio.CancelledError:
+            if waiting.done() and not waiting.cancelled() and waiting.exception() is None:
+                abandon(waiting.result())
+            raise
+
+    async def extend(self, reservation: Reservation, more: Sequence[Hold]) -> bool:
+        """Hold more on a reservation; False when an account has not enough left or it is resolved already.
+
+        One extension of a reservation at a time. Raises Refused(STORE_UNAVAILABLE).
+        """
+        lines = _added(reservation.lines, more)
+        steps = [Step(HOLD_ACCOUNT, _hold_params(hold), refusal=hold.meter) for hold in sorted(more)]
+        steps.append(
+            Step(
+                EXTEND_RESERVATION,
+                (reservation.id, encode_lines(lines), _money(lines)),
+                refusal=ALREADY_RESOLVED,
+            )
+        )
+
+        def apply(waiting: "asyncio.Future[Result]") -> None:
+            reservation.extension = None
+            if waiting.exception() is None and isinstance(waiting.result(), Done):
+                reservation.lines = lines
+
+        waiting = self._store.writer.submit(Unit(steps))
+        waiting.add_done_callback(apply)
+        reservation.extension = waiting
+        return isinstance(await asyncio.shield(waiting), Done)
+
+    def checkpoint(self, reservation: Reservation, priced: Priced) -> None:
+        """Note durably what has been used so far; booked if this worker dies. Never waits, may be lost."""
+        cost_nanousd = min(priced.cost_nanousd, reservation.hold_nanousd)
+        try:
+            usage = encode_usage(priced)
+        except TypeError as error:
+            logger.warning("checkpoint of %s not written: %s", reservation.id, error)
+            return
+        step = Step(CHECKPOINT_RESERVATION, (reservation.id, cost_nanousd, usage))
+        self._store.writer.submit(Unit((step,)))
+
+    # --- resolving -------------------------------------------------------------------------------
+
+    def settle(self, reservation: Reservation, settlement: Settlement) -> "asyncio.Future[Resolved]":
+        """Book what an exchange used. Queued at once, whatever happens to the caller; the future is durable.
+
+        A reservation that expired meanwhile is adjusted by the difference if this report is exact. A report
+        that no row can take (counts beyond 64 bits, ill-formed text) is booked without its details.
+        """
+        if reservation.extension is not None:
+            return _after(reservation.extension, lambda: self.settle(reservation, settlement))
+
+        def without_details() -> "asyncio.Future[Resolved]":
+            return self._settle(reservation, _reduced(settlement, reservation.hold_nanousd))
+
+        if not 0 <= settlement.priced.cost_nanousd <= COST_NANOUSD_MAX:
+            logger.error("cost of %s: %d nano-USD", reservation.id, settlement.priced.cost_nanousd)
+            return without_details()
+        try:
+            return self._settle(reservation, settlement, instead=without_details)
+        except (TypeError, ValueError) as error:
+            logger.error("report of %s: %s", reservation.id, error)  # noqa: TRY400 - the text is all there is
+            return without_details()
+
+    def _settle(
+        self,
+        reservation: Reservation,
+        settlement: Settlement,
+        *,
+        instead: "Callable[[], asyncio.Future[Resolved]] | None" = None,
+    ) -> "asyncio.Future[Resolved]":
+        hold_nanousd, cost_nanousd = reservation.hold_nanousd, settlement.priced.cost_nanousd
+        now_ms = self._clock.now_ms()
+        steps = [
+            Step(
+                RESOLVE_RESERVATION,
+                (reservation.id, "SETTLED", cost_nanousd, now_ms),
+                refusal=ALREADY_RESOLVED,
+            )
+        ]
+        spent = [(line, _spent(line, cost_nanousd, settlement.amounts)) for line in reservation.lines]
+        steps += [_move(line, amount) for line, amount in spent]
+        entry = _Entry(
+            reservation.intent, settlement, now_ms, _duration_ms(reservation.created_at_ms, now_ms)
+        )
+        within_nanousd = min(cost_nanousd, hold_nanousd)
+        above_nanousd = cost_nanousd - within_nanousd
+        within = [
+            line._replace(amount=within_nanousd if line.meter == MONEY else amount) for line, amount in spent
+        ]
+        steps.append(entry.step("settle", within_nanousd, within))
+        if above_nanousd:
+            above = [line._replace(amount=above_nanousd) for line, _ in spent if line.meter == MONEY]
+            steps.append(entry.step("overage", above_nanousd, above, with_usage=False))
+        return self._resolve(reservation.id, steps, entry, instead=instead)
+
+    def void(
+        self, reservation: Reservation, *, outcome: Outcome = Outcome.NOT_SENT, note: str | None = None
+    ) -> "asyncio.Future[Resolved]":
+        """Give a hold back: the vendor never saw the request."""
+        if reservation.extension is not None:
+            return _after(reservation.extension, lambda: self.void(reservation, outcome=outcome, note=note))
+        now_ms = self._clock.now_ms()
+        steps = [
+            Step(RESOLVE_RESERVATION, (reservation.id, "VOIDED", 0, now_ms), refusal=ALREADY_RESOLVED),
+            *(_move(line, 0) for line in reservation.lines),
+        ]
+        settlement = Settlement(outcome, NO_COST, is_reported=True, notes=(note,) if note else ())
+        entry = _Entry(
+            reservation.intent, settlement, now_ms, _duration_ms(reservation.created_at_ms, now_ms)
+        )
+        steps.append(entry.step("void", 0, ()))
+        return self._resolve(reservation.id, steps, None)
+
+    async def expire_worker(self, worker_id: str, *, reservations_max: int = 500) -> int:
+        """Expire what a dead worker held (not what is due later); how many there were. Safe to race."""
+        rows = await self._store.readers.rows(SELECT_HELD_OF_WORKER, (worker_id, reservations_max))
+        return await self._expire(rows)
+
+    async def expire_overdue(self, *, reservations_max: int = 500) -> int:
+        """Expire what should have been reported by its `due_at`."""
+        rows = await self._store.readers.rows(SELECT_HELD_OVERDUE, (self._clock.now_ms(), reservations_max))
+        return await self._expire(rows)
+
+    async def report_late(self, reservation_id: str, settlement: Settlement) -> bool:
+        """An exact report for a reservation that expired: append an `adjust` for the difference, once.
+
+        False when it is unknown, was not expired, or has been adjusted already.
+        """
+        row = await self._store.readers.row(SELECT_BOOKED, (reservation_id,))
+        if row is None or row[0] != "EXPIRED" or row[3] is not None:
+            return False
+        intent = await self._intent_of(reservation_id)
+        tokens = await self._store.readers.row(SELECT_EXPIRED_TOKENS, (reservation_id,))
+        assert tokens is not None, f"{reservation_id} is EXPIRED without an entry that says so"
+        booked = _Booked(cast("int", row[1]), cast("tuple[int, int, int, int]", tokens), str(row[2]))
+        return await self._adjust(intent, settlement, booked)
+
+    # --- reading ---------------------------------------------------------------------------------
+
+    async def balance(self, owner: str, meter: str, period: str) -> Balance:
+        """An account as it stands; zeros when nothing was ever held on it."""
+        row = await self._store.readers.row(SELECT_ACCOUNT, (owner, meter, period))
+        return Balance(*cast("tuple[int, int, int]", row)) if row else Balance(0, 0, 0)
+
+    # --- inside ----------------------------------------------------------------------------------
+
+    def _resolve(
+        self,
+        reservation_id: str,
+        steps: Sequence[Step],
+        late: "_Entry | None",
+        *,
+        instead: "Callable[[], asyncio.Future[Resolved]] | None" = None,
+    ) -> "asyncio.Future[Resolved]":
+        """`late`: what to report if it expired meanwhile; `instead`: for a unit that the store refuses."""
+        resolved: asyncio.Future[Resolved] = asyncio.get_running_loop().create_future()
+
+        def finished(waiting: "asyncio.Future[Result]") -> None:
+            error = waiting.exception()
+            if error is not None:
+                logger.error("reservation %s could not be resolved: %s", reservation_id, error)
+                if instead is not None and not isinstance(error, Refused):
+                    _pass_on(instead(), resolved)
+                    return
+                if not resolved.done():
+                    resolved.set_exception(error)
+                    resolved.exception()
+                return
+            is_late = isinstance(waiting.result(), Declined)
+            if is_late and late is not None and late.settlement.is_reported:
+                spawn(
+                    self._report_late_surely(reservation_id, late.settlement),
+                    name=f"late report {reservation_id}",
+                )
+            if not resolved.done():
+                resolved.set_result(Resolved.ALREADY_RESOLVED if is_late else Resolved.DONE)
+
+        self._store.writer.submit(Unit(steps, must_keep=True)).add_done_callback(finished)
+        return resolved
+
+    async def _report_late_surely(self, reservation_id: str, settlement: Settlement) -> None:
+        for attempt in range(1, LATE_REPORT_ATTEMPTS_MAX + 1):
+            try:
+                await self.report_late(reservation_id, settlement)
+            except Refused as error:
+                logger.warning("late report of %s, attempt %d: %s", reservation_id, attempt, error)
+                await asyncio.sleep(attempt)
+            else:
+                return
+        logger.error("late report of %s given up: the estimate stands", reservation_id)
+
+    async def _expire(self, rows: Sequence[Row]) -> int:
+        waiting = [self._store.writer.submit(self._expiry(row)) for row in rows]
+        results = await asyncio.gather(*waiting)
+        return sum(isinstance(result, Done) for result in results)
+
+    def _expiry(self, row: Row) -> Unit:
+        """Book the last checkpoint. Held counts (searches, e-mails) are booked as held: they were asked for."""
+        intent, lines, checkpoint_nanousd, usage, created_at_ms = _held(row)
+        now_ms = self._clock.now_ms()
+        spent = [(line, _expired(line, checkpoint_nanousd)) for line in lines]
+        settlement = Settlement(Outcome.WORKER_DIED, NO_COST, is_reported=False)
+        entry = _Entry(intent, settlement, now_ms, _duration_ms(created_at_ms, now_ms), usage=usage)
+        return Unit(
+            [
+                Step(
+                    EXPIRE_RESERVATION,
+                    (intent.id, checkpoint_nanousd, now_ms, checkpoint_nanousd, str(row[6])),
+                    refusal=ALREADY_RESOLVED,
+                ),
+                *(_move(line, amount) for line, amount in spent),
+                entry.step(
+                    "expire", checkpoint_nanousd, [line._replace(amount=amount) for line, amount in spent]
+                ),
+            ]
+        )
+
+    async def _intent_of(self, reservation_id: str) -> Intent:
+        row = await self._store.readers.row(
+            f"SELECT {HELD_COLUMNS} FROM reservations WHERE id = ?1",
+            (reservation_id,),
+        )
+        assert row is not None
+        return _held(row)[0]
+
+    async def _adjust(self, intent: Intent, settlement: Settlement, booked: "_Booked") -> bool:
+        cost_nanousd = settlement.priced.cost_nanousd
+        difference_nanousd = cost_nanousd - booked.cost_nanousd
+        now_ms = self._clock.now_ms()
+        moved = [
+            line._replace(amount=difference_nanousd)
+            for line in decode_lines(booked.lines)
+            if line.meter == MONEY
+        ]
+        entry = _Entry(intent, settlement, now_ms, None, tokens_before=booked.tokens)
+        steps = [
+            Step(ADJUST_RESERVATION, (intent.id, cost_nanousd, now_ms), refusal=ALREADY_RESOLVED),
+            *(
+                Step(MOVE_ACCOUNT, (line.owner, line.meter, line.period, difference_nanousd, 0))
+                for line in moved
+            ),
+            entry.step("adjust", difference_nanousd, moved),
+        ]
+        return isinstance(await self._store.writer.submit(Unit(steps, must_keep=True)), Done)
+
+
+# --- rows --------------------------------------------------------------------------------------------
+
+NO_COST = Priced(cost_nanousd=0, lines=(), flags=())
+
+
+class _Booked(NamedTuple):
+    """What an expiry has booked: nano-USD, tokens as in `token_counts`, and the accounts that paid (JSON)."""
+
+    cost_nanousd: int
+    tokens: tuple[int, int, int, int]
+    lines: str
+
+
+@dataclass(frozen=True, slots=True)
+class _Entry:
+    """What the entries of one resolution share."""
+
+    intent: Intent
+    settlement: Settlement
+    at_ms: int
+    duration_ms: int | None
+    usage: str | None = None
+    """Usage already encoded (a checkpoint's); otherwise the settlement's."""
+    tokens_before: tuple[int, int, int, int] = (0, 0, 0, 0)
+    """Tokens that an earlier entry counts: the columns of all entries together are what was used."""
+
+    def step(self, kind: str, cost_nanousd: int, lines: Sequence[Line], *, with_usage: bool = True) -> Step:
+        intent, settlement = self.intent, self.settlement
+        usage = None
+        counts: tuple[int, ...] = (0, 0, 0, 0)
+        if with_usage:
+            usage = self.usage or encode_usage(settlement.priced)
+            counts = token_counts(settlement.priced.lines) if self.usage is None else _decoded_counts(usage)
+            if any(self.tokens_before):
+                counts = tuple(map(operator.sub, counts, self.tokens_before))
+        notes = (*settlement.notes, *settlement.priced.flags)
+        return Step(
+            INSERT_ENTRY,
+            (
+                kind,
+                intent.id,
+                intent.user_id,
+                intent.token_id,
+                self.at_ms,
+                intent.surface,
+                intent.operation,
+                settlement.priced.lines[0].model if settlement.priced.lines else intent.model,
+                settlement.outcome.value,
+                "reported" if settlement.is_reported else "estimated",
+                cost_nanousd,
+                *counts,
+                usage,
+                orjson.dumps(notes).decode() if notes else None,
+                encode_lines([line for line in lines if line.amount]),
+                settlement.price_version,
+                settlement.upstream_status,
+                settlement.upstream_request_id,
+                self.duration_ms,
+            ),
+        )
+
+
+def _after(
+    extension: "asyncio.Future[Result]", resolve: "Callable[[], asyncio.Future[Resolved]]"
+) -> "asyncio.Future[Resolved]":
+    """Resolve as soon as an extension is in or refused; the future of that resolution."""
+    chained: asyncio.Future[Resolved] = asyncio.get_running_loop().create_future()
+    extension.add_done_callback(lambda _: _pass_on(resolve(), chained))
+    return chained
+
+
+def _pass_on(source: "asyncio.Future[Resolved]", target: "asyncio.Future[Resolved]") -> None:
+    """Give the outcome of one future to another, unless nobody waits for that any more."""
+
+    def copy(source: "asyncio.Future[Resolved]") -> None:
+        if target.done():
+            return
+        if (error := source.exception()) is not None:
+            target.set_exception(error)
+            target.exception()  # a waiter that never looks is not a defect
+        else:
+            target.set_result(source.result())
+
+    source.add_done_callback(copy)
+
+
+def _reduced(settlement: Settlement, hold_nanousd: int) -> Settlement:
+    """What can be booked of a report that no row can take: its cost if that is sane, or the whole hold."""
+    cost_nanousd = settlement.priced.cost_nanousd
+    if not 0 <= cost_nanousd <= COST_NANOUSD_MAX:
+        cost_nanousd = hold_nanousd
+    return replace(
+        settlement,
+        priced=Priced(cost_nanousd, (), ()),
+        is_reported=False,
+        notes=(UNBOOKABLE_REPORT,),
+        upstream_request_id=None,
+    )
+
+
+def encode_lines(lines: Sequence[Line]) -> str:
+    """Lines as the JSON of a row."""
+    return orjson.dumps([tuple(line) for line in lines]).decode()
+
+
+def decode_lines(text: str) -> tuple[Line, ...]:
+    """Lines from the JSON of a row."""
+    return tuple(Line(*line) for line in orjson.loads(text))
+
+
+def encode_usage(priced: Priced) -> str | None:
+    """Usage and unit prices as the JSON of a row: enough to recompute the charge. None when nothing was used."""
+    if not priced.lines:
+        return None
+    return orjson.dumps(
+        [
+            {
+                "model": line.model,
+                "counts": dict(line.counts),
+                "modifiers": dict(line.modifiers),
+                "unit_prices": dict(line.unit_prices),
+            }
+            for line in priced.lines
+        ]
+    ).decode()
+
+
+def token_counts(lines: Sequence[UsageLine | PricedLine]) -> tuple[int, int, int, int]:
+    """Uncached input, cache read, cache write (both lifetimes) and output tokens over all lines."""
+    totals = [0, 0, 0, 0]
+    for line in lines:
+        counts = line.counts.get
+        totals[0] += counts(INPUT, 0)
+        totals[1] += counts(CACHE_READ, 0)
+        totals[2] += counts(CACHE_WRITE_5M, 0) + counts(CACHE_WRITE_1H, 0)
+        totals[3] += counts(OUTPUT, 0)
+    return totals[0], totals[1], totals[2], totals[3]
+
+
+def _decoded_counts(usage: str | None) -> tuple[int, int, int, int]:
+    return token_counts([UsageLine(line["model"], line["counts"]) for line in json.loads(usage or "[]")])
+
+
+def _held(row: Row) -> tuple[Intent, tuple[Line, ...], int, str | None, int]:
+    """A row of HELD_COLUMNS: intent, lines, checkpoint in nano-USD, its usage, creation in ms."""
+    reservation_id, user_id, token_id, surface, operation, model = (cast("str", value) for value in row[:6])
+    lines = decode_lines(cast("str", row[6]))
+    intent = Intent(reservation_id, user_id, token_id, surface, operation, model, ())
+    return intent, lines, cast("int", row[7]), cast("str | None", row[8]), cast("int", row[9])
+
+
+def _hold_params(hold: Hold) -> tuple[str, str, str, int, int]:
+    return hold.owner, hold.meter, hold.period, hold.allowance, hold.amount
+
+
+def _move(line: Line, spent: int) -> Step:
+    return Step(MOVE_ACCOUNT, (line.owner, line.meter, line.period, spent, line.amount))
+
+
+def _duration_ms(started_at_ms: int, now_ms: int) -> int:
+    """Never negative, though the wall clock may be set back."""
+    return max(0, now_ms - started_at_ms)
+
+
+def _money(lines: Sequence[Line]) -> int:
+    """The hold in nano-USD: what every money account of the reservation holds."""
+    return max((line.amount for line in lines if line.meter == MONEY), default=0)
+
+
+def _spent(line: Line, cost_nanousd: int, amounts: Mapping[str, int]) -> int:
+    return cost_nanousd if line.meter == MONEY else amounts.get(line.meter, 0)
+
+
+def _expired(line: Line, checkpoint_nanousd: int) -> int:
+    if line.meter == MONEY:
+        return checkpoint_nanousd
+    return 0 if line.meter in GAUGES else line.amount
+
+
+def _added(lines: Sequence[Line], more: Sequence[Hold]) -> tuple[Line, ...]:
+    amounts = {line[:3]: line.amount for line in lines}
+    for hold in more:
+        amounts[hold[:3]] = amounts.get(hold[:3], 0) + hold.amount
+    return tuple(Line(*key, amount) for key, amount in sorted(amounts.items()))

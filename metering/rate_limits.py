@@ -1,0 +1,147 @@
+"""Requests per minute: the `limits` library's sliding window counter over a bounded storage of our own.
+
+The library's in-memory storage sweeps all its keys on every hit; this one keeps two counters a key in a
+bounded, least-recently-used order and touches nothing else. It counts within one process: with several
+workers each enforces the limit for the connections it serves.
+"""
+
+import math
+from collections import OrderedDict
+from dataclasses import dataclass
+
+from limits import RateLimitItemPerMinute
+from limits.storage import SlidingWindowCounterSupport, Storage
+from limits.strategies import SlidingWindowCounterRateLimiter
+
+from metering.clock import Clock
+
+KEYS_MAX = 100_000
+"""Keys remembered. Evicting one forgives its owner at most one minute's requests."""
+WINDOW_S = 60
+
+
+class BoundedStorage(Storage, SlidingWindowCounterSupport):
+    """Counters of the current and the previous window, per key."""
+
+    STORAGE_SCHEME = None
+
+    def __init__(self, clock: Clock, *, keys_max: int = KEYS_MAX) -> None:
+        super().__init__()
+        self._clock = clock
+        self._keys_max = keys_max
+        self._windows: OrderedDict[str, list[int]] = OrderedDict()  # key -> [window, current, previous]
+
+    @property
+    def base_exceptions(self) -> type[Exception]:
+        return Exception
+
+    def acquire_sliding_window_entry(self, key: str, limit: int, expiry: int, amount: int = 1) -> bool:
+        window, position_s = self._roll(key, expiry)
+        weighted = window[2] * (expiry - position_s) / expiry + window[1]
+        if math.floor(weighted) + amount > limit:
+            return False
+        window[1] += amount
+        return True
+
+    def get_sliding_window(self, key: str, expiry: int) -> tuple[int, float, int, float]:
+        window, position_s = self._roll(key, expiry)
+        left_s = expiry - position_s
+        return window[2], left_s, window[1], left_s
+
+    def clear_sliding_window(self, key: str, expiry: int) -> None:  # noqa: ARG002 - the library's signature
+        self._windows.pop(key, None)
+
+    def _roll(self, key: str, expiry: int) -> tuple[list[int], float]:
+        """The counters of `key`, moved to the current window, and the seconds since it began."""
+        index, position_s = divmod(self._clock.now_ms() / 1000, expiry)
+        now = int(index)
+        window = self._windows.get(key)
+        if window is None:
+            if len(self._windows) >= self._keys_max:
+                self._windows.popitem(last=False)
+            window = self._windows[key] = [now, 0, 0]
+        else:
+            self._windows.move_to_end(key)
+            if window[0] != now:
+                window[:] = [now, 0, window[1] if window[0] == now - 1 else 0]
+        return window, position_s
+
+    def incr(self, key: str, expiry: int, amount: int = 1) -> int:
+        window, _ = self._roll(key, expiry)
+        window[1] += amount
+        return window[1]
+
+    def get(self, key: str) -> int:
+        window = self._windows.get(key)
+        return window[1] if window else 0
+
+    def get_expiry(self, key: str) -> float:
+        window = self._windows.get(key)
+        return (window[0] + 1) * WINDOW_S if window else self._clock.now_ms() / 1000
+
+    def check(self) -> bool:
+        return True
+
+    def reset(self) -> int:
+        count = len(self._windows)
+        self._windows.clear()
+        return count
+
+    def clear(self, key: str) -> None:
+        self._windows.pop(key, None)
+
+
+@dataclass(frozen=True, slots=True)
+class RateState:
+    """Where an owner stands after a request was counted (or refused)."""
+
+    is_allowed: bool
+    limit: int
+    remaining: int
+    reset_ms: int
+    retry_after_s: float
+
+
+class RateLimits:
+    """Requests per minute, by owner."""
+
+    def __init__(self, clock: Clock, *, keys_max: int = KEYS_MAX) -> None:
+        self._clock = clock
+        self._limiter = SlidingWindowCounterRateLimiter(BoundedStorage(clock, keys_max=keys_max))
+        self._items: dict[int, RateLimitItemPerMinute] = {}
+
+    def hit(self, owner: str, requests_per_minute: int) -> RateState:
+        """Count one request of `owner`; refused ones are not counted."""
+        if requests_per_minute <= 0:
+            return RateState(False, 0, 0, self._clock.now_ms() + WINDOW_S * 1000, float(WINDOW_S))
+        item = self._items.get(requests_per_minute)
+        if item is None:
+            item = self._items[requests_per_minute] = RateLimitItemPerMinute(requests_per_minute)
+        is_allowed = self._limiter.hit(item, owner)
+        previous, left_s, current, _ = self._window(item, owner)
+        weighted = previous * left_s / WINDOW_S + current
+        return RateState(
+            is_allowed,
+            requests_per_minute,
+            max(0, requests_per_minute - math.floor(weighted)) if is_allowed else 0,
+            self._clock.now_ms() + math.ceil(left_s * 1000),
+            0.0 if is_allowed else _wait_s(requests_per_minute, previous, current, left_s),
+        )
+
+    def used(self, owner: str, requests_per_minute: int) -> int:
+        """Requests counted against the limit now, rounded down."""
+        item = RateLimitItemPerMinute(max(requests_per_minute, 1))
+        previous, left_s, current, _ = self._window(item, owner)
+        return math.floor(previous * left_s / WINDOW_S + current)
+
+    def _window(self, item: RateLimitItemPerMinute, owner: str) -> tuple[int, float, int, float]:
+        storage = self._limiter.storage
+        assert isinstance(storage, BoundedStorage)
+        return storage.get_sliding_window(item.key_for(owner), WINDOW_S)
+
+
+def _wait_s(limit: int, previous: int, current: int, left_s: float) -> float:
+    """Seconds until one more request passes if nothing else comes: the previous window's weight fades."""
+    if current >= limit:
+        return left_s + 1.0
+    return min(left_s, left_s - (limit - current) * WINDOW_S / previous + 1.0) if previous else 1.0

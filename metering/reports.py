@@ -1,0 +1,309 @@
+"""What a user used and cost over a period, where they stand now, and the newest rows of the ledger.
+
+Reads only, by indexes, on whatever reader the caller brings: a long report should not stand in the way of
+authentication, so callers bring one of its own.
+
+Sums are sums over entries: costs equal the ledger's to the nano-USD, whatever the grouping. An `adjust`
+carries the exact counts of an exchange that expired; here it adds only their difference to what expired, so
+that tokens add up like costs and a month that is over does not change.
+"""
+
+import enum
+import json
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from datetime import UTC, datetime, timedelta
+from typing import Any, cast
+
+from metering.clock import month_of, next_month, utc
+from metering.ledger import MONEY, NO_PERIOD, OPEN_REQUESTS, Balance
+from metering.money import credits_left, credits_of, usd
+from metering.store.readers import Readers
+
+MS_PER_DAY = 86_400_000
+YEAR_MIN, YEAR_MAX = 1970, 2999
+"""Instants outside are typing errors, and the sums over them need not fit anywhere."""
+ENTRIES_MAX = 1_000
+"""Rows of the ledger read at once."""
+
+_EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
+_INSTANT = re.compile(r"\d{4}-\d\d-\d\d(?:[Tt ]\d\d:\d\d:\d\d(?:\.\d{1,9})?(?:[Zz]|[+-]\d\d:\d\d))?")
+EXPECTED_INSTANT = "YYYY-MM-DD or RFC 3339 with an offset (2026-11-20T12:00:00Z), UTC, from 1970 to 2999"
+
+
+class PeriodError(ValueError):
+    """A period cannot be used; the message says what was given and what is expected."""
+
+
+class GroupBy(enum.StrEnum):
+    """What the rows of a usage report stand for."""
+
+    MODEL = "model"
+    DAY = "day"
+    SURFACE = "surface"
+
+
+@dataclass(frozen=True, slots=True)
+class Period:
+    """From `from_ms` on, until before `to_ms`; UTC milliseconds."""
+
+    from_ms: int
+    to_ms: int
+
+
+@dataclass(frozen=True, slots=True)
+class Sums:
+    """Sums over entries. `requests`: sent to a vendor and resolved; `not_sent` apart. `estimated`: how many
+    of the requests are booked by our estimate, with no exact report since."""
+
+    requests: int = 0
+    estimated: int = 0
+    not_sent: int = 0
+    input_tokens: int = 0
+    cache_read_tokens: int = 0
+    cache_write_tokens: int = 0
+    output_tokens: int = 0
+    cost_nanousd: int = 0
+
+    def __add__(self, other: "Sums") -> "Sums":
+        return Sums(*(mine + theirs for mine, theirs in zip(_values(self), _values(other), strict=True)))
+
+
+@dataclass(frozen=True, slots=True)
+class UsageReport:
+    """A user's usage. `groups` in order of their keys: a model, a day (`YYYY-MM-DD`) or a surface; the key
+    is empty where an entry names none."""
+
+    user_id: str
+    period: Period
+    by: GroupBy
+    groups: Mapping[str, Sums]
+
+    @property
+    def total(self) -> Sums:
+        return sum(self.groups.values(), Sums())
+
+    def as_json(self) -> dict[str, Any]:
+        """For people's tools: costs in nano-USD, in USD as decimal text, and in credits, rounded up."""
+        return {
+            "user": self.user_id,
+            "from": instant(self.period.from_ms),
+            "to": instant(self.period.to_ms),
+            "by": self.by.value,
+            "total": _sums_as_json(self.total),
+            "groups": [
+                {self.by.value: key or None, **_sums_as_json(sums)} for key, sums in self.groups.items()
+            ],
+        }
+
+
+@dataclass(frozen=True, slots=True)
+class Entry:
+    """One row of the ledger. `usage` and `notes` are decoded; `at_ms` UTC, `duration_ms` of the exchange."""
+
+    seq: int
+    kind: str
+    request_id: str | None
+    user_id: str
+    token_id: str | None
+    at_ms: int
+    surface: str | None
+    operation: str | None
+    model: str | None
+    outcome: str | None
+    basis: str
+    cost_nanousd: int
+    input_tokens: int
+    cache_read_tokens: int
+    cache_write_tokens: int
+    output_tokens: int
+    usage: list[Any]
+    notes: list[str]
+    price_version: str | None
+    upstream_status: int | None
+    upstream_request_id: str | None
+    duration_ms: int | None
+
+    def as_json(self) -> dict[str, Any]:
+        fields = asdict(self)
+        fields["at"] = instant(fields.pop("at_ms"))
+        fields["cost_usd"] = usd(self.cost_nanousd)
+        return fields
+
+
+# --- statements --------------------------------------------------------------------------------------
+
+_GROUP_KEYS = {
+    GroupBy.MODEL: "COALESCE(e.model, '')",
+    GroupBy.DAY: f"e.at_ms / {MS_PER_DAY}",
+    GroupBy.SURFACE: "COALESCE(e.surface, '')",
+}
+_TOKEN_COLUMNS = ("input_tokens", "cache_read_tokens", "cache_write_tokens", "output_tokens")
+_TOKEN_SUMS = ",\n    ".join(f"SUM(e.{name} - COALESCE(x.{name}, 0))" for name in _TOKEN_COLUMNS)
+
+# x: the expiry that an adjust corrects. Its three kinds stand as in the index `entries_resolution`, so that
+# the index serves the look-up. r: whether an expiry has been corrected since.
+SELECT_USAGE = {
+    by: f"""
+SELECT {key},
+    SUM(CASE WHEN e.kind IN ('settle', 'expire') THEN 1 ELSE 0 END),
+    SUM(CASE WHEN e.kind IN ('settle', 'expire') AND e.basis = 'estimated' AND r.adjusted_at_ms IS NULL
+        THEN 1 ELSE 0 END),
+    SUM(CASE WHEN e.kind = 'void' THEN 1 ELSE 0 END),
+    {_TOKEN_SUMS},
+    SUM(e.cost_nanousd)
+FROM entries e
+LEFT JOIN entries x ON e.kind = 'adjust' AND x.reservation_id = e.reservation_id
+    AND x.kind IN ('settle', 'void', 'expire')
+LEFT JOIN reservations r ON e.kind = 'expire' AND r.id = e.reservation_id
+WHERE e.user_id = ?1 AND e.at_ms >= ?2 AND e.at_ms < ?3
+    AND e.kind IN ('settle', 'expire', 'overage', 'adjust', 'void')
+GROUP BY {key} ORDER BY {key}"""
+    for by, key in _GROUP_KEYS.items()
+}
+
+_ENTRY_COLUMNS = """seq, kind, reservation_id, user_id, token_id, at_ms, surface, operation, model, outcome, basis,
+    cost_nanousd, input_tokens, cache_read_tokens, cache_write_tokens, output_tokens, usage, notes,
+    price_version, upstream_status, upstream_request_id, duration_ms"""
+SELECT_TAIL = f"SELECT {_ENTRY_COLUMNS} FROM entries ORDER BY seq DESC LIMIT ?1"
+SELECT_TAIL_OF_USER = f"""
+SELECT {_ENTRY_COLUMNS} FROM entries WHERE user_id = ?2 ORDER BY at_ms DESC, seq DESC LIMIT ?1"""
+SELECT_SINCE = f"SELECT {_ENTRY_COLUMNS} FROM entries WHERE seq > ?1 ORDER BY seq LIMIT ?2"
+SELECT_NEWEST = "SELECT COALESCE(MAX(seq), 0) FROM entries"
+SELECT_BALANCES = """
+SELECT meter, spent, held, allowance FROM accounts
+WHERE owner = ?1 AND ((meter = ?2 AND period = ?3) OR (meter = ?4 AND period = ?5))"""
+
+
+# --- reading -----------------------------------------------------------------------------------------
+
+
+async def usage_of(readers: Readers, user_id: str, period: Period, by: GroupBy) -> UsageReport:
+    """What a user used in a period. Raises Refused(STORE_UNAVAILABLE)."""
+    rows = await readers.rows(SELECT_USAGE[by], (user_id, period.from_ms, period.to_ms))
+    groups = {_key(by, row[0]): Sums(*cast("tuple[int, ...]", row[1:])) for row in rows}
+    return UsageReport(user_id, period, by, groups)
+
+
+async def balances_of(readers: Readers, owner: str, at_ms: int) -> tuple[Balance, Balance]:
+    """The owner's money in the month that holds `at_ms` (nano-USD), and the open requests."""
+    month = month_of(at_ms)
+    rows = await readers.rows(SELECT_BALANCES, (owner, MONEY, month, OPEN_REQUESTS, NO_PERIOD))
+    found = {row[0]: Balance(*cast("tuple[int, int, int]", row[1:])) for row in rows}
+    nothing = Balance(0, 0, 0)
+    return found.get(MONEY, nothing), found.get(OPEN_REQUESTS, nothing)
+
+
+async def tail(readers: Readers, entries_max: int, *, user_id: str | None = None) -> list[Entry]:
+    """The newest entries (of a user), oldest first."""
+    assert 0 <= entries_max <= ENTRIES_MAX
+    if user_id is None:
+        rows = await readers.rows(SELECT_TAIL, (entries_max,))
+    else:
+        rows = await readers.rows(SELECT_TAIL_OF_USER, (entries_max, user_id))
+    return sorted((_entry(row) for row in rows), key=lambda entry: entry.seq)
+
+
+async def entries_since(readers: Readers, seq: int) -> list[Entry]:
+    """Entries after `seq`, oldest first, ENTRIES_MAX at most: ask again from the last one's `seq`."""
+    return [_entry(row) for row in await readers.rows(SELECT_SINCE, (seq, ENTRIES_MAX))]
+
+
+async def newest_seq(readers: Readers) -> int:
+    """The `seq` of the newest entry, 0 when there is none: where to begin to follow."""
+    row = await readers.row(SELECT_NEWEST)
+    assert row is not None
+    return cast("int", row[0])
+
+
+# --- periods -----------------------------------------------------------------------------------------
+
+
+def period_of(from_text: str | None, to_text: str | None, now_ms: int) -> Period:
+    """The period somebody asked for; the current month if they gave neither end.
+
+    With the beginning alone, up to the end of the current month; with the end alone, the month that the
+    end closes (`to=2026-11-01`: October). Raises PeriodError.
+    """
+    to_ms = instant_ms("to", to_text) if to_text else _ms(next_month(now_ms))
+    if from_text:
+        from_ms = instant_ms("from", from_text)
+    else:
+        from_ms = _ms(utc(to_ms - 1).replace(day=1, hour=0, minute=0, second=0, microsecond=0))
+    if from_ms >= to_ms:
+        raise PeriodError(
+            f"from {instant(from_ms)} is not before to {instant(to_ms)}: expected an earlier from"
+        )
+    return Period(from_ms, to_ms)
+
+
+def instant_ms(name: str, text: str) -> int:
+    """A date (its first instant, UTC) or RFC 3339 instant in milliseconds. `name` is for the error."""
+    try:
+        at = datetime.fromisoformat(text.upper()) if _INSTANT.fullmatch(text) else None
+    except ValueError:  # the thirteenth month
+        at = None
+    if at is not None:
+        at = at if at.tzinfo else at.replace(tzinfo=UTC)
+        if YEAR_MIN <= at.year <= YEAR_MAX:
+            return _ms(at)
+    raise PeriodError(f"{name}: given {text!r}, expected {EXPECTED_INSTANT}")
+
+
+def instant(at_ms: int) -> str:
+    """RFC 3339 in UTC: whole seconds, with milliseconds where there are any."""
+    timespec = "milliseconds" if at_ms % 1000 else "seconds"
+    return utc(at_ms).replace(tzinfo=None).isoformat(timespec=timespec) + "Z"
+
+
+def credits_as_json(balance: Balance, allowance_nanousd: int) -> dict[str, int]:
+    """Credits for people (used and held rounded up, left rounded down) beside the exact nano-USD."""
+    left_nanousd = max(0, allowance_nanousd - balance.spent - balance.held)
+    return {
+        "limit": credits_of(allowance_nanousd),
+        "used": credits_of(balance.spent),
+        "held": credits_of(balance.held),
+        "left": credits_left(left_nanousd),
+        "limit_nanousd": allowance_nanousd,
+        "used_nanousd": balance.spent,
+        "held_nanousd": balance.held,
+        "left_nanousd": left_nanousd,
+    }
+
+
+# --- inside ------------------------------------------------------------------------------------------
+
+
+def _ms(at: datetime) -> int:
+    return (at - _EPOCH) // timedelta(milliseconds=1)
+
+
+def _key(by: GroupBy, value: object) -> str:
+    if by is GroupBy.DAY:
+        return utc(cast("int", value) * MS_PER_DAY).strftime("%Y-%m-%d")
+    return str(value)
+
+
+def _values(sums: Sums) -> Sequence[int]:
+    return (
+        sums.requests,
+        sums.estimated,
+        sums.not_sent,
+        sums.input_tokens,
+        sums.cache_read_tokens,
+        sums.cache_write_tokens,
+        sums.output_tokens,
+        sums.cost_nanousd,
+    )
+
+
+def _sums_as_json(sums: Sums) -> dict[str, Any]:
+    return {**asdict(sums), "cost_usd": usd(sums.cost_nanousd), "credits": credits_of(sums.cost_nanousd)}
+
+
+def _entry(row: Sequence[object]) -> Entry:
+    values: list[Any] = list(row)
+    values[16] = json.loads(values[16] or "[]")
+    values[17] = json.loads(values[17] or "[]")
+    return Entry(*values)

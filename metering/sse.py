@@ -1,0 +1,171 @@
+"""Server-sent events, sans-I/O: bytes in, out come only the events that may carry what a reader wants.
+
+A stream is many events, of which two or three matter to a meter. So nothing here is done per event: a
+chunk is searched for markers (bytes that stand in every event of interest), and only around a hit are the
+event's limits looked up and its lines split. Everything else is passed over at the speed of `bytes.find`.
+
+Framing is that of the HTML standard, section 9.2 (Server-sent events): lines end in LF, CRLF or CR, mixed
+as one likes; an empty line ends an event. Two things are more lenient: an event that the end of the stream
+cut before its empty line is given out by `end`, and a byte order mark is skipped wherever it stands.
+"""
+
+import re
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+
+EVENT_BYTES_MAX = 4 * 1024 * 1024
+"""The longest event that is kept while it arrives in pieces. Vendors' largest (a final event that repeats
+the whole answer, a block of search results) are hundreds of kilobytes."""
+
+_BLANK_LINE = re.compile(rb"(?>\r\n|\r|\n){2}")
+"""Two line ends in a row. Atomic: or else it would take the two bytes of one CRLF for two line ends."""
+_BLANK_LINE_BYTES_MAX = 4
+_BYTE_ORDER_MARK = b"\xef\xbb\xbf"
+_LF = 0x0A
+_CR = 0x0D
+_NO_EVENTS: Sequence["SseEvent"] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class SseEvent:
+    """One event. `type` is its `event:` field (empty when it has none), `data` its data lines joined with LF.
+
+    `start` is the offset in the chunk just fed at which its first byte stood; 0 when that came earlier.
+    """
+
+    type: bytes
+    data: bytes
+    start: int
+
+
+class SseScanner:
+    """Finds the events that contain one of `markers`, whatever the chunks the stream is cut into.
+
+    A marker must not contain a line end. Markers may stand in other events too: the caller looks again.
+    """
+
+    __slots__ = ("_event_bytes_max", "_follows_cr", "_is_skipping", "_pending", "events_skipped", "markers")
+
+    def __init__(self, markers: Sequence[bytes], *, event_bytes_max: int = EVENT_BYTES_MAX) -> None:
+        self.markers = tuple(markers)
+        """May be replaced between two calls of `feed`."""
+        self.events_skipped = 0
+        """Events that were too long to be looked at, although they may have held a marker."""
+        self._event_bytes_max = event_bytes_max
+        self._pending = bytearray()
+        """The event whose end has not come yet; while skipping only its last bytes."""
+        self._is_skipping = False
+        self._follows_cr = False
+        """An event ended in CR at the very end of a chunk: an LF that follows belongs to that line end."""
+
+    @property
+    def at_boundary(self) -> bool:
+        """No event is half fed: between two events, or before the first."""
+        return not self._is_skipping and not self._pending.strip(b"\r\n")
+
+    def feed(self, chunk: bytes) -> Sequence[SseEvent]:
+        """Take the next bytes; return the marked events that they complete, in order."""
+        if not chunk:
+            return _NO_EVENTS
+        position = 1 if self._follows_cr and chunk[0] == _LF else 0
+        self._follows_cr = False
+        found: list[SseEvent] = []
+        if self._pending:
+            end = self._end_of_pending(chunk, position)
+            if end < 0:
+                self._keep(chunk[position:])
+                return _NO_EVENTS
+            found += self._complete_pending(chunk[position:end])
+            position = end
+        if b"\r" not in chunk:
+            position = self._scan_even_lines(chunk, position, found, b"\n\n")
+        elif _all_crlf(chunk, position):
+            position = self._scan_even_lines(chunk, position, found, b"\r\n\r\n")
+        else:
+            position = self._scan_any_lines(chunk, position, found)
+            self._follows_cr = position == len(chunk) and chunk[-1] == _CR
+        if position < len(chunk):
+            self._keep(chunk[position:])
+        return found
+
+    def end(self) -> Sequence[SseEvent]:
+        """The stream is over: return the last event if only its empty line is missing and it is marked."""
+        return tuple(self._complete_pending(b""))
+
+    def _scan_even_lines(self, chunk: bytes, start: int, found: list[SseEvent], blank: bytes) -> int:
+        """Look through the whole events from `start`, all of which end in `blank`; return where the
+        unfinished one begins."""
+        last = chunk.rfind(blank, start)
+        if last < 0:
+            return start
+        stop = last + len(blank)
+        hits = [chunk.find(marker, start, stop) for marker in self.markers]
+        while (hit := min((at for at in hits if at >= 0), default=-1)) >= 0:
+            before = chunk.rfind(blank, start, hit)
+            begin = start if before < 0 else before + len(blank)
+            end = chunk.find(blank, hit, stop) + len(blank)
+            found += self._parsed(chunk[begin:end], begin)
+            start = end
+            hits = [
+                chunk.find(marker, end, stop) if 0 <= at < end else at
+                for marker, at in zip(self.markers, hits, strict=True)
+            ]
+        return stop
+
+    def _scan_any_lines(self, chunk: bytes, start: int, found: list[SseEvent]) -> int:
+        """The same where lines end in anything; slower, as each event's end is looked up."""
+        ends = [start, *(match.end() for match in _BLANK_LINE.finditer(chunk, start))]
+        for begin, end in pairwise(ends):
+            if any(chunk.find(marker, begin, end) >= 0 for marker in self.markers):
+                found += self._parsed(chunk[begin:end], begin)
+        return ends[-1]
+
+    def _end_of_pending(self, chunk: bytes, start: int) -> int:
+        """Where in `chunk` the event in progress ends, -1 if it goes on. Only new bytes are searched, and the
+        few before them in which an empty line may have begun: an event in many pieces costs no more."""
+        before = bytes(self._pending[1 - _BLANK_LINE_BYTES_MAX :])
+        window = before + chunk[start:]
+        if b"\r" in window:
+            match = _BLANK_LINE.search(window)
+            end = -1 if match is None else match.end()
+        else:
+            end = window.find(b"\n\n")
+            end = end if end < 0 else end + 2
+        return end if end < 0 else start + end - len(before)
+
+    def _keep(self, piece: bytes) -> None:
+        self._pending += piece
+        if self._is_skipping or len(self._pending) > self._event_bytes_max:
+            self._is_skipping = True
+            del self._pending[: 1 - _BLANK_LINE_BYTES_MAX]
+
+    def _complete_pending(self, rest: bytes) -> Iterator[SseEvent]:
+        event = bytes(self._pending) + rest
+        was_skipping, self._is_skipping = self._is_skipping, False
+        self._pending.clear()
+        if was_skipping:
+            self.events_skipped += 1
+        elif any(marker in event for marker in self.markers):
+            yield from self._parsed(event, 0)
+
+    def _parsed(self, event: bytes, start: int) -> Iterator[SseEvent]:
+        """The fields of one event; nothing when it has no data, as the standard has it."""
+        if len(event) > self._event_bytes_max:
+            self.events_skipped += 1
+            return
+        kind = b""
+        data = []
+        for line in event.removeprefix(_BYTE_ORDER_MARK).splitlines():
+            name, _, value = line.partition(b":")
+            if name == b"data":
+                data.append(value.removeprefix(b" "))
+            elif name == b"event":
+                kind = value.removeprefix(b" ")
+        if data:
+            yield SseEvent(kind, b"\n".join(data), start)
+
+
+def _all_crlf(chunk: bytes, start: int) -> bool:
+    pairs = chunk.count(b"\r\n", start)
+    return pairs == chunk.count(b"\r", start) == chunk.count(b"\n", start)

@@ -1,0 +1,369 @@
+"""The group-committing writer: one thread, one connection, many units of work per commit.
+
+Theory of operation. `submit` appends a unit to a queue and returns a future at once; nothing that happens
+to the caller afterwards (cancelled, gone) takes the unit back. The thread takes whatever has gathered, runs
+it as one transaction, commits, and delivers all results in one hop to the event loop. While a commit waits
+for the disk, the next batch gathers: the busier the store, the larger its batches.
+
+A unit is a list of steps, all or none. A step that names a `refusal` must return a row; when it returns
+none, the unit is undone and answers `Declined(refusal)`. Statements never raise in normal life: conditions
+and RETURNING tell who was admitted.
+
+Trouble (locked, full, read-only, corrupt) fails the whole batch: units that `must_keep` stay in the queue
+and are tried again until they are in; the others answer StoreUnavailable. The writer mends itself when the
+store does: it opens a new connection for each attempt after a failure.
+"""
+
+import asyncio
+import collections
+import logging
+import sqlite3
+import threading
+import time
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
+
+from metering.errors import Reason, Refused
+from metering.store.database import Database
+
+logger = logging.getLogger(__name__)
+
+BATCH_UNITS_MAX = 256
+"""Units per commit: bounds how long the write lock is held (about 25 us a unit)."""
+QUEUE_UNITS_MAX = 20_000
+"""Units waiting: beyond it new ones are refused; those that must be kept are bounded by open requests."""
+RETRY_MIN_S, RETRY_MAX_S = 0.05, 1.0
+"""Pause between attempts while the store is in trouble."""
+CLOSING_S = 5.0
+"""How long closing tries to write to a store in trouble before it gives up."""
+STORE_RETRY_AFTER_S = 2.0
+"""What a refused client is told."""
+
+UNIT_DEFECTS = (
+    sqlite3.IntegrityError,
+    sqlite3.ProgrammingError,
+    sqlite3.InterfaceError,
+    sqlite3.DataError,  # a value longer than SQLite takes
+    sqlite3.NotSupportedError,
+    ArithmeticError,  # an integer beyond 64 bits
+    ValueError,
+    TypeError,
+    LookupError,
+    AttributeError,
+)
+"""What a unit of work may be wrong with by itself, while the store is well. Everything else is trouble."""
+
+Row = tuple[object, ...]
+Value = str | int | None
+
+
+class Step(NamedTuple):
+    """One statement with numbered placeholders. With a `refusal`, no row returned undoes the unit."""
+
+    sql: str
+    params: tuple[Value, ...]
+    refusal: str | None = None
+
+
+class Unit(NamedTuple):
+    """Steps that happen together or not at all."""
+
+    steps: Sequence[Step]
+    must_keep: bool = False
+
+
+class Done(NamedTuple):
+    """A unit that is committed: for each step its first returned row, if any."""
+
+    rows: list[Row | None]
+
+
+class Declined(NamedTuple):
+    """A unit that was undone, by the name of the step's refusal."""
+
+    refusal: str
+
+
+Result = Done | Declined
+
+
+class _Ticket:
+    """A unit in the queue and who waits for it."""
+
+    __slots__ = ("future", "on_unclaimed", "unit")
+
+    def __init__(
+        self, unit: Unit, future: "asyncio.Future[Result]", on_unclaimed: Callable[[Result], None] | None
+    ) -> None:
+        self.unit = unit
+        self.future = future
+        self.on_unclaimed = on_unclaimed
+
+
+_Outcome = tuple[_Ticket, Result | Exception]
+
+
+class CommitStats(NamedTuple):
+    """What one commit did: for the metrics."""
+
+    units: int
+    seconds: float
+    is_ok: bool
+
+
+def store_unavailable(detail: str) -> Refused:
+    """The refusal for a store that cannot be written or heard of now."""
+    return Refused(
+        Reason.STORE_UNAVAILABLE,
+        f"The proxy's ledger is temporarily unavailable ({detail}). Nothing was sent or charged; retry shortly.",
+        retry_after_s=STORE_RETRY_AFTER_S,
+    )
+
+
+class GroupCommitWriter:
+    """The only writer of this process. Make it on the event loop that will wait for its results."""
+
+    def __init__(self, database: Database, *, on_commit: Callable[[CommitStats], None] | None = None) -> None:
+        self._database = database
+        self._loop = asyncio.get_running_loop()
+        self._on_commit = on_commit
+        self._queue: collections.deque[_Ticket] = collections.deque()
+        self._wake = threading.Condition()
+        self._is_sleeping = False
+        self._is_closing = False
+        self._is_stopped = False
+        self._closing_ends_s = 0.0
+        self._undelivered_batches = 0
+        self._connection: sqlite3.Connection | None = None
+        self._trouble: str | None = None
+        self._flushed: asyncio.Future[None] = self._loop.create_future()
+        self._thread = threading.Thread(target=self._run, name="ledger-writer", daemon=True)
+        self._thread.start()
+
+    @property
+    def queued_units(self) -> int:
+        return len(self._queue)
+
+    @property
+    def trouble(self) -> str | None:
+        """What the last attempt failed with; None while the store works."""
+        return self._trouble
+
+    def submit(
+        self, unit: Unit, on_unclaimed: Callable[[Result], None] | None = None
+    ) -> "asyncio.Future[Result]":
+        """Queue a unit. The future carries Done, Declined, or raises Refused(STORE_UNAVAILABLE).
+
+        `on_unclaimed` is called with the result when the waiter has gone by the time it is there.
+        """
+        future = self._loop.create_future()
+        if self._is_closing:
+            return self._submit_while_closing(_Ticket(unit, future, on_unclaimed))
+        if len(self._queue) >= QUEUE_UNITS_MAX and not unit.must_keep:
+            return _failed(future, store_unavailable("overloaded"))
+        self._queue.append(_Ticket(unit, future, on_unclaimed))
+        if self._is_sleeping:
+            with self._wake:
+                self._wake.notify()
+        return future
+
+    def _submit_while_closing(self, ticket: _Ticket) -> "asyncio.Future[Result]":
+        """Under the lock under which the thread decides to stop: what is taken will be tried."""
+        with self._wake:
+            if self._is_stopped or not ticket.unit.must_keep:
+                return _failed(ticket.future, store_unavailable("shutting down"))
+            self._queue.append(ticket)
+            self._wake.notify()
+        return ticket.future
+
+    async def aclose(self) -> None:
+        """Commit what is queued, then stop. Units of a store that stays in trouble are given up on, loudly."""
+        with self._wake:
+            if not self._is_closing:
+                self._is_closing = True
+                self._closing_ends_s = time.monotonic() + CLOSING_S
+            self._wake.notify()
+        await asyncio.shield(self._flushed)
+        self._thread.join()
+
+    # --- the thread --------------------------------------------------------------------------------
+
+    def _run(self) -> None:
+        pause_s = 0.0
+        while True:
+            batch = self._take(pause_s)
+            if not batch:
+                break
+            started_s = time.perf_counter()
+            results = self._attempt(batch)
+            is_ok = self._trouble is None
+            pause_s = 0.0 if is_ok else min(max(pause_s * 2, RETRY_MIN_S), RETRY_MAX_S)
+            self._hand_over(results, CommitStats(len(batch), time.perf_counter() - started_s, is_ok))
+        self._give_up_on_rest()
+        self._disconnect()
+        self._call_loop(self._flushed.set_result, None)
+
+    def _hand_over(self, results: list[_Outcome], stats: CommitStats) -> None:
+        with self._wake:
+            self._undelivered_batches += 1
+        self._call_loop(self._deliver, results, stats)
+
+    def _call_loop(self, callback: Callable[..., None], *args: object) -> None:
+        try:
+            self._loop.call_soon_threadsafe(callback, *args)
+        except RuntimeError:  # the loop is closed: nobody is left to tell
+            logger.warning("the event loop closed before the ledger's writer did")
+
+    def _take(self, pause_s: float) -> list[_Ticket]:
+        """The next batch; an empty one means to stop. In trouble, waits `pause_s` before the next attempt."""
+        with self._wake:
+            if pause_s:
+                was_closing = self._is_closing
+                self._wake.wait_for(lambda: self._is_closing and not was_closing, timeout=pause_s)
+            self._is_sleeping = True
+            while not self._queue and not self._may_stop():
+                self._wake.wait()
+            self._is_sleeping = False
+            is_hopeless = bool(pause_s) and self._is_closing and time.monotonic() > self._closing_ends_s
+            if not self._queue or is_hopeless:
+                self._is_stopped = True
+                return []
+        return [self._queue.popleft() for _ in range(min(len(self._queue), BATCH_UNITS_MAX))]
+
+    def _may_stop(self) -> bool:
+        """Not before all results are delivered: what nobody claims makes new units."""
+        return self._is_closing and not self._undelivered_batches
+
+    def _attempt(self, batch: list[_Ticket]) -> list[_Outcome]:
+        """Commit a batch. In trouble, what is not committed goes back into the queue or is refused."""
+        results: list[_Outcome] = []
+        try:
+            connection = self._connection = self._connection or self._database.connect()
+            self._commit(connection, batch, results)
+        except Exception as error:  # noqa: BLE001 - the thread outlives whatever it was
+            if self._trouble is None:
+                logger.error("the store is in trouble: %s", error)  # noqa: TRY400 - a traceback says no more
+            self._trouble = str(error) or type(error).__name__
+            self._disconnect()
+            return results + self._keep_or_refuse(batch[len(results) :])
+        if self._trouble is not None:
+            logger.warning("the store works again after: %s", self._trouble)
+            self._trouble = None
+        return results
+
+    def _commit(self, connection: sqlite3.Connection, batch: list[_Ticket], results: list[_Outcome]) -> None:
+        """Together; or, when a unit in the batch is defective, one by one, so that it fails alone.
+
+        Appends to `results` as commits succeed: trouble half-way takes none of them back.
+        """
+        try:
+            results += self._commit_together(connection, batch)
+        except UNIT_DEFECTS:
+            for ticket in batch:
+                try:
+                    results += self._commit_together(connection, [ticket])
+                except UNIT_DEFECTS as error:
+                    logger.exception("the store refused a unit of work: %s", ticket.unit.steps[0].sql)
+                    results.append((ticket, error))
+
+    def _commit_together(self, connection: sqlite3.Connection, batch: list[_Ticket]) -> list[_Outcome]:
+        execute = connection.execute
+        execute("BEGIN IMMEDIATE")
+        try:
+            results: list[_Outcome] = [(ticket, _run_unit(execute, ticket.unit.steps)) for ticket in batch]
+            execute("COMMIT")
+        except BaseException:
+            if connection.in_transaction:
+                execute("ROLLBACK")
+            raise
+        return results
+
+    def _keep_or_refuse(self, batch: list[_Ticket]) -> list[_Outcome]:
+        """Put back what must be kept, in its order; refuse all else that waits, or it would wait for ever
+        behind a full batch of the kept."""
+        waiting = [*batch, *(self._queue.popleft() for _ in range(len(self._queue)))]
+        self._queue.extendleft(reversed([ticket for ticket in waiting if ticket.unit.must_keep]))
+        return [
+            (ticket, store_unavailable("cannot be written"))
+            for ticket in waiting
+            if not ticket.unit.must_keep
+        ]
+
+    def _give_up_on_rest(self) -> None:
+        """After the decision to stop: nothing is added to the queue any more."""
+        if not self._queue:
+            return
+        logger.error(
+            "stopping with %d units unwritten (%s): their reservations stay held and will expire",
+            len(self._queue),
+            self._trouble,
+        )
+        results: list[_Outcome] = [(ticket, store_unavailable("cannot be written")) for ticket in self._queue]
+        self._queue.clear()
+        self._hand_over(results, CommitStats(len(results), 0.0, is_ok=False))
+
+    def _disconnect(self) -> None:
+        if self._connection is not None:
+            connection, self._connection = self._connection, None
+            try:
+                connection.close()
+            except sqlite3.Error as error:
+                logger.warning("closing the store's connection: %s", error)
+
+    # --- back on the loop --------------------------------------------------------------------------
+
+    def _deliver(self, results: list[_Outcome], stats: CommitStats) -> None:
+        for ticket, result in results:
+            future = ticket.future
+            if future.done():
+                _pass_unclaimed(ticket, result)
+            elif isinstance(result, Exception):
+                _failed(future, result)
+            else:
+                future.set_result(result)
+        with self._wake:
+            self._undelivered_batches -= 1
+            self._wake.notify()
+        if self._on_commit is not None:
+            self._on_commit(stats)
+
+
+def _pass_unclaimed(ticket: _Ticket, result: Result | Exception) -> None:
+    if ticket.on_unclaimed is None or isinstance(result, Exception):
+        return
+    try:
+        ticket.on_unclaimed(result)
+    except Exception:
+        logger.exception("what nobody claimed could not be handled")  # the others are still delivered
+
+
+def _failed(future: "asyncio.Future[Result]", error: Exception) -> "asyncio.Future[Result]":
+    future.set_exception(error)
+    future.exception()  # a waiter that never looks is not a defect
+    return future
+
+
+def _run_unit(execute: Callable[..., sqlite3.Cursor], steps: Sequence[Step]) -> Result:
+    """Run one unit inside the batch's transaction. A savepoint only where an earlier step may need undoing."""
+    if any(step.refusal for step in steps[1:]):
+        execute("SAVEPOINT unit")
+        result = _run_steps(execute, steps)
+        if isinstance(result, Declined):
+            execute("ROLLBACK TO unit")
+        execute("RELEASE unit")
+        return result
+    return _run_steps(execute, steps)
+
+
+def _run_steps(execute: Callable[..., sqlite3.Cursor], steps: Sequence[Step]) -> Result:
+    rows: list[Row | None] = []
+    for sql, params, refusal in steps:
+        cursor = execute(sql, params)
+        row = None
+        if cursor.description is not None:
+            row = cursor.fetchone()
+            cursor.close()
+        if row is None and refusal is not None:
+            return Declined(refusal)
+        rows.append(row)
+    return Done(rows)

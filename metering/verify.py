@@ -1,0 +1,262 @@
+"""`ledger verify`: recompute every account and every charge from their rows, while the service runs.
+
+One read transaction sees one instant of the whole ledger and holds nobody up. Reservations and entries are
+read side by side in the order of reservation ids, a row at a time; only the accounts' sums are in memory.
+What must hold:
+
+    accounts       held = lines of HELD reservations, never negative; spent = lines of entries
+    reservations   HELD: no entry. Resolved: one resolution entry of the matching kind; what its entries
+                   cost together is what the reservation says was booked
+    entries        each money line = the cost; usage x unit prices = the cost of the settle with its overage,
+                   or of what an adjust arrived at
+"""
+
+import asyncio
+import heapq
+import sqlite3
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import closing
+from dataclasses import dataclass
+from itertools import groupby
+from typing import NamedTuple
+
+import orjson
+
+from metering.ledger import MONEY, Line, decode_lines
+from metering.prices import PricedLine, recompute
+from metering.store.database import Database
+from metering.store.store import Store
+
+PROBLEMS_MAX = 100
+"""Problems described; the rest is only counted."""
+NOT_FROM_USAGE = "cost_not_from_usage"
+"""The note on an entry whose cost was meant to differ from its usage times unit prices."""
+
+RESOLUTION_OF = {"SETTLED": "settle", "VOIDED": "void", "EXPIRED": "expire"}
+"""The one entry that each final state must have."""
+COMPANION_OF = {"settle": "overage", "expire": "adjust"}
+"""The one entry that may stand beside a resolution."""
+
+_ENTRY_COLUMNS = "COALESCE(reservation_id, ''), kind, cost_nanousd, usage, notes, lines"
+SELECT_RESERVATIONS = """
+SELECT id, state, lines, hold_nanousd, booked_nanousd FROM reservations ORDER BY id"""
+# Two streams, because the index on resolutions gives the first, of one row a request, without sorting.
+SELECT_RESOLUTIONS = f"""
+SELECT {_ENTRY_COLUMNS} FROM entries WHERE kind IN ('settle', 'void', 'expire') ORDER BY reservation_id"""
+SELECT_OTHER_ENTRIES = f"""
+SELECT {_ENTRY_COLUMNS} FROM entries WHERE kind NOT IN ('settle', 'void', 'expire') ORDER BY reservation_id"""
+SELECT_ACCOUNTS = "SELECT owner, meter, period, spent, held FROM accounts"
+
+
+@dataclass(frozen=True, slots=True)
+class Report:
+    """What was read and what is wrong with it. `problems` holds the first PROBLEMS_MAX descriptions."""
+
+    accounts: int
+    reservations: Mapping[str, int]
+    """By state."""
+    entries: Mapping[str, int]
+    """By kind."""
+    cost_nanousd: int
+    """The sum over all entries."""
+    problems: tuple[str, ...]
+    problems_total: int
+
+    @property
+    def is_clean(self) -> bool:
+        return not self.problems_total
+
+
+async def verify(store: Store) -> Report:
+    """Read the whole ledger as it stands at one instant. Raises sqlite3.Error when it cannot be read.
+
+    The write-ahead log cannot be recycled meanwhile: it grows by what is written during the run.
+    """
+    connection = _open(store.database)
+    try:
+        return await asyncio.to_thread(_audit, connection)
+    except asyncio.CancelledError:
+        connection.interrupt()  # or the program's end would wait for the last row
+        raise
+
+
+def _open(database: Database) -> sqlite3.Connection:
+    """A connection of its own that cannot write."""
+    return sqlite3.connect(
+        f"{database.path.absolute().as_uri()}?mode=ro",
+        uri=True,
+        timeout=database.busy_timeout_s,
+        isolation_level=None,
+        check_same_thread=False,
+    )
+
+
+def _audit(connection: sqlite3.Connection) -> Report:
+    with closing(connection):
+        connection.execute("BEGIN")
+        audit = _Audit()
+        for reservation, entries in _reservations_with_entries(connection):
+            audit.check_exchange(reservation, entries)
+        audit.check_accounts(connection.execute(SELECT_ACCOUNTS))
+        return audit.report()
+
+
+class _Reservation(NamedTuple):
+    id: str
+    state: str
+    lines: str
+    hold_nanousd: int
+    booked_nanousd: int | None
+
+
+class _Entry(NamedTuple):
+    reservation_id: str
+    kind: str
+    cost_nanousd: int
+    usage: str | None
+    notes: str | None
+    lines: str
+
+
+def _reservations_with_entries(
+    connection: sqlite3.Connection,
+) -> Iterator[tuple[_Reservation | None, list[_Entry]]]:
+    """Every reservation with its entries, and entries that belong to none: a merge of two sorted streams."""
+    merged = heapq.merge(
+        map(_Entry._make, connection.execute(SELECT_RESOLUTIONS)),
+        map(_Entry._make, connection.execute(SELECT_OTHER_ENTRIES)),
+        key=lambda entry: entry.reservation_id,
+    )
+    groups = groupby(merged, key=lambda entry: entry.reservation_id)
+    group = next(groups, None)
+    for row in connection.execute(SELECT_RESERVATIONS):
+        reservation = _Reservation._make(row)
+        while group is not None and group[0] < reservation.id:
+            yield None, list(group[1])
+            group = next(groups, None)
+        if group is not None and group[0] == reservation.id:
+            yield reservation, list(group[1])
+            group = next(groups, None)
+        else:
+            yield reservation, []
+    while group is not None:
+        yield None, list(group[1])
+        group = next(groups, None)
+
+
+class _Audit:
+    """Sums and problems so far."""
+
+    def __init__(self) -> None:
+        self._accounts = 0
+        self._reservations: Counter[str] = Counter()
+        self._entries: Counter[str] = Counter()
+        self._cost_nanousd = 0
+        self._spent: Counter[tuple[str, str, str]] = Counter()
+        self._held: Counter[tuple[str, str, str]] = Counter()
+        self._problems: list[str] = []
+        self._problems_total = 0
+
+    def report(self) -> Report:
+        return Report(
+            self._accounts,
+            dict(self._reservations),
+            dict(self._entries),
+            self._cost_nanousd,
+            tuple(self._problems),
+            self._problems_total,
+        )
+
+    def check_exchange(self, reservation: _Reservation | None, entries: Sequence[_Entry]) -> None:
+        """One reservation with all its entries, or entries without one."""
+        for entry in entries:
+            self._check_entry(entry)
+        if reservation is None:
+            self._check_orphans(entries)
+            return
+        self._reservations[reservation.state] += 1
+        if reservation.state == "HELD":
+            for line in decode_lines(reservation.lines):
+                self._held[line[:3]] += line.amount
+        for problem in _problems_of(reservation, entries):
+            self._note(f"reservation {reservation.id} ({reservation.state}): {problem}")
+
+    def check_accounts(self, rows: Iterator[tuple[str, str, str, int, int]]) -> None:
+        """After all rows: each account against what was summed up for it."""
+        for owner, meter, period, spent, held in rows:
+            self._accounts += 1
+            account = (owner, meter, period)
+            name = _name(account)
+            if (owed := self._spent.pop(account, 0)) != spent:
+                self._note(f"{name}: spent is {spent}, its entries add up to {owed}")
+            if (owed := self._held.pop(account, 0)) != held:
+                self._note(f"{name}: held is {held}, its HELD reservations add up to {owed}")
+            if held < 0:
+                self._note(f"{name}: held is negative ({held})")
+        for what, sums in (("spent", self._spent), ("held", self._held)):
+            for account, amount in sums.items():
+                if amount:
+                    self._note(f"{_name(account)}: {amount} {what}, but there is no such account")
+
+    def _check_entry(self, entry: _Entry) -> None:
+        self._entries[entry.kind] += 1
+        self._cost_nanousd += entry.cost_nanousd
+        lines = decode_lines(entry.lines)
+        for line in lines:
+            self._spent[line[:3]] += line.amount
+        if not _is_cost_on(lines, entry.cost_nanousd):
+            self._note(
+                f"{entry.kind} of {entry.reservation_id or 'no reservation'}: "
+                f"cost is {entry.cost_nanousd}, its money lines are {entry.lines}"
+            )
+
+    def _check_orphans(self, entries: Sequence[_Entry]) -> None:
+        for entry in entries:
+            if entry.kind != "grant":
+                self._note(f"{entry.kind} of {entry.reservation_id or 'no reservation'}: no such reservation")
+
+    def _note(self, problem: str) -> None:
+        self._problems_total += 1
+        if len(self._problems) < PROBLEMS_MAX:
+            self._problems.append(problem)
+
+
+def _problems_of(reservation: _Reservation, entries: Sequence[_Entry]) -> Iterator[str]:
+    kinds = sorted(entry.kind for entry in entries)
+    if reservation.state == "HELD":
+        if kinds:
+            yield f"entries of what is not resolved: {', '.join(kinds)}"
+        return
+    resolution = RESOLUTION_OF[reservation.state]
+    if kinds not in ([resolution], sorted([resolution, COMPANION_OF.get(resolution, resolution)])):
+        yield f"expected one {resolution} entry, found {', '.join(kinds) or 'none'}"
+        return
+    cost_nanousd = sum(entry.cost_nanousd for entry in entries)
+    if cost_nanousd != reservation.booked_nanousd:
+        yield f"booked is {reservation.booked_nanousd}, its entries cost {cost_nanousd}"
+    for entry in entries:
+        if entry.kind == "expire" and entry.cost_nanousd > reservation.hold_nanousd:
+            yield f"expired at {entry.cost_nanousd}, above its hold of {reservation.hold_nanousd}"
+        if entry.kind in {"settle", "adjust"} and (charge := _charge(entry)) not in {None, cost_nanousd}:
+            yield f"usage times unit prices is {charge}, its entries cost {cost_nanousd}"
+
+
+def _charge(entry: _Entry) -> int | None:
+    """What the usage of an entry costs at the unit prices stored with it; None when there is nothing to say."""
+    if entry.usage is None or (entry.notes is not None and NOT_FROM_USAGE in orjson.loads(entry.notes)):
+        return None
+    return recompute(
+        PricedLine(line["model"], line["counts"], line["modifiers"], line["unit_prices"])
+        for line in orjson.loads(entry.usage)
+    )
+
+
+def _is_cost_on(lines: Sequence[Line], cost_nanousd: int) -> bool:
+    """Whether every money account was charged the cost, and at least one if there is any."""
+    amounts = {line.amount for line in lines if line.meter == MONEY}
+    return amounts <= {cost_nanousd} and (bool(amounts) or not cost_nanousd)
+
+
+def _name(account: tuple[str, str, str]) -> str:
+    return "account " + " ".join(part for part in account if part)

@@ -1,0 +1,160 @@
+"""The scanner finds the marked events of a stream in any framing and any chunking, and nothing else."""
+
+from itertools import pairwise
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from metering.sse import SseScanner
+
+MARK = (b'"mark"',)
+
+
+def scan(stream, cuts=(), *, markers=MARK, **options):
+    """(type, data) of every event found in a stream cut at the given offsets."""
+    scanner = SseScanner(markers, **options)
+    edges = [0, *sorted(cut % (len(stream) + 1) for cut in cuts), len(stream)]
+    found = [event for a, b in pairwise(edges) for event in scanner.feed(stream[a:b])]
+    found += scanner.end()
+    return [(event.type, event.data) for event in found]
+
+
+FRAMINGS = [
+    # what it shows                    stream                                             expected
+    ("event and data", b'event: a\ndata: {"mark":1}\n\n', [(b"a", b'{"mark":1}')]),
+    ("no blank after the colon", b'event:a\ndata:{"mark":1}\n\n', [(b"a", b'{"mark":1}')]),
+    ("only one blank is dropped", b'data:  "mark" \n\n', [(b"", b' "mark" ')]),
+    ("no event line", b'data: {"mark":1}\n\n', [(b"", b'{"mark":1}')]),
+    ("several data lines", b'data: {"mark":\ndata: 1}\n\n', [(b"", b'{"mark":\n1}')]),
+    ("CRLF", b'event: a\r\ndata: "mark"\r\n\r\ndata: x\r\n\r\n', [(b"a", b'"mark"')]),
+    ("CR", b'event: a\rdata: "mark"\r\rdata: x\r\r', [(b"a", b'"mark"')]),
+    (
+        "mixed ends",
+        b'event: a\r\ndata: "mark"\n\r\ndata: "mark"2\r\n\n',
+        [(b"a", b'"mark"'), (b"", b'"mark"2')],
+    ),
+    ("comments", b': "mark"\n\n: hi\ndata: "mark"\n\n', [(b"", b'"mark"')]),
+    ("unmarked events", b'data: x\n\ndata: "mark"\n\ndata: y\n\n', [(b"", b'"mark"')]),
+    ("more blank lines than needed", b'\n\ndata: x\n\n\n\n\ndata: "mark"\n\n\n', [(b"", b'"mark"')]),
+    ("missing final blank line", b'data: x\n\ndata: "mark"\n', [(b"", b'"mark"')]),
+    ("missing final line end", b'data: x\n\ndata: "mark"', [(b"", b'"mark"')]),
+    ("byte order mark", b'\xef\xbb\xbfdata: "mark"\n\n', [(b"", b'"mark"')]),
+    ("other fields", b'id: 3\nretry: 9\nfoo\ndata: "mark"\n\n', [(b"", b'"mark"')]),
+    ("a marker in no data", b'event: "mark"\nid: 1\n\n', []),
+    ("nothing", b"", []),
+]
+IDS = [row[0] for row in FRAMINGS]
+
+
+@pytest.mark.parametrize(("_", "stream", "expected"), FRAMINGS, ids=IDS)
+def test_a_framing_is_read_whole(_, stream, expected):
+    assert scan(stream) == expected
+
+
+@pytest.mark.parametrize(("_", "stream", "expected"), FRAMINGS, ids=IDS)
+def test_a_framing_is_read_byte_by_byte(_, stream, expected):
+    assert scan(stream, range(len(stream))) == expected
+
+
+@pytest.mark.parametrize(("_", "stream", "expected"), FRAMINGS, ids=IDS)
+def test_a_framing_is_read_cut_once_at_every_offset(_, stream, expected):
+    for cut in range(len(stream) + 1):
+        assert scan(stream, [cut]) == expected, cut
+
+
+lines = st.sampled_from([b'data: "mark"', b"data: x", b": c", b"event: a", b"data:", b'id: "mark"', b"", b""])
+streams = st.lists(st.tuples(lines, st.sampled_from([b"\n", b"\r\n", b"\r"])), max_size=24).map(
+    lambda rows: b"".join(line + end for line, end in rows)
+)
+
+
+@given(streams, st.lists(st.integers(min_value=0), max_size=12))
+def test_any_chunking_of_any_lines_gives_the_same_events_as_reading_line_by_line(stream, cuts):
+    assert scan(stream, cuts) == by_the_book(stream)
+
+
+def by_the_book(stream):
+    """The standard's own algorithm, one line at a time, for those events that hold the marker."""
+    found, kind, data, raw = [], b"", [], b""
+    for line in [*stream.splitlines(), b""]:  # The end of the stream ends the last event, as in `end`.
+        raw += line + b"\n"
+        if not line:
+            if data and MARK[0] in raw:
+                found.append((kind, b"\n".join(data)))
+            kind, data, raw = b"", [], b""
+        elif line.startswith(b"data:"):
+            data.append(line[5:].removeprefix(b" "))
+        elif line.startswith(b"event:"):
+            kind = line[6:].removeprefix(b" ")
+    return found
+
+
+def test_an_event_tells_where_it_began_in_the_chunk_just_fed():
+    scanner = SseScanner(MARK)
+    assert [event.start for event in scanner.feed(b'data: x\n\ndata: "mark"\n\ndata: "mark"\n\n')] == [9, 23]
+
+
+def test_an_event_that_began_in_an_earlier_chunk_starts_at_zero():
+    scanner = SseScanner(MARK)
+    scanner.feed(b"data: x\n\nda")
+    assert [event.start for event in scanner.feed(b'ta: "mark"\n\ndata: "mark"\n\n')] == [0, 12]
+
+
+def test_only_the_final_blank_line_of_an_event_may_be_in_the_chunk():
+    scanner = SseScanner(MARK)
+    assert not scanner.feed(b'data: "mark"\n')
+    assert [event.start for event in scanner.feed(b"\n")] == [0]
+
+
+def test_the_line_feed_after_a_carriage_return_belongs_to_the_event_before():
+    scanner = SseScanner(MARK)
+    assert len(scanner.feed(b'data: "mark"\r\n\r')) == 1
+    assert scanner.at_boundary
+    assert [event.start for event in scanner.feed(b'\ndata: "mark"\r\n\r\n')] == [1]
+
+
+@pytest.mark.parametrize(
+    ("fed", "expected"),
+    [
+        (b"", True),
+        (b"data: x\n\n", True),
+        (b"data: x\r\n\r\n", True),
+        (b"data: x\r\n\r", True),
+        (b"data: x\n\n\n", True),
+        (b"data: x\n", False),
+        (b"data: x\n\nd", False),
+        (b": comment\n", False),
+    ],
+)
+def test_a_boundary_is_where_an_event_of_our_own_may_stand(fed, expected):
+    whole, bytewise = SseScanner(MARK), SseScanner(MARK)
+    whole.feed(fed)
+    for byte in fed:
+        bytewise.feed(bytes([byte]))
+    assert (whole.at_boundary, bytewise.at_boundary) == (expected, expected)
+
+
+@pytest.mark.parametrize("step", [1, 7, 1000])
+def test_an_event_beyond_the_bound_is_skipped_and_counted_and_the_next_is_found(step):
+    stream = b'data: "mark"' + b"x" * 200 + b'\n\ndata: "mark"\n\n'
+    scanner = SseScanner(MARK, event_bytes_max=100)
+    found = [event for at in range(0, len(stream), step) for event in scanner.feed(stream[at : at + step])]
+    assert [event.data for event in found] == [b'"mark"']
+    assert scanner.events_skipped == 1
+    assert scanner.at_boundary
+
+
+def test_a_skipped_event_keeps_no_more_than_its_last_bytes():
+    scanner = SseScanner(MARK, event_bytes_max=100)
+    for _ in range(50):
+        scanner.feed(b"x" * 50)
+    assert len(scanner._pending) < 4
+    assert not scanner.at_boundary
+
+
+def test_markers_may_be_replaced_while_a_stream_is_read():
+    scanner = SseScanner((b"one", b"two"))
+    assert len(scanner.feed(b"data: one\n\ndata: two\n\n")) == 2
+    scanner.markers = (b"two",)
+    assert [event.data for event in scanner.feed(b"data: one\n\ndata: two\n\n")] == [b"two"]
