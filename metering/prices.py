@@ -135,7 +135,7 @@ def recompute(lines: Iterable[PricedLine]) -> int:
 class PriceTable:
     """Prices of all vendors, immutable after loading; `price` is made for the hot path."""
 
-    __slots__ = ("_dearest", "_resolutions", "_vendors", "version")
+    __slots__ = ("_dearest", "_found", "_resolutions", "_vendors", "version")
 
     def __init__(self, version: str, vendors: Mapping[str, "_Vendor"]) -> None:
         self.version = version
@@ -143,6 +143,7 @@ class PriceTable:
         self._vendors = vendors
         self._dearest = _dearest_of(vendor.dearest for vendor in vendors.values())
         self._resolutions: dict[tuple[Any, ...], tuple[_Resolved, ...]] = {}
+        self._found: dict[tuple[str, str], ModelRates | None] = {}
 
     @classmethod
     def load(cls, path: Path | None = None) -> "PriceTable":
@@ -166,8 +167,16 @@ class PriceTable:
 
     def rates(self, provider: str, name: str) -> ModelRates | None:
         """Every period, tier and modifier of a model; None when unknown."""
+        key = (provider, name)
+        if key in self._found:
+            return self._found[key]
         vendor = self._vendors.get(provider)
-        return None if vendor is None else vendor.find(name)
+        rates = None if vendor is None else vendor.find(name)
+        if len(name) <= MODEL_NAME_CHARS_MAX:
+            if len(self._found) >= RESOLUTIONS_MAX:
+                self._found.clear()
+            self._found[key] = rates
+        return rates
 
     def unit_prices(
         self,
@@ -226,7 +235,7 @@ class PriceTable:
         self, provider: str, name: str, modifiers: Mapping[str, str]
     ) -> tuple["_Resolved", ...]:
         vendor = self._vendors.get(provider)
-        rates = None if vendor is None else vendor.find(name)
+        rates = self.rates(provider, name)
         if vendor is None or rates is None:
             flag = f"unpriced_model:{name[:MODEL_NAME_CHARS_MAX]}"
             return (_Resolved(_ALWAYS_MS, (flag,), self._dearest_tiers(provider)),)

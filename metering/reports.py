@@ -4,8 +4,8 @@ Reads only, by indexes, on whatever reader the caller brings: a long report shou
 authentication, so callers bring one of its own.
 
 Sums are sums over entries: costs equal the ledger's to the nano-USD, whatever the grouping. An `adjust`
-carries the exact counts of an exchange that expired; here it adds only their difference to what expired, so
-that tokens add up like costs and a month that is over does not change.
+carries differences, of cost and of tokens, at its own time: what a month that is over has used stays as it
+was.
 """
 
 import enum
@@ -140,10 +140,9 @@ _GROUP_KEYS = {
     GroupBy.SURFACE: "COALESCE(e.surface, '')",
 }
 _TOKEN_COLUMNS = ("input_tokens", "cache_read_tokens", "cache_write_tokens", "output_tokens")
-_TOKEN_SUMS = ",\n    ".join(f"SUM(e.{name} - COALESCE(x.{name}, 0))" for name in _TOKEN_COLUMNS)
+_TOKEN_SUMS = ",\n    ".join(f"SUM(e.{name})" for name in _TOKEN_COLUMNS)
 
-# x: the expiry that an adjust corrects. Its three kinds stand as in the index `entries_resolution`, so that
-# the index serves the look-up. r: whether an expiry has been corrected since.
+# r: whether an expiry has been corrected since.
 SELECT_USAGE = {
     by: f"""
 SELECT {key},
@@ -154,8 +153,6 @@ SELECT {key},
     {_TOKEN_SUMS},
     SUM(e.cost_nanousd)
 FROM entries e
-LEFT JOIN entries x ON e.kind = 'adjust' AND x.reservation_id = e.reservation_id
-    AND x.kind IN ('settle', 'void', 'expire')
 LEFT JOIN reservations r ON e.kind = 'expire' AND r.id = e.reservation_id
 WHERE e.user_id = ?1 AND e.at_ms >= ?2 AND e.at_ms < ?3
     AND e.kind IN ('settle', 'expire', 'overage', 'adjust', 'void')

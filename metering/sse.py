@@ -20,7 +20,6 @@ the whole answer, a block of search results) are hundreds of kilobytes."""
 
 _BLANK_LINE = re.compile(rb"(?>\r\n|\r|\n){2}")
 """Two line ends in a row. Atomic: or else it would take the two bytes of one CRLF for two line ends."""
-_BLANK_LINE_BYTES_MAX = 4
 _BYTE_ORDER_MARK = b"\xef\xbb\xbf"
 _LF = 0x0A
 _CR = 0x0D
@@ -54,7 +53,7 @@ class SseScanner:
         """Events that were too long to be looked at, although they may have held a marker."""
         self._event_bytes_max = event_bytes_max
         self._pending = bytearray()
-        """The event whose end has not come yet; while skipping only its last bytes."""
+        """The event whose end has not come yet; while skipping only its last byte."""
         self._is_skipping = False
         self._follows_cr = False
         """An event ended in CR at the very end of a chunk: an LF that follows belongs to that line end."""
@@ -123,8 +122,8 @@ class SseScanner:
 
     def _end_of_pending(self, chunk: bytes, start: int) -> int:
         """Where in `chunk` the event in progress ends, -1 if it goes on. Only new bytes are searched, and the
-        few before them in which an empty line may have begun: an event in many pieces costs no more."""
-        before = bytes(self._pending[1 - _BLANK_LINE_BYTES_MAX :])
+        one before them, which may have ended a line: an event in many pieces costs no more."""
+        before = bytes(self._pending[-1:])
         window = before + chunk[start:]
         if b"\r" in window:
             match = _BLANK_LINE.search(window)
@@ -138,7 +137,7 @@ class SseScanner:
         self._pending += piece
         if self._is_skipping or len(self._pending) > self._event_bytes_max:
             self._is_skipping = True
-            del self._pending[: 1 - _BLANK_LINE_BYTES_MAX]
+            del self._pending[:-1]
 
     def _complete_pending(self, rest: bytes) -> Iterator[SseEvent]:
         event = bytes(self._pending) + rest

@@ -1,10 +1,13 @@
 """Where the store is and how a connection to it is set up."""
 
 import sqlite3
+import time
 from dataclasses import dataclass
 from pathlib import Path
 
 SCHEME = "sqlite:///"
+BUSY_PAUSE_S = 0.01
+"""Between two attempts to switch a new file to its write-ahead log."""
 
 
 class DatabaseUrlError(ValueError):
@@ -38,10 +41,24 @@ class Database:
             cached_statements=256,
         )
         try:
-            connection.execute("PRAGMA journal_mode = WAL")
+            self._use_write_ahead_log(connection)
             connection.execute("PRAGMA synchronous = FULL")
             connection.execute("PRAGMA foreign_keys = ON")
         except sqlite3.Error:
             connection.close()
             raise
         return connection
+
+    def _use_write_ahead_log(self, connection: sqlite3.Connection) -> None:
+        """Waits its turn: when several processes open a new file, SQLite lets one of them switch it and
+        answers the others *busy* at once, whatever the connection's timeout is."""
+        ends_s = time.monotonic() + self.busy_timeout_s
+        while True:
+            try:
+                connection.execute("PRAGMA journal_mode = WAL")
+            except sqlite3.OperationalError as error:
+                if error.sqlite_errorcode != sqlite3.SQLITE_BUSY or time.monotonic() > ends_s:
+                    raise
+                time.sleep(BUSY_PAUSE_S)
+            else:
+                return

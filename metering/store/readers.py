@@ -9,6 +9,7 @@ import aiosqlite
 
 from metering.store.database import Database
 from metering.store.writer import Row, Value, store_unavailable
+from metering.tasks import spawn
 
 logger = logging.getLogger(__name__)
 
@@ -22,7 +23,7 @@ class Readers:
     def __init__(self, database: Database) -> None:
         self._database = database
         self._connection: aiosqlite.Connection | None = None
-        self._opening = asyncio.Lock()
+        self._opening: asyncio.Task[aiosqlite.Connection | sqlite3.Error] | None = None
 
     async def rows(self, sql: str, params: Sequence[Value] = ()) -> list[Row]:
         """All rows. Raises Refused(STORE_UNAVAILABLE) when the store cannot be read."""
@@ -44,26 +45,42 @@ class Readers:
         return found[0] if found else None
 
     async def aclose(self) -> None:
+        if self._opening is not None:
+            await asyncio.wait({self._opening})
         await self._discard(self._connection)
 
     async def _discard(self, connection: aiosqlite.Connection | None) -> None:
-        """Close a connection; a successor that others have opened meanwhile stays."""
-        if connection is None:
+        """Close the connection in use. What others have closed or replaced meanwhile is left to them: aiosqlite
+        waits for ever when it is closed twice."""
+        if connection is None or self._connection is not connection:
             return
-        if self._connection is connection:
-            self._connection = None
+        self._connection = None
         try:
             await connection.interrupt()  # or closing would wait for the read that took too long
             await connection.close()
-        except (sqlite3.Error, ValueError) as error:  # ValueError: another reader was faster
+        except (sqlite3.Error, ValueError) as error:  # ValueError: aiosqlite, it was never open
             logger.info("closing a reading connection: %s", error)
 
     async def _open(self) -> aiosqlite.Connection:
-        async with self._opening:
-            if self._connection is None:
-                connection = await aiosqlite.connect(
-                    self._database.path, timeout=self._database.busy_timeout_s, isolation_level=None
-                )
-                self._connection = connection
-                await connection.execute("PRAGMA query_only = ON")
+        """The connection; opened by a task of its own, because one that is half open cannot be cancelled."""
+        if self._connection is not None:
             return self._connection
+        if self._opening is None:
+            self._opening = spawn(self._connect(), name="open the reading connection")
+        opened = await asyncio.shield(self._opening)
+        if isinstance(opened, sqlite3.Error):
+            raise opened
+        return opened
+
+    async def _connect(self) -> aiosqlite.Connection | sqlite3.Error:
+        try:
+            connection = await aiosqlite.connect(
+                self._database.path, timeout=self._database.busy_timeout_s, isolation_level=None
+            )
+            await connection.execute("PRAGMA query_only = ON")
+        except sqlite3.Error as error:  # returned: each who waits raises it, none is a failed task
+            return error
+        finally:
+            self._opening = None
+        self._connection = connection
+        return connection

@@ -1,0 +1,71 @@
+"""The ASGI application: raw for the surfaces (every microsecond counts there), Starlette for our own endpoints."""
+
+import logging
+from contextlib import AsyncExitStack
+
+from starlette.applications import Starlette
+
+from automna_proxy.service import Service, running_service
+from automna_proxy.settings import Settings
+from metering.clock import Clock
+from proxy.exchange import Message, Receive, Scope, Send
+from proxy.mounted import Mounted, by_mount
+from routes.own import own_app
+
+logger = logging.getLogger(__name__)
+
+
+class App:
+    """One worker's application. Its service lives from the lifespan's start-up to its shutdown."""
+
+    def __init__(self, settings: Settings, *, clock: Clock | None = None) -> None:
+        self._settings = settings
+        self._clock = clock
+        self._stack = AsyncExitStack()
+        self._own: Starlette | None = None
+        self._mounts: list[tuple[bytes, Mounted]] = []
+        self.service: Service | None = None
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] == "http":
+            await self._serve(scope, receive, send)
+        elif scope["type"] == "lifespan":
+            await self._live(receive, send)
+
+    async def _serve(self, scope: Scope, receive: Receive, send: Send) -> None:
+        service, own = self.service, self._own
+        assert service is not None
+        assert own is not None
+        raw_path: bytes = scope["raw_path"]
+        for mount, mounted in self._mounts:
+            if raw_path.startswith(mount) and raw_path[len(mount) : len(mount) + 1] in {b"/", b""}:
+                await service.engine.handle(mounted, raw_path[len(mount) :], scope, receive, send)
+                return
+        await own(scope, receive, send)
+
+    async def _live(self, receive: Receive, send: Send) -> None:
+        message: Message = await receive()
+        assert message["type"] == "lifespan.startup"
+        try:
+            self.service = await self._stack.enter_async_context(
+                running_service(self._settings, clock=self._clock)
+            )
+        except Exception as error:  # noqa: BLE001 - whatever it is, the server must be told, and say it
+            await send({"type": "lifespan.startup.failed", "message": f"cannot start: {error}"})
+            return
+        self._own = own_app(self.service.own)
+        self._mounts = by_mount(self.service.mounted)
+        await send({"type": "lifespan.startup.complete"})
+        await receive()
+        await self._stack.aclose()
+        await send({"type": "lifespan.shutdown.complete"})
+
+    def start_draining(self) -> None:
+        """Not ready from now on, still serving."""
+        if self.service is not None:
+            self.service.is_draining = True
+
+    def stop_admitting(self) -> None:
+        """Refuse new requests; those under way finish."""
+        if self.service is not None:
+            self.service.engine.is_stopping = True

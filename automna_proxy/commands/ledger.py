@@ -1,0 +1,156 @@
+"""`ledger` and `usage`: what was booked, and whether it adds up."""
+
+import asyncio
+from contextlib import suppress
+from typing import Annotated, Any
+
+import typer
+
+from automna_proxy.commands.session import CLOCK, Json, Status, UserId, with_store
+from automna_proxy.tables import entries_table, entry_line, usage_table
+from automna_proxy.terminal import note, say, show, show_json
+from metering.money import usd
+from metering.reports import (
+    ENTRIES_MAX,
+    Entry,
+    GroupBy,
+    UsageReport,
+    entries_since,
+    newest_seq,
+    period_of,
+    tail,
+    usage_of,
+)
+from metering.store.store import Store
+from metering.users import Directory
+from metering.verify import Report, verify
+
+FOLLOW_POLL_S = 0.5
+"""Between two looks for new entries."""
+
+app = typer.Typer(no_args_is_help=True, help="The ledger: every request, booked once.")
+
+
+def usage(
+    user_id: UserId,
+    since: Annotated[
+        str | None,
+        typer.Option("--from", help="First instant: 2026-11-01 or RFC 3339, UTC.", show_default=False),
+    ] = None,
+    until: Annotated[
+        str | None,
+        typer.Option("--to", help="End, not included: 2026-12-01 or RFC 3339.", show_default=False),
+    ] = None,
+    by: Annotated[GroupBy, typer.Option(help="What a row stands for.")] = GroupBy.MODEL,
+    as_json: Json = False,
+) -> None:
+    """What a user used and cost, as the ledger has it. Without dates: the current month (UTC).
+
+    Example: automna-proxy usage alice --from 2026-11-01 --to 2026-11-08 --by day
+    """
+    period = period_of(since, until, CLOCK.now_ms())
+
+    async def work(store: Store) -> UsageReport:
+        await Directory(store, CLOCK).user(user_id)
+        return await usage_of(store.readers, user_id, period, by)
+
+    report = with_store(work)
+    if as_json:
+        show_json(report.as_json())
+    else:
+        show(usage_table(report))
+
+
+@app.command("verify")
+def verify_ledger(as_json: Json = False) -> None:
+    """Recompute every account and every charge from their rows. Exit status 1 when something is wrong.
+
+    Safe beside a running server.
+    """
+    report = with_store(verify)
+    if as_json:
+        show_json(_report_as_json(report))
+    else:
+        reservations, entries = sum(report.reservations.values()), sum(report.entries.values())
+        say(
+            f"{'clean' if report.is_clean else f'NOT CLEAN: {report.problems_total} problems'}: "
+            f"{report.accounts:,} accounts, {reservations:,} reservations, {entries:,} entries, "
+            f"USD {usd(report.cost_nanousd)}"
+        )
+        for problem in report.problems:
+            say(problem)
+        if (unsaid := report.problems_total - len(report.problems)) > 0:
+            note(f"{unsaid:,} further problems are not shown")
+    if not report.is_clean:
+        raise typer.Exit(Status.NO)
+
+
+@app.command("tail")
+def tail_ledger(
+    count: Annotated[
+        int, typer.Option("-n", "--count", min=1, max=ENTRIES_MAX, help="How many of the newest entries.")
+    ] = 20,
+    follow: Annotated[
+        bool, typer.Option("--follow", "-f", help="Go on showing new ones until stopped.")
+    ] = False,
+    user_id: Annotated[
+        str | None, typer.Option("--user", metavar="USER", help="Of this user only.", show_default=False)
+    ] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="One JSON object per line.")] = False,
+) -> None:
+    """Show the newest entries, oldest first.
+
+    Example: automna-proxy ledger tail --follow --json | jq -c '[.at, .user, .cost_usd]'
+    """
+
+    async def work(store: Store) -> None:
+        if user_id is not None:
+            await Directory(store, CLOCK).user(user_id)
+        seq = await newest_seq(store.readers)
+        entries = await tail(store.readers, count, user_id=user_id)
+        if not follow:
+            _show_entries(entries, as_json=as_json)
+            return
+        # An entry that came after the look at `seq` comes with the followed ones.
+        _show_followed([entry for entry in entries if entry.seq <= seq], as_json=as_json)
+        await _follow(store, seq, user_id, as_json=as_json)
+
+    with suppress(KeyboardInterrupt):  # the one way to end following
+        with_store(work)
+
+
+async def _follow(store: Store, seq: int, user_id: str | None, *, as_json: bool) -> None:
+    while True:
+        entries = await entries_since(store.readers, seq)
+        _show_followed([entry for entry in entries if user_id in {None, entry.user_id}], as_json=as_json)
+        if entries:
+            seq = entries[-1].seq
+        if len(entries) < ENTRIES_MAX:
+            await asyncio.sleep(FOLLOW_POLL_S)
+
+
+def _show_entries(entries: list[Entry], *, as_json: bool) -> None:
+    if as_json:
+        _show_followed(entries, as_json=True)
+    else:
+        show(entries_table(entries))
+
+
+def _show_followed(entries: list[Entry], *, as_json: bool) -> None:
+    for entry in entries:
+        if as_json:
+            show_json(entry.as_json(), is_line=True)
+        else:
+            say(entry_line(entry))
+
+
+def _report_as_json(report: Report) -> dict[str, Any]:
+    return {
+        "is_clean": report.is_clean,
+        "accounts": report.accounts,
+        "reservations": dict(report.reservations),
+        "entries": dict(report.entries),
+        "cost_nanousd": report.cost_nanousd,
+        "problems": list(report.problems),
+        "problems_total": report.problems_total,
+    }

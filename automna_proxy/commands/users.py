@@ -1,0 +1,167 @@
+"""`user`: who may call, and on which plan."""
+
+from typing import Annotated, Any
+
+import typer
+
+from automna_proxy.commands.session import (
+    CLOCK,
+    CommandError,
+    Json,
+    Status,
+    UserId,
+    current_plans,
+    with_store,
+)
+from automna_proxy.commands.tokens import token_as_json, tokens_table
+from automna_proxy.tables import Table
+from automna_proxy.terminal import say, show, show_json
+from metering.admission import owner_of
+from metering.ledger import Balance
+from metering.plans import DEFAULT_PLAN, Plans
+from metering.reports import balances_of, credits_as_json, instant
+from metering.store.store import Store
+from metering.users import Directory, GatewayToken, User
+
+app = typer.Typer(no_args_is_help=True, help="Users: who is billed, on which plan.")
+
+PlanName = Annotated[str, typer.Option("--plan", help="The user's plan: see `plan list`.")]
+
+
+@app.command()
+def add(
+    user_id: Annotated[str, typer.Argument(metavar="ID", help="A new id: letters, digits, _.@+-")],
+    plan: PlanName = DEFAULT_PLAN,
+    email: Annotated[str | None, typer.Option(help="For people; not used by the proxy.")] = None,
+    as_json: Json = False,
+) -> None:
+    """Add a user. On a machine without a store yet, this makes it.
+
+    Example: automna-proxy user add alice --plan pro --email alice@example.com
+    """
+    _known_plan(current_plans(), plan)
+
+    async def work(store: Store) -> User:
+        return await Directory(store, CLOCK).add_user(user_id, plan=plan, email=email)
+
+    _report(with_store(work, is_first_use=True), as_json=as_json, done="added")
+
+
+@app.command("list")
+def list_users(as_json: Json = False) -> None:
+    """List all users."""
+
+    async def work(store: Store) -> list[User]:
+        return await Directory(store, CLOCK).users()
+
+    users = with_store(work)
+    if as_json:
+        show_json({"users": [user_as_json(user) for user in users]})
+        return
+    rows = [(user.id, user.plan, user.status, user.email, instant(user.created_at * 1000)) for user in users]
+    show(
+        Table(
+            "Users",
+            ("id", "plan", "status", "email", "created"),
+            rows,
+            note="there are none; add one by `user add ID`",
+        )
+    )
+
+
+@app.command("show")
+def show_user(user_id: UserId, as_json: Json = False) -> None:
+    """Show a user with their credits of this month and their gateway tokens."""
+    plan_of = current_plans().get
+
+    async def work(store: Store) -> tuple[User, Balance, Balance, list[GatewayToken]]:
+        directory = Directory(store, CLOCK)
+        user, tokens = await directory.user(user_id), await directory.tokens(user_id)
+        return user, *await balances_of(store.readers, owner_of(user_id), CLOCK.now_ms()), tokens
+
+    user, money, open_requests, tokens = with_store(work)
+    plan = plan_of(user.plan)
+    # A plan that the plans file no longer has allows nothing.
+    credit = credits_as_json(money, plan.allowance_nanousd if plan else 0)
+    if as_json:
+        show_json(
+            {
+                **user_as_json(user),
+                "credits": credit,
+                "open_requests": open_requests.held,
+                "tokens": [token_as_json(token) for token in tokens],
+            }
+        )
+        return
+    facts = (
+        ("plan", user.plan if plan else f"{user.plan} (not in the plans file)"),
+        ("status", user.status),
+        ("email", user.email),
+        ("created", instant(user.created_at * 1000)),
+        ("credits this month", f"{credit['used']:,} of {credit['limit']:,}, {credit['held']:,} held"),
+        ("open requests", str(open_requests.held)),
+    )
+    show(Table(f"User {user.id}", ("fact", "value"), facts))
+    show(tokens_table(f"Gateway tokens of {user.id}", tokens))
+
+
+@app.command()
+def set_plan(
+    user_id: UserId,
+    plan: Annotated[str, typer.Argument(metavar="PLAN", help="See `plan list`.", show_default=False)],
+    as_json: Json = False,
+) -> None:
+    """Move a user to another plan, within a second on every worker. What is spent stays spent.
+
+    Example: automna-proxy user set-plan alice pro
+    """
+    _known_plan(current_plans(), plan)
+
+    async def work(store: Store) -> User:
+        return await Directory(store, CLOCK).set_plan(user_id, plan)
+
+    _report(with_store(work), as_json=as_json, done="moved")
+
+
+@app.command()
+def disable(user_id: UserId, as_json: Json = False) -> None:
+    """Refuse all gateway tokens of a user, within a second on every worker. Requests in flight finish."""
+
+    async def work(store: Store) -> User:
+        return await Directory(store, CLOCK).disable(user_id)
+
+    _report(with_store(work), as_json=as_json, done="disabled")
+
+
+@app.command()
+def enable(user_id: UserId, as_json: Json = False) -> None:
+    """Undo `disable`."""
+
+    async def work(store: Store) -> User:
+        return await Directory(store, CLOCK).enable(user_id)
+
+    _report(with_store(work), as_json=as_json, done="enabled")
+
+
+def user_as_json(user: User) -> dict[str, Any]:
+    return {
+        "id": user.id,
+        "email": user.email,
+        "plan": user.plan,
+        "status": user.status,
+        "created_at": instant(user.created_at * 1000),
+    }
+
+
+def _known_plan(plans: Plans, name: str) -> None:
+    if name not in plans:
+        raise CommandError(
+            Status.USAGE, f"plan: given {name!r}, expected one of {', '.join(plans)} (see `plan list`)"
+        )
+
+
+def _report(user: User, *, as_json: bool, done: str) -> None:
+    if as_json:
+        show_json(user_as_json(user))
+    else:
+        say(f"{done} {user.id} (plan {user.plan}, {user.status})")

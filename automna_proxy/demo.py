@@ -1,0 +1,393 @@
+"""`automna-proxy demo`: the real server before a simulated vendor, real clients, and the ledger they leave.
+
+Nothing of the caller's environment takes part: no key, no proxy, no setting. Every scene checks what it
+shows, so that `demo --once` is a test too.
+"""
+
+import importlib
+import shlex
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+from automna_proxy.demo_clients import AnthropicSdk, Client, Curl, Seen, StandardLibrary
+from automna_proxy.demo_ledger import cost_of, counts_of, settled_entries, table_of
+from automna_proxy.demo_page import Page
+from automna_proxy.demo_scenes import ADA, PLAN_OF, SCENES, SONNET, Ask
+from automna_proxy.demo_stage import OK, Stage, StageError, staged
+from automna_proxy.terminal import PROGRAM
+from metering.errors import Refused
+from metering.money import credits_of, usd
+from metering.prices import PriceTable
+from metering.reports import Entry
+from metering.usage import CACHE_READ, CACHE_WRITE_5M, INPUT, OUTPUT, WEB_SEARCHES
+from simulators.anthropic import Answered, Behaviour
+from simulators.script import Gate
+
+FAILED, INTERRUPTED = 1, 130
+WATCH_S = 0.5
+EVENTS_BEFORE_TEXT = 3
+"""`message_start`, `content_block_start`, `ping`."""
+OWN_ENDPOINTS = ("/health", "/readyz", "/metrics", "/api/user/usage", "/api/user/limits")
+UNIT_NAMES: Mapping[str, str] = {
+    INPUT: "input",
+    CACHE_READ: "read from cache",
+    CACHE_WRITE_5M: "written to cache",
+    OUTPUT: "output",
+    WEB_SEARCHES: "searches",
+}
+"""How people call what is counted, in the order of the table."""
+
+
+def run(*, once: bool) -> int:
+    """Play the demo; then, unless `once`, stay up until Ctrl-C. The exit status: 0 when all was as promised."""
+    page = Page()
+    try:
+        with _terminable(), staged() as stage:
+            return _play(page, stage, once=once)
+    except KeyboardInterrupt:
+        page.say("Interrupted.")
+        return INTERRUPTED
+
+
+def _play(page: Page, stage: Stage, *, once: bool) -> int:
+    demo = _Demo(page, stage)
+    try:
+        demo.play()
+        if not demo.failures and not once:
+            _stay(page, stage, demo.tokens[ADA])
+        demo.claim("the server stopped cleanly", stage.stop_server() == 0, is_quiet=True)
+    except (StageError, Refused, subprocess.SubprocessError) as error:
+        demo.failures.append(str(error))
+    if not demo.failures:
+        return 0
+    stage.is_kept = True
+    page.say()
+    page.say("This is not as it should be:", style="bold red")
+    for failure in demo.failures:
+        page.fact("FAILED", failure, style="red")
+    page.verbatim(f"The server's log is {stage.log}. It ends with:")
+    for line in stage.last_log_lines():
+        page.verbatim(line, style="dim")
+    return FAILED
+
+
+@dataclass(frozen=True, slots=True)
+class _Played:
+    """One request: what was asked, seen, answered by the vendor and booked. No answer: the vendor was not asked."""
+
+    ask: Ask
+    seen: Seen
+    answer: Answered | None
+    entry: Entry | None
+
+
+class _Demo:
+    """The scenes in order, and what did not hold."""
+
+    def __init__(self, page: Page, stage: Stage) -> None:
+        self.failures: list[str] = []
+        self.tokens: dict[str, str] = {}
+        """Gateway tokens by user."""
+        self._page = page
+        self._stage = stage
+        self._prices = PriceTable.load()
+        self._played: list[_Played] = []
+        self._clients: dict[str, Client] = {}
+
+    def claim(self, claim: str, holds: bool, *, found: object = "", is_quiet: bool = False) -> None:
+        """Say that something holds, or note that it does not. Quiet: only the latter."""
+        if not holds:
+            self.failures.append(claim + (f" (found {found})" if found != "" else ""))
+        if not is_quiet:
+            self._page.fact("ok" if holds else "FAILED", claim, style="" if holds else "red")
+
+    def play(self) -> None:
+        """Raises StageError when it cannot go on."""
+        self._open()
+        self._welcome(ADA)
+        for scene in SCENES:
+            self._page.heading(scene.title)
+            for ask in scene.asks:
+                if ask.user not in self.tokens:
+                    self._welcome(ask.user)
+                self._perform(ask)
+        self._show_ledger()
+        self._check()
+
+    # --- the stage ---------------------------------------------------------------------------------
+
+    def _open(self) -> None:
+        page, stage = self._page, self._stage
+        page.console.print()
+        page.console.print("automna-proxy, demonstrated", style="bold")
+        page.say("A real server before a simulated vendor; nothing of your environment is used.")
+        page.heading("The proxy")
+        sdk = _imported("anthropic")  # while the server starts
+        stage.wait_until_ready()
+        page.fact("vendor", f"{stage.vendor.url}  answers as api.anthropic.com does")
+        page.fact("proxy", stage.url)
+        page.fact("store", str(stage.database.path))
+        self._find_clients(sdk)
+
+    def _find_clients(self, sdk: Any) -> None:
+        """Curl and the SDK, or what stands in for them."""
+        program = shutil.which("curl", path=self._stage.environment.get("PATH"))
+        if program is None:
+            self._page.fact("note", "curl is not installed: Python's standard library asks instead")
+        curl = Curl(program, self._stage.url, self._stage.environment) if program else None
+        by_hand: Client = curl or StandardLibrary(self._stage.url)
+        if sdk is None:
+            self._page.fact("note", "the anthropic SDK is not installed: pip install 'automna-proxy[demo]'")
+        by_sdk = by_hand if sdk is None else AnthropicSdk(sdk, self._stage.url)
+        self._clients = {"curl": by_hand, "sdk": by_sdk}
+
+    def _welcome(self, user: str) -> None:
+        """Make a user and a gateway token, with the commands of an operator."""
+        if not self.tokens:
+            self._page.heading("A user and a gateway token")
+        plan = PLAN_OF[user]
+        self._command("user", "add", user, "--plan", plan)
+        self.tokens[user] = self._command("token", "create", user, "--label", "demo")
+
+    def _command(self, *words: str) -> str:
+        """Show a command, run it, show and return its output. Raises StageError when it fails."""
+        command = f"automna-proxy {' '.join(words)}"
+        self._page.paste(f"$ {command}")
+        said = self._stage.command(words)
+        if said.status:
+            raise StageError(f"{command}: {said.complaint or said.output}")
+        self._page.say(said.output)
+        return said.output
+
+    # --- a scene -----------------------------------------------------------------------------------
+
+    def _perform(self, ask: Ask) -> None:
+        page, vendor = self._page, self._stage.vendor
+        gate = Gate()
+        if ask.behaviour is not None:
+            vendor.next(_gated(ask.behaviour, ask.leaves_after, gate))
+        client = self._clients[ask.client]
+        for line in ask.shown if client.name == ask.client else ():
+            page.paste(line)
+        page.fact(ask.user, ask.question)
+        answered_before = len(vendor.answers)
+        entries_before = {entry.seq for entry in settled_entries(self._stage.database)}
+        seen, came_after_s = self._ask(client, ask)
+        gate.open()
+        answer = next(iter(vendor.answers[answered_before:]), None)
+        booked = [e for e in settled_entries(self._stage.database) if e.seq not in entries_before]
+        entry = next(iter(booked), None)
+        self._played.append(_Played(ask, seen, answer, entry))
+        page.fact(client.name, _seen_in_words(ask, seen, came_after_s), style="yellow" if seen.error else "")
+        page.fact("ledger", "nothing held, nothing booked" if entry is None else _booked_in_words(entry))
+        for problem in _problems(self._played[-1], len(booked), self._prices):
+            self.claim(f"{ask.question!r}: {problem}", False)
+
+    def _ask(self, client: Client, ask: Ask) -> tuple[Seen, list[float]]:
+        """What the client saw, and after how many seconds each piece of the text."""
+        stream = self._page.stream("claude")
+        started_s = time.monotonic()
+        came_after_s: list[float] = []
+
+        def on_text(piece: str) -> bool:
+            came_after_s.append(time.monotonic() - started_s)
+            stream.write(piece)
+            return len(came_after_s) != ask.leaves_after
+
+        try:
+            return client.ask(ask.body, self.tokens[ask.user], on_text), came_after_s
+        finally:
+            stream.end()
+
+    # --- the end -----------------------------------------------------------------------------------
+
+    def _show_ledger(self) -> None:
+        self._page.heading("The ledger")
+        self._page.say()
+        entries = settled_entries(self._stage.database)
+        self._page.table(table_of(entries, self._page.console))
+        self._page.say()
+        self._command("ledger", "verify")
+
+    def _check(self) -> None:
+        self._page.heading("What was promised")
+        stage, vendor = self._stage, self._stage.vendor
+        entries, answers = settled_entries(stage.database), vendor.answers
+        self.claim("every count is what the vendor reported, every cost exact", not self.failures)
+        upstream_ids = [entry.upstream_request_id for entry in entries]
+        self.claim(
+            f"{len(answers)} answers of the vendor, {len(entries)} entries in the ledger: each exactly once",
+            upstream_ids == [answer.request_id for answer in answers],
+            found=upstream_ids,
+        )
+        refused = [played for played in self._played if played.ask.behaviour is None]
+        self.claim(
+            f"{len(refused)} refusals: the vendor was not asked, nothing is booked",
+            all(played.answer is None and played.entry is None for played in refused),
+        )
+        sent = b"".join(repr(request.headers).encode() + request.body for request in vendor.requests)
+        self.claim(
+            "the vendor never saw a gateway token",
+            not any(token.encode() in sent for token in self.tokens.values()),
+        )
+        statuses = {path: stage.status_of(path, self.tokens[ADA]) for path in OWN_ENDPOINTS}
+        self.claim(
+            f"{' '.join(OWN_ENDPOINTS)} answer",
+            set(statuses.values()) == {OK},
+            found=statuses,
+        )
+
+
+def _gated(behaviour: Behaviour, leaves_after: int | None, gate: Gate) -> Behaviour:
+    """The vendor says no more than the client waits for, until that has left."""
+    if leaves_after is None:
+        return behaviour
+    return replace(behaviour, stalls_after=EVENTS_BEFORE_TEXT + leaves_after, gate=gate)
+
+
+def _problems(played: _Played, booked: int, prices: PriceTable) -> Iterator[str]:
+    """What is not as the scene says."""
+    ask, seen, answer, entry = played.ask, played.seen, played.answer, played.entry
+    if seen.status != ask.status:
+        yield f"expected status {ask.status}, the client saw {seen.status} {seen.error}"
+    if ask.error not in seen.error or bool(ask.error) != bool(seen.error):
+        yield f"expected the error {ask.error!r}, the client saw {seen.error!r}"
+    if seen.is_whole != (ask.leaves_after is None):
+        yield f"the answer ended otherwise than expected: {seen}"
+    if ask.behaviour is None:
+        if answer is not None or booked:
+            yield "refused, and yet forwarded or booked"
+        return
+    if answer is None or entry is None or booked != 1:
+        yield f"expected one answer and one entry, found {answer} and {booked} entries"
+        return
+    yield from _entry_problems(ask, seen, answer, entry, prices)
+
+
+def _entry_problems(
+    ask: Ask, seen: Seen, answer: Answered, entry: Entry, prices: PriceTable
+) -> Iterator[str]:
+    assert answer.usage is not None
+    counts = answer.usage.counts()
+    text = "" if ask.behaviour is None else ask.behaviour.text or ""
+    expected: Mapping[str, tuple[object, object]] = {
+        "text": (seen.text, text if ask.leaves_after is None else text[: len(seen.text)]),
+        "request id": (entry.request_id, seen.request_id),
+        "upstream request id": (entry.upstream_request_id, answer.request_id),
+        "user": (entry.user_id, ask.user),
+        "outcome": (entry.outcome, "completed" if ask.leaves_after is None else "client_left"),
+        "basis": (entry.basis, "reported"),
+        "counts": (counts_of(entry), counts),
+        "cost": (entry.cost_nanousd, cost_of(prices, answer.model, counts, at_ms=entry.at_ms)),
+    }
+    for name, (found, wanted) in expected.items():
+        if found != wanted:
+            yield f"expected the {name} {wanted!r}, found {found!r}"
+
+
+def _seen_in_words(ask: Ask, seen: Seen, came_after_s: Sequence[float]) -> str:
+    if seen.error:
+        return f"{seen.status} {seen.error}"
+    if not seen.is_whole:
+        return f"{seen.status}, then the client left after {len(came_after_s)} pieces"
+    pieces = ""
+    if ask.is_streaming and came_after_s:
+        first_s, last_s = came_after_s[0], came_after_s[-1]
+        pieces = f", {len(came_after_s)} pieces from {first_s:.2f} s to {last_s:.2f} s"
+    return f"{seen.status}{pieces}, {seen.request_id}"
+
+
+def _booked_in_words(entry: Entry) -> str:
+    counts = counts_of(entry)
+    used = ", ".join(f"{counts[unit]:,} {name}" for unit, name in UNIT_NAMES.items() if unit in counts)
+    credits_used = credits_of(entry.cost_nanousd)
+    unit = "credit" if credits_used == 1 else "credits"
+    ended = "" if entry.outcome == "completed" else f"{entry.outcome}, {entry.basis}: ".replace("_", " ")
+    return f"{ended}{used} = ${usd(entry.cost_nanousd)}, {credits_used:,} {unit}"
+
+
+def _imported(name: str) -> Any:
+    """A library, None where it is not installed."""
+    try:
+        return importlib.import_module(name)
+    except ImportError:
+        return None
+
+
+# --- staying up ---------------------------------------------------------------------------------------
+
+
+def _stay(page: Page, stage: Stage, gateway_token: str) -> None:
+    """Say what can be tried, and wait for Ctrl-C. Raises StageError when the server ends by itself."""
+    try:
+        page.heading("Your turn")
+        page.say("Paste these into another terminal; Ctrl-C here ends the demo.")
+        page.say()
+        for line in _paste_lines(stage, gateway_token):
+            page.paste(line)
+        page.say()
+        while stage.is_serving:
+            time.sleep(WATCH_S)
+    except KeyboardInterrupt:
+        page.say()
+        page.say("Stopping.")
+        return
+    raise StageError("the server ended by itself")
+
+
+def _paste_lines(stage: Stage, gateway_token: str) -> list[str]:
+    command = _own_command()
+    return [
+        f"export URL={stage.url} NO_PROXY=127.0.0.1",
+        f"export TOKEN={gateway_token}",
+        "",
+        'curl -N $URL/api/llm/v1/messages -H "x-api-key: $TOKEN" \\',
+        '  -H "content-type: application/json" \\',
+        f"""  -d '{{"model": "{SONNET}", "max_tokens": 200, "stream": true,""",
+        """       "messages": [{"role": "user", "content": "Say something."}]}'""",
+        'curl $URL/api/llm/v1/models -H "x-api-key: $TOKEN"',
+        'curl $URL/api/user/usage -H "authorization: Bearer $TOKEN"',
+        'curl $URL/api/user/limits -H "authorization: Bearer $TOKEN"',
+        "curl $URL/metrics",
+        "curl $URL/health",
+        "",
+        f"export DATABASE_URL=sqlite:///{stage.database.path}",
+        f"{command} ledger tail",
+        f"{command} usage {ADA} --by model",
+    ]
+
+
+def _own_command() -> str:
+    """How to call `automna-proxy` from a terminal that knows nothing of our environment."""
+    script = Path(sys.executable).with_name(PROGRAM)
+    if shutil.which(PROGRAM) == str(script):
+        return PROGRAM
+    return shlex.quote(str(script)) if script.exists() else f"{shlex.quote(sys.executable)} -m automna_proxy"
+
+
+@contextmanager
+def _terminable() -> Iterator[None]:
+    """SIGTERM ends the demo as Ctrl-C does, and the way out is not interrupted: no server is left behind."""
+
+    def interrupt(_signal: int, _frame: FrameType | None) -> None:
+        for number in before:
+            signal.signal(number, signal.SIG_IGN)
+        raise KeyboardInterrupt
+
+    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    for number in before:
+        signal.signal(number, interrupt)
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)

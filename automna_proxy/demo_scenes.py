@@ -1,0 +1,217 @@
+"""What the demo plays: who asks what, how the simulated vendor answers, and what must come of it."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from simulators.anthropic import Behaviour, streams
+
+SONNET, HAIKU = "claude-sonnet-4-5", "claude-haiku-4-5"
+PACE_S = 0.02
+"""Between two events: slow enough to be watched."""
+ADA, BOB = "ada", "bob"
+PLAN_OF = {ADA: "pro", BOB: "tiny"}
+PLAN_TINY = """
+[plans.tiny]
+credits_per_month = 30
+requests_per_minute = 60
+tokens_per_minute = 100_000
+concurrent_requests = 4
+searches_per_month = 0
+browser_minutes_per_month = 0
+concurrent_browsers = 0
+emails_per_day = 0
+call_minutes_per_month = 0
+"""
+"""A plan for one: 30 credits are $0.003."""
+
+_HANDBOOK = " ".join(
+    f"Section {number}: answer politely, cite the page, and say so when the handbook is silent."
+    for number in range(1, 201)
+)
+_HANDBOOK_TOKENS = len(_HANDBOOK) // 4
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Ask:
+    """One request and what must come of it: a status, or an error of the vendor's type.
+
+    `behaviour` is the vendor's; None where the vendor must not be asked at all. `leaves_after` so many pieces of
+    text the client goes away, and only then the vendor says the rest. `shown` is the command or code.
+    """
+
+    client: str
+    question: str
+    behaviour: Behaviour | None
+    user: str = ADA
+    model: str = HAIKU
+    max_tokens: int = 400
+    is_streaming: bool = False
+    fields: Mapping[str, Any] = field(default_factory=dict)
+    status: int = 200
+    error: str = ""
+    leaves_after: int | None = None
+    shown: tuple[str, ...] = ()
+
+    @property
+    def body(self) -> dict[str, Any]:
+        body = {"model": self.model, "max_tokens": self.max_tokens, **self.fields}
+        if self.is_streaming:
+            body["stream"] = True
+        return {**body, "messages": [{"role": "user", "content": self.question}]}
+
+
+@dataclass(frozen=True, slots=True)
+class Scene:
+    """Requests that belong together under one heading."""
+
+    title: str
+    asks: tuple[Ask, ...]
+
+
+def _about_handbook(question: str, text: str, **usage: int) -> Ask:
+    """A question below a long system prompt that the vendor is asked to cache for five minutes."""
+    cached = {"type": "text", "text": _HANDBOOK, "cache_control": {"type": "ephemeral"}}
+    return Ask(
+        client="sdk",
+        question=question,
+        model=SONNET,
+        fields={"system": [cached]},
+        behaviour=Behaviour(text=text, usage_changes={"input_tokens": len(question) // 4 + 8, **usage}),
+    )
+
+
+SCENES = (
+    Scene(
+        "A streamed request, with curl",
+        (
+            Ask(
+                client="curl",
+                question="Why does a ledger only ever append?",
+                model=SONNET,
+                is_streaming=True,
+                behaviour=streams(
+                    text="Because what was written down stays true. A correction is a new line with its own "
+                    "reason, so every balance can be added up again from the first line to the last.",
+                    pace_s=PACE_S,
+                ),
+                shown=(
+                    '$ curl -N $URL/api/llm/v1/messages -H "x-api-key: $TOKEN" \\',
+                    """    -H "content-type: application/json" -d '{"model": ..., "stream": true, ...}'""",
+                ),
+            ),
+        ),
+    ),
+    Scene(
+        "A streamed request, with the anthropic SDK",
+        (
+            Ask(
+                client="sdk",
+                question="And what is a hold?",
+                is_streaming=True,
+                behaviour=streams(
+                    text="Money set aside before the work begins: as much as it may cost at most. When the work "
+                    "is done, what it did cost is booked and the rest is free again.",
+                    pace_s=PACE_S,
+                ),
+                shown=(
+                    '>>> claude = anthropic.Anthropic(base_url=URL + "/api/llm", api_key=TOKEN)',
+                    '>>> with claude.messages.stream(model="claude-haiku-4-5", ...) as stream:',
+                ),
+            ),
+        ),
+    ),
+    Scene(
+        "Not streamed",
+        (
+            Ask(
+                client="curl",
+                question="A colour, please.",
+                behaviour=Behaviour(text="Teal."),
+            ),
+        ),
+    ),
+    Scene(
+        "Prompt caching: written once, then read at a tenth of the price",
+        (
+            _about_handbook(
+                "What if the handbook is silent?",
+                "Then say so. (The handbook was written to the cache.)",
+                cache_write_5m_tokens=_HANDBOOK_TOKENS,
+            ),
+            _about_handbook(
+                "And how should I answer?",
+                "Politely, citing the page. (It was read from the cache.)",
+                cache_read_tokens=_HANDBOOK_TOKENS,
+            ),
+        ),
+    ),
+    Scene(
+        "Web search: the vendor's own tool, priced per search",
+        (
+            Ask(
+                client="curl",
+                question="What is the weather in Lisbon today?",
+                model=SONNET,
+                fields={"tools": [{"type": "web_search_20250305", "name": "web_search", "max_uses": 3}]},
+                behaviour=Behaviour(
+                    text="Sunny, 19 degrees, says the second page found.",
+                    usage_changes={"web_searches": 2, "input_tokens": 8_214},
+                ),
+            ),
+        ),
+    ),
+    Scene(
+        "A client that leaves in mid-stream: all that the vendor bills is booked",
+        (
+            Ask(
+                client="curl",
+                question="Count slowly to twenty.",
+                is_streaming=True,
+                behaviour=streams(
+                    text="One, two, three, four, five, six, seven, eight, nine, ten, eleven, twelve, thirteen, "
+                    "fourteen, fifteen, sixteen, seventeen, eighteen, nineteen, twenty.",
+                    pace_s=PACE_S,
+                ),
+                leaves_after=7,
+            ),
+        ),
+    ),
+    Scene(
+        "Refused: a model that nobody offers",
+        (
+            Ask(
+                client="sdk",
+                question="Hello?",
+                model="claude-imaginary-9",
+                behaviour=None,
+                status=404,
+                error="claude-imaginary-9",
+            ),
+        ),
+    ),
+    Scene(
+        "Refused: a budget that cannot cover it",
+        (
+            Ask(
+                client="curl",
+                user=BOB,
+                question="A short poem about coins.",
+                max_tokens=300,
+                behaviour=Behaviour(
+                    text="Small coins fall in the jar; their sum rings far.",
+                    usage_changes={"output_tokens": 287},
+                ),
+            ),
+            Ask(
+                client="curl",
+                user=BOB,
+                question="One more, please.",
+                max_tokens=300,
+                behaviour=None,
+                status=402,
+                error="Monthly usage limit reached",
+            ),
+        ),
+    ),
+)

@@ -1,0 +1,218 @@
+"""`serve`: one process, or a supervisor with several workers on one socket; and how they stop.
+
+SIGTERM or SIGINT: `/readyz` answers 503 for a notice period while requests are still served; then no new
+connections, streams finish within their bound, the ledger is flushed, exit status 0.
+"""
+
+import logging
+import os
+import resource
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+from types import FrameType
+
+import uvicorn
+
+from automna_proxy.app import App
+from automna_proxy.logs import configure_logging
+from automna_proxy.settings import Settings
+from metering.clock import Clock, SystemClock
+from metering.store.database import Database
+from metering.store.migrate import migrate
+from proxy.downstream import bounded
+
+logger = logging.getLogger(__name__)
+
+BACKLOG = 2_048
+RESTART_PAUSE_S = 0.5
+"""Between the death of a worker and its successor: a worker that cannot start must not spin."""
+STARTUP_FAILED = 3
+"""uvicorn's exit status of a worker whose application did not start: its successor would not either."""
+KILL_GRACE_S = 10.0
+"""Beyond notice and streams, for the flush; then a worker is killed."""
+
+
+class Server(uvicorn.Server):
+    """uvicorn's server with a notice period before it stops."""
+
+    def __init__(self, config: uvicorn.Config, app: App, *, notice_s: float, parent_pid: int | None) -> None:
+        super().__init__(config)
+        self._app = app
+        self._notice_s = notice_s
+        self._parent_pid = parent_pid
+        self._stop_at_s: float | None = None
+
+    def handle_exit(self, sig: int, frame: FrameType | None) -> None:
+        """First signal: drain. Second: stop the notice. Third SIGINT: uvicorn's own force."""
+        if self._stop_at_s is None:
+            logger.warning("stopping: not ready for %g s, then finishing what runs", self._notice_s)
+            self._app.start_draining()
+            self._stop_at_s = time.monotonic() + self._notice_s
+        elif not self.should_exit:
+            self._stop_at_s = 0.0
+        else:
+            super().handle_exit(sig, frame)
+            self._captured_signals.clear()  # raised again, they would make the exit status a failure
+
+    async def on_tick(self, counter: int) -> bool:
+        if self._parent_pid is not None and os.getppid() != self._parent_pid and self._stop_at_s is None:
+            self.handle_exit(signal.SIGTERM, None)  # the supervisor was killed: nobody will stop us
+        if self._stop_at_s is not None and time.monotonic() >= self._stop_at_s:
+            self.should_exit = True
+        return await super().on_tick(counter)
+
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        self._app.stop_admitting()
+        await super().shutdown(sockets)
+
+
+def serve(settings: Settings, *, host: str, port: int, workers: int) -> int:
+    """Migrate the store, then serve until told to stop. Returns the exit status."""
+    configure_logging(settings)
+    raise_descriptor_limit()
+    database = Database.from_url(settings.database_url, busy_timeout_s=settings.store_busy_timeout_s)
+    for name in migrate(database, SystemClock()):
+        logger.info("migrated the store: %s", name)
+    listener = listen(host, port)
+    shown_host, shown_port = listener.getsockname()[:2]
+    logger.info("serving on http://%s:%d with %d worker(s)", shown_host, shown_port, workers)
+    if workers == 1:
+        return run_worker(settings, listener)
+    return _supervise(listener, workers, settings)
+
+
+def raise_descriptor_limit() -> None:
+    """Two descriptors a request (client, vendor) soon pass the usual soft limit of 1,024; take what is allowed."""
+    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+
+
+def listen(host: str, port: int) -> socket.socket:
+    """A listening socket. Raises OSError."""
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    listener = socket.socket(family, socket.SOCK_STREAM)
+    listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    try:
+        listener.bind((host, port))
+        listener.listen(BACKLOG)
+    except OSError:
+        listener.close()
+        raise
+    listener.setblocking(False)
+    return listener
+
+
+def make_server(settings: Settings, *, parent_pid: int | None = None, clock: Clock | None = None) -> Server:
+    """A server for one worker, not yet running. `clock` replaces the machine's."""
+    app = App(settings, clock=clock)
+    config = uvicorn.Config(
+        app,
+        http=bounded(head_bytes_max=settings.head_bytes_max, headers_max=settings.headers_max),
+        ws="none",
+        loop="uvloop",
+        lifespan="on",
+        log_config=None,
+        access_log=False,
+        server_header=False,
+        proxy_headers=False,  # nothing here asks for a client's address
+        backlog=BACKLOG,
+        timeout_keep_alive=round(settings.keep_alive_s),
+        timeout_graceful_shutdown=round(settings.drain_streams_s),
+    )
+    return Server(config, app, notice_s=settings.drain_notice_s, parent_pid=parent_pid)
+
+
+def run_worker(settings: Settings, listener: socket.socket, *, parent_pid: int | None = None) -> int:
+    """Serve on a socket until told to stop, or until the process `parent_pid` is no longer our parent."""
+    server = make_server(settings, parent_pid=parent_pid)
+    server.run(sockets=[listener])
+    return 0 if server.started else STARTUP_FAILED
+
+
+# --- several workers ------------------------------------------------------------------------------------
+
+
+def _supervise(listener: socket.socket, workers: int, settings: Settings) -> int:
+    metrics_dir = tempfile.mkdtemp(prefix="automna-proxy-metrics-")
+    supervisor = _Supervisor(listener, workers, settings, metrics_dir)
+    try:
+        return supervisor.run()
+    finally:
+        shutil.rmtree(metrics_dir, ignore_errors=True)
+
+
+class _Supervisor:
+    """Keeps `workers` processes alive on one socket, passes signals on, waits for the last."""
+
+    def __init__(self, listener: socket.socket, workers: int, settings: Settings, metrics_dir: str) -> None:
+        self._listener = listener
+        self._settings = settings
+        self._environ = {**os.environ, "PROMETHEUS_MULTIPROC_DIR": metrics_dir}
+        self._metrics_dir = metrics_dir
+        self._is_stopping = False
+        self._processes: list[subprocess.Popen[bytes]] = []
+        self._workers = workers
+
+    def run(self) -> int:
+        for sig in (signal.SIGTERM, signal.SIGINT):
+            signal.signal(sig, self._pass_on)
+        self._processes = [self._start() for _ in range(self._workers)]
+        while not self._is_stopping:
+            for index, process in enumerate(self._processes):
+                status = process.poll()
+                if status is None or self._is_stopping:
+                    continue
+                self._bury(process)
+                if status == STARTUP_FAILED:
+                    logger.error("a worker could not start; stopping")
+                    self._stop()
+                    self._wait()
+                    return STARTUP_FAILED
+                logger.error("worker %d died with status %d; starting another", process.pid, status)
+                time.sleep(RESTART_PAUSE_S)
+                self._processes[index] = self._start()
+            time.sleep(0.1)
+        return self._wait()
+
+    def _start(self) -> "subprocess.Popen[bytes]":
+        descriptor = self._listener.fileno()
+        return subprocess.Popen(  # noqa: S603 - our own interpreter and module
+            [sys.executable, "-m", "automna_proxy.worker", str(descriptor), str(os.getpid())],
+            pass_fds=[descriptor],
+            env=self._environ,
+        )
+
+    def _pass_on(self, _signal: int, _frame: FrameType | None) -> None:
+        self._stop()
+
+    def _stop(self) -> None:
+        self._is_stopping = True
+        for process in self._processes:
+            if process.poll() is None:
+                process.send_signal(signal.SIGTERM)
+
+    def _wait(self) -> int:
+        """Wait for all, bounded; the exit status: 0 when every worker stopped cleanly."""
+        self._listener.close()
+        until_s = (
+            time.monotonic() + self._settings.drain_notice_s + self._settings.drain_streams_s + KILL_GRACE_S
+        )
+        statuses = []
+        for process in self._processes:
+            try:
+                statuses.append(process.wait(max(0.0, until_s - time.monotonic())))
+            except subprocess.TimeoutExpired:
+                process.kill()
+                statuses.append(process.wait())
+        return 0 if all(status == 0 for status in statuses) else 1
+
+    def _bury(self, process: "subprocess.Popen[bytes]") -> None:
+        """Let the metrics of a dead worker's gauges go; its counters stay."""
+        from prometheus_client.multiprocess import mark_process_dead  # noqa: PLC0415 - reads the variable on import
+
+        mark_process_dead(process.pid, self._metrics_dir)  # type: ignore[no-untyped-call]  # the library's

@@ -1,0 +1,154 @@
+"""The composition root: everything one process needs, made once, in order, and taken down in reverse."""
+
+import asyncio
+import logging
+import socket
+from collections.abc import AsyncIterator, Coroutine
+from contextlib import AsyncExitStack, asynccontextmanager
+from dataclasses import dataclass
+from typing import Any
+
+from routes.own import OwnContext
+
+from automna_proxy.settings import Settings
+from metering.admission import Admission
+from metering.clock import Clock, SystemClock
+from metering.errors import Refused
+from metering.heartbeat import Heartbeat
+from metering.ids import new_id
+from metering.ledger import Ledger
+from metering.plans import load_plans
+from metering.prices import PriceTable
+from metering.rate_limits import RateLimits
+from metering.store.database import Database
+from metering.store.store import Store, open_store
+from metering.tasks import spawn, stop
+from metering.users import Directory
+from proxy.auth import Authenticator
+from proxy.bounds import Bounds
+from proxy.mounted import Mounted
+from proxy.pipeline import Engine
+from proxy.telemetry import Telemetry
+from proxy.upstream import UpstreamClient
+from routes import SURFACES
+
+logger = logging.getLogger(__name__)
+
+READY_WITHIN_S = 1.0
+"""A store that takes longer to write a row is not ready."""
+GAUGES_EVERY_S = 1.0
+
+
+@dataclass(slots=True)
+class Service:
+    """One worker's parts, as the app needs them."""
+
+    settings: Settings
+    engine: Engine
+    mounted: tuple[Mounted, ...]
+    own: OwnContext
+    store: Store
+    heartbeat: Heartbeat
+    client: UpstreamClient
+    telemetry: Telemetry
+    is_draining: bool = False
+    """Still serving, but not ready: the load balancer shall look elsewhere."""
+
+    async def not_ready(self) -> str | None:
+        """Why this worker should get no new traffic; None when it should."""
+        if self.is_draining:
+            return "draining"
+        try:
+            async with asyncio.timeout(READY_WITHIN_S):
+                await self.heartbeat.beat()
+        except (Refused, TimeoutError):
+            return "the store cannot be written"
+        return None
+
+    async def keep_gauges(self) -> None:
+        """Gauges that are cheaper to read now and then than to keep."""
+        while True:
+            self.telemetry.queue_units.set(self.store.writer.queued_units)
+            self.telemetry.upstream_connections.set(self.client.open_connections)
+            await asyncio.sleep(GAUGES_EVERY_S)
+
+
+def bounds_of(settings: Settings) -> Bounds:
+    """The engine's share of the settings: the fields of the same names."""
+    return Bounds(**{name: getattr(settings, name) for name in Bounds.__slots__})
+
+
+@asynccontextmanager
+async def running_service(settings: Settings, *, clock: Clock | None = None) -> AsyncIterator[Service]:
+    """A worker, from its first heartbeat to the last flush.
+
+    The store must be migrated. Raises SettingError, PlansFileError, PriceFileError, DatabaseUrlError,
+    ValueError (upstream override), Refused (store).
+    """
+    clock = clock or SystemClock()
+    plans, prices = load_plans(settings.plans_path), PriceTable.load(settings.prices_path)
+    telemetry = Telemetry(prices, log_format=settings.log_format)
+    database = Database.from_url(settings.database_url, busy_timeout_s=settings.store_busy_timeout_s)
+    bounds = bounds_of(settings)
+    async with AsyncExitStack() as stack:
+        store = await stack.enter_async_context(open_store(database, on_commit=telemetry.committed))
+        worker_id = new_id(f"wrk_{socket.gethostname()[:20]}", clock.now_ms())
+        ledger = Ledger(store, clock, worker_id)
+        directory, rate_limits = Directory(store, clock), RateLimits(clock)
+        authenticator = Authenticator(
+            directory,
+            plans,
+            clock,
+            cache_max=settings.credential_cache_max,
+            poll_s=settings.changes_poll_s,
+            stale_after_s=settings.changes_stale_after_s,
+        )
+        await authenticator.start()
+        heartbeat = Heartbeat(
+            store,
+            ledger,
+            clock,
+            interval_s=settings.heartbeat_s,
+            dead_after_s=settings.worker_dead_after_s,
+            on_expired=lambda _worker_id, reservations: telemetry.expired(reservations),
+        )
+        await heartbeat.beat()
+        stack.push_async_callback(heartbeat.leave)
+        client = UpstreamClient(connections_max=settings.upstream_connections_max)
+        stack.push_async_callback(client.aclose)
+        engine = Engine(
+            bounds=bounds,
+            authenticator=authenticator,
+            admission=Admission(ledger, rate_limits, clock),
+            ledger=ledger,
+            prices=prices,
+            client=client,
+            telemetry=telemetry,
+            clock=clock,
+        )
+        stack.push_async_callback(engine.wait_until_idle)
+        mounted = tuple(Mounted(surface, settings.vendors, bounds) for surface in SURFACES)
+
+        async def not_ready() -> str | None:
+            return await service.not_ready()
+
+        own = OwnContext(
+            authenticator=authenticator,
+            store=store,
+            rate_limits=rate_limits,
+            clock=clock,
+            telemetry=telemetry,
+            not_ready=not_ready,
+            metrics_token=settings.metrics_token,
+        )
+        service = Service(settings, engine, mounted, own, store, heartbeat, client, telemetry)
+        _in_background(stack, "changes", authenticator.follow_changes())
+        _in_background(stack, "heartbeat", heartbeat.run())
+        _in_background(stack, "checkpoints", engine.keep_checkpointing())
+        _in_background(stack, "gauges", service.keep_gauges())
+        yield service
+
+
+def _in_background(stack: AsyncExitStack, name: str, coroutine: Coroutine[Any, Any, None]) -> None:
+    task = spawn(coroutine, name=name)
+    stack.push_async_callback(stop, task)

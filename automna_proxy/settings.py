@@ -1,0 +1,172 @@
+"""Every setting: one frozen class, read from the environment once, each field with unit, default and meaning.
+
+The table in README.md is held to this file by a test.
+"""
+
+import dataclasses
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from routes import SURFACES
+
+
+class SettingError(ValueError):
+    """A setting cannot be used: names the variable, what was given and what is expected."""
+
+
+def _setting(default: Any, meaning: str, *, unit: str = "", minimum: float | None = None) -> Any:
+    metadata = {"meaning": meaning, "unit": unit, "minimum": minimum}
+    return dataclasses.field(default=default, metadata=metadata)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Settings:
+    """The service's settings. A field's variable is its name in capitals."""
+
+    database_url: str = _setting(
+        "sqlite:///automna-proxy.db", "the store; `sqlite:////absolute/path.db` for an absolute path"
+    )
+    plans_file: str = _setting("", "a TOML file that replaces the plans that ship with the package")
+    prices_file: str = _setting("", "a JSON file that replaces the price table that ships with the package")
+    metrics_token: str = _setting("", "bearer token of `/metrics`; unset, it is open")
+    log_format: str = _setting("console", "`console` or `json`: one line per request either way")
+    log_level: str = _setting("info", "`debug`, `info`, `warning` or `error`")
+
+    body_bytes_max: int = _setting(32 * 1024 * 1024, "longest request body", unit="bytes", minimum=1)
+    head_bytes_max: int = _setting(64 * 1024, "longest request line and headers", unit="bytes", minimum=1024)
+    headers_max: int = _setting(200, "most request headers", unit="headers", minimum=1)
+    body_timeout_s: float = _setting(60.0, "longest wait for a whole request body", unit="s", minimum=0.001)
+    client_stall_timeout_s: float = _setting(
+        120.0, "a client that takes no bytes for so long has left", unit="s", minimum=0.001
+    )
+    keep_alive_s: float = _setting(75.0, "an idle client connection is closed", unit="s", minimum=1)
+
+    upstream_connections_max: int = _setting(
+        2_000, "connections to vendors per worker", unit="connections", minimum=1
+    )
+    connect_timeout_s: float = _setting(5.0, "to connect to a vendor", unit="s", minimum=0.001)
+    first_byte_timeout_s: float = _setting(
+        600.0, "from the request's last byte to the vendor's answer", unit="s", minimum=0.001
+    )
+    idle_timeout_s: float = _setting(600.0, "between two reads of a vendor's answer", unit="s", minimum=0.001)
+    pool_idle_s: float = _setting(
+        30.0, "an unused vendor connection is closed; below what vendors keep", unit="s", minimum=0.001
+    )
+    stream_silence_s: float = _setting(
+        20.0, "a stream whose vendor is silent gets its 200 and comments", unit="s", minimum=0.001
+    )
+
+    drain_after_client_left_s: float = _setting(
+        300.0, "a vendor's answer is read on after its client left", unit="s", minimum=0
+    )
+    drains_max: int = _setting(
+        500,
+        "answers read on at once per worker; beyond it they are cut and estimated",
+        unit="answers",
+        minimum=0,
+    )
+    drain_notice_s: float = _setting(5.0, "after SIGTERM: not ready, still serving", unit="s", minimum=0)
+    drain_streams_s: float = _setting(120.0, "after the notice: streams may finish", unit="s", minimum=0)
+
+    settle_wait_s: float = _setting(
+        0.25, "an answer's end waits for its entry to be durable", unit="s", minimum=0
+    )
+    checkpoint_s: float = _setting(3.0, "between checkpoints of a stream", unit="s", minimum=0.01)
+    heartbeat_s: float = _setting(1.0, "between heartbeats of a worker", unit="s", minimum=0.01)
+    worker_dead_after_s: float = _setting(
+        10.0, "a worker without heartbeat is dead, its holds expire", unit="s", minimum=0.05
+    )
+    changes_poll_s: float = _setting(
+        0.25, "between looks for revocations and plan changes", unit="s", minimum=0.01
+    )
+    changes_stale_after_s: float = _setting(
+        1.0, "a worker that could not look for so long answers 503", unit="s", minimum=0.05
+    )
+    store_busy_timeout_s: float = _setting(
+        2.0, "a locked store is waited for before it counts as unavailable", unit="s", minimum=0
+    )
+    estimate_bytes_per_token: int = _setting(
+        2, "the input estimate: a token for so many bytes of body", unit="bytes", minimum=1
+    )
+    credential_cache_max: int = _setting(
+        10_000, "gateway tokens remembered per worker", unit="tokens", minimum=1
+    )
+
+    vendors: Mapping[str, str] = dataclasses.field(default_factory=dict, metadata={"is_vendors": True})
+    """The variables that surfaces declare: keys, upstream overrides, options. Unset ones are absent."""
+
+    @classmethod
+    def from_env(cls, environ: Mapping[str, str]) -> "Settings":
+        """Read `environ`; an empty value counts as unset. Raises SettingError."""
+        values: dict[str, Any] = {
+            field.name: _read(field, environ[variable])
+            for field in _fields()
+            if environ.get(variable := field.name.upper())
+        }
+        vendors = {name: environ[name] for name, _, _ in vendor_settings() if environ.get(name)}
+        settings = cls(**values, vendors=vendors)
+        if settings.log_format not in {"console", "json"}:
+            raise SettingError(f"LOG_FORMAT: given {settings.log_format!r}, expected console or json")
+        if settings.log_level not in {"debug", "info", "warning", "error"}:
+            raise SettingError(
+                f"LOG_LEVEL: given {settings.log_level!r}, expected debug, info, warning or error"
+            )
+        return settings
+
+    @property
+    def plans_path(self) -> Path | None:
+        return Path(self.plans_file) if self.plans_file else None
+
+    @property
+    def prices_path(self) -> Path | None:
+        return Path(self.prices_file) if self.prices_file else None
+
+
+@dataclass(frozen=True, slots=True)
+class SettingRow:
+    """One row of the table of settings."""
+
+    variable: str
+    default: str
+    unit: str
+    meaning: str
+
+
+def _fields() -> list["dataclasses.Field[Any]"]:
+    return [field for field in dataclasses.fields(Settings) if "is_vendors" not in field.metadata]
+
+
+def _read(field: "dataclasses.Field[Any]", text: str) -> Any:
+    kind: Callable[[str], Any] = type(field.default)
+    minimum = field.metadata["minimum"]
+    try:
+        value = kind(text.strip())
+    except ValueError:
+        value = None
+    # `not (value >= minimum)` also refuses a NaN
+    if value is None or (minimum is not None and not value >= minimum):
+        expected = f"a number of {field.metadata['unit']} from {minimum:g}"
+        raise SettingError(f"{field.name.upper()}: given {text!r}, expected {expected}")
+    return value
+
+
+def vendor_settings() -> list[tuple[str, str, str]]:
+    """(variable, default, meaning) of what the surfaces declare."""
+    rows = []
+    for surface in SURFACES:
+        upstream = surface.upstream
+        rows.append((upstream.key_env, "", f"the platform's key at {surface.name}; unset, it answers 503"))
+        rows.append((upstream.url_env, upstream.base_url, f"where {surface.name} is reached (no path)"))
+        rows += surface.options
+    return rows
+
+
+def table() -> list[SettingRow]:
+    """Every setting, in order: for README.md and `serve --help`."""
+    own = [
+        SettingRow(field.name.upper(), str(field.default), field.metadata["unit"], field.metadata["meaning"])
+        for field in _fields()
+    ]
+    return own + [SettingRow(name, default, "", meaning) for name, default, meaning in vendor_settings()]

@@ -1,0 +1,34 @@
+"""Standard output carries answers and nothing else; everything said beside them goes to standard error."""
+
+import sys
+from typing import Any
+
+import orjson
+from rich.console import Console
+
+from automna_proxy.tables import Table, printable
+
+PROGRAM = "automna-proxy"
+
+
+def say(line: str) -> None:
+    """One line of an answer."""
+    print(line, flush=True)  # noqa: T201 - this is where the command speaks
+
+
+def note(line: str) -> None:
+    """One line beside the answer: what was done, or what is wrong."""
+    print(f"{PROGRAM}: {printable(line)}", file=sys.stderr, flush=True)  # noqa: T201 - as above
+
+
+def show(table: Table) -> None:
+    """A table: boxed on a terminal, tab-separated in a pipe."""
+    if sys.stdout.isatty():
+        table.print_on(Console(file=sys.stdout))
+    else:
+        say("\n".join(table.as_lines()))
+
+
+def show_json(document: Any, *, is_line: bool = False) -> None:
+    """One JSON document; `is_line` for one of many, each on a line of its own."""
+    say(orjson.dumps(document, option=0 if is_line else orjson.OPT_INDENT_2).decode())

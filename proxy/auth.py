@@ -1,0 +1,150 @@
+"""Who is calling: gateway tokens found where the surface declares, resolved through a bounded cache.
+
+The cache is kept honest by the store's `changes`: every worker polls them a few times a second and forgets
+what has changed. A worker that could not look for longer than its bound does not know who is revoked, and
+says so (503) instead of guessing.
+"""
+
+import asyncio
+import logging
+from collections import OrderedDict
+from collections.abc import Sequence
+
+from metering.admission import Caller
+from metering.clock import Clock
+from metering.errors import Reason, Refused
+from metering.plans import Plans
+from metering.store.writer import store_unavailable
+from metering.users import Credential, Directory, hash_of
+from proxy.surface import HeaderKey, Headers
+
+logger = logging.getLogger(__name__)
+
+GATEWAY_TOKEN_BYTES_MAX = 512
+"""Longer ones are not ours: they are not even hashed."""
+
+
+def find_gateway_tokens(places: Sequence[HeaderKey], headers: Headers) -> set[bytes]:
+    """The distinct credentials a request carries in the places where the surface looks for them."""
+    found = set()
+    for name, value in headers:
+        for place in places:
+            if name == place.name.encode():
+                scheme = place.scheme.encode().lower()
+                if not scheme:
+                    found.add(value.strip())
+                elif value[: len(scheme)].lower() == scheme:
+                    found.add(value[len(scheme) :].strip())
+    found.discard(b"")
+    return found
+
+
+def unauthenticated(message: str) -> Refused:
+    return Refused(Reason.UNAUTHENTICATED, message)
+
+
+class Authenticator:
+    """From a gateway token to a caller, with a cache of `cache_max` tokens."""
+
+    def __init__(
+        self,
+        directory: Directory,
+        plans: Plans,
+        clock: Clock,
+        *,
+        cache_max: int,
+        poll_s: float,
+        stale_after_s: float,
+    ) -> None:
+        self._directory = directory
+        self._plans = plans
+        self._clock = clock
+        self._cache_max = cache_max
+        self._poll_s = poll_s
+        self._stale_after_s = stale_after_s
+        self._cache: OrderedDict[bytes, Credential] = OrderedDict()
+        self._seen_seq = 0
+        self._looked_at_s = clock.monotonic_s()
+
+    async def authenticate(self, tokens: set[bytes]) -> Caller:
+        """Raises Refused: UNAUTHENTICATED, FORBIDDEN (disabled user), STORE_UNAVAILABLE."""
+        if len(tokens) != 1:
+            raise unauthenticated(
+                "Two different API keys were sent; send your gateway token once."
+                if tokens
+                else "No API key was sent. Send your gateway token as the API key."
+            )
+        if self._clock.monotonic_s() - self._looked_at_s > self._stale_after_s:
+            raise store_unavailable("revocations cannot be read")
+        (token,) = tokens
+        credential = self._cache.get(token)
+        if credential is None:
+            credential = await self._look_up(token)
+        else:
+            self._cache.move_to_end(token)
+        return self._caller(credential)
+
+    def _caller(self, credential: Credential) -> Caller:
+        now_ms = self._clock.now_ms()
+        if credential.revoked_at_ms is not None:
+            raise unauthenticated("This API key has been revoked.")
+        if credential.expires_at_ms is not None and now_ms >= credential.expires_at_ms:
+            raise unauthenticated("This API key has expired.")
+        if credential.status != "active":
+            raise Refused(Reason.FORBIDDEN, "This account is disabled.")
+        plan = self._plans.get(credential.plan)
+        if plan is None:
+            raise Refused(
+                Reason.NOT_CONFIGURED,
+                f"The plan {credential.plan} of this account is not in the plans file.",
+            )
+        return Caller(credential.user_id, credential.token_id, plan)
+
+    async def _look_up(self, token: bytes) -> Credential:
+        if len(token) > GATEWAY_TOKEN_BYTES_MAX:
+            raise unauthenticated("invalid x-api-key")
+        seq = self._seen_seq
+        credential = await self._directory.credential(hash_of(token.decode("utf-8", "surrogateescape")))
+        if credential is None:
+            raise unauthenticated("invalid x-api-key")
+        # A change that was heard of while we read may be newer than what we read: use it once, keep nothing.
+        if seq == self._seen_seq:
+            self._cache[token] = credential
+            if len(self._cache) > self._cache_max:
+                self._cache.popitem(last=False)
+        return credential
+
+    # --- changes -----------------------------------------------------------------------------------
+
+    async def start(self) -> None:
+        """Begin at the newest change. Raises Refused(STORE_UNAVAILABLE)."""
+        self._seen_seq = await self._directory.last_change()
+        self._looked_at_s = self._clock.monotonic_s()
+
+    async def look_for_changes(self) -> None:
+        """Forget what has changed since the last look. A failed look leaves everything as it is."""
+        began_s = self._clock.monotonic_s()
+        try:
+            changes = await self._directory.changes_since(self._seen_seq)
+        except Refused as error:
+            logger.warning("changes cannot be read: %s", error.message)
+            return
+        if changes:
+            self._seen_seq = changes[-1][0]
+            self._forget({(kind, subject) for _, kind, subject in changes})
+        self._looked_at_s = began_s
+
+    def _forget(self, changed: set[tuple[str, str]]) -> None:
+        stale = [
+            token
+            for token, credential in self._cache.items()
+            if ("token", credential.token_id) in changed or ("user", credential.user_id) in changed
+        ]
+        for token in stale:
+            del self._cache[token]
+
+    async def follow_changes(self) -> None:
+        """Look forever."""
+        while True:
+            await self.look_for_changes()
+            await asyncio.sleep(self._poll_s)

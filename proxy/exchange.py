@@ -1,0 +1,104 @@
+"""The state that the phases of one request share: one object, named fields, no strings to look up."""
+
+import asyncio
+from collections.abc import Awaitable, Callable, MutableMapping
+from typing import Any
+
+from metering.admission import Admitted, Caller
+from metering.errors import Refused
+from metering.ledger import Outcome, Resolved
+from metering.prices import Priced
+from proxy.downstream import Connection
+from proxy.surface import NO_DEMAND, Demand, Inbound, Observer, Operation, Surface
+
+Scope = MutableMapping[str, Any]
+Message = MutableMapping[str, Any]
+Receive = Callable[[], Awaitable[Message]]
+Send = Callable[[Message], Awaitable[None]]
+
+
+class Exchange:
+    """One request and its answer, from the first phase to the canonical line."""
+
+    __slots__ = (
+        "admitted",
+        "answer_bytes",
+        "caller",
+        "checkpoint_nanousd",
+        "client_left",
+        "connection",
+        "demand",
+        "drain_timer",
+        "first_byte_s",
+        "floor",
+        "head_is_out",
+        "inbound",
+        "is_done",
+        "observer",
+        "on_client_gone",
+        "operation",
+        "outcome",
+        "priced",
+        "receive",
+        "refused",
+        "request_id",
+        "scope",
+        "send",
+        "settled",
+        "started_s",
+        "status",
+        "surface",
+        "upstream_request_id",
+        "upstream_status",
+    )
+
+    def __init__(
+        self,
+        *,
+        surface: Surface,
+        scope: Scope,
+        receive: Receive,
+        send: Send,
+        connection: Connection,
+        request_id: str,
+        started_s: float,
+    ) -> None:
+        self.surface = surface
+        self.scope = scope
+        self.receive = receive
+        self.send = send
+        self.connection = connection
+        self.request_id = request_id
+        self.started_s = started_s
+        """Monotonic."""
+
+        self.operation: Operation | None = None
+        self.caller: Caller | None = None
+        self.inbound: Inbound | None = None
+        self.demand: Demand = NO_DEMAND
+        self.floor: Priced | None = None
+        self.admitted: Admitted | None = None
+
+        self.observer: Observer | None = None
+        self.upstream_status: int | None = None
+        self.upstream_request_id: str | None = None
+        self.checkpoint_nanousd = 0
+        """What the last checkpoint booked for the case that we die: an estimate never falls below it."""
+
+        self.client_left = False
+        self.on_client_gone: Callable[[], None] | None = None
+        """What the connection calls when the client leaves, while the exchange is open."""
+        self.drain_timer: Any = None
+        self.head_is_out = False
+        self.status = 0
+        """What the client was told; 0 while it was told nothing."""
+        self.answer_bytes = 0
+        self.first_byte_s: float | None = None
+        """Monotonic: when the first byte of the vendor's answer body went down."""
+        self.is_done = False
+        """The client has the whole answer."""
+        self.refused: Refused | None = None
+        self.outcome: Outcome | None = None
+        self.settled: asyncio.Future[Resolved] | None = None
+        """The resolution of the reservation, from the moment it is queued."""
+        self.priced: Priced | None = None

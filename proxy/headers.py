@@ -1,0 +1,103 @@
+"""Which headers pass. Hop-by-hop ones (RFC 9110 section 7.6.1), credentials and traces of the way never do."""
+
+from collections.abc import Iterable
+
+from proxy.surface import Headers, Surface
+
+HOP_BY_HOP = frozenset(
+    {
+        b"connection",
+        b"keep-alive",
+        b"proxy-connection",
+        b"te",
+        b"trailer",
+        b"transfer-encoding",
+        b"upgrade",
+    }
+)
+CREDENTIALS = frozenset(
+    {
+        b"authorization",
+        b"cookie",
+        b"proxy-authorization",
+        b"x-api-key",
+        b"x-goog-api-key",
+        b"x-bb-api-key",
+        b"x-subscription-token",
+    }
+)
+OURS_UPSTREAM = frozenset({b"accept-encoding", b"content-length", b"expect", b"host"})
+"""What the upstream request has its own of."""
+WAY = frozenset({b"forwarded", b"via", b"x-real-ip", b"x-http-method-override", b"true-client-ip"})
+WAY_PREFIXES = (b"x-forwarded-", b"cf-", b"fly-", b"x-automna-")
+ANSWER_DROPPED = frozenset({b"set-cookie", b"date", b"alt-svc", b"proxy-authenticate"})
+ANSWER_DROPPED_PREFIXES = (b"x-automna-",)
+
+
+class HeaderFilter:
+    """A set of names and prefixes that do not pass."""
+
+    __slots__ = ("_names", "_prefixes", "_verdicts")
+
+    VERDICTS_MAX = 4_096
+    """Names remembered: clients use a few dozen; a hostile one must not fill memory."""
+
+    def __init__(self, names: Iterable[bytes], prefixes: Iterable[bytes]) -> None:
+        self._names = frozenset(names)
+        self._prefixes = tuple(prefixes)
+        self._verdicts: dict[bytes, bool] = {}
+
+    def is_dropped(self, name: bytes) -> bool:
+        verdict = self._verdicts.get(name)
+        if verdict is None:
+            verdict = name in self._names or name.startswith(self._prefixes)
+            if len(self._verdicts) < self.VERDICTS_MAX:
+                self._verdicts[name] = verdict
+        return verdict
+
+    def passed(self, headers: Headers) -> Headers:
+        """What remains, also without the headers that `Connection` names."""
+        named = _named_by_connection(headers)
+        dropped = self.is_dropped
+        if named:
+            return [(name, value) for name, value in headers if not dropped(name) and name not in named]
+        return [(name, value) for name, value in headers if not dropped(name)]
+
+
+def request_filter(surface: Surface) -> HeaderFilter:
+    """For headers on their way up."""
+    names, prefixes = _split(surface.dropped_request_headers)
+    tokens = {place.name.lower().encode() for place in surface.token_places}
+    return HeaderFilter(
+        HOP_BY_HOP | CREDENTIALS | OURS_UPSTREAM | WAY | names | tokens, (*WAY_PREFIXES, *prefixes)
+    )
+
+
+def answer_filter(surface: Surface) -> HeaderFilter:
+    """For headers on their way down. `content-length` passes: the bytes are the vendor's."""
+    names, prefixes = _split(surface.dropped_answer_headers)
+    return HeaderFilter(HOP_BY_HOP | ANSWER_DROPPED | names, (*ANSWER_DROPPED_PREFIXES, *prefixes))
+
+
+def accepts_gzip(headers: Headers) -> bool:
+    """Whether the client takes gzip, the one coding that the meter reads besides identity."""
+    for name, value in headers:
+        if name == b"accept-encoding":
+            for item in value.lower().split(b","):
+                coding, _, weight = item.partition(b";")
+                if coding.strip() == b"gzip":
+                    return weight.replace(b" ", b"").rstrip(b"0").rstrip(b".") not in {b"q=", b"q=0"}
+    return False
+
+
+def _split(names: Iterable[str]) -> tuple[frozenset[bytes], tuple[bytes, ...]]:
+    encoded = [name.lower().encode() for name in names]
+    exact = frozenset(name for name in encoded if not name.endswith(b"*"))
+    return exact, tuple(name[:-1] for name in encoded if name.endswith(b"*"))
+
+
+def _named_by_connection(headers: Headers) -> frozenset[bytes]:
+    for name, value in headers:
+        if name == b"connection" and value.lower() not in {b"keep-alive", b"close"}:
+            return frozenset(token.strip() for token in value.lower().split(b","))
+    return frozenset()

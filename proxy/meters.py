@@ -1,0 +1,58 @@
+"""Meters that any surface may use."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from metering.usage import NOTHING, Usage
+from proxy.surface import PASS_ALL, AnswerHead, Demand, Inbound, Observer, Pricing
+
+
+@dataclass(frozen=True, slots=True)
+class Free:
+    """Costs nothing: lists, token counts. Rate limited, leaves a zero entry, holds no money.
+
+    `models_of` names the models a request asks about, where it does, so that a plan's choice of models
+    holds here too; it raises Refused as `Meter.read` may.
+    """
+
+    models_of: Callable[[Inbound, Pricing], tuple[str, ...]] | None = None
+
+    @property
+    def is_free(self) -> bool:
+        return True
+
+    def read(self, request: Inbound, pricing: Pricing) -> Demand:
+        return Demand() if self.models_of is None else Demand(models=self.models_of(request, pricing))
+
+    def observe(self, request: Inbound, demand: Demand, answer: AnswerHead) -> Observer:  # noqa: ARG002 - the protocol's
+        return NothingToRead()
+
+
+class NothingToRead:
+    """Observes an answer that carries no usage: whole once it ended."""
+
+    __slots__ = ("_has_ended",)
+
+    def __init__(self) -> None:
+        self._has_ended = False
+
+    def feed(self, chunk: bytes) -> int:  # noqa: ARG002 - the protocol's
+        return PASS_ALL
+
+    def end(self) -> None:
+        self._has_ended = True
+
+    @property
+    def is_complete(self) -> bool:
+        return self._has_ended
+
+    @property
+    def at_boundary(self) -> bool:
+        return False
+
+    @property
+    def error(self) -> str | None:
+        return None
+
+    def usage(self) -> Usage:
+        return NOTHING

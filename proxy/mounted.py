@@ -1,0 +1,94 @@
+"""A surface made ready to serve: its operations indexed, its headers compiled, its vendor's key at hand."""
+
+import re
+import urllib.parse
+from collections.abc import Iterable, Mapping
+
+from metering.errors import Reason, Refused
+from proxy.bounds import Bounds
+from proxy.headers import answer_filter, request_filter
+from proxy.surface import Operation, Surface
+from proxy.upstream import Origin, Timeouts
+
+_UNSAFE = re.compile(rb"%2f|%5c|%00|//|\\|(?:^|/)(?:\.|%2e){1,2}(?:/|$)", re.IGNORECASE)
+"""Encoded slashes, empty and dot segments: no declared path has them, and vendors may resolve them."""
+
+
+class Mounted:
+    """One surface of this process. Raises ValueError when an upstream override is malformed."""
+
+    def __init__(self, surface: Surface, variables: Mapping[str, str], bounds: Bounds) -> None:
+        upstream = surface.upstream
+        self.surface = surface
+        self.request_filter = request_filter(surface)
+        self.answer_filter = answer_filter(surface)
+        self.options = {name: variables.get(name, default) for name, default, _ in surface.options}
+        try:
+            self.origin = Origin.parse(variables.get(upstream.url_env, upstream.base_url))
+        except ValueError as error:
+            raise ValueError(f"{upstream.url_env}: {error}") from error
+        self.timeouts = Timeouts(
+            connect_s=bounds.connect_timeout_s,
+            first_byte_s=bounds.first_byte_timeout_s,
+            idle_s=bounds.idle_timeout_s,
+            pool_idle_s=bounds.pool_idle_s,
+        )
+        self.fixed_headers = tuple(
+            (name.encode(), value.encode()) for name, value in upstream.fixed_headers.items()
+        )
+        self._key = variables.get(upstream.key_env)
+        self._exact: dict[tuple[str, bytes], Operation] = {}
+        self._templates: list[tuple[str, re.Pattern[bytes], Operation]] = []
+        for operation in surface.operations:
+            self._index(operation)
+
+    @property
+    def credential(self) -> tuple[bytes, bytes]:
+        """The header with the vendor's key. Raises Refused(NOT_CONFIGURED)."""
+        upstream = self.surface.upstream
+        if not self._key:
+            raise Refused(
+                Reason.NOT_CONFIGURED,
+                f"This proxy has no key for {self.surface.name}: the operator must set {upstream.key_env}.",
+            )
+        return upstream.credential.name.encode(), f"{upstream.credential.scheme}{self._key}".encode()
+
+    def match(self, method: str, path: bytes) -> tuple[Operation, Mapping[str, str]]:
+        """The operation that `path` (raw, below the mount) names, and its path parameters, decoded.
+
+        Raises Refused(UNKNOWN_OPERATION): only what is declared exists.
+        """
+        operation = self._exact.get((method, path))
+        if operation is not None:
+            return operation, {}
+        if not _UNSAFE.search(path):
+            for known, pattern, templated in self._templates:
+                if known == method and (found := pattern.fullmatch(path)):
+                    params = {
+                        name: urllib.parse.unquote_to_bytes(value)
+                        for name, value in found.groupdict().items()
+                    }
+                    try:
+                        return templated, {name: value.decode() for name, value in params.items()}
+                    except UnicodeDecodeError:
+                        break
+        raise Refused(
+            Reason.UNKNOWN_OPERATION,
+            f"{method} {path.decode('ascii', 'replace')[:200]} is not available through this proxy.",
+        )
+
+    def _index(self, operation: Operation) -> None:
+        if "{" not in operation.path:
+            self._exact[operation.method, operation.path.encode()] = operation
+            return
+        pieces = re.split(r"\{(\w+)\}", operation.path)
+        pattern = "".join(
+            f"(?P<{piece}>[^/]+)" if index % 2 else re.escape(piece) for index, piece in enumerate(pieces)
+        )
+        self._templates.append((operation.method, re.compile(pattern.encode()), operation))
+
+
+def by_mount(mounted: Iterable[Mounted]) -> list[tuple[bytes, Mounted]]:
+    """(mount, surface) for every mount and alias, the longest first, so that none hides another."""
+    pairs = [(mount.encode(), item) for item in mounted for mount in item.surface.mounts]
+    return sorted(pairs, key=lambda pair: -len(pair[0]))

@@ -1,0 +1,615 @@
+"""The life of one request, phase by phase:
+
+    match -> authenticate -> read -> admit -> forward -> relay and observe -> settle
+
+Each phase may refuse (docs/architecture.md has the table); whatever happens, a reservation that was granted
+is resolved once, on every exit, and the exchange ends in one canonical line.
+
+Who leaves when. The client: the vendor's answer is read to its end by the same task, bounded in number and
+time, because vendors bill it and only its end carries exact usage. The vendor: what was seen is booked as an
+estimate, and the client never sees a clean end. Ourselves: the hold expires at its last checkpoint.
+"""
+
+import asyncio
+import logging
+from dataclasses import replace
+from typing import Any
+
+import orjson
+
+from metering.admission import Admission, Request
+from metering.clock import Clock
+from metering.errors import Reason, Refused
+from metering.ids import new_id
+from metering.ledger import NO_COST, Ledger, Outcome, Resolved, Settlement
+from metering.money import credits_left, credits_of
+from metering.prices import Priced, PriceTable
+from metering.usage import NOTHING, Usage
+from proxy import forbidden
+from proxy.auth import Authenticator, find_gateway_tokens
+from proxy.bounds import Bounds
+from proxy.decoding import GzipDecoder, decoder_for
+from proxy.downstream import CONNECTION, Connection
+from proxy.exchange import Exchange, Receive, Scope, Send
+from proxy.headers import accepts_gzip
+from proxy.mounted import Mounted
+from proxy.relay import Relay, send_body
+from proxy.silence import SilenceKeeper
+from proxy.surface import AnswerHead, Headers, Inbound, LimitView, Pricing, Rendered
+from proxy.telemetry import Telemetry
+from proxy.upstream import Answer, Broken, TimedOut, UpstreamClient, UpstreamError
+
+logger = logging.getLogger(__name__)
+
+ERROR_BODY_BYTES_MAX = 1024 * 1024
+"""A vendor's error answer is read whole up to here, to see whether it is about our own account."""
+CHECKPOINTS_PER_TURN = 50
+"""Streams checkpointed before other work gets its turn on the event loop."""
+IDLE_TURNS_MAX, IDLE_TURN_S = 200, 0.01
+"""How long the end of the process waits for cancelled exchanges: they only have to queue their settle."""
+CLIENT_CLOSED_REQUEST = 499
+"""nginx's word, in logs and metrics only: the client left before it was told anything."""
+OK, REDIRECT = 200, 300
+EARLY_HEAD: Headers = [
+    (b"content-type", b"text/event-stream; charset=utf-8"),
+    (b"cache-control", b"no-cache"),
+]
+
+
+class ClientLeftError(Exception):
+    """The client closed its connection before its request was forwarded: there is nobody to serve."""
+
+
+class Engine:
+    """The phases, with everything they need. One per process."""
+
+    def __init__(
+        self,
+        *,
+        bounds: Bounds,
+        authenticator: Authenticator,
+        admission: Admission,
+        ledger: Ledger,
+        prices: PriceTable,
+        client: UpstreamClient,
+        telemetry: Telemetry,
+        clock: Clock,
+    ) -> None:
+        self._bounds = bounds
+        self._authenticator = authenticator
+        self._admission = admission
+        self._ledger = ledger
+        self._prices = prices
+        self._client = client
+        self._telemetry = telemetry
+        self._clock = clock
+        self._open: set[Exchange] = set()
+        self._drains = 0
+        self.is_stopping = False
+        """New requests are refused; those under way finish."""
+
+    # --- one exchange --------------------------------------------------------------------------------
+
+    async def handle(self, mounted: Mounted, path: bytes, scope: Scope, receive: Receive, send: Send) -> None:
+        """Serve one request below a surface's mount; `path` is what follows the mount, raw."""
+        connection: Connection = scope["extensions"][CONNECTION]
+        exchange = Exchange(
+            surface=mounted.surface,
+            scope=scope,
+            receive=receive,
+            send=send,
+            connection=connection,
+            request_id=new_id("req", self._clock.now_ms()),
+            started_s=asyncio.get_running_loop().time(),
+        )
+        try:
+            await self._serve(exchange, mounted, path)
+        except Refused as refused:
+            await self._refuse(exchange, refused)
+        except ClientLeftError:
+            exchange.outcome = exchange.outcome or Outcome.CLIENT_LEFT
+        except asyncio.CancelledError:
+            connection.cut()
+            if not exchange.client_left:  # the process is stopping: let the server see its cancellation
+                raise
+        except Exception:
+            logger.exception("request %s failed in the proxy", exchange.request_id)
+            await self._refuse(exchange, Refused(Reason.INTERNAL, "The proxy failed. This is our defect."))
+        finally:
+            exchange.status = exchange.status or CLIENT_CLOSED_REQUEST
+            self._telemetry.finish(exchange, asyncio.get_running_loop().time())
+
+    async def _serve(self, exchange: Exchange, mounted: Mounted, path: bytes) -> None:
+        if self.is_stopping:
+            raise Refused(Reason.DRAINING, "The proxy is restarting; retry shortly.", retry_after_s=2.0)
+        scope = exchange.scope
+        exchange.operation, params = mounted.match(scope["method"], path)
+        tokens = find_gateway_tokens(mounted.surface.token_places, scope["headers"])
+        exchange.caller = await self._authenticator.authenticate(tokens)
+        credential = mounted.credential
+        exchange.inbound = await self._read(exchange, params)
+        request = self._price(exchange, mounted)
+        exchange.admitted = await self._admission.admit(exchange.caller, request)
+        self._enter(exchange)
+        try:
+            if exchange.connection.is_gone:
+                self._void(exchange)
+                raise ClientLeftError
+            await self._forward(exchange, mounted, path, credential)
+        finally:
+            self._leave(exchange)
+
+    # --- read ----------------------------------------------------------------------------------------
+
+    async def _read(self, exchange: Exchange, params: Any) -> Inbound:
+        """The body, bounded, as it came; and its fields where there is one."""
+        scope, operation = exchange.scope, exchange.operation
+        assert operation is not None
+        inbound = Inbound(scope["method"], params, scope["query_string"], scope["headers"], b"", {})
+        if inbound.method == "GET":
+            return inbound
+        if inbound.header(b"content-encoding") not in {b"", b"identity"}:
+            raise Refused(Reason.BAD_REQUEST, "Content-Encoding: request bodies must be sent uncompressed.")
+        length = inbound.header(b"content-length")
+        if length.isdigit() and int(length) > self._bounds.body_bytes_max:
+            raise self._too_large()
+        inbound.body = await self._body(exchange)
+        inbound.fields = _json_object(inbound.body)
+        forbidden.check(operation.forbidden, inbound.fields, inbound.body)
+        return inbound
+
+    async def _body(self, exchange: Exchange) -> bytes:
+        if exchange.connection.has_whole_request:  # the usual case needs no timer
+            return await self._body_pieces(exchange.receive)
+        try:
+            async with asyncio.timeout(self._bounds.body_timeout_s):
+                return await self._body_pieces(exchange.receive)
+        except TimeoutError:
+            seconds = self._bounds.body_timeout_s
+            raise Refused(
+                Reason.BAD_REQUEST, f"The request's body did not arrive within {seconds:g} seconds."
+            ) from None
+
+    async def _body_pieces(self, receive: Receive) -> bytes:
+        message = await receive()
+        body: bytes = message.get("body", b"")
+        if message.get("more_body"):
+            pieces, size = [body], len(body)
+            while message.get("more_body"):
+                message = await receive()
+                pieces.append(message.get("body", b""))
+                size += len(pieces[-1])
+                if size > self._bounds.body_bytes_max:
+                    raise self._too_large()
+            body = b"".join(pieces)
+        if message["type"] == "http.disconnect":
+            raise ClientLeftError
+        if len(body) > self._bounds.body_bytes_max:
+            raise self._too_large()
+        return body
+
+    def _too_large(self) -> Refused:
+        limit = self._bounds.body_bytes_max
+        return Refused(Reason.TOO_LARGE, f"The request's body is longer than {limit:,} bytes.")
+
+    # --- admit ---------------------------------------------------------------------------------------
+
+    def _price(self, exchange: Exchange, mounted: Mounted) -> Request:
+        """What the request may cost. Fails closed: what cannot be priced is refused."""
+        operation, inbound, caller = exchange.operation, exchange.inbound, exchange.caller
+        assert operation is not None
+        assert inbound is not None
+        assert caller is not None
+        provider, now_ms = mounted.surface.provider, self._clock.now_ms()
+        pricing = Pricing(self._prices, now_ms, self._bounds.estimate_bytes_per_token, mounted.options)
+        demand = exchange.demand = operation.meter.read(inbound, pricing)
+        ceiling = self._prices.price(provider, demand.ceiling, at_ms=now_ms)
+        if ceiling.flags:
+            raise Refused(
+                Reason.MODEL_UNAVAILABLE,
+                f"model: {', '.join(demand.models)} ({', '.join(ceiling.flags)})",
+                facts={"model": demand.models[0] if demand.models else ""},
+            )
+        exchange.floor = self._prices.price(provider, demand.floor, at_ms=now_ms)
+        return Request(
+            id=exchange.request_id,
+            surface=mounted.surface.name,
+            operation=operation.name,
+            models=demand.models,
+            ceiling_nanousd=ceiling.cost_nanousd,
+            floor_nanousd=exchange.floor.cost_nanousd,
+        )
+
+    def _enter(self, exchange: Exchange) -> None:
+        self._open.add(exchange)
+        self._telemetry.open_exchanges.inc()
+        task = asyncio.current_task()
+        assert task is not None
+        exchange.on_client_gone = lambda: self._client_left(exchange, task)
+        exchange.connection.watch(exchange.on_client_gone)
+
+    def _leave(self, exchange: Exchange) -> None:
+        """The last word: no exit without a resolution."""
+        assert exchange.on_client_gone is not None
+        exchange.connection.unwatch(exchange.on_client_gone)
+        self._open.discard(exchange)
+        self._telemetry.open_exchanges.dec()
+        if exchange.drain_timer is not None:
+            exchange.drain_timer.cancel()
+            self._drains -= 1
+            self._telemetry.drains.dec()
+        if exchange.settled is None:
+            outcome = Outcome.CLIENT_LEFT if exchange.client_left else Outcome.TIMED_OUT
+            self._settle(exchange, outcome, self._known_usage(exchange), notes=("interrupted",))
+
+    def _client_left(self, exchange: Exchange, task: "asyncio.Task[Any]") -> None:
+        """Read on for the meter, for so long; or not at all when too many are being read on already."""
+        if exchange.is_done:
+            return
+        exchange.client_left = True
+        loop = asyncio.get_running_loop()
+        wait_s = self._bounds.drain_after_client_left_s
+        if self._drains >= self._bounds.drains_max or wait_s == 0:
+            wait_s = 0.0
+        exchange.drain_timer = loop.call_later(wait_s, task.cancel)
+        self._drains += 1
+        self._telemetry.drains.inc()
+
+    # --- forward -------------------------------------------------------------------------------------
+
+    async def _forward(
+        self, exchange: Exchange, mounted: Mounted, path: bytes, credential: tuple[bytes, bytes]
+    ) -> None:
+        silence = self._silence_keeper(exchange)
+        try:
+            answer = await self._open_answer(exchange, mounted, path, credential)
+            try:
+                await self._answer(exchange, mounted, answer, silence)
+            finally:
+                answer.close()
+        finally:
+            if silence is not None:
+                await silence.hush()
+
+    async def _open_answer(
+        self, exchange: Exchange, mounted: Mounted, path: bytes, credential: tuple[bytes, bytes]
+    ) -> Answer:
+        inbound = exchange.inbound
+        assert inbound is not None
+        headers = mounted.request_filter.passed(inbound.headers)
+        names = {name for name, _ in headers}
+        headers += [pair for pair in mounted.fixed_headers if pair[0] not in names]
+        headers.append((b"accept-encoding", b"gzip" if accepts_gzip(inbound.headers) else b"identity"))
+        headers.append(credential)
+        target = path + b"?" + inbound.query if inbound.query else path
+        body, inbound.body = inbound.body, b""  # streams are many and long: the body is not kept beside them
+        try:
+            return await self._client.open(
+                mounted.origin, inbound.method.encode(), target, headers, body, mounted.timeouts
+            )
+        except UpstreamError as error:
+            raise self._no_answer(exchange, error) from error
+
+    def _no_answer(self, exchange: Exchange, error: UpstreamError) -> Refused:
+        """Nothing was sent: void. Sent, but unanswered: nobody knows what the vendor did, so the input is
+        booked as an estimate, and the request is not repeated."""
+        is_timeout = isinstance(error, TimedOut)
+        if not error.is_sent:
+            self._void(exchange)
+        else:
+            outcome = Outcome.TIMED_OUT if is_timeout else Outcome.UPSTREAM_FAILED
+            self._settle(exchange, outcome, self._known_usage(exchange))
+        vendor = exchange.surface.name
+        logger.warning("request %s: %s: %s", exchange.request_id, vendor, error)
+        if is_timeout:
+            return Refused(Reason.UPSTREAM_TIMEOUT, f"{vendor} did not answer in time.")
+        return Refused(Reason.UPSTREAM_UNREACHABLE, f"{vendor} cannot be reached.", retry_after_s=1.0)
+
+    def _silence_keeper(self, exchange: Exchange) -> SilenceKeeper | None:
+        comment = exchange.surface.dialect.stream_comment
+        if not exchange.demand.is_streaming or comment is None:
+            return None
+
+        async def speak() -> None:
+            if not exchange.head_is_out:
+                await self._send_head(exchange, OK, EARLY_HEAD)
+            await send_body(exchange, comment, is_last=False, stall_s=self._bounds.client_stall_timeout_s)
+
+        keeper = SilenceKeeper(self._bounds.stream_silence_s, speak)
+        keeper.start()
+        return keeper
+
+    # --- relay and observe -----------------------------------------------------------------------------
+
+    async def _answer(
+        self, exchange: Exchange, mounted: Mounted, answer: Answer, silence: SilenceKeeper | None
+    ) -> None:
+        head = AnswerHead(answer.status, answer.headers)
+        exchange.upstream_status = answer.status
+        request_id = head.header(b"request-id") or head.header(b"x-request-id")
+        exchange.upstream_request_id = request_id.decode("latin-1")[:200] or None
+        if OK <= answer.status < REDIRECT:
+            await self._answer_success(exchange, mounted, answer, head, silence)
+        else:
+            await self._answer_error(exchange, mounted, answer, head, silence)
+
+    async def _answer_success(
+        self,
+        exchange: Exchange,
+        mounted: Mounted,
+        answer: Answer,
+        head: AnswerHead,
+        silence: SilenceKeeper | None,
+    ) -> None:
+        operation, inbound = exchange.operation, exchange.inbound
+        assert operation is not None
+        assert inbound is not None
+        if silence is not None:
+            await silence.hush()
+        is_head_early = exchange.head_is_out
+        decoder = decoder_for(head.header(b"content-encoding"))
+        exchange.observer = operation.meter.observe(inbound, exchange.demand, head)
+        inbound.fields = {}  # as its body
+        if not is_head_early:
+            headers = mounted.answer_filter.passed(answer.headers)
+            if exchange.demand.is_streaming:  # framed anew: an event of our own may have to follow
+                headers = [pair for pair in headers if pair[0] != b"content-length"]
+            await self._send_head(exchange, answer.status, headers)
+        if silence is not None and (is_head_early or decoder is None):
+            silence.start()
+        else:
+            silence = None
+        relay = Relay(
+            exchange,
+            answer,
+            exchange.observer,
+            decoder,
+            silence=silence,
+            is_head_early=is_head_early,
+            stall_s=self._bounds.client_stall_timeout_s,
+        )
+
+        async def settle(outcome: Outcome) -> None:
+            intact = decoder is None or decoder.is_intact
+            self._settle(exchange, outcome, self._known_usage(exchange, is_intact=intact))
+            await self._durable(exchange)
+
+        if exchange.demand.is_streaming:
+            self._telemetry.open_streams.inc()
+        try:
+            outcome = await relay.run(settle)
+        finally:
+            if exchange.demand.is_streaming:
+                self._telemetry.open_streams.dec()
+        if exchange.settled is None:  # else its end has waited already
+            await settle(outcome)
+        await self._end(exchange, is_whole=relay.is_whole, outcome=outcome)
+
+    async def _end(self, exchange: Exchange, *, is_whole: bool, outcome: Outcome) -> None:
+        """End the client's answer as the vendor ended its own; what broke off never ends cleanly."""
+        stall_s = self._bounds.client_stall_timeout_s
+        if is_whole:
+            await send_body(exchange, b"", is_last=True, stall_s=stall_s)
+            return
+        observer = exchange.observer
+        if exchange.demand.is_streaming and observer is not None and observer.at_boundary:
+            reason = Reason.UPSTREAM_TIMEOUT if outcome is Outcome.TIMED_OUT else Reason.UPSTREAM_UNREACHABLE
+            refused = Refused(reason, f"{exchange.surface.name} broke off its answer.")
+            event = exchange.surface.dialect.stream_error(refused, exchange.request_id)
+            await send_body(exchange, event, is_last=False, stall_s=stall_s)
+        if not exchange.client_left:
+            exchange.connection.cut()
+
+    async def _answer_error(
+        self,
+        exchange: Exchange,
+        mounted: Mounted,
+        answer: Answer,
+        head: AnswerHead,
+        silence: SilenceKeeper | None,
+    ) -> None:
+        """A vendor's error: passed on untouched, unless it is about our own account. Not charged."""
+        body, is_complete = await self._error_body(answer)
+        plain = _decoded(body, head.header(b"content-encoding"))
+        refused = mounted.surface.dialect.account_problem(answer.status, plain, answer.headers)
+        self._settle(exchange, Outcome.UPSTREAM_FAILED, NOTHING)
+        if refused is not None:
+            self._telemetry.account_alarm(mounted.surface.name, answer.status)
+            raise refused
+        await self._durable(exchange)
+        if silence is not None:
+            await silence.hush()
+        stall_s = self._bounds.client_stall_timeout_s
+        if exchange.head_is_out:
+            event = mounted.surface.dialect.stream_error_from(answer.status, plain, exchange.request_id)
+            await send_body(exchange, event, is_last=True, stall_s=stall_s)
+            return
+        await self._send_head(exchange, answer.status, mounted.answer_filter.passed(answer.headers))
+        await send_body(exchange, body, is_last=is_complete, stall_s=stall_s)
+        if not is_complete and not exchange.client_left:
+            exchange.connection.cut()
+
+    async def _error_body(self, answer: Answer) -> tuple[bytes, bool]:
+        """The body of an error, and whether that is all of it."""
+        pieces, size = [], 0
+        try:
+            while chunk := await answer.read():
+                pieces.append(chunk)
+                size += len(chunk)
+                if size > ERROR_BODY_BYTES_MAX:
+                    return b"".join(pieces), False
+        except (Broken, TimedOut):
+            return b"".join(pieces), False
+        return b"".join(pieces), True
+
+    # --- settle ----------------------------------------------------------------------------------------
+
+    def _known_usage(self, exchange: Exchange, *, is_intact: bool = True) -> Usage:
+        """What is known now: what the observer saw, or what the request alone must have used."""
+        operation = exchange.operation
+        assert operation is not None
+        if operation.meter.is_free:
+            return NOTHING
+        if exchange.observer is None:
+            return replace(exchange.demand.floor, is_exact=False)
+        usage = exchange.observer.usage()
+        return usage if is_intact else replace(usage, is_exact=False)
+
+    def _settle(
+        self, exchange: Exchange, outcome: Outcome, usage: Usage, *, notes: tuple[str, ...] = ()
+    ) -> None:
+        """Book it, once: a second call finds it done. Queued at once, whatever happens to this task next."""
+        if exchange.settled is not None:
+            return
+        assert exchange.admitted is not None
+        reservation = exchange.admitted.reservation
+        priced = self._prices.price(exchange.surface.provider, usage, at_ms=self._clock.now_ms())
+        if not usage.is_exact:
+            priced = _bounded(priced, exchange.checkpoint_nanousd, reservation.hold_nanousd)
+        exchange.outcome, exchange.priced = outcome, priced
+        settlement = Settlement(
+            outcome,
+            priced,
+            is_reported=usage.is_exact,
+            notes=(*usage.notes, *notes),
+            price_version=self._prices.version,
+            upstream_status=exchange.upstream_status,
+            upstream_request_id=exchange.upstream_request_id,
+        )
+        exchange.settled = self._ledger.settle(reservation, settlement)
+
+    def _void(self, exchange: Exchange) -> None:
+        assert exchange.admitted is not None
+        exchange.outcome, exchange.priced = Outcome.NOT_SENT, NO_COST
+        exchange.settled = self._ledger.void(exchange.admitted.reservation)
+
+    async def _durable(self, exchange: Exchange) -> None:
+        """Wait until the settle is committed; a store in trouble delays the end of an answer only so long."""
+        settled = exchange.settled
+        if settled is None or settled.done():
+            return
+        loop = asyncio.get_running_loop()
+        waiter: asyncio.Future[None] = loop.create_future()
+
+        def release(_: "asyncio.Future[Resolved] | None" = None) -> None:
+            if not waiter.done():
+                waiter.set_result(None)
+
+        timer = loop.call_later(self._bounds.settle_wait_s, release)
+        settled.add_done_callback(release)
+        try:
+            await waiter
+        finally:
+            timer.cancel()
+            settled.remove_done_callback(release)
+
+    # --- answers of our own ------------------------------------------------------------------------------
+
+    async def _refuse(self, exchange: Exchange, refused: Refused) -> None:
+        """Tell the client why, in the surface's dialect: as a status, or inside a stream that has begun."""
+        exchange.refused = refused
+        dialect = exchange.surface.dialect
+        stall_s = self._bounds.client_stall_timeout_s
+        await self._durable(exchange)
+        if exchange.client_left or exchange.is_done:
+            return
+        if not exchange.head_is_out:
+            answer: Rendered = dialect.refusal(refused, exchange.request_id)
+            length = (b"content-length", str(len(answer.body)).encode())
+            await self._send_head(exchange, answer.status, [*answer.headers, length])
+            await send_body(exchange, answer.body, is_last=True, stall_s=stall_s)
+        elif exchange.observer is None and exchange.demand.is_streaming:
+            event = dialect.stream_error(refused, exchange.request_id)
+            await send_body(exchange, event, is_last=True, stall_s=stall_s)
+        else:
+            exchange.connection.cut()
+
+    async def _send_head(self, exchange: Exchange, status: int, headers: Headers) -> None:
+        exchange.head_is_out = True
+        exchange.status = status
+        if exchange.client_left:
+            return
+        headers = [*headers, (b"x-automna-request-id", exchange.request_id.encode())]
+        if exchange.admitted is not None:
+            headers += self._limit_headers(exchange)
+        await exchange.send({"type": "http.response.start", "status": status, "headers": headers})
+
+    def _limit_headers(self, exchange: Exchange) -> Headers:
+        admitted = exchange.admitted
+        assert admitted is not None
+        rate = admitted.rate
+        headers = exchange.surface.dialect.limit_headers(
+            LimitView(
+                requests_limit=rate.limit,
+                requests_remaining=rate.remaining,
+                requests_reset_ms=rate.reset_ms,
+                budget_limit_nanousd=admitted.budget_limit_nanousd,
+                budget_remaining_nanousd=admitted.budget_remaining_nanousd,
+                budget_reset_ms=admitted.budget_reset_ms,
+            )
+        )
+        if admitted.budget_remaining_nanousd is not None:
+            headers.append((b"x-automna-credits-limit", b"%d" % credits_of(admitted.budget_limit_nanousd)))
+            left = credits_left(admitted.budget_remaining_nanousd)
+            headers.append((b"x-automna-credits-remaining", b"%d" % left))
+        return headers
+
+    # --- background --------------------------------------------------------------------------------------
+
+    async def checkpoint_open_streams(self) -> None:
+        """Note durably what open streams have used, so that our death loses little."""
+        for index, exchange in enumerate(list(self._open)):
+            if exchange.observer is None or exchange.settled is not None or exchange.admitted is None:
+                continue
+            reservation = exchange.admitted.reservation
+            usage = self._known_usage(exchange)
+            priced = self._prices.price(exchange.surface.provider, usage, at_ms=self._clock.now_ms())
+            priced = _bounded(priced, exchange.checkpoint_nanousd, reservation.hold_nanousd)
+            if priced.cost_nanousd > exchange.checkpoint_nanousd:
+                exchange.checkpoint_nanousd = priced.cost_nanousd
+                self._ledger.checkpoint(reservation, priced)
+            if index % CHECKPOINTS_PER_TURN == CHECKPOINTS_PER_TURN - 1:
+                await asyncio.sleep(0)
+
+    async def keep_checkpointing(self) -> None:
+        while True:
+            await asyncio.sleep(self._bounds.checkpoint_s)
+            await self.checkpoint_open_streams()
+
+    async def wait_until_idle(self) -> None:
+        """Let exchanges that were cancelled book themselves, before the ledger is closed under them."""
+        for _ in range(IDLE_TURNS_MAX):
+            if not self._open:
+                return
+            await asyncio.sleep(IDLE_TURN_S)
+        logger.error("%d exchanges are still open at the end: their holds will expire", len(self._open))
+
+    @property
+    def open_exchanges(self) -> int:
+        return len(self._open)
+
+
+def _bounded(priced: Priced, at_least_nanousd: int, at_most_nanousd: int) -> Priced:
+    """An estimate is never below the last checkpoint and never above the hold."""
+    cost_nanousd = min(max(priced.cost_nanousd, at_least_nanousd), at_most_nanousd)
+    if cost_nanousd == priced.cost_nanousd:
+        return priced
+    return replace(priced, cost_nanousd=cost_nanousd, flags=(*priced.flags, "estimate_bounded"))
+
+
+def _json_object(body: bytes) -> dict[str, Any]:
+    try:
+        fields = orjson.loads(body)
+    except orjson.JSONDecodeError as error:
+        raise Refused(Reason.BAD_REQUEST, f"The request's body is not valid JSON: {error}") from None
+    if not isinstance(fields, dict):
+        raise Refused(Reason.BAD_REQUEST, "The request's body must be a JSON object.")
+    return fields
+
+
+def _decoded(body: bytes, coding: bytes) -> bytes:
+    """An error's body as we read it; the client gets it as it came."""
+    decoder = decoder_for(coding)
+    if decoder is None:
+        return body
+    return decoder.feed(body) if isinstance(decoder, GzipDecoder) else b""

@@ -1,0 +1,131 @@
+"""Bytes from a vendor's answer to the client, and a copy to the observer. Nothing is changed on the way.
+
+The end of an answer (the event that ends a stream, the last chunk of a body) waits for the settle; every
+other byte passes when it comes. When the client has left, the rest is read for the meter alone.
+"""
+
+import asyncio
+from collections.abc import Awaitable, Callable
+
+from metering.ledger import Outcome
+from proxy.decoding import Decoder
+from proxy.exchange import Exchange
+from proxy.silence import SilenceKeeper
+from proxy.surface import PASS_ALL, Observer
+from proxy.upstream import Answer, Broken, TimedOut
+
+Settle = Callable[[Outcome], Awaitable[None]]
+"""Book the exchange and wait, within its bound, until that is durable."""
+
+
+class Relay:
+    """One successful (2xx) answer on its way down."""
+
+    __slots__ = ("_answer", "_decoder", "_exchange", "_is_decoded", "_observer", "_silence", "_stall_s")
+
+    def __init__(
+        self,
+        exchange: Exchange,
+        answer: Answer,
+        observer: Observer,
+        decoder: Decoder | None,
+        *,
+        silence: SilenceKeeper | None,
+        is_head_early: bool,
+        stall_s: float,
+    ) -> None:
+        self._exchange = exchange
+        self._answer = answer
+        self._observer = observer
+        self._decoder = decoder
+        self._is_decoded = is_head_early and decoder is not None
+        """The head that went out early names no coding: the client gets decoded bytes."""
+        self._silence = silence
+        self._stall_s = stall_s
+
+    @property
+    def is_whole(self) -> bool:
+        """The vendor said all it had to say: the end of a stream, or its error; a body to its last byte.
+
+        A stream that the meter cannot read is as whole as its framing says."""
+        observer = self._observer
+        if self._exchange.demand.is_streaming and (self._decoder is None or self._decoder.is_intact):
+            return observer.is_complete or observer.error is not None
+        return self._answer.is_complete
+
+    async def run(self, settle: Settle) -> Outcome:
+        """Relay until the vendor is done or has failed; how it ended. The end goes down after `settle`."""
+        answer = self._answer
+        while True:
+            try:
+                chunk = await answer.read()
+            except TimedOut:
+                return Outcome.TIMED_OUT
+            except Broken:
+                return self._outcome() if self.is_whole else Outcome.UPSTREAM_FAILED
+            if not chunk:
+                break
+            # Asked at once: after a wait, the end may have come with bytes that are not in this chunk.
+            await self._pass_on(chunk, settle, is_last=answer.is_complete)
+        self._observer.end()
+        return self._outcome()
+
+    async def _pass_on(self, chunk: bytes, settle: Settle, *, is_last: bool) -> None:
+        exchange = self._exchange
+        if exchange.first_byte_s is None:
+            exchange.first_byte_s = asyncio.get_running_loop().time()
+            if self._silence is not None:
+                await self._silence.hush()
+        chunk, hold_at = self._observe(chunk)
+        if is_last:
+            self._observer.end()
+            if hold_at == PASS_ALL and self.is_whole:
+                hold_at = 0
+        if hold_at == PASS_ALL:
+            await self.send(chunk)
+            return
+        if hold_at:
+            await self.send(chunk[:hold_at])
+            chunk = chunk[hold_at:]
+        await settle(self._outcome())
+        await self.send(chunk, is_last=is_last)
+
+    def _observe(self, chunk: bytes) -> tuple[bytes, int]:
+        """What to send, and from where on it must wait."""
+        decoder = self._decoder
+        if decoder is None:
+            return chunk, self._observer.feed(chunk)
+        decoded = decoder.feed(chunk)
+        hold_at = self._observer.feed(decoded) if decoded else PASS_ALL
+        if self._is_decoded:
+            return decoded, hold_at
+        return chunk, PASS_ALL if hold_at == PASS_ALL else 0
+
+    def _outcome(self) -> Outcome:
+        """How an answer ended that the vendor ended by itself."""
+        if self._observer.error is not None or not self.is_whole:
+            return Outcome.UPSTREAM_FAILED
+        return Outcome.CLIENT_LEFT if self._exchange.client_left else Outcome.COMPLETED
+
+    async def send(self, chunk: bytes, *, is_last: bool = False) -> None:
+        """Pass bytes on, unless the client has left; one that takes none for too long has left too."""
+        await send_body(self._exchange, chunk, is_last=is_last, stall_s=self._stall_s)
+
+
+async def send_body(exchange: Exchange, chunk: bytes, *, is_last: bool, stall_s: float) -> None:
+    """Write a piece of the answer's body down, waiting while the client is slow, up to `stall_s`."""
+    if exchange.client_left or exchange.is_done or not (chunk or is_last):
+        return
+    message = {"type": "http.response.body", "body": chunk, "more_body": not is_last}
+    if exchange.connection.is_write_paused:
+        try:
+            async with asyncio.timeout(stall_s):
+                await exchange.send(message)
+        except TimeoutError:
+            exchange.connection.drop()
+            return
+    else:
+        await exchange.send(message)
+    exchange.answer_bytes += len(chunk)
+    if is_last:
+        exchange.is_done = True

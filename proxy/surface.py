@@ -1,0 +1,270 @@
+"""The vocabulary in which a vendor is declared. A file in `routes/` is written in these words alone.
+
+When a vendor seems to need an `if` in the engine, a word is missing here: add the word.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+from metering.errors import Refused
+from metering.prices import PriceTable
+from metering.usage import NOTHING, Usage
+
+Headers = list[tuple[bytes, bytes]]
+"""Header names are lower case on both sides of the proxy (ASGI's rule); order and repetition are kept."""
+
+
+# --- where things stand on the wire -------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class HeaderKey:
+    """A header that carries a key: `Bearer("authorization")` is `HeaderKey("authorization", "Bearer ")`.
+
+    As the place of a gateway token (downstream) or of the vendor's key (upstream). `scheme` is matched
+    without regard to case (RFC 9110 section 11.1).
+    """
+
+    name: str
+    scheme: str = ""
+
+
+BEARER = HeaderKey("authorization", "Bearer ")
+
+
+@dataclass(frozen=True, slots=True)
+class Upstream:
+    """Where a vendor is reached and how we prove who we are.
+
+    `url_env` overrides `base_url` (scheme, host and port only). `key_env` names the variable of the key.
+    Times in seconds: `connect_timeout_s` per attempt; `first_byte_timeout_s` from the request's last byte
+    to the answer's head; `idle_timeout_s` between two reads of the answer; `pool_idle_s` is how long an
+    unused connection is kept, below what the vendor keeps it.
+    """
+
+    base_url: str
+    url_env: str
+    key_env: str
+    credential: HeaderKey
+    connect_timeout_s: float = 5.0
+    first_byte_timeout_s: float = 600.0
+    idle_timeout_s: float = 600.0
+    pool_idle_s: float = 30.0
+    fixed_headers: Mapping[str, str] = field(default_factory=dict)
+    """Sent when the client sent none of that name."""
+
+
+# --- what a request asks for, and what its answer used ------------------------------------------------
+
+
+@dataclass(slots=True)
+class Inbound:
+    """One request as a meter sees it. `fields` is the decoded JSON object ({} for a GET)."""
+
+    method: str
+    path_params: Mapping[str, str]
+    query: bytes
+    headers: Headers
+    body: bytes
+    fields: Mapping[str, Any]
+
+    def header(self, name: bytes) -> bytes:
+        """The first value of a header, b"" when absent."""
+        for key, value in self.headers:
+            if key == name:
+                return value
+        return b""
+
+
+@dataclass(frozen=True, slots=True)
+class Pricing:
+    """What a meter may ask while it reads a request."""
+
+    table: PriceTable
+    now_ms: int
+    bytes_per_token: int
+    """The input estimate: one token for so many bytes of body (a setting; low on purpose)."""
+    options: Mapping[str, str] = field(default_factory=dict)
+    """The surface's own settings, by environment variable."""
+
+
+@dataclass(frozen=True, slots=True)
+class Demand:
+    """What a request may cause. `ceiling` is the most it can use (held); `floor` is what it uses as soon as
+    the vendor has it (booked when nothing better is ever learnt). `models` are all models it may run on."""
+
+    models: tuple[str, ...] = ()
+    is_streaming: bool = False
+    ceiling: Usage = NOTHING
+    floor: Usage = NOTHING
+
+
+NO_DEMAND = Demand()
+"""What a request asks for before it has been read."""
+
+
+@dataclass(frozen=True, slots=True)
+class AnswerHead:
+    """Status and headers of a vendor's answer."""
+
+    status: int
+    headers: Headers
+
+    def header(self, name: bytes) -> bytes:
+        for key, value in self.headers:
+            if key == name:
+                return value
+        return b""
+
+
+PASS_ALL = -1
+
+
+class Observer(Protocol):
+    """Reads a copy of one answer's decoded bytes. Sans-I/O: never waits, never raises, delays nothing."""
+
+    def feed(self, chunk: bytes) -> int:
+        """Take the next bytes. Returns PASS_ALL, or the offset in `chunk` from which bytes must wait for
+        the settle: where the event that ends the stream begins (0 if it began in an earlier chunk)."""
+
+    def end(self) -> None:
+        """The vendor closed the answer properly at the HTTP level; nothing more will be fed."""
+
+    @property
+    def is_complete(self) -> bool:
+        """The answer is whole by its own rules (a stream saw its terminator, a body parsed)."""
+
+    @property
+    def at_boundary(self) -> bool:
+        """No event is half passed on: an event of our own may be appended."""
+
+    @property
+    def error(self) -> str | None:
+        """The error the vendor reported inside the answer, if any (its type: `overloaded_error`)."""
+
+    def usage(self) -> Usage:
+        """The best knowledge so far, at any time; exact only when the vendor has reported it finally."""
+
+
+class Meter(Protocol):
+    """How an operation counts."""
+
+    @property
+    def is_free(self) -> bool:
+        """Rate limited, books a zero entry, holds no money."""
+
+    def read(self, request: Inbound, pricing: Pricing) -> Demand:
+        """What the request may cause. Raises Refused(BAD_REQUEST | MODEL_UNAVAILABLE)."""
+
+    def observe(self, request: Inbound, demand: Demand, answer: AnswerHead) -> Observer:
+        """An observer for a successful answer (2xx)."""
+
+
+@dataclass(frozen=True, slots=True)
+class ForbiddenField:
+    """A body field that would reach an object another user may own, or somebody else's money.
+
+    `path`: keys joined by dots from the top, `**.` in front for any depth (`"**.file_id"`). With
+    `value`, only that value is refused. A null is allowed: it reaches nothing.
+    """
+
+    path: str
+    why: str
+    value: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Example:
+    """One exchange of an operation: the conformance suite tests every operation from it."""
+
+    path: str
+    body: bytes = b""
+    answer: bytes = b"{}"
+    answer_content_type: str = "application/json"
+    usage: Usage = NOTHING
+
+
+@dataclass(frozen=True, slots=True)
+class Operation:
+    """One metered method and path. `path` may hold `{name}` segments; what is not declared is 404."""
+
+    method: str
+    path: str
+    meter: Meter
+    example: Example
+    forbidden: tuple[ForbiddenField, ...] = ()
+
+    @property
+    def name(self) -> str:
+        """The label in metrics and entries: `POST /v1/messages`."""
+        return f"{self.method} {self.path}"
+
+
+# --- how a surface speaks -----------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class Rendered:
+    """An answer of our own."""
+
+    status: int
+    headers: Headers
+    body: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class LimitView:
+    """Where a user stands right after being admitted. Money in nano-USD, instants in UTC milliseconds."""
+
+    requests_limit: int
+    requests_remaining: int
+    requests_reset_ms: int
+    budget_limit_nanousd: int
+    budget_remaining_nanousd: int | None
+    """None for a free operation: its admission looks at no budget."""
+    budget_reset_ms: int
+
+
+class Dialect(Protocol):
+    """A vendor's error shapes, so that its SDK raises its own class and obeys our retry advice."""
+
+    @property
+    def stream_comment(self) -> bytes | None:
+        """What may be written into a silent stream to keep it alive; None where clients choke on it."""
+
+    def refusal(self, refused: Refused, request_id: str) -> Rendered:
+        """A refusal before any byte of an answer."""
+
+    def stream_error(self, refused: Refused, request_id: str) -> bytes:
+        """The same, after the 200 of a stream is out."""
+
+    def stream_error_from(self, status: int, body: bytes, request_id: str) -> bytes:
+        """A vendor's error answer, told inside a stream whose 200 we had to send before it came."""
+
+    def account_problem(self, status: int, body: bytes, headers: Headers) -> Refused | None:
+        """The refusal to send instead, when the vendor's error is about our own account and not the request."""
+
+    def limit_headers(self, limits: LimitView) -> Headers:
+        """The user's own limits under the names that the vendor's SDK reads."""
+
+
+@dataclass(frozen=True, slots=True)
+class Surface:
+    """A vendor as we expose it. `mounts`: the first is canonical, the rest are aliases.
+
+    `dropped_request_headers` and `dropped_answer_headers` come on top of hop-by-hop and credential headers;
+    a name that ends in `*` is a prefix. `options`: this surface's own settings as (variable, default, meaning).
+    """
+
+    name: str
+    provider: str
+    """The vendor's id in the price table."""
+    mounts: tuple[str, ...]
+    upstream: Upstream
+    token_places: tuple[HeaderKey, ...]
+    operations: Sequence[Operation]
+    dialect: Dialect
+    dropped_request_headers: tuple[str, ...] = ()
+    dropped_answer_headers: tuple[str, ...] = ()
+    options: tuple[tuple[str, str, str], ...] = ()

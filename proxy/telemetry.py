@@ -1,0 +1,226 @@
+"""What operators see: every metric name, and the one canonical line per exchange.
+
+Labels are bounded (surface, operation, model of the price table, outcome, reason), never users or tokens.
+With several workers the library's multi-process mode adds them up (PROMETHEUS_MULTIPROC_DIR).
+"""
+
+import logging
+import os
+from collections.abc import Callable
+from typing import Any, TypeVar
+
+import orjson
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
+from prometheus_client.multiprocess import MultiProcessCollector
+
+from metering.money import usd
+from metering.prices import PriceTable
+from metering.store.writer import CommitStats
+from proxy.exchange import Exchange
+
+logger = logging.getLogger("automna_proxy.requests")
+
+LATENCY_BUCKETS_S = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 300, 600)
+COMMIT_BUCKETS_S = (0.0002, 0.0005, 0.001, 0.002, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 1, 5)
+MODEL_NAMES_MAX = 1_000
+"""Names whose label is remembered; dated names share the label of their model."""
+
+Metric = TypeVar("Metric", Counter, Histogram)
+
+
+class _Children(dict[tuple[str, ...], Metric]):
+    """Label children, kept: looking one up through the library costs three times as much."""
+
+    def __init__(self, labels: Callable[..., Metric]) -> None:
+        super().__init__()
+        self._labels: Callable[..., Metric] = labels
+
+    def __missing__(self, key: tuple[str, ...]) -> Metric:
+        child: Metric = self._labels(*key)
+        self[key] = child
+        return child
+
+
+class Telemetry:
+    """The metrics of one process and its canonical lines."""
+
+    def __init__(self, prices: PriceTable, *, log_format: str = "console") -> None:
+        self.registry = CollectorRegistry()
+        self._prices = prices
+        self._models: dict[tuple[str, str], str] = {}
+        self._render = _as_json if log_format == "json" else _as_text
+        requests = Counter(
+            "automna_requests",
+            "Exchanges by how they ended; status is what the client was told.",
+            ["surface", "operation", "outcome", "status"],
+            registry=self.registry,
+        )
+        seconds = Histogram(
+            "automna_request_seconds",
+            "From the request's head to the end of the exchange, by what became of it.",
+            ["surface", "operation", "outcome"],
+            buckets=LATENCY_BUCKETS_S,
+            registry=self.registry,
+        )
+        first_byte = Histogram(
+            "automna_first_byte_seconds",
+            "From the request's head to the first byte of the vendor's answer passed on.",
+            ["surface", "operation"],
+            buckets=LATENCY_BUCKETS_S,
+            registry=self.registry,
+        )
+        tokens = Counter(
+            "automna_usage_units",
+            "What was used, by unit (tokens by bucket, searches).",
+            ["surface", "model", "outcome", "unit"],
+            registry=self.registry,
+        )
+        cost = Counter(
+            "automna_cost_nanousd",
+            "What was booked, in nano-USD.",
+            ["surface", "model", "outcome"],
+            registry=self.registry,
+        )
+        refusals = Counter(
+            "automna_refusals",
+            "Requests that were not served, by reason.",
+            ["surface", "reason"],
+            registry=self.registry,
+        )
+        self._requests: _Children[Counter] = _Children(requests.labels)
+        self._seconds: _Children[Histogram] = _Children(seconds.labels)
+        self._first_byte: _Children[Histogram] = _Children(first_byte.labels)
+        self._tokens: _Children[Counter] = _Children(tokens.labels)
+        self._cost: _Children[Counter] = _Children(cost.labels)
+        self._refusals: _Children[Counter] = _Children(refusals.labels)
+        self._account_alarms = Counter(
+            "automna_upstream_account_alarms",
+            "Vendor answers about the platform's own account (bad key, no balance, rate).",
+            ["surface", "status"],
+            registry=self.registry,
+        )
+        self._commit_seconds = Histogram(
+            "automna_ledger_commit_seconds",
+            "One group commit of the ledger, from its first statement to durable.",
+            buckets=COMMIT_BUCKETS_S,
+            registry=self.registry,
+        )
+        self._units = Counter("automna_ledger_units", "Units of work committed.", registry=self.registry)
+        self._failures = Counter(
+            "automna_ledger_commit_failures", "Group commits that failed.", registry=self.registry
+        )
+        self._expired = Counter(
+            "automna_reservations_expired",
+            "Holds of dead workers, booked at their last checkpoint.",
+            registry=self.registry,
+        )
+        self.queue_units = self._gauge("automna_ledger_queue_units", "Units of work waiting for a commit.")
+        self.open_exchanges = self._gauge("automna_open_exchanges", "Requests between admission and settle.")
+        self.open_streams = self._gauge("automna_open_streams", "Streamed answers being relayed.")
+        self.drains = self._gauge("automna_drains", "Vendor answers read on after their client left.")
+        self.upstream_connections = self._gauge(
+            "automna_upstream_connections", "Open connections to vendors."
+        )
+
+    def _gauge(self, name: str, meaning: str) -> Gauge:
+        return Gauge(name, meaning, registry=self.registry, multiprocess_mode="livesum")
+
+    def committed(self, stats: CommitStats) -> None:
+        """After each group commit, good or not."""
+        self._commit_seconds.observe(stats.seconds)
+        if stats.is_ok:
+            self._units.inc(stats.units)
+        else:
+            self._failures.inc()
+
+    def expired(self, reservations: int) -> None:
+        self._expired.inc(reservations)
+
+    def account_alarm(self, surface: str, status: int) -> None:
+        """A vendor refused our own account: an operator must look."""
+        self._account_alarms.labels(surface, str(status)).inc()
+        logger.error("vendor account alarm: %s answered %d about the platform's own account", surface, status)
+
+    def finish(self, exchange: Exchange, ended_s: float) -> None:
+        """Once per exchange, at its very end: metrics and the canonical line."""
+        surface = exchange.surface.name
+        operation = exchange.operation.name if exchange.operation else "unknown"
+        if exchange.refused is not None:
+            outcome = "refused"
+            self._refusals[surface, exchange.refused.reason.value].inc()
+        else:
+            outcome = exchange.outcome.value if exchange.outcome else "internal"
+        self._requests[surface, operation, outcome, str(exchange.status)].inc()
+        self._seconds[surface, operation, outcome].observe(ended_s - exchange.started_s)
+        if exchange.first_byte_s is not None:
+            self._first_byte[surface, operation].observe(exchange.first_byte_s - exchange.started_s)
+        if (priced := exchange.priced) is not None:
+            provider = exchange.surface.provider
+            for line in priced.lines:
+                model = self._model_label(provider, line.model)
+                for unit, count in line.counts.items():
+                    if count:
+                        self._tokens[surface, model, outcome, unit].inc(count)
+            if priced.lines:
+                model = self._model_label(provider, priced.lines[0].model)
+                self._cost[surface, model, outcome].inc(priced.cost_nanousd)
+        if logger.isEnabledFor(logging.INFO):
+            logger.info(self._render(_fields(exchange, outcome, operation, ended_s)))
+
+    def _model_label(self, provider: str, model: str) -> str:
+        """A model's id in the price table, or `other`: names come from requests and must not make labels."""
+        label = self._models.get((provider, model))
+        if label is None:
+            known = self._prices.model(provider, model)
+            label = known.id if known else "other"
+            if len(self._models) < MODEL_NAMES_MAX:
+                self._models[provider, model] = label
+        return label
+
+    def exposition(self) -> bytes:
+        """The metrics in Prometheus' text format; of all workers where there are several."""
+        if os.environ.get("PROMETHEUS_MULTIPROC_DIR"):  # the library's own variable, read as it reads it
+            registry = CollectorRegistry()
+            MultiProcessCollector(registry)  # type: ignore[no-untyped-call]  # the library's
+            return generate_latest(registry)
+        return generate_latest(self.registry)
+
+
+def _fields(exchange: Exchange, outcome: str, operation: str, ended_s: float) -> dict[str, Any]:
+    """The canonical line. Field names are part of the operators' contract; no token, no key, no body."""
+    caller, priced, refused = exchange.caller, exchange.priced, exchange.refused
+    fields: dict[str, Any] = {
+        "request": exchange.request_id,
+        "surface": exchange.surface.name,
+        "operation": operation,
+        "status": exchange.status,
+        "outcome": outcome,
+        "ms": round((ended_s - exchange.started_s) * 1000, 1),
+    }
+    if caller is not None:
+        fields["user"] = caller.user_id
+        fields["gateway_token"] = caller.token_id
+    if exchange.demand.models:
+        fields["model"] = exchange.demand.models[0]
+    if exchange.first_byte_s is not None:
+        fields["first_byte_ms"] = round((exchange.first_byte_s - exchange.started_s) * 1000, 1)
+    if priced is not None:
+        fields["cost_usd"] = usd(priced.cost_nanousd)
+    if exchange.upstream_status is not None:
+        fields["upstream_status"] = exchange.upstream_status
+    if exchange.upstream_request_id is not None:
+        fields["upstream_request"] = exchange.upstream_request_id
+    if refused is not None:
+        fields["reason"] = refused.reason.value
+        fields.update(refused.facts)
+    if exchange.client_left:
+        fields["client_left"] = True
+    return fields
+
+
+def _as_json(fields: dict[str, Any]) -> str:
+    return orjson.dumps(fields).decode()
+
+
+def _as_text(fields: dict[str, Any]) -> str:
+    return " ".join(f"{key}={value}" for key, value in fields.items())

@@ -1,0 +1,296 @@
+"""What a request to the Messages API may cause: the hold it needs, and the models it may run on.
+
+A ceiling is the sum of passes: one per model call that the request allows the vendor to make and bill.
+Facts about request fields: Anthropic docs and Python SDK 2.11.0 (`message_create_params.py`), 2026-11.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, TypeGuard
+
+from metering.errors import Reason, Refused
+from metering.prices import ModelInfo
+from metering.usage import (
+    CACHE_WRITE_1H,
+    CACHE_WRITE_5M,
+    INPUT,
+    OUTPUT,
+    WEB_SEARCHES,
+    Usage,
+    UsageLine,
+)
+from proxy.json_walk import may_name, objects
+from proxy.surface import AnswerHead, Demand, Inbound, Observer, Pricing
+from routes import anthropic_usage
+
+PROVIDER = "anthropic"
+DEFAULT_GEO_ENV = "ANTHROPIC_DEFAULT_INFERENCE_GEO"
+DEFAULT_GEO = "global"
+LONG_OUTPUT_BETA = b"output-300k"
+LONG_OUTPUT_TOKENS = 300_000
+"""What `anthropic-beta: output-300k-2026-03-24` raises every model's maximum to."""
+SEARCHES_WHEN_UNSET = 20
+"""Web searches held for a tool without `max_uses`: the vendor pauses its tool loop after ten rounds
+("Server tools", pause_turn), and a round rarely searches twice. More than held becomes an overage."""
+USES_MAX = 1_000
+"""The largest `max_uses` that is let through; it keeps a hold within 64 bits."""
+FALLBACKS_MAX = 8
+MODEL_NAME_CHARS_MAX = 128
+
+_CLIENT_TOOLS = ("custom", "bash_", "text_editor_", "computer_", "browser_toolset_", "memory_")
+"""Tools that the agent runs itself: they cost their tokens, which stand in the body."""
+_SERVER_TOOLS = ("web_search_", "web_fetch_", "code_execution_", "tool_search_tool_")
+"""Tools that the vendor runs inside the request: their results come back as input, of unknown length."""
+_WEB_SEARCH = "web_search_"
+_ADVISOR = "advisor_"
+_NAMES_LOOKED_FOR = (b'"cache_control"', b'"url"', b'"tool_definition"')
+
+
+class MessagesMeter:
+    """POST /v1/messages: tokens of one or several models, and web searches."""
+
+    @property
+    def is_free(self) -> bool:
+        return False
+
+    def read(self, request: Inbound, pricing: Pricing) -> Demand:
+        """What the request may cause at most, and at least. Raises Refused(BAD_REQUEST | MODEL_UNAVAILABLE)."""
+        return _Reading(request, pricing).demand()
+
+    def observe(self, request: Inbound, demand: Demand, answer: AnswerHead) -> Observer:  # noqa: ARG002 - the protocol's
+        return anthropic_usage.observe(demand, answer)
+
+
+def models_of(request: Inbound, pricing: Pricing) -> tuple[str, ...]:
+    """The model that a body names, if it can be served; for operations that cost nothing."""
+    name, _ = _model(request.fields, "model", pricing)
+    return (name,)
+
+
+@dataclass(frozen=True, slots=True)
+class _Pass:
+    """One call of a model: where a request names it, and how much it may write."""
+
+    name: str
+    info: ModelInfo
+    max_tokens: Any
+    modifiers: Mapping[str, str]
+
+
+@dataclass(slots=True)
+class _Traits:
+    """What the content of a request says about its cost."""
+
+    ttls: set[str]
+    """Lifetimes of the cache entries it asks for, "5m" where none is named."""
+    has_content_by_url: bool
+    inline_tools: list[Any]
+    """Tools that messages define (beta `inline-tools-2026-09-15`)."""
+
+
+class _Reading:
+    """One request, taken apart."""
+
+    def __init__(self, request: Inbound, pricing: Pricing) -> None:
+        self._request = request
+        self._fields = request.fields
+        self._pricing = pricing
+        self._has_long_output = any(
+            name == b"anthropic-beta" and LONG_OUTPUT_BETA in value for name, value in request.headers
+        )
+
+    def demand(self) -> Demand:
+        attempts = self._attempts()
+        traits = _traits_of(self._fields, self._request.body)
+        tools = _tools_of(self._fields.get("tools"), traits.inline_tools)
+        has_compaction = _compacts(self._fields)
+        is_unbounded = traits.has_content_by_url or has_compaction or tools.server
+        body_tokens = -(-len(self._request.body) // self._pricing.bytes_per_token)
+        bucket = _prompt_bucket(traits.ttls)
+
+        floor_tokens = min(body_tokens, attempts[0].info.context_tokens)
+        floor = UsageLine(attempts[0].name, {bucket: floor_tokens}, attempts[0].modifiers)
+        lines = []
+        for attempt in attempts:
+            context = attempt.info.context_tokens
+            prompt_tokens = context if is_unbounded else min(body_tokens, context)
+            counts = {bucket: prompt_tokens, OUTPUT: self._output_tokens(attempt)}
+            # Compacting is one more call of the same model, over the context so far.
+            lines += [UsageLine(attempt.name, counts, attempt.modifiers)] * (2 if has_compaction else 1)
+        advisors = [self._advisor_line(tool) for tool in tools.advisors]
+        if tools.searches:
+            lines.append(UsageLine(attempts[0].name, {WEB_SEARCHES: tools.searches}, attempts[0].modifiers))
+        lines += advisors
+        names = [attempt.name for attempt in attempts] + [line.model for line in advisors]
+        return Demand(
+            models=tuple(dict.fromkeys(names)),
+            is_streaming=self._fields.get("stream") is True,
+            ceiling=Usage(tuple(lines), is_exact=False),
+            floor=Usage((floor,), is_exact=False),
+        )
+
+    def _attempts(self) -> list[_Pass]:
+        """The call itself, and the fallbacks that follow where a model declines. All of them count: a hop
+        that declines after it has written something is billed beside the one that takes over."""
+        name, info = _model(self._fields, "model", self._pricing)
+        max_tokens = self._fields.get("max_tokens")
+        speed = _optional_text(self._fields, "speed")
+        attempts = [_Pass(name, info, max_tokens, self._modifiers(name, speed))]
+        for entry in _fallbacks_of(self._fields.get("fallbacks")):
+            name, info = _model(entry, "fallbacks.model", self._pricing)
+            modifiers = self._modifiers(name, _optional_text(entry, "speed"))
+            if "speed" not in entry and speed is not None:
+                # It inherits the request's speed where the model has it.
+                modifiers = self._if_priced(name, {**modifiers, "speed": speed}) or modifiers
+            own_max = entry.get("max_tokens")
+            attempts.append(_Pass(name, info, max_tokens if own_max is None else own_max, modifiers))
+        return attempts
+
+    def _modifiers(self, name: str, speed: str | None) -> Mapping[str, str]:
+        """What changes the price besides the model. What is named is taken as it is (and refused by admission
+        when it has no price); the operator's default region only where the model can be bound to it."""
+        modifiers = {} if speed in (None, "standard") else {"speed": speed}
+        geo = _optional_text(self._fields, "inference_geo")
+        if geo is None:
+            geo = self._pricing.options.get(DEFAULT_GEO_ENV) or DEFAULT_GEO
+            if geo != DEFAULT_GEO and self._if_priced(name, {"inference_geo": geo}) is None:
+                geo = DEFAULT_GEO
+        return modifiers if geo == DEFAULT_GEO else {**modifiers, "inference_geo": geo}
+
+    def _if_priced(self, name: str, modifiers: dict[str, str]) -> dict[str, str] | None:
+        line = UsageLine(name, {INPUT: 1, OUTPUT: 1}, modifiers)
+        flags = self._pricing.table.unpriced(PROVIDER, Usage((line,)), at_ms=self._pricing.now_ms)
+        return None if flags else modifiers
+
+    def _output_tokens(self, attempt: _Pass) -> int:
+        limit = attempt.info.max_output_tokens
+        if self._has_long_output:
+            limit = max(limit, LONG_OUTPUT_TOKENS)
+        return min(attempt.max_tokens, limit) if _is_count(attempt.max_tokens) else limit
+
+    def _advisor_line(self, tool: Mapping[str, Any]) -> UsageLine:
+        """An advisor reads the conversation each time it is asked, whatever it has grown to by then."""
+        name, info = _model(tool, "tools.advisor.model", self._pricing)
+        uses = _uses(tool, "advisor", default=None)
+        output_tokens = self._output_tokens(_Pass(name, info, tool.get("max_tokens"), {}))
+        caching = tool.get("caching")
+        bucket = _prompt_bucket(() if caching is None else (_ttl_of(caching),))
+        counts = {bucket: uses * info.context_tokens, OUTPUT: uses * output_tokens}
+        return UsageLine(name, counts, self._modifiers(name, None))
+
+
+# --- fields -------------------------------------------------------------------------------------------
+
+
+def _model(fields: Mapping[str, Any], field: str, pricing: Pricing) -> tuple[str, ModelInfo]:
+    name = fields.get("model")
+    if not isinstance(name, str) or not name:
+        raise Refused(Reason.BAD_REQUEST, f"{field}: a model name is required.")
+    info = pricing.table.model(PROVIDER, name) if len(name) <= MODEL_NAME_CHARS_MAX else None
+    if info is None:
+        raise Refused(Reason.MODEL_UNAVAILABLE, f"model: {name[:MODEL_NAME_CHARS_MAX]}")
+    return name, info
+
+
+def _fallbacks_of(value: Any) -> Sequence[Mapping[str, Any]]:
+    if value is None:
+        return ()
+    if not isinstance(value, list) or not all(isinstance(entry, dict) for entry in value):
+        raise Refused(
+            Reason.BAD_REQUEST,
+            "fallbacks: name the models in a list; the vendor's own choice cannot be checked against a plan.",
+        )
+    if len(value) > FALLBACKS_MAX:
+        raise Refused(Reason.BAD_REQUEST, f"fallbacks: at most {FALLBACKS_MAX} models.")
+    return value
+
+
+def _optional_text(fields: Mapping[str, Any], name: str) -> str | None:
+    value = fields.get(name)
+    if value is None or isinstance(value, str):
+        return value or None
+    raise Refused(Reason.BAD_REQUEST, f"{name}: must be a string.")
+
+
+def _compacts(fields: Mapping[str, Any]) -> bool:
+    if fields.get("compaction") is not None:
+        return True
+    management = fields.get("context_management")
+    edits = management.get("edits") if isinstance(management, dict) else None
+    kinds = [edit.get("type") for edit in edits if isinstance(edit, dict)] if isinstance(edits, list) else []
+    return any(isinstance(kind, str) and kind.startswith("compact_") for kind in kinds)
+
+
+@dataclass(frozen=True, slots=True)
+class _Tools:
+    """Tools whose cost the body does not show."""
+
+    server: bool
+    searches: int
+    advisors: Sequence[Mapping[str, Any]]
+
+
+def _tools_of(listed: Any, inline: Sequence[Any]) -> _Tools:
+    server = False
+    searches = 0
+    advisors = []
+    for tool in (*(listed if isinstance(listed, list) else ()), *inline):
+        kind = tool.get("type") if isinstance(tool, dict) else None
+        if not isinstance(kind, str) or kind.startswith(_CLIENT_TOOLS):
+            continue
+        server = True
+        if kind.startswith(_ADVISOR):
+            advisors.append(tool)
+        elif not kind.startswith(_SERVER_TOOLS):
+            raise Refused(
+                Reason.BAD_REQUEST, f"tools: the type {kind[:64]!r} is not offered by this gateway."
+            )
+        elif kind.startswith(_WEB_SEARCH):
+            searches += _uses(tool, "web_search", default=SEARCHES_WHEN_UNSET)
+    return _Tools(server, searches, advisors)
+
+
+def _uses(tool: Mapping[str, Any], name: str, *, default: int | None) -> int:
+    uses = tool.get("max_uses")
+    if uses is None and default is not None:
+        return default
+    if not _is_count(uses) or uses > USES_MAX:
+        raise Refused(Reason.BAD_REQUEST, f"tools.{name}.max_uses: a number up to {USES_MAX} is required.")
+    return uses
+
+
+def _traits_of(fields: Mapping[str, Any], body: bytes) -> _Traits:
+    """Look where caching, content by URL and inline tools can stand: at the top, on tools, in the content."""
+    traits = _Traits(set(), has_content_by_url=False, inline_tools=[])
+    tools = fields.get("tools")
+    shallow = (
+        [fields, *(tool for tool in tools if isinstance(tool, dict))] if isinstance(tools, list) else [fields]
+    )
+    content = [fields.get("system"), fields.get("messages")]
+    traits.ttls.update(
+        _ttl_of(one["cache_control"]) for one in shallow if one.get("cache_control") is not None
+    )
+    for found in objects(content, worth_it=lambda: may_name(body, _NAMES_LOOKED_FOR)):
+        if found.get("cache_control") is not None:
+            traits.ttls.add(_ttl_of(found["cache_control"]))
+        kind = found.get("type")
+        if kind == "url":
+            traits.has_content_by_url = True
+        elif kind == "tool_definition":
+            traits.inline_tools.append(found.get("definition"))
+    return traits
+
+
+def _ttl_of(control: Any) -> str:
+    return "1h" if isinstance(control, dict) and control.get("ttl") == "1h" else "5m"
+
+
+def _prompt_bucket(ttls: Sequence[str] | set[str]) -> str:
+    """The dearest way in which the request lets its prompt be read."""
+    if "1h" in ttls:
+        return CACHE_WRITE_1H
+    return CACHE_WRITE_5M if ttls else INPUT
+
+
+def _is_count(value: Any) -> TypeGuard[int]:
+    return isinstance(value, int) and not isinstance(value, bool) and value >= 0

@@ -1,0 +1,62 @@
+"""For machines: alive, ready for traffic, metrics."""
+
+import asyncio
+import hmac
+from collections.abc import Awaitable, Callable
+
+import orjson
+from prometheus_client import CONTENT_TYPE_LATEST
+from starlette.requests import Request
+from starlette.responses import Response
+from starlette.routing import Route
+
+from metering.errors import Reason, Refused
+from proxy.auth import find_gateway_tokens
+from proxy.surface import BEARER
+from proxy.telemetry import Telemetry
+
+NOT_READY_RETRY_AFTER_S = 2
+"""A store in trouble or a worker that stops: either is over, or somebody else's, in seconds."""
+_OK = orjson.dumps({"status": "ok"})
+_READY = orjson.dumps({"status": "ready"})
+
+
+def health_routes(
+    not_ready: Callable[[], Awaitable[str | None]], telemetry: Telemetry, metrics_token: str
+) -> list[Route]:
+    """`/` and `/health`, `/readyz`, `/metrics`."""
+
+    async def health(request: Request) -> Response:  # noqa: ARG001 - Starlette's signature
+        """The process lives. It looks at nothing: a restart would not mend a store."""
+        return Response(_OK, media_type="application/json")
+
+    async def ready(request: Request) -> Response:  # noqa: ARG001 - Starlette's signature
+        reason = await not_ready()
+        if reason is None:
+            return Response(_READY, media_type="application/json")
+        return Response(
+            orjson.dumps({"status": "not ready", "reason": reason}),
+            503,
+            {"retry-after": str(NOT_READY_RETRY_AFTER_S)},
+            media_type="application/json",
+        )
+
+    async def metrics(request: Request) -> Response:
+        if metrics_token and not _carries(request, metrics_token):
+            raise Refused(Reason.UNAUTHENTICATED, "Send METRICS_TOKEN as Authorization: Bearer.")
+        # In a thread: with several workers it reads a file of each.
+        exposition = await asyncio.to_thread(telemetry.exposition)
+        return Response(exposition, media_type=CONTENT_TYPE_LATEST)
+
+    return [
+        Route("/", health, methods=["GET"]),
+        Route("/health", health, methods=["GET"]),
+        Route("/readyz", ready, methods=["GET"]),
+        Route("/metrics", metrics, methods=["GET"]),
+    ]
+
+
+def _carries(request: Request, metrics_token: str) -> bool:
+    given = find_gateway_tokens((BEARER,), list(request.scope["headers"]))
+    expected = metrics_token.encode("utf-8", "surrogateescape")
+    return len(given) == 1 and hmac.compare_digest(given.pop(), expected)

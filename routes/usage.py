@@ -1,0 +1,136 @@
+"""For whoever holds a gateway token: what was used and cost, and what is left.
+
+Reports read by connections of their own, few at a time and so many a minute per user: authentication and
+the look-out for revocations share another connection and must not wait behind a long month.
+"""
+
+import asyncio
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from typing import Any
+
+import orjson
+from starlette.requests import Request
+from starlette.responses import Response
+from starlette.routing import Route
+
+from metering.admission import Caller, owner_of
+from metering.clock import Clock, month_of, next_month
+from metering.errors import Reason, Refused
+from metering.rate_limits import RateLimits
+from metering.reports import GroupBy, PeriodError, balances_of, credits_as_json, instant, period_of, usage_of
+from metering.store.database import Database
+from metering.store.readers import Readers
+from proxy.auth import Authenticator, find_gateway_tokens
+from proxy.surface import BEARER, HeaderKey, Headers
+
+REPORTS_AT_ONCE_MAX = 4
+"""Connections to the store, and threads, for reports in one worker; further ones wait their turn."""
+REPORTS_PER_MINUTE = 60
+"""Per user, beside the plan's requests per minute: looking at one's limits must not use them up."""
+TOKEN_PLACES = (BEARER, HeaderKey("authorization"), HeaderKey("x-api-key"))
+
+
+class Reports:
+    """Authenticated reading for the endpoints below."""
+
+    def __init__(
+        self, *, authenticator: Authenticator, database: Database, rate_limits: RateLimits, clock: Clock
+    ) -> None:
+        self._authenticator = authenticator
+        self._database = database
+        self._rate_limits = rate_limits
+        self._clock = clock
+        self._turns = asyncio.Semaphore(REPORTS_AT_ONCE_MAX)
+
+    async def usage(self, headers: Headers, query: dict[str, str]) -> dict[str, Any]:
+        """The report that the query asks for. Raises Refused."""
+        caller = await self._caller(headers)
+        try:
+            by = GroupBy(query.get("by", GroupBy.MODEL))
+        except ValueError:
+            raise Refused(
+                Reason.BAD_REQUEST, f"by: given {query['by']!r}, expected {' or '.join(GroupBy)}"
+            ) from None
+        try:
+            period = period_of(query.get("from"), query.get("to"), self._clock.now_ms())
+        except PeriodError as error:
+            raise Refused(Reason.BAD_REQUEST, f"{error} (in a URL, + is written %2B)") from None
+        async with self._readers() as readers:
+            report = await usage_of(readers, caller.user_id, period, by)
+        return report.as_json()
+
+    async def limits(self, headers: Headers) -> dict[str, Any]:
+        """Where the caller stands against each limit that is enforced. Raises Refused."""
+        caller = await self._caller(headers)
+        owner, now_ms, plan = owner_of(caller.user_id), self._clock.now_ms(), caller.plan
+        async with self._readers() as readers:
+            money, open_requests = await balances_of(readers, owner, now_ms)
+        used = self._rate_limits.used(owner, plan.requests_per_minute)
+        return {
+            "user": caller.user_id,
+            "plan": plan.name,
+            "period": month_of(now_ms),
+            "meters": {
+                "credits": {
+                    **credits_as_json(money, plan.allowance_nanousd),
+                    "resets_at": next_month(now_ms).strftime("%Y-%m-%dT%H:%M:%SZ"),
+                }
+            },
+            "requests_per_minute": {
+                "limit": plan.requests_per_minute,
+                "used": used,
+                "remaining": max(0, plan.requests_per_minute - used),
+            },
+            "concurrent_requests": {
+                "limit": plan.concurrent_requests,
+                "held": open_requests.held,
+                "left": max(0, plan.concurrent_requests - open_requests.held),
+            },
+            "at": instant(now_ms),
+        }
+
+    async def _caller(self, headers: Headers) -> Caller:
+        found = find_gateway_tokens(TOKEN_PLACES, headers)
+        # The bare form of the header also finds `Bearer X`, which is X and not a second token.
+        tokens = {token for token in found if token[:7].lower() != b"bearer "}
+        caller = await self._authenticator.authenticate(tokens)
+        rate = self._rate_limits.hit(f"reports:{caller.user_id}", REPORTS_PER_MINUTE)
+        if not rate.is_allowed:
+            raise Refused(
+                Reason.RATE_LIMITED,
+                f"Rate limit reached: {REPORTS_PER_MINUTE} usage reports per minute.",
+                retry_after_s=rate.retry_after_s,
+                facts={"limit": REPORTS_PER_MINUTE},
+            )
+        return caller
+
+    @asynccontextmanager
+    async def _readers(self) -> AsyncIterator[Readers]:
+        async with self._turns:
+            readers = Readers(self._database)
+            try:
+                yield readers
+            finally:
+                await readers.aclose()
+
+
+def usage_routes(reports: Reports) -> list[Route]:
+    """`/api/user/usage` and `/api/user/limits`."""
+
+    async def usage(request: Request) -> Response:
+        return _private(await reports.usage(list(request.scope["headers"]), dict(request.query_params)))
+
+    async def limits(request: Request) -> Response:
+        return _private(await reports.limits(list(request.scope["headers"])))
+
+    return [
+        Route("/api/user/usage", usage, methods=["GET"]),
+        Route("/api/user/limits", limits, methods=["GET"]),
+    ]
+
+
+def _private(document: dict[str, Any]) -> Response:
+    return Response(
+        orjson.dumps(document), headers={"cache-control": "no-store"}, media_type="application/json"
+    )

@@ -1,0 +1,262 @@
+"""`automna-proxy demo`, run as a person or CI runs it: in a process of its own, in whatever environment."""
+
+import os
+import re
+import signal
+import socket
+import subprocess
+import sys
+from contextlib import contextmanager
+from pathlib import Path
+
+import httpx
+import pytest
+from rich.console import Console
+
+from automna_proxy.demo_ledger import table_of
+from metering.reports import Entry
+
+ROOT = Path(__file__).parents[2]
+DEMO_TIMEOUT_S = 60
+ONE_SCENE = """
+import sys
+from automna_proxy import demo
+demo.SCENES = demo.SCENES[2:3]
+"""
+"""The demo with a single request: for what does not depend on the scenes."""
+
+
+def environment(folder, **more):
+    """As bare as a fresh machine's; the demo's own folder is made below `folder`."""
+    return {"PATH": os.environ["PATH"], "PYTHONPATH": str(ROOT), "TMPDIR": str(folder), **more}
+
+
+def run_demo(folder, *arguments, **more):
+    """Run it to its end, in an empty folder."""
+    home = folder / "home"
+    temporary = folder / "tmp"
+    for made in (home, temporary):
+        made.mkdir(exist_ok=True)
+    return subprocess.run(
+        [sys.executable, *arguments],
+        env=environment(temporary, **more),
+        cwd=home,
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        text=True,
+        timeout=DEMO_TIMEOUT_S,
+        check=False,
+    )
+
+
+@contextmanager
+def trap():
+    """A port that nobody may connect to."""
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        listener.listen()
+        listener.setblocking(False)
+        yield f"http://127.0.0.1:{listener.getsockname()[1]}"
+        with pytest.raises(BlockingIOError):
+            listener.accept()
+
+
+def test_it_runs_once_and_takes_nothing_from_its_environment(tmp_path):
+    with trap() as elsewhere:
+        (tmp_path / "home").mkdir()
+        (tmp_path / "home" / ".curlrc").write_text(f'proxy = "{elsewhere}"\n')
+        names = ("HTTP_PROXY", "http_proxy", "HTTPS_PROXY", "ALL_PROXY", "all_proxy")
+        proxies = dict.fromkeys(names, elsewhere)
+        secrets = {
+            "ANTHROPIC_API_KEY": "sk-ant-somebodys-own-key",
+            "ANTHROPIC_AUTH_TOKEN": "somebodys-own-token",
+            "ANTHROPIC_CUSTOM_HEADERS": "x-api-key: somebodys-header",
+            "OPENAI_API_KEY": "sk-somebodys-other-key",
+        }
+        settings = {
+            "HOME": str(tmp_path / "home"),
+            "ANTHROPIC_BASE_URL": elsewhere,
+            "ANTHROPIC_UPSTREAM_URL": elsewhere,
+            "DATABASE_URL": "sqlite:////nowhere/at/all.db",
+            "PLANS_FILE": "/nowhere/plans.toml",
+            "LOG_LEVEL": "shouting",
+            "BODY_BYTES_MAX": "1",
+        }
+        done = run_demo(tmp_path, "-m", "automna_proxy", "demo", "--once", **proxies, **secrets, **settings)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert "FAILED" not in done.stdout
+    assert "8 answers of the vendor, 8 entries in the ledger" in done.stdout
+    assert "clean: 4 accounts, 8 reservations, 8 entries" in done.stdout
+    assert re.search(r"ada +haiku-4-5 .* client left +reported", done.stdout)
+    assert "402 billing_error: Monthly usage limit reached" in done.stdout
+    assert "\x1b" not in done.stdout
+    assert max(map(len, done.stdout.splitlines())) <= 100
+    assert not [secret for secret in secrets.values() if secret in done.stdout]
+    assert [path.name for path in (tmp_path / "home").iterdir()] == [".curlrc"]
+    assert list((tmp_path / "tmp").iterdir()) == []
+
+
+def test_without_curl_and_without_the_sdk_it_says_so_and_goes_on(tmp_path):
+    script = "import sys; sys.modules['anthropic'] = None\nfrom automna_proxy import demo\nsys.exit(demo.run(once=True))"
+    done = run_demo(tmp_path, "-c", script, PATH="/nowhere")
+    assert (done.returncode, done.stderr) == (0, "")
+    assert "curl is not installed" in done.stdout
+    assert "pip install 'automna-proxy[demo]'" in done.stdout
+    assert "8 answers of the vendor, 8 entries in the ledger" in done.stdout
+
+
+BROKEN = {
+    "the client sees something else than promised": (
+        "demo.SCENES = (replace(scene, asks=(replace(ask, status=418),)),)",
+        "expected status 418, the client saw 200",
+    ),
+    "the ledger counts something else than the vendor reported": (
+        "demo.counts_of = lambda entry: {'input_tokens': 1}",
+        "expected the counts {'input_tokens': 28, 'output_tokens': 2}, found {'input_tokens': 1}",
+    ),
+    "the price is another than the list's": (
+        "demo.cost_of = lambda *_, **__: 7",
+        "expected the cost 7, found 38000",
+    ),
+    "a command fails": (
+        "demo.PLAN_OF = {'ada': 'imaginary'}",
+        "automna-proxy user add ada --plan imaginary: ",
+    ),
+    "the server does not start": (
+        "demo_stage.PLAN_TINY = 'neither TOML'",
+        "the server ended before it was ready",
+    ),
+}
+
+
+@pytest.mark.parametrize("broken", BROKEN)
+def test_it_fails_and_shows_the_log_when(broken, tmp_path):
+    change, complaint = BROKEN[broken]
+    script = f"""{ONE_SCENE}
+from dataclasses import replace
+from automna_proxy import demo_stage
+(scene,) = demo.SCENES
+(ask,) = scene.asks
+{change}
+sys.exit(demo.run(once=True))
+"""
+    done = run_demo(tmp_path, "-c", script)
+    assert (done.returncode, done.stderr) == (1, "")
+    assert complaint in re.sub(r"\s+", " ", done.stdout)
+    (kept,) = (tmp_path / "tmp").iterdir()
+    assert f"The server's log is {kept}/server.log." in done.stdout
+
+
+@contextmanager
+def staying(folder):
+    """The demo up and waiting, with all that it said."""
+    process = subprocess.Popen(
+        [sys.executable, "-c", f"{ONE_SCENE}\nsys.exit(demo.run(once=False))"],
+        env=environment(folder),
+        cwd=folder,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    said = []
+    try:
+        for line in process.stdout:
+            said.append(line)
+            if "usage ada" in line:
+                break
+        yield process, "".join(said)
+    finally:
+        process.kill()
+        process.communicate()
+
+
+def test_it_stays_up_until_ctrl_c_and_what_it_says_to_paste_works(tmp_path):
+    with staying(tmp_path) as (process, said):
+        lines = said[said.index("export URL") :]
+        pasted = subprocess.run(
+            ["bash", "-e", "-c", lines],
+            env={"PATH": os.environ["PATH"], "PYTHONPATH": str(ROOT), "HTTP_PROXY": "http://127.0.0.1:9"},
+            capture_output=True,
+            text=True,
+            timeout=DEMO_TIMEOUT_S,
+            check=False,
+        )
+        url = re.search(r"URL=(\S+)", lines)[1]
+        process.send_signal(signal.SIGINT)
+        rest, complaint = process.communicate(timeout=DEMO_TIMEOUT_S)
+    assert pasted.returncode == 0, pasted.stderr
+    assert '"text":"said: "' in pasted.stdout
+    assert "event: message_stop" in pasted.stdout
+    assert '"id":"claude-sonnet-5"' in pasted.stdout
+    assert "automna_requests_total" in pasted.stdout
+    assert "claude-sonnet-4-5" in pasted.stdout
+    assert (process.returncode, complaint) == (0, "")
+    assert "Stopping." in rest
+    assert list(tmp_path.iterdir()) == []
+    with pytest.raises(httpx.ConnectError):
+        httpx.get(url, trust_env=False)
+
+
+def test_terminated_it_leaves_no_server_behind(tmp_path):
+    with staying(tmp_path) as (process, said):
+        url = re.search(r"URL=(\S+)", said)[1]
+        process.send_signal(signal.SIGTERM)
+        _, complaint = process.communicate(timeout=DEMO_TIMEOUT_S)
+    assert (process.returncode, complaint) == (0, "")
+    assert list(tmp_path.iterdir()) == []
+    with pytest.raises(httpx.ConnectError):
+        httpx.get(url, trust_env=False)
+
+
+def test_interrupted_in_the_middle_it_ends_without_a_traceback(tmp_path):
+    script = f"""{ONE_SCENE}
+import os, signal
+demo.table_of = lambda *_: os.kill(os.getpid(), signal.SIGINT)
+sys.exit(demo.run(once=True))
+"""
+    done = run_demo(tmp_path, "-c", script)
+    assert (done.returncode, done.stderr) == (130, "")
+    assert done.stdout.rstrip().endswith("Interrupted.")
+    assert list((tmp_path / "tmp").iterdir()) == []
+
+
+ENTRY = Entry(
+    seq=1,
+    kind="settle",
+    request_id="req_1",
+    user_id="ada",
+    token_id="tok_1",
+    at_ms=1_795_000_000_000,
+    surface="anthropic",
+    operation="POST /v1/messages",
+    model="claude-sonnet-4-5-20250929",
+    outcome="client_left",
+    basis="estimated",
+    cost_nanousd=1_044_822_000,
+    input_tokens=8_214,
+    cache_read_tokens=0,
+    cache_write_tokens=4_222,
+    output_tokens=446,
+    usage=[{"counts": {"input_tokens": 8_214, "web_searches": 2}}],
+    notes=[],
+    price_version="1",
+    upstream_status=200,
+    upstream_request_id="req_2",
+    duration_ms=1,
+)
+
+
+@pytest.mark.parametrize("width", [80, 90, 100, 110, 120, 130])
+def test_the_table_fits_the_page_with_every_figure_whole(width):
+    console = Console(width=width, color_system=None)
+    with console.capture() as capture:
+        console.print(table_of([ENTRY, ENTRY], console))
+    printed = capture.get()
+    assert max(map(len, printed.splitlines())) <= width
+    for whole in ("ada", "sonnet-4-5", "8,214", "4,222", "446", "1.044822000", "client left", "estimated"):
+        assert printed.count(whole) == 2, printed
+    assert "2.089644000" in printed
+    assert ("10,449" in printed) is (width > 80)
+    assert ("11:06:40" in printed) is (width >= 100)
+    assert ("search" in printed) is (width >= 100)
+    assert ("POST /v1/messages" in printed) is (width >= 120)

@@ -1,0 +1,635 @@
+"""The command: what it prints where, with which exit status, on a real store."""
+
+import asyncio
+import fcntl
+import json
+import os
+import pty
+import re
+import signal
+import sqlite3
+import struct
+import subprocess
+import sys
+import termios
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import typer.main
+from typer.testing import CliRunner
+
+from automna_proxy import server
+from automna_proxy.cli import app
+from automna_proxy.commands.catalog import settings_markdown
+from automna_proxy.settings import table
+from metering.clock import SystemClock
+from metering.ledger import MONEY, Hold, Intent, Ledger, Outcome, Reservation, Settlement
+from metering.prices import Priced, PricedLine
+from metering.store.database import Database
+from metering.store.migrate import migrate
+from metering.store.store import open_store
+from metering.users import Directory, hash_of
+
+WAIT_S = 20.0
+"""For a process to say or end what it should at once."""
+
+
+@dataclass
+class Cli:
+    """The command on a store of its own."""
+
+    path: Path
+    env: dict[str, str] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        self.env = {"DATABASE_URL": f"sqlite:///{self.path}", **self.env}
+
+    def run(self, *args: str) -> Any:
+        """In this process."""
+        return CliRunner().invoke(app, list(args), env=self.env, prog_name="automna-proxy")
+
+    def ok(self, *args: str) -> str:
+        result = self.run(*args)
+        assert (result.exit_code, result.exception) == (0, None), result.stderr
+        return result.stdout
+
+    def json(self, *args: str) -> Any:
+        return json.loads(self.ok(*args, "--json"))
+
+    def spawn(self, *args: str, **how: Any) -> "subprocess.Popen[str]":
+        """In a process of its own, as an operator runs it."""
+        pipes: dict[str, Any] = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True, **how}
+        environ = {
+            name: value for name, value in os.environ.items() if name not in {"FORCE_COLOR", "COLUMNS"}
+        }
+        return subprocess.Popen(
+            [sys.executable, "-m", "automna_proxy", *args], env={**environ, **self.env}, **pipes
+        )
+
+    def process(self, *args: str) -> "subprocess.CompletedProcess[str]":
+        process = self.spawn(*args)
+        out, err = process.communicate(timeout=WAIT_S)
+        return subprocess.CompletedProcess(args, process.returncode, out, err)
+
+    def book(self, cost_nanousd: int, *, user: str = "alice", model: str = "claude-x") -> None:
+        """A request of a user, settled, as a server would write it meanwhile."""
+
+        async def write() -> None:
+            async with open_store(Database(self.path)) as store:
+                ledger = Ledger(store, SystemClock(), "wrk_1")
+                period = SystemClock().now_ms() // 1000
+                hold = Hold(f"user:{user}", MONEY, "2026-11", cost_nanousd, 10**12)
+                intent = Intent(
+                    f"req_{period}_{os.urandom(4).hex()}", user, "tok", "anthropic", "POST /x", model, (hold,)
+                )
+                reservation = await ledger.reserve(intent)
+                assert isinstance(reservation, Reservation)
+                line = PricedLine(model, {"input_tokens": cost_nanousd}, {}, {"input_tokens": 1_000})
+                priced = Priced(cost_nanousd, (line,), ())
+                await ledger.settle(reservation, Settlement(Outcome.COMPLETED, priced, is_reported=True))
+
+        asyncio.run(write())
+
+
+@pytest.fixture
+def cli(tmp_path: Path) -> Cli:
+    """With a user on a migrated store."""
+    cli = Cli(tmp_path / "store.db")
+    cli.ok("user", "add", "alice", "--plan", "pro")
+    return cli
+
+
+@pytest.fixture
+def fresh(tmp_path: Path) -> Cli:
+    """Without a store."""
+    return Cli(tmp_path / "store.db")
+
+
+def one_line(text: str) -> str:
+    (line,) = text.splitlines()
+    assert line.startswith("automna-proxy: ")
+    return line
+
+
+# --- the store ------------------------------------------------------------------------------------------
+
+
+def test_the_first_user_makes_the_store_and_says_so_on_standard_error(fresh: Cli) -> None:
+    done = fresh.process("user", "add", "alice", "--email", "a@example.com")
+    assert (done.returncode, done.stdout) == (0, "added alice (plan free, active)\n")
+    assert "made a new store at" in one_line(done.stderr)
+    assert fresh.json("user", "show", "alice")["email"] == "a@example.com"
+
+
+@pytest.mark.parametrize(
+    "args",
+    [
+        ("user", "list"),
+        ("user", "disable", "alice"),
+        ("token", "create", "alice"),
+        ("usage", "alice"),
+        ("ledger", "verify"),
+        ("ledger", "tail"),
+    ],
+)
+def test_other_commands_make_no_store(fresh: Cli, args: tuple[str, ...]) -> None:
+    result = fresh.run(*args)
+    assert result.exit_code == 4
+    assert "there is no store at" in one_line(result.stderr)
+    assert "automna-proxy migrate" in result.stderr
+    assert not fresh.path.exists()
+
+
+def test_a_store_of_another_version_is_not_touched(fresh: Cli) -> None:
+    sqlite3.connect(fresh.path).execute("CREATE TABLE other (x)").connection.close()
+    result = fresh.run("user", "add", "alice")
+    assert result.exit_code == 4
+    assert "is not this version's" in one_line(result.stderr)
+
+
+def test_migrate_says_what_it_did(fresh: Cli) -> None:
+    assert "applied 0001_foundation" in fresh.ok("migrate")
+    assert "up to date" in fresh.ok("migrate")
+    assert fresh.json("migrate") == {"store": str(fresh.path), "applied": []}
+
+
+def test_a_file_that_is_no_store_is_status_4(fresh: Cli) -> None:
+    fresh.path.write_bytes(b"no database " * 1_000)
+    for args in (("user", "list"), ("migrate",)):
+        result = fresh.run(*args)
+        assert result.exit_code == 4
+        assert "not a database" in one_line(result.stderr)
+
+
+def test_a_store_that_stays_locked_is_status_4(cli: Cli) -> None:
+    cli.env["STORE_BUSY_TIMEOUT_S"] = "0.05"
+    other = sqlite3.connect(cli.path, isolation_level=None)
+    try:
+        other.execute("BEGIN IMMEDIATE")
+        done = cli.process("user", "add", "bob")
+        assert (done.returncode, done.stdout) == (4, "")
+        assert "database is locked" in one_line(done.stderr)
+        assert "alice" in cli.ok("user", "list"), "readers pass"
+    finally:
+        other.close()
+
+
+# --- configuration ----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("variable", "value", "args", "expected"),
+    [
+        ("DATABASE_URL", "mysql://x", ("user", "list"), "DATABASE_URL is 'mysql://x'; expected sqlite:///"),
+        ("BODY_BYTES_MAX", "many", ("user", "list"), "BODY_BYTES_MAX: given 'many'"),
+        ("PLANS_FILE", "/nowhere/plans.toml", ("plan", "list"), "/nowhere/plans.toml"),
+        ("PLANS_FILE", "/nowhere/plans.toml", ("user", "add", "bob"), "/nowhere/plans.toml"),
+        ("PRICES_FILE", "/nowhere/prices.json", ("prices", "show", "claude-x"), "/nowhere/prices.json"),
+    ],
+)
+def test_a_wrong_setting_is_status_5_and_one_line(
+    cli: Cli, variable: str, value: str, args: tuple[str, ...], expected: str
+) -> None:
+    cli.env[variable] = value
+    done = cli.process(*args)
+    assert (done.returncode, done.stdout) == (5, "")
+    assert expected in one_line(done.stderr)
+
+
+# --- users ------------------------------------------------------------------------------------------------
+
+
+def test_an_unknown_plan_is_refused_with_those_there_are(fresh: Cli) -> None:
+    result = fresh.run("user", "add", "alice", "--plan", "gold")
+    assert result.exit_code == 2
+    assert "given 'gold', expected one of free, lite, starter, pro, power, business" in one_line(
+        result.stderr
+    )
+    assert not fresh.path.exists()
+
+
+def test_a_user_is_added_once(cli: Cli) -> None:
+    result = cli.run("user", "add", "alice")
+    assert (result.exit_code, result.stdout) == (1, "")
+    assert "exists already" in one_line(result.stderr)
+
+
+def test_a_user_moves_between_plans_and_states(cli: Cli) -> None:
+    assert cli.json("user", "set-plan", "alice", "lite")["plan"] == "lite"
+    assert cli.json("user", "disable", "alice")["status"] == "disabled"
+    assert cli.json("user", "enable", "alice")["status"] == "active"
+    assert cli.run("user", "set-plan", "alice", "gold").exit_code == 2
+    assert [user["plan"] for user in cli.json("user", "list")["users"]] == ["lite"]
+
+
+def test_a_user_is_shown_with_credits_and_tokens(cli: Cli) -> None:
+    cli.ok("token", "create", "alice", "--label", "laptop")
+    shown = cli.json("user", "show", "alice")
+    assert shown["credits"]["limit"] == 1_000_000
+    assert [token["label"] for token in shown["tokens"]] == ["laptop"]
+    text = cli.ok("user", "show", "alice")
+    assert "plan\tpro" in text
+    assert "laptop" in text
+
+
+def test_a_plan_that_is_gone_is_shown_as_such(cli: Cli, tmp_path: Path) -> None:
+    plans = tmp_path / "plans.toml"
+    shipped = Path(server.__file__).parent.parent / "metering" / "plans.toml"
+    plans.write_text(shipped.read_text().replace("[plans.pro]", "[plans.gold]"))
+    cli.env["PLANS_FILE"] = str(plans)
+    assert "pro (not in the plans file)" in cli.ok("user", "show", "alice")
+
+
+@pytest.mark.parametrize(
+    "args",
+    [
+        ("user", "show", "bob"),
+        ("user", "set-plan", "bob", "pro"),
+        ("user", "disable", "bob"),
+        ("user", "enable", "bob"),
+        ("token", "create", "bob"),
+        ("token", "list", "bob"),
+        ("token", "revoke", "tok_1"),
+        ("token", "rotate", "amp_123456"),
+        ("usage", "bob"),
+        ("ledger", "tail", "--user", "bob"),
+        ("prices", "show", "claude-nothing"),
+    ],
+)
+def test_what_is_not_there_is_status_3_and_named(cli: Cli, args: tuple[str, ...]) -> None:
+    result = cli.run(*args)
+    assert (result.exit_code, result.stdout) == (3, "")
+    name = next(arg for arg in args if arg in {"bob", "tok_1", "amp_123456", "claude-nothing"})
+    assert name in one_line(result.stderr)
+
+
+# --- tokens -----------------------------------------------------------------------------------------------
+
+
+def test_create_prints_the_token_alone_on_standard_output(cli: Cli) -> None:
+    done = cli.process("token", "create", "alice", "--label", "laptop", "--expires", "30d")
+    assert done.returncode == 0
+    assert re.fullmatch(r"amp_[A-Za-z0-9_-]{43}\n", done.stdout)
+    assert "not shown again" in one_line(done.stderr)
+    assert done.stdout.strip() not in done.stderr
+    (token,) = cli.json("token", "list", "alice")["tokens"]
+    assert token["prefix"] == done.stdout[:10]
+    assert (token["label"], token["state"]) == ("laptop", "live")
+
+
+def test_the_token_that_create_prints_is_the_one_that_works(cli: Cli) -> None:
+    secret = cli.ok("token", "create", "alice").strip()
+
+    async def look_up() -> str:
+        async with open_store(Database(cli.path)) as store:
+            credential = await Directory(store, SystemClock()).credential(hash_of(secret))
+            assert credential is not None
+            return credential.user_id
+
+    assert asyncio.run(look_up()) == "alice"
+
+
+def test_create_as_json_has_the_token_and_its_id(cli: Cli) -> None:
+    created = cli.json("token", "create", "alice", "--expires", "2999-12-31")
+    (listed,) = cli.json("token", "list", "alice")["tokens"]
+    assert created.pop("token").startswith(listed["prefix"])
+    assert created == listed
+    assert listed["expires_at"] == "2999-12-31T00:00:00Z"
+
+
+def test_rotate_prints_the_new_token_alone_and_lets_the_old_one_overlap(cli: Cli) -> None:
+    old = cli.json("token", "create", "alice", "--label", "laptop")
+    done = cli.process("token", "rotate", old["id"], "--overlap", "10m")
+    assert done.returncode == 0
+    assert re.fullmatch(r"amp_[A-Za-z0-9_-]{43}\n", done.stdout)
+    assert old["token"] != done.stdout.strip()
+    tokens = {token["id"]: token for token in cli.json("token", "list", "alice")["tokens"]}
+    assert len(tokens) == 2
+    assert tokens[old["id"]]["state"] == "live"
+    assert tokens[old["id"]]["expires_at"] is not None
+    assert all(token["label"] == "laptop" for token in tokens.values())
+
+
+def test_rotate_without_overlap_ends_the_old_token_at_once(cli: Cli) -> None:
+    old = cli.json("token", "create", "alice")
+    new = cli.json("token", "rotate", old["prefix"])
+    assert new["replaces"]["state"] == "expired"
+    assert cli.run("token", "rotate", old["id"]).exit_code == 1
+
+
+@pytest.mark.parametrize("by", ["id", "prefix", "token"])
+def test_a_token_is_revoked_by_id_prefix_or_itself(cli: Cli, by: str) -> None:
+    created = cli.json("token", "create", "alice")
+    assert cli.ok("token", "revoke", created[by]) == f"revoked {created['id']} of alice\n"
+    assert cli.json("token", "revoke", created[by])["state"] == "revoked", "twice is no error"
+
+
+def test_an_error_never_repeats_a_token(cli: Cli) -> None:
+    leaked = "amp_" + "s3cret" * 8
+    for verb in ("revoke", "rotate"):
+        result = cli.run("token", verb, leaked)
+        assert result.exit_code == 3
+        assert leaked[10:] not in result.output
+
+
+@pytest.mark.parametrize(
+    ("args", "expected"),
+    [
+        (("create", "alice", "--expires", "3x"), "--expires: given '3x', expected 12h, 30d, 2w, YYYY-MM-DD"),
+        (("create", "alice", "--expires", "99999d"), "--expires: given '99999d'"),
+        (("create", "alice", "--expires", ""), "--expires: given ''"),
+        (("create", "alice", "--expires", "2020-01-01"), "is not in the future"),
+        (("create", "alice", "--expires", "0s"), "is not in the future"),
+        (
+            ("rotate", "tok_1", "--overlap", "2026-12-31"),
+            "--overlap: given '2026-12-31', expected a number and a unit",
+        ),
+    ],
+)
+def test_times_that_make_no_sense_are_usage_errors(cli: Cli, args: tuple[str, ...], expected: str) -> None:
+    result = cli.run("token", *args)
+    assert (result.exit_code, result.stdout) == (2, "")
+    assert expected in one_line(result.stderr)
+
+
+def test_a_label_cannot_forge_lines_or_colours(cli: Cli) -> None:
+    cli.ok("token", "create", "alice", "--label", "a\nb\x1b[31m\tc")
+    lines = cli.ok("token", "list", "alice").splitlines()
+    assert len(lines) == 2
+    assert lines[1].split("\t")[2] == "a\\nb\\x1b[31m\\tc"
+
+
+# --- usage and the ledger -------------------------------------------------------------------------------------
+
+
+def test_usage_is_what_was_booked(cli: Cli) -> None:
+    cli.book(150_000)
+    cli.book(50_000, model="claude-y")
+    report = cli.json("usage", "alice", "--from", "2020-01-01", "--to", "2999-01-01")
+    assert report["total"]["cost_nanousd"] == 200_000
+    assert [group["model"] for group in report["groups"]] == ["claude-x", "claude-y"]
+    lines = cli.ok("usage", "alice", "--from", "2020-01-01", "--by", "surface").splitlines()
+    assert lines[1].split("\t") == ["anthropic", "2", "0", "0", "200000", "0", "0", "0", "2", "0.000200000"]
+    assert len(lines) == 2
+
+
+@pytest.mark.parametrize(
+    ("args", "expected"),
+    [
+        (("--from", "soon"), "from: given 'soon', expected YYYY-MM-DD"),
+        (("--from", "2026-11-02", "--to", "2026-11-01"), "is not before"),
+        (("--by", "hour"), "hour"),
+    ],
+)
+def test_a_wrong_period_or_grouping_is_a_usage_error(cli: Cli, args: tuple[str, ...], expected: str) -> None:
+    result = cli.run("usage", "alice", *args)
+    assert result.exit_code == 2
+    assert expected in result.stderr
+
+
+def test_verify_is_0_for_a_clean_ledger(cli: Cli) -> None:
+    cli.book(100)
+    assert cli.ok("ledger", "verify").startswith("clean: 1 accounts, 1 reservations, 1 entries")
+    assert cli.json("ledger", "verify")["is_clean"] is True
+
+
+def test_verify_is_1_and_names_what_is_wrong(cli: Cli) -> None:
+    cli.book(100)
+    with sqlite3.connect(cli.path) as connection:
+        connection.execute("UPDATE accounts SET spent = spent + 1")
+    connection.close()
+    done = cli.process("ledger", "verify")
+    assert done.returncode == 1
+    assert done.stdout.startswith("NOT CLEAN: 1 problems")
+    assert "account user:alice money 2026-11" in done.stdout
+    result = cli.run("ledger", "verify", "--json")
+    assert (result.exit_code, json.loads(result.stdout)["problems_total"]) == (1, 1)
+
+
+def test_tail_shows_the_newest_entries_oldest_first(cli: Cli) -> None:
+    cli.ok("user", "add", "bob")
+    for cost, user in ((1, "alice"), (2, "bob"), (3, "alice")):
+        cli.book(cost, user=user)
+
+    def costs(*args: str) -> list[int]:
+        lines = cli.ok("ledger", "tail", "--json", *args).splitlines()
+        return [json.loads(line)["cost_nanousd"] for line in lines]
+
+    assert costs() == [1, 2, 3]
+    assert costs("-n", "2") == [2, 3]
+    assert costs("--user", "alice") == [1, 3]
+    assert len(cli.ok("ledger", "tail").splitlines()) == 1 + 3
+    assert cli.run("ledger", "tail", "-n", "0").exit_code == 2
+
+
+def test_tail_follows_what_is_booked_meanwhile_until_it_is_stopped(cli: Cli) -> None:
+    cli.ok("user", "add", "bob")
+    cli.book(1)
+    process = cli.spawn("ledger", "tail", "--follow", "--user", "alice", "--json")
+    assert process.stdout is not None
+    try:
+        assert json.loads(process.stdout.readline())["cost_nanousd"] == 1
+        cli.book(2, user="bob")
+        cli.book(3)
+        assert json.loads(process.stdout.readline())["cost_nanousd"] == 3
+        process.send_signal(signal.SIGINT)
+        out, err = process.communicate(timeout=WAIT_S)
+        assert (process.returncode, out, err) == (0, "", "")
+    finally:
+        process.kill()
+        process.communicate()
+
+
+def test_following_for_a_person_is_one_line_an_entry(cli: Cli) -> None:
+    cli.book(711_001)
+    process = cli.spawn("ledger", "tail", "-f")
+    assert process.stdout is not None
+    try:
+        line = process.stdout.readline()
+        assert "alice  settle/reported  claude-x  completed" in line
+        assert "USD 0.000711001" in line
+    finally:
+        process.kill()
+        process.communicate()
+
+
+# --- what is configured -----------------------------------------------------------------------------------
+
+
+def test_plans_are_listed(cli: Cli) -> None:
+    plans = cli.json("plan", "list")["plans"]
+    assert [plan["name"] for plan in plans] == ["free", "lite", "starter", "pro", "power", "business"]
+    lines = cli.ok("plan", "list").splitlines()
+    assert lines[0].split("\t") == ["limit", *(plan["name"] for plan in plans)]
+    assert lines[1].split("\t")[:2] == ["credits_per_month", "10000"]
+
+
+def test_prices_are_shown_exactly(cli: Cli) -> None:
+    shown = cli.json("prices", "show", "claude-haiku-4-5-20251001")
+    (model,) = shown["models"]
+    assert (model["provider"], model["model"]["id"]) == ("anthropic", "claude-haiku-4-5")
+    assert model["periods"][0]["tiers"][0]["unit_prices_picousd"]["input_tokens"] == 1_000_000
+    header, first, *_ = cli.ok("prices", "show", "claude-haiku-4-5").splitlines()
+    prices = dict(zip(header.split("\t"), first.split("\t"), strict=True))
+    assert (prices["when"], prices["input"], prices["output"], prices["cache_write_5m"]) == (
+        "always",
+        "1.00",
+        "5.00",
+        "1.25",
+    )
+    assert prices["web_searches"] == "0.01"
+
+
+def test_prices_of_a_long_prompt_and_of_modifiers_are_shown(cli: Cli) -> None:
+    lines = [line.split("\t")[0] for line in cli.ok("prices", "show", "claude-opus-4-6").splitlines()]
+    assert "prompt > 200,000" in lines
+    assert "inference_geo=us" in lines
+
+
+def test_an_unknown_model_is_answered_with_similar_ones(cli: Cli) -> None:
+    assert "did you mean claude-" in cli.run("prices", "show", "claude-haiku-4-6").stderr
+
+
+def test_settings_are_listed_without_their_values(cli: Cli) -> None:
+    cli.env["ANTHROPIC_API_KEY"] = "sk-ant-secret"
+    shown = {row["variable"]: row for row in cli.json("settings")["settings"]}
+    assert shown["ANTHROPIC_API_KEY"]["is_set"] is True
+    assert shown["METRICS_TOKEN"]["is_set"] is False
+    assert set(shown) == {row.variable for row in table()}
+    for args in ((), ("--json",), ("--markdown",)):
+        assert "sk-ant-secret" not in cli.ok("settings", *args)
+
+
+def test_settings_as_markdown_is_a_row_for_each(cli: Cli) -> None:
+    lines = cli.ok("settings", "--markdown").splitlines()
+    assert lines == settings_markdown(table())
+    assert len(lines) == len(table()) + 2
+    assert all(len(re.findall(r"(?<!\\)\|", line)) == 5 for line in lines)
+
+
+# --- running ------------------------------------------------------------------------------------------------
+
+
+def test_serve_hands_its_options_on_and_ends_with_the_servers_status(
+    cli: Cli, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen: list[Any] = []
+
+    def serve(settings: Any, **options: Any) -> int:
+        seen.append((settings.database_url, options))
+        return 3
+
+    monkeypatch.setattr(server, "serve", serve)
+    assert cli.run("serve", "--host", "::1", "--port", "0", "--workers", "2").exit_code == 3
+    assert seen == [(cli.env["DATABASE_URL"], {"host": "::1", "port": 0, "workers": 2})]
+
+
+def test_serve_on_a_port_in_use_is_status_5(cli: Cli, monkeypatch: pytest.MonkeyPatch) -> None:
+    def serve(*_: Any, **__: Any) -> int:
+        raise OSError(98, "Address already in use")
+
+    monkeypatch.setattr(server, "serve", serve)
+    result = cli.run("serve")
+    assert result.exit_code == 5
+    assert "127.0.0.1:8080" in one_line(result.stderr)
+    assert cli.run("serve", "--workers", "0").exit_code == 2
+
+
+@pytest.mark.parametrize(("args", "is_once"), [(("demo",), False), (("demo", "--once"), True)])
+def test_demo_ends_with_its_status(
+    fresh: Cli, monkeypatch: pytest.MonkeyPatch, args: tuple[str, ...], is_once: bool
+) -> None:
+    seen: list[bool] = []
+    fake = SimpleNamespace(run=lambda *, once: seen.append(once) or 0)
+    monkeypatch.setitem(sys.modules, "automna_proxy.demo", fake)
+    assert fresh.run(*args).exit_code == 0
+    assert seen == [is_once]
+
+
+# --- how it speaks ------------------------------------------------------------------------------------------
+
+
+def commands(group: Any = None, path: tuple[str, ...] = ()) -> Iterator[tuple[str, ...]]:
+    group = group or typer.main.get_command(app)
+    for name, command in group.commands.items():
+        if hasattr(command, "commands"):
+            yield from commands(command, (*path, name))
+        else:
+            yield (*path, name)
+
+
+@pytest.mark.parametrize("command", list(commands()), ids=" ".join)
+def test_every_command_and_option_explains_itself(fresh: Cli, command: tuple[str, ...]) -> None:
+    fresh.ok(*command, "--help")
+    found: Any = typer.main.get_command(app)
+    for name in command:
+        found = found.commands[name]
+    assert found.help
+    assert all(getattr(param, "help", None) for param in found.params), "an option without a word"
+
+
+def test_help_says_what_the_exit_statuses_mean(fresh: Cli) -> None:
+    text = " ".join(fresh.ok("--help").split())
+    for words in ("0 done", "1 the answer is no", "2 wrong usage", "3 no such", "4 the store", "5 a setting"):
+        assert words in text
+
+
+def test_the_version_is_that_of_the_package(fresh: Cli, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("automna_proxy.cli.version", lambda name: f"1.2.3 of {name}")
+    assert fresh.ok("--version") == "automna-proxy 1.2.3 of automna-proxy\n"
+
+
+def test_bytes_that_are_no_text_are_a_usage_error(cli: Cli) -> None:
+    done = cli.process("usage", os.fsdecode(b"\xff"))
+    assert done.returncode == 2
+    assert "UTF-8" in one_line(done.stderr)
+
+
+@pytest.mark.parametrize("columns", [40, 80, 160])
+def test_a_terminal_gets_a_table_no_wider_than_itself(cli: Cli, columns: int) -> None:
+    cli.book(711_001, model="claude-with-a-long-name-20261120")
+    ours, theirs = pty.openpty()
+    fcntl.ioctl(theirs, termios.TIOCSWINSZ, struct.pack("HHHH", 24, columns, 0, 0))
+    process = cli.spawn("usage", "alice", "--from", "2020-01-01", stdout=theirs, stdin=theirs)
+    os.close(theirs)
+    shown = b""
+    try:
+        while chunk := os.read(ours, 65_536):
+            shown += chunk
+    except OSError:  # how Linux ends the reading of a terminal
+        pass
+    _, err = process.communicate(timeout=WAIT_S)
+    os.close(ours)
+    assert (process.returncode, err) == (0, "")
+    plain = re.sub(r"\x1b\[[0-9;]*m", "", shown.decode())
+    assert "Usage of alice" in plain
+    assert ("cache\n" in re.sub(r" +", "\n", plain)) == (columns == 160), "what is dispensable is left out"
+    if columns > 40:
+        assert "claude-with-a-long-name-20261120" in plain
+        assert "0.000711001" in plain
+    assert "─" in plain
+    assert max(len(line) for line in plain.splitlines()) <= columns
+
+
+def test_migrating_first_is_not_needed_beside_a_running_store(cli: Cli) -> None:
+    """A server holds the store open, with its own writer, while commands come and go."""
+
+    async def beside() -> None:
+        database = Database(cli.path)
+        assert migrate(database, SystemClock()) == []
+        async with open_store(database) as store:
+            directory = Directory(store, SystemClock())
+            await directory.add_user("bob", plan="free")
+            seq = await directory.last_change()
+            done = await asyncio.to_thread(cli.process, "user", "disable", "bob")
+            assert done.returncode == 0, done.stderr
+            assert [(kind, subject) for _, kind, subject in await directory.changes_since(seq)] == [
+                ("user", "bob")
+            ]
+            assert (await directory.user("bob")).status == "disabled"
+
+    asyncio.run(beside())

@@ -1,0 +1,240 @@
+"""Who may: plan, rate, concurrency and budget, with the words and facts of each refusal."""
+
+import asyncio
+import sqlite3
+from collections.abc import AsyncIterator
+from contextlib import closing
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import pytest
+
+from metering.admission import Admission, Admitted, Caller, Request, owner_of
+from metering.errors import Reason, Refused
+from metering.ledger import MONEY, Ledger
+from metering.money import CREDIT_NANOUSD
+from metering.plans import Plan, load_plans
+from metering.rate_limits import RateLimits
+from tests.support.ledger import PERIOD, Bench, money, open_bench, request_id, settlement
+
+PRO = replace(
+    load_plans()["pro"], credits_per_month=1_000, requests_per_minute=10_000, concurrent_requests=1_000
+)
+CREDIT = CREDIT_NANOUSD
+
+
+@dataclass
+class Desk:
+    """An admission desk on a bench."""
+
+    bench: Bench
+    admission: Admission
+
+    async def admit(
+        self, credits_: float, *, plan: Plan = PRO, user: str = "ada", model: str = "m"
+    ) -> Admitted:
+        return await self.admission.admit(
+            Caller(user, f"tok_{user}", plan),
+            Request(request_id(), "anthropic", "POST /v1/messages", (model,), round(credits_ * CREDIT), 0),
+        )
+
+    async def refusal(self, credits_: float, **options: object) -> Refused:
+        with pytest.raises(Refused) as refused:
+            await self.admit(credits_, **options)  # type: ignore[arg-type]
+        return refused.value
+
+    async def settle(self, admitted: Admitted, credits_: float) -> None:
+        await self.bench.ledger.settle(admitted.reservation, settlement(round(credits_ * CREDIT)))
+
+
+@pytest.fixture
+async def desk(tmp_path: Path) -> AsyncIterator[Desk]:
+    async with open_bench(tmp_path) as bench:
+        yield Desk(bench, Admission(bench.ledger, RateLimits(bench.clock), bench.clock))
+        await bench.assert_clean()
+
+
+async def test_what_is_admitted_is_held_and_told_where_the_user_stands(desk: Desk) -> None:
+    admitted = await desk.admit(300)
+    assert admitted.budget_limit_nanousd == 1_000 * CREDIT
+    assert admitted.budget_remaining_nanousd == 700 * CREDIT
+    assert admitted.budget_reset_ms == 1_796_083_200_000  # 2026-12-01 00:00 UTC
+    assert (admitted.rate.limit, admitted.rate.remaining) == (10_000, 9_999)
+    assert await desk.bench.account() == (0, 300 * CREDIT)
+    assert await desk.bench.gauge() == 1
+    await desk.settle(admitted, 100)
+    assert (await desk.admit(0.5)).budget_remaining_nanousd == round(899.5 * CREDIT)
+
+
+@pytest.mark.parametrize("user", ["ada", "first-ever"])
+async def test_of_two_hundred_parallel_requests_on_a_budget_for_ten_exactly_ten_are_granted(
+    desk: Desk, user: str
+) -> None:
+    if user == "ada":
+        await desk.settle(await desk.admit(0), 0)
+    results = await asyncio.gather(*(desk.admit(100, user=user) for _ in range(200)), return_exceptions=True)
+    granted = [result for result in results if isinstance(result, Admitted)]
+    refused = [result for result in results if isinstance(result, Refused)]
+    assert (len(granted), len(refused)) == (10, 190)
+    assert {refusal.reason for refusal in refused} == {Reason.BUDGET_HELD}
+    assert await desk.bench.account(owner_of(user)) == (0, 1_000 * CREDIT)
+    assert await desk.bench.gauge(owner_of(user)) == 10
+    await asyncio.gather(*(desk.settle(admitted, 50) for admitted in granted))
+    again = await asyncio.gather(*(desk.admit(100, user=user) for _ in range(200)), return_exceptions=True)
+    assert sum(isinstance(result, Admitted) for result in again) == 5
+
+
+async def test_a_spent_budget_is_told_with_its_numbers_and_no_advice_to_wait(desk: Desk) -> None:
+    await desk.settle(await desk.admit(1_000), 1_000.5)
+    refused = await desk.refusal(1)
+    assert refused.reason is Reason.BUDGET_EXHAUSTED
+    assert refused.message == (
+        "Monthly usage limit reached (1,001 of 1,000 credits). Resets on 1 December 2026."
+    )
+    assert refused.retry_after_s is None
+    assert refused.facts == {"used_credits": 1_001, "limit_credits": 1_000, "resets": "1 December 2026"}
+
+
+async def test_a_request_too_large_for_what_is_left_is_told_how_large(desk: Desk) -> None:
+    await desk.settle(await desk.admit(1_000), 900)
+    refused = await desk.refusal(100.5)
+    assert refused.reason is Reason.BUDGET_EXHAUSTED
+    assert refused.message == (
+        "Monthly usage limit reached for a request of this size: it may cost up to 101 credits, "
+        "100 of 1,000 are left (a lower max_tokens costs less). Resets on 1 December 2026."
+    )
+    assert (await desk.admit(100)).budget_remaining_nanousd == 0
+
+
+async def test_a_budget_that_is_only_held_is_told_to_wait_a_little(desk: Desk) -> None:
+    holding = await desk.admit(950)
+    refused = await desk.refusal(100)
+    assert (refused.reason, refused.retry_after_s) == (Reason.BUDGET_HELD, 2.0)
+    await desk.settle(holding, 10)
+    await desk.admit(100)
+
+
+async def test_a_request_larger_than_the_whole_budget_is_never_told_to_wait(desk: Desk) -> None:
+    assert (await desk.refusal(1_001)).reason is Reason.BUDGET_EXHAUSTED
+
+
+async def test_a_plan_without_credits_admits_what_is_free_only(desk: Desk) -> None:
+    none = replace(PRO, credits_per_month=0)
+    assert (await desk.refusal(1, plan=none)).reason is Reason.BUDGET_EXHAUSTED
+    admitted = await desk.admit(0, plan=none)
+    assert admitted.budget_remaining_nanousd is None
+    assert not any(line.meter == MONEY for line in admitted.reservation.lines)
+
+
+async def test_a_refused_request_holds_nothing(desk: Desk) -> None:
+    await desk.refusal(1_001)
+    assert (await desk.bench.account(), await desk.bench.gauge()) == ((0, 0), 0)
+
+
+async def test_the_next_month_begins_with_the_whole_budget(desk: Desk) -> None:
+    await desk.settle(await desk.admit(1_000), 1_000)
+    desk.bench.clock.ms = 1_796_083_199_999
+    assert (await desk.refusal(1)).reason is Reason.BUDGET_EXHAUSTED
+    desk.bench.clock.ms += 1
+    admitted = await desk.admit(1_000)
+    assert admitted.budget_reset_ms == 1_798_761_600_000  # 2027-01-01 00:00 UTC
+    assert await desk.bench.account(period="2026-12") == (0, 1_000 * CREDIT)
+    desk.bench.clock.ms -= 1  # the clock is set back over the month's end
+    assert (await desk.refusal(1)).reason is Reason.BUDGET_EXHAUSTED
+
+
+async def test_a_request_is_charged_to_the_month_in_which_it_was_admitted(desk: Desk) -> None:
+    admitted = await desk.admit(100)
+    desk.bench.clock.ms = 1_796_083_200_000
+    await desk.settle(admitted, 50)
+    assert await desk.bench.account(period=PERIOD) == (50 * CREDIT, 0)
+
+
+async def test_a_larger_plan_counts_at_once(desk: Desk) -> None:
+    await desk.settle(await desk.admit(1_000), 1_000)
+    await desk.admit(1, plan=replace(PRO, credits_per_month=1_001))
+
+
+async def test_so_many_requests_may_be_in_flight(desk: Desk) -> None:
+    two = replace(PRO, concurrent_requests=2)
+    first, _ = [await desk.admit(1, plan=two) for _ in range(2)]
+    refused = await desk.refusal(1, plan=two)
+    assert (refused.reason, refused.retry_after_s) == (Reason.TOO_MANY_CONCURRENT, 1.0)
+    assert refused.message == "Too many requests at once: 2 may be in flight on the pro plan."
+    assert refused.facts == {"limit": 2}
+    await desk.bench.ledger.void(first.reservation)
+    await desk.admit(1, plan=two)
+
+
+async def test_free_requests_count_as_in_flight(desk: Desk) -> None:
+    one = replace(PRO, concurrent_requests=1)
+    await desk.admit(0, plan=one)
+    assert (await desk.refusal(0, plan=one)).reason is Reason.TOO_MANY_CONCURRENT
+
+
+async def test_the_rate_is_refused_with_a_short_wait_that_helps(desk: Desk) -> None:
+    three = replace(PRO, requests_per_minute=3)
+    for _ in range(3):
+        await desk.admit(1, plan=three)
+    refused = await desk.refusal(1, plan=three)
+    assert refused.reason is Reason.RATE_LIMITED
+    assert refused.message == "Rate limit reached: 3 requests per minute on the pro plan."
+    assert refused.retry_after_s is not None
+    assert 0 < refused.retry_after_s <= 61
+    desk.bench.clock.advance(refused.retry_after_s)
+    await desk.admit(1, plan=three)
+
+
+async def test_a_model_or_surface_outside_the_plan_does_not_exist(desk: Desk) -> None:
+    narrow = replace(PRO, models=("claude-haiku-*",))
+    await desk.admit(1, plan=narrow, model="claude-haiku-9")
+    refused = await desk.refusal(1, plan=narrow, model="claude-opus-9")
+    assert refused.reason is Reason.MODEL_UNAVAILABLE
+    assert refused.message == "model: claude-opus-9 (not included in the pro plan)"
+    assert (await desk.refusal(1, plan=replace(PRO, surfaces=("brave",)))).reason is Reason.UNKNOWN_OPERATION
+
+
+async def test_every_model_a_request_may_run_on_must_be_in_the_plan(desk: Desk) -> None:
+    narrow = Caller("ada", "tok", replace(PRO, models=("a",)))
+    with pytest.raises(Refused, match="model: b"):
+        desk.admission.check_plan(narrow, "anthropic", ("a", "b"))
+
+
+async def test_what_the_plan_refuses_does_not_count_against_the_minute(desk: Desk) -> None:
+    narrow = replace(PRO, models=("a",), requests_per_minute=1)
+    for _ in range(3):
+        await desk.refusal(1, plan=narrow, model="b")
+    await desk.admit(1, plan=narrow, model="a")
+
+
+async def test_a_store_that_cannot_be_written_admits_nobody(tmp_path: Path) -> None:
+    async with open_bench(tmp_path, busy_timeout_s=0.05) as bench:
+        desk = Desk(bench, Admission(bench.ledger, RateLimits(bench.clock), bench.clock))
+        with closing(sqlite3.connect(bench.store.database.path, isolation_level=None)) as other:
+            other.execute("BEGIN IMMEDIATE")
+            refused = await desk.refusal(1)
+            other.execute("ROLLBACK")
+        assert (refused.reason, refused.retry_after_s) == (Reason.STORE_UNAVAILABLE, 2.0)
+        await desk.admit(1)
+
+
+async def test_workers_share_one_budget(desk: Desk) -> None:
+    other = Desk(
+        desk.bench,
+        Admission(
+            Ledger(desk.bench.store, desk.bench.clock, "wrk_b"),
+            RateLimits(desk.bench.clock),
+            desk.bench.clock,
+        ),
+    )
+    results = await asyncio.gather(
+        *(one.admit(100) for one in (desk, other) for _ in range(50)), return_exceptions=True
+    )
+    assert sum(isinstance(result, Admitted) for result in results) == 10
+
+
+async def test_holds_of_the_dead_are_given_back_to_the_budget(desk: Desk) -> None:
+    await desk.bench.reserve(money(1_000 * CREDIT, of=1_000 * CREDIT), ledger=desk.bench.worker("wrk_dead"))
+    assert (await desk.refusal(1_000)).reason is Reason.BUDGET_HELD
+    await desk.bench.ledger.expire_worker("wrk_dead")
+    await desk.admit(1_000)

@@ -1,0 +1,108 @@
+"""Migrations: in order, once, whole or not at all, also when processes race."""
+
+import sqlite3
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
+from pathlib import Path
+
+import pytest
+
+from metering.clock import ManualClock
+from metering.store import migrate as migrate_module
+from metering.store.database import Database
+from metering.store.migrate import (
+    Migration,
+    SchemaTooNewError,
+    is_current,
+    migrate,
+    migrations,
+    statements,
+)
+from tests.support.ledger import NOW_MS
+
+CLOCK = ManualClock(NOW_MS)
+TABLES = {
+    *("users", "gateway_tokens", "accounts", "reservations", "entries", "workers", "changes"),
+    *("llm_usage", "usage_events", "schema_migrations"),
+}
+
+
+def names(connection: sqlite3.Connection) -> set[str]:
+    rows = connection.execute("SELECT name FROM sqlite_schema WHERE type IN ('table', 'view')")
+    return {row[0] for row in rows if not row[0].startswith("sqlite_")}
+
+
+def test_an_empty_store_gets_every_table_and_the_second_run_does_nothing(tmp_path: Path) -> None:
+    database = Database(tmp_path / "deep" / "down" / "x.db")
+    assert migrate(database, CLOCK) == [step.name for step in migrations()]
+    assert migrate(database, CLOCK) == []
+    with closing(database.connect()) as connection:
+        assert names(connection) >= TABLES
+        assert is_current(connection)
+        applied = connection.execute("SELECT version, applied_at_ms FROM schema_migrations").fetchall()
+        assert applied == [(step.version, NOW_MS) for step in migrations()]
+
+
+def test_the_steps_that_ship_are_numbered_without_gaps() -> None:
+    assert [step.version for step in migrations()] == list(range(1, len(migrations()) + 1))
+
+
+def test_every_step_says_why_it_is_there() -> None:
+    assert all(step.sql.startswith("-- ") for step in migrations())
+
+
+def test_a_store_that_was_never_migrated_is_not_current(tmp_path: Path) -> None:
+    with closing(Database(tmp_path / "x.db").connect()) as connection:
+        assert not is_current(connection)
+
+
+def test_processes_that_race_apply_each_step_once(tmp_path: Path) -> None:
+    with ThreadPoolExecutor(8) as threads:
+        for number in range(5):
+            database = Database(tmp_path / f"{number}.db", busy_timeout_s=10)
+            applied = list(threads.map(lambda _, database=database: migrate(database, CLOCK), range(8)))
+            assert sorted(filter(None, applied)) == [[step.name for step in migrations()]]
+
+
+def test_a_later_schema_is_refused_and_left_alone(tmp_path: Path) -> None:
+    database = Database(tmp_path / "x.db")
+    migrate(database, CLOCK)
+    with closing(database.connect()) as connection:
+        connection.execute("INSERT INTO schema_migrations VALUES (999, 'future', 0)")
+    with pytest.raises(SchemaTooNewError, match="999"):
+        migrate(database, CLOCK)
+
+
+@pytest.mark.parametrize("broken", ["NOT SQL;", "INSERT INTO nowhere VALUES (1);", "CREATE TABLE half (id)"])
+def test_a_step_that_fails_leaves_nothing_of_itself(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, broken: str
+) -> None:
+    database = Database(tmp_path / "x.db")
+    migrate(database, CLOCK)
+    bad = Migration(len(migrations()) + 1, "bad", f"CREATE TABLE made (id INTEGER);\n{broken}\n")
+    steps = [*migrations(), bad]
+    monkeypatch.setattr(migrate_module, "migrations", lambda: steps)
+    with pytest.raises((sqlite3.Error, ValueError)):
+        migrate(database, CLOCK)
+    with closing(database.connect()) as connection:
+        assert "made" not in names(connection)
+        assert not is_current(connection)
+
+
+@pytest.mark.parametrize(
+    ("sql", "count"),
+    [
+        ("", 0),
+        ("-- only a note; with a semicolon\n", 0),
+        ("SELECT 1;", 1),
+        ("SELECT 1; -- a note\nSELECT\n  2;\n-- the end\n", 2),
+        ("INSERT INTO t VALUES ('a;\nb');\nSELECT 1;", 2),
+    ],
+)
+def test_a_file_is_split_into_its_statements(sql: str, count: int) -> None:
+    assert len(statements(sql)) == count
+
+
+def test_a_statement_without_its_semicolon_is_not_dropped_silently() -> None:
+    with pytest.raises(ValueError, match="without its semicolon"):
+        statements("SELECT 1;\nCREATE TABLE t (id)")

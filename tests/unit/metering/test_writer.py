@@ -1,0 +1,433 @@
+"""The group-committing writer, on real files."""
+
+import asyncio
+import contextlib
+import sqlite3
+import threading
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager, closing
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from metering.errors import Reason, Refused
+from metering.store import writer as writer_module
+from metering.store.database import Database
+from metering.store.writer import CommitStats, Declined, Done, GroupCommitWriter, Step, Unit
+
+INSERT = "INSERT INTO notes (id, text) VALUES (?1, ?2)"
+INSERT_RETURNING = INSERT + " RETURNING id"
+TAKE_ONE = "UPDATE stock SET left = left - 1 WHERE left > 0 RETURNING left"
+
+
+def note(number: int, text: str = "x", *, must_keep: bool = False) -> Unit:
+    return Unit((Step(INSERT, (number, text)),), must_keep=must_keep)
+
+
+@pytest.fixture
+def database(tmp_path: Path) -> Database:
+    database = Database(tmp_path / "writer.db", busy_timeout_s=0.05)
+    with closing(database.connect()) as connection:
+        connection.execute("CREATE TABLE notes (id INTEGER PRIMARY KEY, text TEXT NOT NULL)")
+        connection.execute("CREATE TABLE stock (left INTEGER NOT NULL)")
+        connection.execute("INSERT INTO stock VALUES (3)")
+    return database
+
+
+@asynccontextmanager
+async def writing(database: Database, **options: Any) -> AsyncIterator[GroupCommitWriter]:
+    writer = GroupCommitWriter(database, **options)
+    try:
+        yield writer
+    finally:
+        await writer.aclose()
+
+
+@contextlib.contextmanager
+def locked(database: Database) -> Iterator[sqlite3.Connection]:
+    """Another process holds the write lock."""
+    with closing(sqlite3.connect(database.path, isolation_level=None)) as other:
+        other.execute("BEGIN IMMEDIATE")
+        yield other
+        if other.in_transaction:
+            other.execute("ROLLBACK")
+
+
+def notes(database: Database) -> list[int]:
+    with closing(sqlite3.connect(database.path)) as connection:
+        return [row[0] for row in connection.execute("SELECT id FROM notes ORDER BY rowid")]
+
+
+def stock(database: Database) -> int:
+    with closing(sqlite3.connect(database.path)) as connection:
+        return int(connection.execute("SELECT left FROM stock").fetchone()[0])
+
+
+@contextlib.contextmanager
+def together(writer: GroupCommitWriter) -> Iterator[None]:
+    """What is submitted inside is one batch: the thread cannot wake up before the end."""
+    with writer._wake:
+        assert writer._is_sleeping or not writer._queue
+        yield
+
+
+async def until_troubled(writer: GroupCommitWriter) -> None:
+    """Until an attempt has failed: a unit that may be refused is refused then."""
+    with pytest.raises(Refused):
+        await writer.submit(note(-1))
+
+
+async def test_units_that_gather_during_a_commit_are_committed_together(database: Database) -> None:
+    commits: list[CommitStats] = []
+    async with writing(database, on_commit=commits.append) as writer:
+        await asyncio.gather(*(writer.submit(note(number)) for number in range(100)))
+    assert sum(commit.units for commit in commits) == 100
+    assert len(commits) < 20
+    assert notes(database) == list(range(100))
+
+
+async def test_a_result_is_delivered_only_after_its_commit(database: Database) -> None:
+    async with writing(database) as writer:
+        await writer.submit(note(1))
+        assert notes(database) == [1]
+
+
+async def test_no_batch_is_larger_than_the_bound(database: Database, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(writer_module, "BATCH_UNITS_MAX", 7)
+    commits: list[CommitStats] = []
+    async with writing(database, on_commit=commits.append) as writer:
+        await asyncio.gather(*(writer.submit(note(number)) for number in range(50)))
+    assert max(commit.units for commit in commits) <= 7
+
+
+async def test_rows_are_given_back_step_by_step(database: Database) -> None:
+    async with writing(database) as writer:
+        steps = (
+            Step(TAKE_ONE, (), refusal="sold_out"),
+            Step(INSERT, (1, "x")),
+            Step(INSERT_RETURNING, (2, "y")),
+        )
+        assert await writer.submit(Unit(steps)) == Done([(2,), None, (2,)])
+
+
+async def test_a_refusal_undoes_the_steps_before_it_and_nothing_else(database: Database) -> None:
+    refused = Unit(
+        (Step(INSERT, (7, "x")), Step("SELECT 1 WHERE 1 = 2", (), refusal="never"), Step(INSERT, (8, "x")))
+    )
+    async with writing(database) as writer:
+        results = await asyncio.gather(writer.submit(note(1)), writer.submit(refused), writer.submit(note(2)))
+    assert results[1] == Declined("never")
+    assert notes(database) == [1, 2]
+
+
+async def test_conditions_admit_exactly_what_is_there(database: Database) -> None:
+    async with writing(database) as writer:
+        takes = [writer.submit(Unit((Step(TAKE_ONE, (), refusal="sold_out"),))) for _ in range(20)]
+        results = await asyncio.gather(*takes)
+    assert [isinstance(result, Done) for result in results] == [True] * 3 + [False] * 17
+    assert stock(database) == 0
+
+
+@pytest.mark.parametrize(
+    ("defective", "error"),
+    [
+        (note(1), sqlite3.IntegrityError),
+        (Unit((Step(INSERT, (2**63, "too large")),)), OverflowError),
+        (Unit((Step(INSERT, (5, "\ud800")),)), UnicodeEncodeError),
+        (Unit((Step(INSERT, (5,)),)), sqlite3.ProgrammingError),
+        (Unit((Step(INSERT, (5, object())),)), sqlite3.Error),  # type: ignore[arg-type]
+    ],
+    ids=["constraint", "int", "surrogate", "too few values", "type"],
+)
+@pytest.mark.parametrize("must_keep", [False, True])
+async def test_a_defective_unit_fails_alone(
+    database: Database, defective: Unit, error: type[Exception], must_keep: bool
+) -> None:
+    async with writing(database) as writer:
+        await writer.submit(note(1))
+        before, bad, after = (
+            writer.submit(note(10)),
+            writer.submit(defective._replace(must_keep=must_keep)),
+            writer.submit(note(11)),
+        )
+        assert isinstance(await before, Done)
+        assert isinstance(await after, Done)
+        with pytest.raises(error):
+            await bad
+        assert writer.trouble is None
+    assert notes(database) == [1, 10, 11]
+
+
+async def test_text_with_nul_is_kept_whole(database: Database) -> None:
+    async with writing(database) as writer:
+        await writer.submit(note(1, "a\0b"))
+    with closing(sqlite3.connect(database.path)) as connection:
+        assert connection.execute("SELECT text FROM notes").fetchone() == ("a\0b",)
+
+
+async def test_while_locked_what_may_be_refused_is_and_what_must_be_kept_is_committed_later(
+    database: Database,
+) -> None:
+    async with writing(database) as writer:
+        with locked(database):
+            kept = writer.submit(note(1, must_keep=True))
+            with pytest.raises(Refused) as refusal:
+                await writer.submit(note(2))
+            assert refusal.value.reason is Reason.STORE_UNAVAILABLE
+            assert refusal.value.retry_after_s
+            assert writer.trouble
+            assert not kept.done()
+        assert isinstance(await kept, Done)
+        assert writer.trouble is None
+        assert isinstance(await writer.submit(note(3)), Done)
+    assert notes(database) == [1, 3]
+
+
+async def test_kept_units_are_committed_in_their_order(database: Database) -> None:
+    async with writing(database) as writer:
+        with locked(database):
+            kept = [writer.submit(note(number, must_keep=True)) for number in (3, 1)]
+            await until_troubled(writer)
+            kept += [writer.submit(note(number, must_keep=True)) for number in (2, 0)]
+            await until_troubled(writer)
+        await asyncio.gather(*kept)
+    with closing(sqlite3.connect(database.path)) as connection:
+        assert sorted(notes(database)) == [0, 1, 2, 3]
+        assert connection.execute("SELECT COUNT(*) FROM notes").fetchone() == (4,)
+
+
+async def test_a_full_batch_of_kept_units_does_not_leave_refusable_ones_waiting(
+    database: Database, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(writer_module, "BATCH_UNITS_MAX", 4)
+    async with writing(database) as writer:
+        with locked(database):
+            kept = [writer.submit(note(number, must_keep=True)) for number in range(8)]
+            await asyncio.wait_for(until_troubled(writer), 5)
+        await asyncio.gather(*kept)
+
+
+async def test_trouble_half_way_through_a_batch_takes_back_nothing_that_is_committed(
+    database: Database, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A defect makes the batch run unit by unit; then the store is locked between two of them."""
+    commit_together = GroupCommitWriter._commit_together
+    lock = sqlite3.connect(database.path, isolation_level=None, check_same_thread=False)
+    committed_alone: list[int] = []
+
+    def locks_after_first_unit(self: GroupCommitWriter, connection: Any, batch: Any) -> Any:
+        results = commit_together(self, connection, batch)
+        committed_alone.append(len(batch))
+        if committed_alone == [1]:
+            lock.execute("BEGIN IMMEDIATE")
+        return results
+
+    monkeypatch.setattr(GroupCommitWriter, "_commit_together", locks_after_first_unit)
+    async with writing(database) as writer:
+        with together(writer):
+            first = writer.submit(note(1))
+            bad = writer.submit(Unit((Step(INSERT, (2**63, "x")),)))
+            refused = writer.submit(note(2))
+            kept = writer.submit(note(3, must_keep=True))
+        assert isinstance(await first, Done)
+        for future in (bad, refused):
+            with pytest.raises(Refused):
+                await future
+        assert not kept.done()
+        lock.execute("ROLLBACK")
+        lock.close()
+        assert isinstance(await kept, Done)
+    assert notes(database) == [1, 3]
+
+
+@pytest.mark.parametrize("pragma", ["query_only = ON", "max_page_count = 1"])
+async def test_a_store_that_is_read_only_or_full_mends_itself(
+    database: Database, monkeypatch: pytest.MonkeyPatch, pragma: str
+) -> None:
+    is_broken = True
+    connect = Database.connect
+
+    def connect_broken(self: Database) -> sqlite3.Connection:
+        connection = connect(self)
+        if is_broken:
+            connection.execute(f"PRAGMA {pragma}")
+        return connection
+
+    monkeypatch.setattr(Database, "connect", connect_broken)
+    long = "x" * 100_000
+    async with writing(database) as writer:
+        kept = writer.submit(note(1, long, must_keep=True))
+        with pytest.raises(Refused):
+            await writer.submit(note(2, long))
+        is_broken = False
+        assert isinstance(await kept, Done)
+    assert notes(database) == [1]
+
+
+async def test_a_store_that_cannot_be_opened_refuses_and_mends_itself(tmp_path: Path) -> None:
+    directory = tmp_path / "missing"
+    database = Database(directory / "later.db")
+    async with writing(database) as writer:
+        create = Unit((Step("CREATE TABLE notes (id, text)", ()),), must_keep=True)
+        created = writer.submit(create)
+        with pytest.raises(Refused):
+            await writer.submit(note(1))
+        directory.mkdir()
+        await created
+        assert isinstance(await writer.submit(note(1)), Done)
+
+
+async def test_the_thread_outlives_what_nobody_foresaw(
+    database: Database, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    connect = Database.connect
+    failures = iter([MemoryError("unforeseen"), RuntimeError("unforeseen")])
+
+    def sometimes(self: Database) -> sqlite3.Connection:
+        if (failure := next(failures, None)) is not None:
+            raise failure
+        return connect(self)
+
+    monkeypatch.setattr(Database, "connect", sometimes)
+    async with writing(database) as writer:
+        kept = writer.submit(note(1, must_keep=True))
+        assert isinstance(await asyncio.wait_for(kept, 5), Done)
+
+
+async def test_a_full_queue_refuses_except_what_must_be_kept(
+    database: Database, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(writer_module, "QUEUE_UNITS_MAX", 5)
+    async with writing(database) as writer:
+        with locked(database):
+            waiting = [writer.submit(note(number, must_keep=True)) for number in range(300)]
+            with pytest.raises(Refused):
+                await writer.submit(note(1_000))
+        await asyncio.gather(*waiting)
+    assert len(notes(database)) == 300
+
+
+async def test_closing_flushes_what_is_queued_and_refuses_what_comes_later(database: Database) -> None:
+    writer = GroupCommitWriter(database)
+    early = [writer.submit(note(number)) for number in range(1_000)]
+    closing_ = asyncio.gather(writer.aclose())
+    await asyncio.sleep(0)
+    with pytest.raises(Refused):
+        await writer.submit(note(5_000))
+    await closing_
+    assert all(isinstance(future.result(), Done) for future in early)
+    assert len(notes(database)) == 1_000
+
+
+async def test_after_closing_nothing_waits_for_ever(database: Database) -> None:
+    writer = GroupCommitWriter(database)
+    await writer.aclose()
+    for must_keep in (False, True):
+        with pytest.raises(Refused):
+            await asyncio.wait_for(writer.submit(note(1, must_keep=must_keep)), 1)
+    await writer.aclose()
+
+
+async def test_closing_a_store_in_trouble_gives_up_within_a_bound(
+    database: Database, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(writer_module, "CLOSING_S", 0.2)
+    with locked(database):
+        writer = GroupCommitWriter(database)
+        kept = writer.submit(note(1, must_keep=True))
+        await asyncio.wait_for(writer.aclose(), 5)
+        with pytest.raises(Refused):
+            await kept
+    assert notes(database) == []
+
+
+async def test_closing_waits_for_a_store_that_recovers(database: Database) -> None:
+    with locked(database):
+        writer = GroupCommitWriter(database)
+        kept = writer.submit(note(1, must_keep=True))
+        await until_troubled(writer)
+        closing_ = asyncio.gather(writer.aclose())
+        await asyncio.sleep(0)
+    await closing_
+    assert isinstance(kept.result(), Done)
+
+
+async def test_closing_may_be_cancelled_and_called_again(database: Database) -> None:
+    writer = GroupCommitWriter(database)
+    with locked(database):
+        kept = writer.submit(note(1, must_keep=True))
+        closing_ = asyncio.get_running_loop().create_task(writer.aclose())
+        await asyncio.sleep(0)
+        closing_.cancel()
+        await asyncio.wait({closing_})
+        assert closing_.cancelled()
+    await writer.aclose()
+    assert isinstance(kept.result(), Done)
+
+
+async def test_a_unit_whose_waiter_is_cancelled_is_committed_and_its_result_handed_on(
+    database: Database,
+) -> None:
+    unclaimed: asyncio.Queue[object] = asyncio.Queue()
+    async with writing(database) as writer:
+        with locked(database):
+            waiting = writer.submit(note(1, must_keep=True), on_unclaimed=unclaimed.put_nowait)
+            waiting.cancel()
+        assert await unclaimed.get() == Done([None])
+    assert notes(database) == [1]
+
+
+async def test_what_fails_to_handle_an_unclaimed_result_stops_nobody(
+    database: Database, caplog: pytest.LogCaptureFixture
+) -> None:
+    def fails(_: object) -> None:
+        raise RuntimeError("a defect")
+
+    async with writing(database) as writer:
+        abandoned = writer.submit(note(1), on_unclaimed=fails)
+        other = writer.submit(note(2))
+        abandoned.cancel()
+        assert isinstance(await asyncio.wait_for(other, 5), Done)
+    assert "a defect" in caplog.text
+
+
+async def test_what_an_unclaimed_result_submits_while_closing_is_committed(database: Database) -> None:
+    writer = GroupCommitWriter(database)
+
+    def undo(_: object) -> None:
+        writer.submit(note(2, must_keep=True))
+
+    writer.submit(note(1), on_unclaimed=undo).cancel()
+    await writer.aclose()
+    assert notes(database) == [1, 2]
+
+
+async def test_a_failure_that_nobody_looks_at_is_not_reported_as_forgotten(database: Database) -> None:
+    forgotten: list[dict[str, Any]] = []
+    asyncio.get_running_loop().set_exception_handler(lambda _, context: forgotten.append(context))
+    writer = GroupCommitWriter(database)
+    writer.submit(Unit((Step("not sql", ()),)))
+    await writer.aclose()
+    writer.submit(note(1))
+    await asyncio.sleep(0)
+    assert forgotten == []
+
+
+def test_a_loop_that_closes_first_harms_nobody(database: Database) -> None:
+    async def forget_to_close() -> threading.Thread:
+        writer = GroupCommitWriter(database)
+        writer.submit(note(1))
+        return writer._thread
+
+    thread = asyncio.run(forget_to_close())
+    assert thread.daemon
+
+
+async def test_two_writers_share_a_store_without_losing_a_unit(database: Database) -> None:
+    patient = Database(database.path, busy_timeout_s=10)
+    async with writing(patient) as one, writing(patient) as other:
+        units = [(one, other)[number % 2].submit(note(number)) for number in range(400)]
+        results = await asyncio.gather(*units)
+    assert all(isinstance(result, Done) for result in results)
+    assert sorted(notes(database)) == list(range(400))

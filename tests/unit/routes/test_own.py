@@ -1,0 +1,376 @@
+"""Our own endpoints, over ASGI: health, readiness, metrics, and what a token's holder may ask."""
+
+from collections.abc import AsyncIterator
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+
+from metering.clock import ManualClock
+from metering.errors import Reason, Refused
+from metering.ledger import (
+    MONEY,
+    NO_PERIOD,
+    OPEN_REQUESTS,
+    Hold,
+    Intent,
+    Ledger,
+    Outcome,
+    Reservation,
+    Settlement,
+)
+from metering.plans import load_plans
+from metering.prices import Priced, PricedLine, PriceTable
+from metering.rate_limits import RateLimits
+from metering.store.database import Database
+from metering.store.migrate import migrate
+from metering.store.store import open_store
+from metering.users import Directory
+from proxy.auth import Authenticator
+from proxy.errors import BUSY_RETRY_AFTER_MAX_S, PLAIN_JSON, RETRY_CANNOT_HELP, STATUS
+from proxy.surface import LimitView
+from proxy.telemetry import Telemetry
+from routes.own import OwnContext, own_app
+from routes.usage import REPORTS_PER_MINUTE
+
+NOON = 1_795_176_000_000
+"""2026-11-20T12:00:00Z."""
+
+
+@dataclass
+class Own:
+    """The endpoints of one worker and what stands behind them."""
+
+    context: OwnContext
+    clock: ManualClock
+    directory: Directory
+    ledger: Ledger
+    gateway_token: str
+    reasons: list[str]
+    """What keeps the worker from being ready."""
+
+    async def get(self, path: str, *, method: str = "GET", **headers: str) -> httpx.Response:
+        headers = {name.replace("_", "-"): value for name, value in headers.items()}
+        transport = httpx.ASGITransport(own_app(self.context), raise_app_exceptions=False)
+        async with httpx.AsyncClient(transport=transport, base_url="http://own") as client:
+            return await client.request(method, path, headers=headers)
+
+    async def ask(self, path: str) -> httpx.Response:
+        return await self.get(path, authorization=f"Bearer {self.gateway_token}")
+
+    async def reserve(self, amount: int) -> Reservation:
+        holds = [
+            Hold("user:alice", MONEY, "2026-11", amount, 10**9),
+            Hold("user:alice", OPEN_REQUESTS, NO_PERIOD, 1, 5),
+        ]
+        intent = Intent(f"req_{amount}", "alice", "tok", "anthropic", "POST /v1/messages", "claude-x", holds)
+        reservation = await self.ledger.reserve(intent)
+        assert isinstance(reservation, Reservation)
+        return reservation
+
+    async def book(self, cost_nanousd: int) -> None:
+        line = PricedLine("claude-x", {"input_tokens": 5}, {}, {"input_tokens": 1})
+        settlement = Settlement(Outcome.COMPLETED, Priced(cost_nanousd, (line,), ()), is_reported=True)
+        await self.ledger.settle(await self.reserve(cost_nanousd + 1), settlement)
+
+
+@pytest.fixture
+async def own(tmp_path: Path) -> AsyncIterator[Own]:
+    clock = ManualClock(NOON)
+    database = Database(tmp_path / "store.db")
+    migrate(database, clock)
+    async with open_store(database) as store:
+        directory = Directory(store, clock)
+        await directory.add_user("alice", plan="free")
+        gateway_token, _ = await directory.create_token("alice")
+        authenticator = Authenticator(
+            directory, load_plans(), clock, cache_max=10, poll_s=60.0, stale_after_s=60.0
+        )
+        await authenticator.start()
+        reasons: list[str] = []
+
+        async def not_ready() -> str | None:
+            return reasons[0] if reasons else None
+
+        context = OwnContext(
+            authenticator=authenticator,
+            store=store,
+            rate_limits=RateLimits(clock),
+            clock=clock,
+            telemetry=Telemetry(PriceTable.load()),
+            not_ready=not_ready,
+            metrics_token="",
+        )
+        yield Own(context, clock, directory, Ledger(store, clock, "wrk_1"), gateway_token, reasons)
+
+
+# --- machines -------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("path", ["/", "/health"])
+async def test_health_is_ok(own: Own, path: str) -> None:
+    answer = await own.get(path)
+    assert (answer.status_code, answer.json()) == (200, {"status": "ok"})
+
+
+async def test_health_answers_head_without_a_body(own: Own) -> None:
+    answer = await own.get("/health", method="HEAD")
+    assert (answer.status_code, answer.content) == (200, b"")
+
+
+async def test_a_ready_worker_says_so(own: Own) -> None:
+    answer = await own.get("/readyz")
+    assert (answer.status_code, answer.json()) == (200, {"status": "ready"})
+
+
+async def test_a_worker_that_is_not_ready_says_why_and_is_still_healthy(own: Own) -> None:
+    own.reasons.append("draining")
+    answer = await own.get("/readyz")
+    assert answer.status_code == 503
+    assert answer.json() == {"status": "not ready", "reason": "draining"}
+    assert int(answer.headers["retry-after"]) > 0
+    assert (await own.get("/health")).status_code == 200
+
+
+async def test_metrics_are_open_without_a_metrics_token(own: Own) -> None:
+    own.context.telemetry.account_alarm("anthropic", 401)
+    answer = await own.get("/metrics")
+    assert answer.status_code == 200
+    assert answer.headers["content-type"].startswith("text/plain; version=")
+    assert 'automna_upstream_account_alarms_total{status="401",surface="anthropic"} 1.0' in answer.text
+
+
+@pytest.mark.parametrize(
+    ("given", "status"),
+    [
+        ({}, 401),
+        ({"authorization": "Bearer wrong"}, 401),
+        ({"authorization": "secret"}, 401),
+        ({"x_api_key": "secret"}, 401),
+        ({"authorization": "Bearer secret"}, 200),
+        ({"authorization": "bearer secret"}, 200),
+    ],
+)
+async def test_metrics_want_the_metrics_token_where_there_is_one(
+    own: Own, given: dict[str, str], status: int
+) -> None:
+    own.context = replace(own.context, metrics_token="secret")
+    answer = await own.get("/metrics", **given)
+    assert answer.status_code == status
+    assert "secret" not in answer.text
+
+
+async def test_metrics_name_no_user(own: Own) -> None:
+    await own.book(100)
+    await own.ask("/api/user/usage")
+    assert "alice" not in (await own.get("/metrics")).text
+
+
+@pytest.mark.parametrize("path", ["/nothing", "/health/", "/api/user", "/api/user/usage/x", "/metrics/"])
+async def test_an_unknown_path_is_404(own: Own, path: str) -> None:
+    answer = await own.get(path)
+    assert answer.status_code == 404
+    assert set(answer.json()) == {"error"}
+
+
+@pytest.mark.parametrize("path", ["/health", "/metrics", "/api/user/usage"])
+async def test_another_method_is_405_and_names_those_there_are(own: Own, path: str) -> None:
+    answer = await own.get(path, method="POST")
+    assert answer.status_code == 405
+    assert {method.strip() for method in answer.headers["allow"].split(",")} == {"GET", "HEAD"}
+    assert set(answer.json()) == {"error"}
+
+
+async def test_a_defect_of_ours_is_a_plain_500(own: Own) -> None:
+    async def broken() -> str | None:
+        raise RuntimeError("a secret")
+
+    own.context = replace(own.context, not_ready=broken)
+    answer = await own.get("/readyz")
+    assert (answer.status_code, answer.json()) == (500, {"error": "The proxy failed."})
+
+
+# --- a token's holder -------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("header", "value"),
+    [
+        ("authorization", "Bearer {}"),
+        ("authorization", "bearer {}"),
+        ("authorization", "{}"),
+        ("x_api_key", "{}"),
+    ],
+)
+async def test_the_gateway_token_is_taken_from_each_of_its_places(own: Own, header: str, value: str) -> None:
+    answer = await own.get("/api/user/limits", **{header: value.format(own.gateway_token)})
+    assert (answer.status_code, answer.json()["user"]) == (200, "alice")
+    assert answer.headers["cache-control"] == "no-store"
+
+
+@pytest.mark.parametrize("path", ["/api/user/usage", "/api/user/limits"])
+@pytest.mark.parametrize("headers", [{}, {"x_api_key": "amp_wrong"}, {"authorization": "Basic YQ=="}])
+async def test_without_a_good_token_it_is_401_in_plain_json(
+    own: Own, path: str, headers: dict[str, str]
+) -> None:
+    answer = await own.get(path, **headers)
+    assert answer.status_code == 401
+    assert answer.headers["x-should-retry"] == "false"
+    assert answer.json()["request_id"] == answer.headers["x-automna-request-id"]
+    assert answer.json()["error"]
+
+
+async def test_two_different_tokens_are_refused(own: Own) -> None:
+    answer = await own.get(
+        "/api/user/limits", authorization=f"Bearer {own.gateway_token}", x_api_key="amp_other"
+    )
+    assert answer.status_code == 401
+
+
+async def test_a_disabled_user_is_403(own: Own) -> None:
+    await own.directory.disable("alice")
+    assert (await own.ask("/api/user/usage")).status_code == 403
+
+
+async def test_usage_is_the_ledgers(own: Own) -> None:
+    await own.book(711_001)
+    document = (await own.ask("/api/user/usage")).json()
+    assert document["user"] == "alice"
+    assert (document["from"], document["to"]) == ("2026-11-01T00:00:00Z", "2026-12-01T00:00:00Z")
+    assert document["total"]["cost_nanousd"] == 711_001
+    assert document["total"]["input_tokens"] == 5
+    assert [group["model"] for group in document["groups"]] == ["claude-x"]
+
+
+async def test_usage_takes_a_period_and_a_grouping(own: Own) -> None:
+    await own.book(5)
+    document = (await own.ask("/api/user/usage?from=2026-11-20&to=2026-11-21T00:00:00%2B00:00&by=day")).json()
+    assert [(group["day"], group["cost_nanousd"]) for group in document["groups"]] == [("2026-11-20", 5)]
+    document = (await own.ask("/api/user/usage?to=2026-11-20&by=surface")).json()
+    assert document["groups"] == []
+
+
+@pytest.mark.parametrize(
+    ("query", "expected"),
+    [
+        ("by=hour", "by: given 'hour', expected model or day or surface"),
+        ("from=soon", "from: given 'soon', expected YYYY-MM-DD"),
+        ("to=2026-02-30", "to: given '2026-02-30', expected YYYY-MM-DD"),
+        ("from=2026-11-20&to=2026-11-20", "is not before"),
+    ],
+)
+async def test_a_bad_question_is_400_and_says_what_is_expected(own: Own, query: str, expected: str) -> None:
+    answer = await own.ask(f"/api/user/usage?{query}")
+    assert answer.status_code == 400
+    assert expected in answer.json()["error"]
+
+
+async def test_limits_show_where_the_user_stands(own: Own) -> None:
+    await own.book(150_000)
+    await own.reserve(70_000)
+    own.context.rate_limits.hit("user:alice", 5)
+    document = (await own.ask("/api/user/limits")).json()
+    assert document["plan"] == "free"
+    assert document["meters"]["credits"] == {
+        "limit": 10_000,
+        "used": 2,
+        "held": 1,
+        "left": 9_997,
+        "limit_nanousd": 1_000_000_000,
+        "used_nanousd": 150_000,
+        "held_nanousd": 70_000,
+        "left_nanousd": 999_780_000,
+        "resets_at": "2026-12-01T00:00:00Z",
+    }
+    assert document["requests_per_minute"] == {"limit": 5, "used": 1, "remaining": 4}
+    assert document["concurrent_requests"] == {"limit": 2, "held": 1, "left": 1}
+
+
+async def test_looking_does_not_use_up_the_plans_requests(own: Own) -> None:
+    for _ in range(7):
+        document = (await own.ask("/api/user/limits")).json()
+    assert document["requests_per_minute"]["used"] == 0
+
+
+async def test_looking_too_often_is_429_with_a_short_wait(own: Own) -> None:
+    for _ in range(REPORTS_PER_MINUTE):
+        assert (await own.ask("/api/user/limits")).status_code == 200
+    answer = await own.ask("/api/user/limits")
+    assert answer.status_code == 429
+    assert 0 < int(answer.headers["retry-after"]) <= 61
+
+
+async def test_a_store_that_cannot_be_read_is_503(own: Own, tmp_path: Path) -> None:
+    await own.ask("/api/user/limits")  # the token is remembered from here on
+    await own.context.store.writer.aclose()
+    await own.context.store.readers.aclose()
+    (tmp_path / "store.db").write_bytes(b"not a database at all, but long enough to be read as one" * 50)
+    answer = await own.ask("/api/user/usage")
+    assert answer.status_code == 503
+    assert int(answer.headers["retry-after"]) > 0
+
+
+# --- the plain dialect --------------------------------------------------------------------------------------
+
+
+def test_every_reason_has_a_status() -> None:
+    assert set(STATUS) == set(Reason)
+
+
+@pytest.mark.parametrize("reason", list(Reason))
+def test_a_refusal_tells_whether_to_retry(reason: Reason) -> None:
+    rendered = PLAIN_JSON.refusal(Refused(reason, "words", 0.2, {"limit": 3, "error": "x"}), "req_1")
+    headers = dict(rendered.headers)
+    assert rendered.status == STATUS[reason]
+    assert rendered.body == b'{"limit":3,"error":"words","request_id":"req_1"}'
+    if reason in RETRY_CANNOT_HELP:
+        assert headers[b"x-should-retry"] == b"false"
+        assert b"retry-after" not in headers
+    else:
+        assert headers[b"retry-after"] == b"1"
+
+
+def test_a_refusal_without_a_time_promises_none() -> None:
+    assert dict(PLAIN_JSON.refusal(Refused(Reason.INTERNAL, "words"), "req_1").headers) == {
+        b"content-type": b"application/json"
+    }
+
+
+@pytest.mark.parametrize(
+    ("status", "headers", "expected"),
+    [
+        (401, [], (Reason.UPSTREAM_ACCOUNT, 30.0)),
+        (402, [], (Reason.UPSTREAM_ACCOUNT, 30.0)),
+        (403, [], (Reason.UPSTREAM_ACCOUNT, 30.0)),
+        (429, [], (Reason.UPSTREAM_BUSY, 5.0)),
+        (429, [(b"retry-after", b"7")], (Reason.UPSTREAM_BUSY, 7.0)),
+        (429, [(b"retry-after", b"86400")], (Reason.UPSTREAM_BUSY, BUSY_RETRY_AFTER_MAX_S)),
+        (429, [(b"retry-after", b"nan")], (Reason.UPSTREAM_BUSY, 5.0)),
+        (429, [(b"retry-after", b"Fri, 20 Nov 2026 12:00:00 GMT")], (Reason.UPSTREAM_BUSY, 5.0)),
+        (400, [], None),
+        (404, [], None),
+        (500, [], None),
+    ],
+)
+def test_a_vendors_answer_about_our_account_is_not_passed_on(
+    status: int, headers: list[tuple[bytes, bytes]], expected: Any
+) -> None:
+    refused = PLAIN_JSON.account_problem(status, b"{}", headers)
+    assert (refused and (refused.reason, refused.retry_after_s)) == expected
+
+
+def test_the_plain_dialect_has_words_for_streams_and_limits() -> None:
+    assert PLAIN_JSON.stream_comment is None
+    assert (
+        PLAIN_JSON.stream_error(Refused(Reason.INTERNAL, "words"), "r")
+        == b'{"error":"words","request_id":"r"}\n'
+    )
+    assert b"status 529" in PLAIN_JSON.stream_error_from(529, b"{}", "r")
+    limits = LimitView(5, 4, NOON + 1, 0, None, NOON)
+    assert dict(PLAIN_JSON.limit_headers(limits)) == {
+        b"x-ratelimit-limit": b"5",
+        b"x-ratelimit-remaining": b"4",
+        b"x-ratelimit-reset": b"1795176001",
+    }
