@@ -229,7 +229,8 @@ class Ledger:
         assert all(hold.amount >= 0 for hold in holds), (
             f"a negative hold would give others' money away: {holds}"
         )
-        lines = tuple(Line(hold.owner, hold.meter, hold.period, hold.amount) for hold in holds)
+        lines = tuple([Line(*hold[:4]) for hold in holds])
+        hold_nanousd = _money(lines)
         now_ms = self._clock.now_ms()
         steps = [Step(HOLD_ACCOUNT, _hold_params(hold), refusal=hold.meter) for hold in holds]
         steps.append(
@@ -244,8 +245,8 @@ class Ledger:
                     intent.operation,
                     intent.model,
                     encode_lines(lines),
-                    _money(lines),
-                    min(intent.floor_nanousd, _money(lines)),
+                    hold_nanousd,
+                    min(intent.floor_nanousd, hold_nanousd),
                     now_ms,
                     intent.due_at_ms,
                 ),
@@ -348,19 +349,23 @@ class Ledger:
                 refusal=ALREADY_RESOLVED,
             )
         ]
-        spent = [(line, _spent(line, cost_nanousd, settlement.amounts)) for line in reservation.lines]
-        steps += [_move(line, amount) for line, amount in spent]
+        within_nanousd = min(cost_nanousd, hold_nanousd)
+        above_nanousd = cost_nanousd - within_nanousd
+        within, above = [], []
+        for owner, meter, period, held in reservation.lines:
+            if meter == MONEY:
+                spent = cost_nanousd
+                within.append(Line(owner, meter, period, within_nanousd))
+                above.append(Line(owner, meter, period, above_nanousd))
+            else:
+                spent = settlement.amounts.get(meter, 0)
+                within.append(Line(owner, meter, period, spent))
+            steps.append(Step(MOVE_ACCOUNT, (owner, meter, period, spent, held)))
         entry = _Entry(
             reservation.intent, settlement, now_ms, _duration_ms(reservation.created_at_ms, now_ms)
         )
-        within_nanousd = min(cost_nanousd, hold_nanousd)
-        above_nanousd = cost_nanousd - within_nanousd
-        within = [
-            line._replace(amount=within_nanousd if line.meter == MONEY else amount) for line, amount in spent
-        ]
         steps.append(entry.step("settle", within_nanousd, within))
         if above_nanousd:
-            above = [line._replace(amount=above_nanousd) for line, _ in spent if line.meter == MONEY]
             steps.append(entry.step("overage", above_nanousd, above, with_usage=False))
         return self._resolve(reservation.id, steps, entry, instead=instead)
 
@@ -568,7 +573,7 @@ class _Entry:
                 *counts,
                 usage,
                 orjson.dumps(notes).decode() if notes else None,
-                encode_lines([line for line in lines if line.amount]),
+                encode_lines(lines, without_zeros=True),
                 settlement.price_version,
                 settlement.upstream_status,
                 settlement.upstream_request_id,
@@ -615,9 +620,9 @@ def _reduced(settlement: Settlement, hold_nanousd: int) -> Settlement:
     )
 
 
-def encode_lines(lines: Sequence[Line]) -> str:
+def encode_lines(lines: Sequence[Line], *, without_zeros: bool = False) -> str:
     """Lines as the JSON of a row."""
-    return orjson.dumps([tuple(line) for line in lines]).decode()
+    return orjson.dumps([tuple(line) for line in lines if line.amount or not without_zeros]).decode()
 
 
 def decode_lines(text: str) -> tuple[Line, ...]:
@@ -629,17 +634,7 @@ def encode_usage(priced: Priced) -> str | None:
     """Usage and unit prices as the JSON of a row: enough to recompute the charge. None when nothing was used."""
     if not priced.lines:
         return None
-    return orjson.dumps(
-        [
-            {
-                "model": line.model,
-                "counts": dict(line.counts),
-                "modifiers": dict(line.modifiers),
-                "unit_prices": dict(line.unit_prices),
-            }
-            for line in priced.lines
-        ]
-    ).decode()
+    return orjson.dumps(priced.lines).decode()
 
 
 def token_counts(lines: Sequence[UsageLine | PricedLine]) -> tuple[int, int, int, int]:
@@ -681,11 +676,11 @@ def _duration_ms(started_at_ms: int, now_ms: int) -> int:
 
 def _money(lines: Sequence[Line]) -> int:
     """The hold in nano-USD: what every money account of the reservation holds."""
-    return max((line.amount for line in lines if line.meter == MONEY), default=0)
-
-
-def _spent(line: Line, cost_nanousd: int, amounts: Mapping[str, int]) -> int:
-    return cost_nanousd if line.meter == MONEY else amounts.get(line.meter, 0)
+    hold_nanousd = 0
+    for _, meter, _, amount in lines:
+        if meter == MONEY and amount > hold_nanousd:
+            hold_nanousd = amount
+    return hold_nanousd
 
 
 def _expired(line: Line, checkpoint_nanousd: int) -> int:

@@ -32,6 +32,9 @@ RESOLUTIONS_MAX = 4_096
 MODEL_NAME_CHARS_MAX = 128
 """Longer names are unknown without being looked at; no vendor's id comes near."""
 
+GIVEN_CHARS_MAX = 400
+"""How much of a wrong value an error shows: a path in full, not a table."""
+
 _TOKENS = "_tokens"
 _ALWAYS_MS = -(1 << 62)
 
@@ -119,7 +122,7 @@ class PriceFileError(Exception):
     expected: str
 
     def __str__(self) -> str:
-        return f"price table: {self.key}: given {repr(self.given)[:80]}, expected {self.expected}"
+        return f"price table: {self.key}: given {repr(self.given)[:GIVEN_CHARS_MAX]}, expected {self.expected}"
 
 
 def recompute(lines: Iterable[PricedLine]) -> int:
@@ -213,7 +216,7 @@ class PriceTable:
                     unit_price = self._dearest_rate(provider, unit)
                 unit_prices[unit] = unit_price
                 picousd += count * unit_price
-            lines.append(PricedLine(line.model, counts, line.modifiers, unit_prices))
+            lines.append(PricedLine(line.model, counts, dict(line.modifiers), unit_prices))
         unique_flags = tuple(dict.fromkeys(flags)) if flags else ()
         return Priced(nanousd_of_picousd(picousd), tuple(lines), unique_flags)
 
