@@ -4,6 +4,7 @@ The table in README.md is held to this file by a test.
 """
 
 import dataclasses
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -145,8 +146,7 @@ def _read(field: "dataclasses.Field[Any]", text: str) -> Any:
         value = kind(text.strip())
     except ValueError:
         value = None
-    # `not (value >= minimum)` also refuses a NaN
-    if value is None or (minimum is not None and not value >= minimum):
+    if value is None or (minimum is not None and not (math.isfinite(value) and value >= minimum)):
         expected = f"a number of {field.metadata['unit']} from {minimum:g}"
         raise SettingError(f"{field.name.upper()}: given {text!r}, expected {expected}")
     return value

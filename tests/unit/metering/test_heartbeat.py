@@ -109,6 +109,13 @@ async def test_a_worker_that_reserves_before_its_first_beat_is_not_taken_for_dea
     assert await watch.turn(1) == 1
 
 
+async def test_a_worker_never_takes_itself_for_dead(watch: Watch) -> None:
+    await held_by(watch, "wrk_a")
+    for _ in range(15):
+        watch.bench.clock.advance(1)
+        assert await watch.heart.reap() == 0
+
+
 async def test_work_that_ends_later_outlives_its_worker_until_it_is_due(watch: Watch) -> None:
     await held_by(watch, "wrk_b", due_at_ms=NOW_MS + 60_000)
     await watch.of("wrk_b").beat()

@@ -13,6 +13,8 @@ from metering.errors import Refused
 from metering.ledger import (
     COST_NANOUSD_MAX,
     MONEY,
+    NO_PERIOD,
+    OPEN_REQUESTS,
     UNBOOKABLE_REPORT,
     Balance,
     Outcome,
@@ -362,6 +364,7 @@ async def test_a_dead_workers_holds_expire_at_their_floor_or_last_checkpoint(ben
     assert await bench.entries(greedy.id) == [("expire", 100)]
     assert await bench.state(bystander.id) == "HELD"
     assert (await bench.account(), await bench.gauge()) == ((240, 100), 1)
+    assert await bench.account(meter=OPEN_REQUESTS, period=NO_PERIOD) == (0, 1)  # a gauge is never spent
     row = await bench.store.readers.row(
         "SELECT basis, outcome, input_tokens, output_tokens, model FROM entries WHERE reservation_id = ?1",
         (seen.id,),
