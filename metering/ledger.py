@@ -43,6 +43,9 @@ NO_PERIOD = ""
 
 ALREADY_RESOLVED = "already_resolved"
 
+NOT_FROM_USAGE = "cost_not_from_usage"
+"""The note on an entry whose cost was meant to differ from its usage times unit prices."""
+
 
 class Outcome(enum.StrEnum):
     """How an exchange with a vendor ended."""

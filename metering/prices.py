@@ -122,7 +122,9 @@ class PriceFileError(Exception):
     expected: str
 
     def __str__(self) -> str:
-        return f"price table: {self.key}: given {repr(self.given)[:GIVEN_CHARS_MAX]}, expected {self.expected}"
+        return (
+            f"price table: {self.key}: given {repr(self.given)[:GIVEN_CHARS_MAX]}, expected {self.expected}"
+        )
 
 
 def recompute(lines: Iterable[PricedLine]) -> int:

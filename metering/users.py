@@ -85,8 +85,9 @@ SELECT ?1, id, ?3, ?4, ?5, ?6, ?7 FROM users WHERE id = ?2 RETURNING id"""
 REVOKE_TOKEN = """
 UPDATE gateway_tokens SET revoked_at_ms = ?2 WHERE id = ?1 AND revoked_at_ms IS NULL RETURNING user_id"""
 SHORTEN_TOKEN = """
-UPDATE gateway_tokens SET expires_at_ms = ?2
-WHERE id = ?1 AND revoked_at_ms IS NULL AND (expires_at_ms IS NULL OR expires_at_ms > ?2) RETURNING id"""
+UPDATE gateway_tokens
+SET expires_at_ms = CASE WHEN expires_at_ms < ?2 THEN expires_at_ms ELSE ?2 END
+WHERE id = ?1 AND revoked_at_ms IS NULL RETURNING id"""
 SELECT_TOKENS = f"SELECT {TOKEN_COLUMNS} FROM gateway_tokens WHERE user_id = ?1 ORDER BY id"
 SELECT_TOKEN = f"SELECT {TOKEN_COLUMNS} FROM gateway_tokens WHERE id = ?1"
 SELECT_TOKEN_BY_PREFIX = f"""
@@ -213,12 +214,12 @@ class Directory:
         unit = Unit(
             (
                 step,
-                Step(SHORTEN_TOKEN, (old.id, ends_ms)),
+                Step(SHORTEN_TOKEN, (old.id, ends_ms), refusal="revoked"),
                 Step(INSERT_CHANGE, ("token", old.id, now_ms)),
             )
         )
         if isinstance(await self._store.writer.submit(unit), Declined):
-            raise NotFoundError(f"there is no user {old.user_id}")
+            raise DirectoryError(f"gateway token {old.id} has just been revoked: create a new one")
         return secret, await self.token(new_token_id)
 
     def _insertion(

@@ -23,15 +23,13 @@ from typing import NamedTuple
 
 import orjson
 
-from metering.ledger import MONEY, Line, decode_lines
+from metering.ledger import MONEY, NOT_FROM_USAGE, Line, decode_lines
 from metering.prices import PricedLine, recompute
 from metering.store.database import Database
 from metering.store.store import Store
 
 PROBLEMS_MAX = 100
 """Problems described; the rest is only counted."""
-NOT_FROM_USAGE = "cost_not_from_usage"
-"""The note on an entry whose cost was meant to differ from its usage times unit prices."""
 
 RESOLUTION_OF = {"SETTLED": "settle", "VOIDED": "void", "EXPIRED": "expire"}
 """The one entry that each final state must have."""

@@ -9,9 +9,9 @@ from pathlib import Path
 import pytest
 
 from metering import verify as verify_module
-from metering.ledger import Outcome, Settlement
+from metering.ledger import NOT_FROM_USAGE, Outcome, Settlement
 from metering.prices import Priced
-from metering.verify import NOT_FROM_USAGE, Report, verify
+from metering.verify import Report, verify
 from tests.support.ledger import Bench, gauge, money, open_bench, priced, settlement
 
 
