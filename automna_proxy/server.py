@@ -4,6 +4,7 @@ SIGTERM or SIGINT: `/readyz` answers 503 for a notice period while requests are 
 connections, streams finish within their bound, the ledger is flushed, exit status 0.
 """
 
+import gc
 import logging
 import os
 import resource
@@ -31,6 +32,9 @@ logger = logging.getLogger(__name__)
 BACKLOG = 2_048
 RESTART_PAUSE_S = 0.5
 """Between the death of a worker and its successor: a worker that cannot start must not spin."""
+GC_THRESHOLDS = (50_000, 20, 50)
+"""New objects before a young collection, and how many of those before an older one. At 60 objects kept by
+a request in flight, thousands of them fit below the first."""
 STARTUP_FAILED = 3
 """uvicorn's exit status of a worker whose application did not start: its successor would not either."""
 KILL_GRACE_S = 10.0
@@ -112,7 +116,11 @@ def make_server(settings: Settings, *, parent_pid: int | None = None, clock: Clo
     app = App(settings, clock=clock)
     config = uvicorn.Config(
         app,
-        http=bounded(head_bytes_max=settings.head_bytes_max, headers_max=settings.headers_max),
+        http=bounded(
+            head_bytes_max=settings.head_bytes_max,
+            headers_max=settings.headers_max,
+            client_stall_s=settings.client_stall_timeout_s,
+        ),
         ws="none",
         loop="uvloop",
         lifespan="on",
@@ -130,8 +138,19 @@ def make_server(settings: Settings, *, parent_pid: int | None = None, clock: Clo
 def run_worker(settings: Settings, listener: socket.socket, *, parent_pid: int | None = None) -> int:
     """Serve on a socket until told to stop, or until the process `parent_pid` is no longer our parent."""
     server = make_server(settings, parent_pid=parent_pid)
+    calm_garbage_collector()
     server.run(sockets=[listener])
     return 0 if server.started else STARTUP_FAILED
+
+
+def calm_garbage_collector() -> None:
+    """Look for cycles rarely: requests make few, and a look at every 700 new objects cost a sixth of the CPU.
+
+    What has been imported lives as long as the process: frozen, it is not looked at again.
+    """
+    gc.collect()
+    gc.freeze()
+    gc.set_threshold(*GC_THRESHOLDS)
 
 
 # --- several workers ------------------------------------------------------------------------------------

@@ -8,8 +8,6 @@ from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
 from typing import Any
 
-from routes.own import OwnContext
-
 from automna_proxy.settings import Settings
 from metering.admission import Admission
 from metering.clock import Clock, SystemClock
@@ -31,6 +29,7 @@ from proxy.pipeline import Engine
 from proxy.telemetry import Telemetry
 from proxy.upstream import UpstreamClient
 from routes import SURFACES
+from routes.own import OwnContext
 
 logger = logging.getLogger(__name__)
 
@@ -113,7 +112,7 @@ async def running_service(settings: Settings, *, clock: Clock | None = None) -> 
             on_expired=lambda _worker_id, reservations: telemetry.expired(reservations),
         )
         await heartbeat.beat()
-        stack.push_async_callback(heartbeat.leave)
+        stack.push_async_callback(_leave, heartbeat)
         client = UpstreamClient(connections_max=settings.upstream_connections_max)
         stack.push_async_callback(client.aclose)
         engine = Engine(
@@ -147,6 +146,14 @@ async def running_service(settings: Settings, *, clock: Clock | None = None) -> 
         _in_background(stack, "checkpoints", engine.keep_checkpointing())
         _in_background(stack, "gauges", service.keep_gauges())
         yield service
+
+
+async def _leave(heartbeat: Heartbeat) -> None:
+    """A store in trouble does not stop us from stopping: the others will find our count standing still."""
+    try:
+        await heartbeat.leave()
+    except Refused as error:
+        logger.warning("this worker's row stays behind: %s", error)
 
 
 def _in_background(stack: AsyncExitStack, name: str, coroutine: Coroutine[Any, Any, None]) -> None:

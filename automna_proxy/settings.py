@@ -106,7 +106,9 @@ class Settings:
             for field in _fields()
             if environ.get(variable := field.name.upper())
         }
-        vendors = {name: environ[name] for name, _, _ in vendor_settings() if environ.get(name)}
+        # Stripped: a key read from a file ends in a line break, which no header can carry.
+        given = {name: environ.get(name, "").strip() for name, _, _ in vendor_settings()}
+        vendors = {name: value for name, value in given.items() if value}
         settings = cls(**values, vendors=vendors)
         if settings.log_format not in {"console", "json"}:
             raise SettingError(f"LOG_FORMAT: given {settings.log_format!r}, expected console or json")

@@ -9,7 +9,6 @@ class Bounds:
 
     body_bytes_max: int
     body_timeout_s: float
-    client_stall_timeout_s: float
     connect_timeout_s: float
     first_byte_timeout_s: float
     idle_timeout_s: float

@@ -21,11 +21,12 @@ class Decoder(Protocol):
 class GzipDecoder:
     """Incremental: every event of a sync-flushed stream comes out as soon as its bytes are in."""
 
-    __slots__ = ("_decoded_bytes", "_zlib", "is_intact")
+    __slots__ = ("_decoded_bytes", "_decoded_bytes_max", "_zlib", "is_intact")
 
-    def __init__(self) -> None:
+    def __init__(self, decoded_bytes_max: int = DECODED_BYTES_MAX) -> None:
         self._zlib = zlib.decompressobj(GZIP_WBITS)
         self._decoded_bytes = 0
+        self._decoded_bytes_max = decoded_bytes_max
         self.is_intact = True
 
     def feed(self, chunk: bytes) -> bytes:
@@ -38,7 +39,7 @@ class GzipDecoder:
                 break
             pieces.append(piece)
             self._decoded_bytes += len(piece)
-            if self._decoded_bytes > DECODED_BYTES_MAX:
+            if self._decoded_bytes > self._decoded_bytes_max:
                 self.is_intact = False
             if self._zlib.eof and self._zlib.unused_data:  # a further member
                 chunk = self._zlib.unused_data
@@ -60,9 +61,9 @@ class Undecodable:
         return b""
 
 
-def decoder_for(content_encoding: bytes) -> Decoder | None:
+def decoder_for(content_encoding: bytes, *, decoded_bytes_max: int = DECODED_BYTES_MAX) -> Decoder | None:
     """A decoder, or None where the bytes can be read as they are."""
     coding = content_encoding.strip().lower()
     if coding in {b"", b"identity"}:
         return None
-    return GzipDecoder() if coding in {b"gzip", b"x-gzip"} else Undecodable()
+    return GzipDecoder(decoded_bytes_max) if coding in {b"gzip", b"x-gzip"} else Undecodable()

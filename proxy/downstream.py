@@ -4,6 +4,7 @@ The engine reaches its connection through `scope["extensions"][CONNECTION]`.
 """
 
 import asyncio
+from collections import deque
 from collections.abc import Callable
 from typing import Any
 
@@ -12,6 +13,9 @@ from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResp
 from uvicorn.server import ServerState
 
 CONNECTION = "automna_proxy.connection"
+PIPELINED_REQUESTS_MAX = 100
+"""Requests that a client may send ahead of their answers; each costs a few kilobytes before anyone has looked
+at it. (uvicorn stops reading meanwhile, but one read may hold thousands, and every answer lets in another.)"""
 
 
 class Connection(HttpToolsProtocol):
@@ -19,6 +23,7 @@ class Connection(HttpToolsProtocol):
 
     head_bytes_max = 64 * 1024
     headers_max = 200
+    client_stall_s = 120.0
 
     def __init__(
         self,
@@ -34,6 +39,8 @@ class Connection(HttpToolsProtocol):
         self._is_refused = False
         self._running: RequestResponseCycle | None = None
         self._on_gone: Callable[[], None] | None = None
+        self._head_timer: asyncio.TimerHandle | None = None
+        self._stall_timer: asyncio.TimerHandle | None = None
         self.is_gone = False
 
     # --- for the engine ----------------------------------------------------------------------------
@@ -60,7 +67,7 @@ class Connection(HttpToolsProtocol):
         self._on_gone = None
         if self._running is not None:
             self._running.disconnected = True  # uvicorn must neither write nor complain any more
-        self.transport.close()
+        self._close()
 
     def drop(self) -> None:
         """Give up on a client that takes nothing: what is not yet written is thrown away, and it has left."""
@@ -73,9 +80,16 @@ class Connection(HttpToolsProtocol):
 
     # --- uvicorn's protocol --------------------------------------------------------------------------
 
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]  # as uvicorn has it
+        super().connection_made(transport)
+        self._expect_head()
+
     def connection_lost(self, exc: Exception | None) -> None:
         super().connection_lost(exc)
         self.is_gone = True
+        for timer in (self._head_timer, self._stall_timer):
+            if timer is not None:
+                timer.cancel()
         if self._running is not None and not self._running.response_complete:
             self._running.disconnected = True  # with pipelining, uvicorn marks the newest request only
             self._running.message_event.set()
@@ -93,6 +107,19 @@ class Connection(HttpToolsProtocol):
             self._head_bytes += len(data)
             if self._head_bytes > self.head_bytes_max:
                 self._refuse_head()
+        # Bytes end uvicorn's wait for the next request, also those of half a head or of a body nobody reads.
+        if self._head_timer is None and (self.cycle is None or self.cycle.response_complete):
+            self._expect_head()
+
+    def pause_writing(self) -> None:
+        super().pause_writing()
+        self._expect_progress()
+
+    def resume_writing(self) -> None:
+        super().resume_writing()
+        if self._stall_timer is not None:
+            self._stall_timer.cancel()
+            self._stall_timer = None
 
     def on_message_begin(self) -> None:
         self._is_in_head = True
@@ -102,13 +129,44 @@ class Connection(HttpToolsProtocol):
     def on_headers_complete(self) -> None:
         self._is_in_head = False
         self._head_bytes = 0
+        if self._head_timer is not None:
+            self._head_timer.cancel()
+            self._head_timer = None
         if self._is_refused:
             return
         size = len(self.url) + sum(len(name) + len(value) for name, value in self.headers)
         if size > self.head_bytes_max or len(self.headers) > self.headers_max:
             self._refuse_head()
             return
+        if len(self.pipeline) >= PIPELINED_REQUESTS_MAX:
+            self._is_refused = True
+            self.drop()
+            return
+        is_upgrade = self.parser.should_upgrade()
+        if is_upgrade and self._announces_body():
+            # The parser takes what follows an upgrade for another protocol, and then our next request: whoever
+            # stands before us takes it for this one's body.
+            self._refuse(b"400 Bad Request", b"A request with a body cannot ask for an upgrade.")
+            return
         super().on_headers_complete()
+        if is_upgrade or self.expect_100_continue:
+            # Where the next request begins depends on whether the other side goes on after our answer.
+            self.cycle.keep_alive = False
+        self.headers = deque(maxlen=0)  # type: ignore[assignment]  # what comes now are trailers: dropped
+
+    def on_response_complete(self) -> None:
+        super().on_response_complete()
+        if self.transport.is_closing():
+            self._expect_flush()
+
+    def timeout_keep_alive_handler(self) -> None:
+        self._close()
+
+    def send_400_response(self, msg: str) -> None:
+        self._refuse(b"400 Bad Request", msg.encode())
+
+    def _unsupported_upgrade_warning(self) -> None:
+        """Nothing: a server may pass over what it does not speak (RFC 9110 section 7.8)."""
 
     def on_body(self, body: bytes) -> None:
         if not self._is_refused:
@@ -124,22 +182,58 @@ class Connection(HttpToolsProtocol):
         self._running = cycle
         super()._start_asgi_task(cycle, app)
 
+    # --- inside --------------------------------------------------------------------------------------
+
     def _refuse_head(self) -> None:
-        """No surface is known yet: a plain answer, as uvicorn gives its own 400."""
+        self._refuse(b"431 Request Header Fields Too Large", b"Request header fields too large.")
+
+    def _refuse(self, status: bytes, body: bytes) -> None:
+        """No surface is known yet: a plain answer."""
         self._is_refused = True
         if self._running is not None and not self._running.response_complete:
             self.transport.abort()  # sent ahead while another answer is being written: ours would stand in it
             return
-        body = b"Request header fields too large."
         self.transport.write(
-            b"HTTP/1.1 431 Request Header Fields Too Large\r\ncontent-type: text/plain; charset=utf-8\r\n"
-            b"content-length: %d\r\nconnection: close\r\n\r\n%b" % (len(body), body)
+            b"HTTP/1.1 %b\r\ncontent-type: text/plain; charset=utf-8\r\ncontent-length: %d\r\n"
+            b"connection: close\r\n\r\n%b" % (status, len(body), body)
         )
+        self._close()
+
+    def _announces_body(self) -> bool:
+        return any(
+            name == b"transfer-encoding" or (name == b"content-length" and value.strip(b"0 "))
+            for name, value in self.headers
+        )
+
+    def _expect_head(self) -> None:
+        """From now on there must be a whole head within the time that a connection may be idle."""
+        self._head_timer = self.loop.call_later(self.timeout_keep_alive, self._on_no_head)
+
+    def _on_no_head(self) -> None:
+        self._head_timer = None
+        if self._running is None or self._running.response_complete:
+            self._close()
+
+    def _close(self) -> None:
+        """Close when everything is written, or the client takes no more of it."""
         self.transport.close()
+        self._expect_flush()
+
+    def _expect_flush(self) -> None:
+        if self.transport.get_write_buffer_size():
+            self._expect_progress()
+
+    def _expect_progress(self) -> None:
+        """A client that takes no bytes for too long has left."""
+        if self._stall_timer is None:
+            self._stall_timer = self.loop.call_later(self.client_stall_s, self.drop)
 
 
-def bounded(*, head_bytes_max: int, headers_max: int) -> type[Connection]:
+def bounded(*, head_bytes_max: int, headers_max: int, client_stall_s: float) -> type[Connection]:
     """The protocol class for uvicorn, with these bounds."""
-    return type(
-        "BoundedConnection", (Connection,), {"head_bytes_max": head_bytes_max, "headers_max": headers_max}
-    )
+    bounds = {
+        "head_bytes_max": head_bytes_max,
+        "headers_max": headers_max,
+        "client_stall_s": client_stall_s,
+    }
+    return type("BoundedConnection", (Connection,), bounds)

@@ -35,16 +35,17 @@ ANSWER_DROPPED_PREFIXES = (b"x-automna-",)
 
 
 class HeaderFilter:
-    """A set of names and prefixes that do not pass."""
+    """A set of names and prefixes that do not pass, and a secret that passes under no name."""
 
-    __slots__ = ("_names", "_prefixes", "_verdicts")
+    __slots__ = ("_names", "_prefixes", "_secret", "_verdicts")
 
     VERDICTS_MAX = 4_096
     """Names remembered: clients use a few dozen; a hostile one must not fill memory."""
 
-    def __init__(self, names: Iterable[bytes], prefixes: Iterable[bytes]) -> None:
+    def __init__(self, names: Iterable[bytes], prefixes: Iterable[bytes], *, secret: bytes = b"") -> None:
         self._names = frozenset(names)
         self._prefixes = tuple(prefixes)
+        self._secret = secret
         self._verdicts: dict[bytes, bool] = {}
 
     def is_dropped(self, name: bytes) -> bool:
@@ -58,7 +59,9 @@ class HeaderFilter:
     def passed(self, headers: Headers) -> Headers:
         """What remains, also without the headers that `Connection` names."""
         named = _named_by_connection(headers)
-        dropped = self.is_dropped
+        dropped, secret = self.is_dropped, self._secret
+        if secret:
+            headers = [pair for pair in headers if secret not in pair[1]]
         if named:
             return [(name, value) for name, value in headers if not dropped(name) and name not in named]
         return [(name, value) for name, value in headers if not dropped(name)]
@@ -73,10 +76,16 @@ def request_filter(surface: Surface) -> HeaderFilter:
     )
 
 
-def answer_filter(surface: Surface) -> HeaderFilter:
-    """For headers on their way down. `content-length` passes: the bytes are the vendor's."""
+def answer_filter(surface: Surface, vendor_key: bytes) -> HeaderFilter:
+    """For headers on their way down. `content-length` passes: the bytes are the vendor's. A header that
+    repeats the vendor's key does not, whatever its name."""
     names, prefixes = _split(surface.dropped_answer_headers)
-    return HeaderFilter(HOP_BY_HOP | ANSWER_DROPPED | names, (*ANSWER_DROPPED_PREFIXES, *prefixes))
+    credential = surface.upstream.credential.name.lower().encode()
+    return HeaderFilter(
+        HOP_BY_HOP | CREDENTIALS | ANSWER_DROPPED | names | {credential},
+        (*ANSWER_DROPPED_PREFIXES, *prefixes),
+        secret=vendor_key,
+    )
 
 
 def accepts_gzip(headers: Headers) -> bool:

@@ -21,7 +21,8 @@ class Mounted:
         upstream = surface.upstream
         self.surface = surface
         self.request_filter = request_filter(surface)
-        self.answer_filter = answer_filter(surface)
+        self._key = variables.get(upstream.key_env, "")
+        self.answer_filter = answer_filter(surface, self._key.encode())
         self.options = {name: variables.get(name, default) for name, default, _ in surface.options}
         try:
             self.origin = Origin.parse(variables.get(upstream.url_env, upstream.base_url))
@@ -36,7 +37,6 @@ class Mounted:
         self.fixed_headers = tuple(
             (name.encode(), value.encode()) for name, value in upstream.fixed_headers.items()
         )
-        self._key = variables.get(upstream.key_env)
         self._exact: dict[tuple[str, bytes], Operation] = {}
         self._templates: list[tuple[str, re.Pattern[bytes], Operation]] = []
         for operation in surface.operations:
@@ -52,6 +52,10 @@ class Mounted:
                 f"This proxy has no key for {self.surface.name}: the operator must set {upstream.key_env}.",
             )
         return upstream.credential.name.encode(), f"{upstream.credential.scheme}{self._key}".encode()
+
+    def repeats_key(self, body: bytes) -> bool:
+        """Whether a vendor's error repeats its key: then nobody else may read it."""
+        return bool(self._key) and self._key.encode() in body
 
     def match(self, method: str, path: bytes) -> tuple[Operation, Mapping[str, str]]:
         """The operation that `path` (raw, below the mount) names, and its path parameters, decoded.

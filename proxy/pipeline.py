@@ -21,19 +21,19 @@ from metering.admission import Admission, Request
 from metering.clock import Clock
 from metering.errors import Reason, Refused
 from metering.ids import new_id
-from metering.ledger import NO_COST, Ledger, Outcome, Resolved, Settlement
+from metering.ledger import NO_COST, NOT_FROM_USAGE, Ledger, Outcome, Resolved, Settlement
 from metering.money import credits_left, credits_of
 from metering.prices import Priced, PriceTable
 from metering.usage import NOTHING, Usage
 from proxy import forbidden
 from proxy.auth import Authenticator, find_gateway_tokens
 from proxy.bounds import Bounds
-from proxy.decoding import GzipDecoder, decoder_for
+from proxy.decoding import decoder_for
 from proxy.downstream import CONNECTION, Connection
 from proxy.exchange import Exchange, Receive, Scope, Send
 from proxy.headers import accepts_gzip
 from proxy.mounted import Mounted
-from proxy.relay import Relay, send_body
+from proxy.relay import BODILESS, Relay, send_body
 from proxy.silence import SilenceKeeper
 from proxy.surface import AnswerHead, Headers, Inbound, LimitView, Pricing, Rendered
 from proxy.telemetry import Telemetry
@@ -43,6 +43,9 @@ logger = logging.getLogger(__name__)
 
 ERROR_BODY_BYTES_MAX = 1024 * 1024
 """A vendor's error answer is read whole up to here, to see whether it is about our own account."""
+VALUES_MAX = 1_000_000
+"""Commas and opening brackets of a JSON body. No model reads a text with so many, and a body full of `{}` would
+stop the event loop for seconds while it is parsed and looked through."""
 CHECKPOINTS_PER_TURN = 50
 """Streams checkpointed before other work gets its turn on the event loop."""
 IDLE_TURNS_MAX, IDLE_TURN_S = 200, 0.01
@@ -109,9 +112,9 @@ class Engine:
         except ClientLeftError:
             exchange.outcome = exchange.outcome or Outcome.CLIENT_LEFT
         except asyncio.CancelledError:
+            # By our own timer, or by the server at its end, which would log a traceback for what it did itself.
             connection.cut()
-            if not exchange.client_left:  # the process is stopping: let the server see its cancellation
-                raise
+            exchange.outcome = exchange.outcome or Outcome.TIMED_OUT
         except Exception:
             logger.exception("request %s failed in the proxy", exchange.request_id)
             await self._refuse(exchange, Refused(Reason.INTERNAL, "The proxy failed. This is our defect."))
@@ -311,9 +314,13 @@ class Engine:
             return None
 
         async def speak() -> None:
+            if (
+                exchange.connection.is_write_paused
+            ):  # it has more to read than it takes; and no wait may be cut
+                return
             if not exchange.head_is_out:
                 await self._send_head(exchange, OK, EARLY_HEAD)
-            await send_body(exchange, comment, is_last=False, stall_s=self._bounds.client_stall_timeout_s)
+            await send_body(exchange, comment, is_last=False)
 
         keeper = SilenceKeeper(self._bounds.stream_silence_s, speak)
         keeper.start()
@@ -355,7 +362,8 @@ class Engine:
             if exchange.demand.is_streaming:  # framed anew: an event of our own may have to follow
                 headers = [pair for pair in headers if pair[0] != b"content-length"]
             await self._send_head(exchange, answer.status, headers)
-        if silence is not None and (is_head_early or decoder is None):
+        is_plain = is_head_early or decoder is None
+        if silence is not None and is_plain and exchange.observer.at_boundary:  # which a JSON body never is
             silence.start()
         else:
             silence = None
@@ -366,10 +374,11 @@ class Engine:
             decoder,
             silence=silence,
             is_head_early=is_head_early,
-            stall_s=self._bounds.client_stall_timeout_s,
         )
 
         async def settle(outcome: Outcome) -> None:
+            if exchange.settled is not None:  # the end has waited already; what follows it does not
+                return
             intact = decoder is None or decoder.is_intact
             self._settle(exchange, outcome, self._known_usage(exchange, is_intact=intact))
             await self._durable(exchange)
@@ -381,22 +390,19 @@ class Engine:
         finally:
             if exchange.demand.is_streaming:
                 self._telemetry.open_streams.dec()
-        if exchange.settled is None:  # else its end has waited already
-            await settle(outcome)
-        await self._end(exchange, is_whole=relay.is_whole, outcome=outcome)
+        await settle(outcome)
+        await self._end(exchange, relay, outcome)
 
-    async def _end(self, exchange: Exchange, *, is_whole: bool, outcome: Outcome) -> None:
+    async def _end(self, exchange: Exchange, relay: Relay, outcome: Outcome) -> None:
         """End the client's answer as the vendor ended its own; what broke off never ends cleanly."""
-        stall_s = self._bounds.client_stall_timeout_s
-        if is_whole:
-            await send_body(exchange, b"", is_last=True, stall_s=stall_s)
+        if relay.is_whole:
+            await send_body(exchange, b"", is_last=True)
             return
-        observer = exchange.observer
-        if exchange.demand.is_streaming and observer is not None and observer.at_boundary:
+        if exchange.demand.is_streaming and relay.may_append:
             reason = Reason.UPSTREAM_TIMEOUT if outcome is Outcome.TIMED_OUT else Reason.UPSTREAM_UNREACHABLE
             refused = Refused(reason, f"{exchange.surface.name} broke off its answer.")
             event = exchange.surface.dialect.stream_error(refused, exchange.request_id)
-            await send_body(exchange, event, is_last=False, stall_s=stall_s)
+            await send_body(exchange, event, is_last=False)
         if not exchange.client_left:
             exchange.connection.cut()
 
@@ -412,6 +418,9 @@ class Engine:
         body, is_complete = await self._error_body(answer)
         plain = _decoded(body, head.header(b"content-encoding"))
         refused = mounted.surface.dialect.account_problem(answer.status, plain, answer.headers)
+        if refused is None and mounted.repeats_key(plain):
+            name = mounted.surface.name
+            refused = Refused(Reason.UPSTREAM_ACCOUNT, f"{name} answered with an error that cannot be shown.")
         self._settle(exchange, Outcome.UPSTREAM_FAILED, NOTHING)
         if refused is not None:
             self._telemetry.account_alarm(mounted.surface.name, answer.status)
@@ -419,13 +428,12 @@ class Engine:
         await self._durable(exchange)
         if silence is not None:
             await silence.hush()
-        stall_s = self._bounds.client_stall_timeout_s
         if exchange.head_is_out:
             event = mounted.surface.dialect.stream_error_from(answer.status, plain, exchange.request_id)
-            await send_body(exchange, event, is_last=True, stall_s=stall_s)
+            await send_body(exchange, event, is_last=True)
             return
         await self._send_head(exchange, answer.status, mounted.answer_filter.passed(answer.headers))
-        await send_body(exchange, body, is_last=is_complete, stall_s=stall_s)
+        await send_body(exchange, body, is_last=is_complete)
         if not is_complete and not exchange.client_left:
             exchange.connection.cut()
 
@@ -509,7 +517,6 @@ class Engine:
         """Tell the client why, in the surface's dialect: as a status, or inside a stream that has begun."""
         exchange.refused = refused
         dialect = exchange.surface.dialect
-        stall_s = self._bounds.client_stall_timeout_s
         await self._durable(exchange)
         if exchange.client_left or exchange.is_done:
             return
@@ -517,10 +524,10 @@ class Engine:
             answer: Rendered = dialect.refusal(refused, exchange.request_id)
             length = (b"content-length", str(len(answer.body)).encode())
             await self._send_head(exchange, answer.status, [*answer.headers, length])
-            await send_body(exchange, answer.body, is_last=True, stall_s=stall_s)
+            await send_body(exchange, answer.body, is_last=True)
         elif exchange.observer is None and exchange.demand.is_streaming:
             event = dialect.stream_error(refused, exchange.request_id)
-            await send_body(exchange, event, is_last=True, stall_s=stall_s)
+            await send_body(exchange, event, is_last=True)
         else:
             exchange.connection.cut()
 
@@ -529,6 +536,8 @@ class Engine:
         exchange.status = status
         if exchange.client_left:
             return
+        if status in BODILESS:
+            headers = [pair for pair in headers if pair[0] != b"content-length"]
         headers = [*headers, (b"x-automna-request-id", exchange.request_id.encode())]
         if exchange.admitted is not None:
             headers += self._limit_headers(exchange)
@@ -594,10 +603,12 @@ def _bounded(priced: Priced, at_least_nanousd: int, at_most_nanousd: int) -> Pri
     cost_nanousd = min(max(priced.cost_nanousd, at_least_nanousd), at_most_nanousd)
     if cost_nanousd == priced.cost_nanousd:
         return priced
-    return replace(priced, cost_nanousd=cost_nanousd, flags=(*priced.flags, "estimate_bounded"))
+    return replace(priced, cost_nanousd=cost_nanousd, flags=(*priced.flags, NOT_FROM_USAGE))
 
 
 def _json_object(body: bytes) -> dict[str, Any]:
+    if len(body) > VALUES_MAX and sum(body.count(sign) for sign in (b",", b"[", b"{")) > VALUES_MAX:
+        raise Refused(Reason.BAD_REQUEST, f"The request's body has more than {VALUES_MAX:,} values.")
     try:
         fields = orjson.loads(body)
     except orjson.JSONDecodeError as error:
@@ -609,7 +620,5 @@ def _json_object(body: bytes) -> dict[str, Any]:
 
 def _decoded(body: bytes, coding: bytes) -> bytes:
     """An error's body as we read it; the client gets it as it came."""
-    decoder = decoder_for(coding)
-    if decoder is None:
-        return body
-    return decoder.feed(body) if isinstance(decoder, GzipDecoder) else b""
+    decoder = decoder_for(coding, decoded_bytes_max=ERROR_BODY_BYTES_MAX)
+    return body if decoder is None else decoder.feed(body)

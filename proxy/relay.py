@@ -14,6 +14,8 @@ from proxy.silence import SilenceKeeper
 from proxy.surface import PASS_ALL, Observer
 from proxy.upstream import Answer, Broken, TimedOut
 
+BODILESS = frozenset({204, 304})
+"""Answers that end with their head (RFC 9110 section 6.4.1), whatever length they name."""
 Settle = Callable[[Outcome], Awaitable[None]]
 """Book the exchange and wait, within its bound, until that is durable."""
 
@@ -21,7 +23,7 @@ Settle = Callable[[Outcome], Awaitable[None]]
 class Relay:
     """One successful (2xx) answer on its way down."""
 
-    __slots__ = ("_answer", "_decoder", "_exchange", "_is_decoded", "_observer", "_silence", "_stall_s")
+    __slots__ = ("_answer", "_decoder", "_exchange", "_is_decoded", "_observer", "_silence")
 
     def __init__(
         self,
@@ -32,7 +34,6 @@ class Relay:
         *,
         silence: SilenceKeeper | None,
         is_head_early: bool,
-        stall_s: float,
     ) -> None:
         self._exchange = exchange
         self._answer = answer
@@ -41,7 +42,6 @@ class Relay:
         self._is_decoded = is_head_early and decoder is not None
         """The head that went out early names no coding: the client gets decoded bytes."""
         self._silence = silence
-        self._stall_s = stall_s
 
     @property
     def is_whole(self) -> bool:
@@ -51,7 +51,14 @@ class Relay:
         observer = self._observer
         if self._exchange.demand.is_streaming and (self._decoder is None or self._decoder.is_intact):
             return observer.is_complete or observer.error is not None
+        if self._is_decoded:  # what could not be decoded has not reached the client
+            return observer.is_complete
         return self._answer.is_complete
+
+    @property
+    def may_append(self) -> bool:
+        """An event of our own can follow: no event is half passed on, and the client reads plain bytes."""
+        return self._observer.at_boundary and (self._decoder is None or self._is_decoded)
 
     async def run(self, settle: Settle) -> Outcome:
         """Relay until the vendor is done or has failed; how it ended. The end goes down after `settle`."""
@@ -108,24 +115,17 @@ class Relay:
         return Outcome.CLIENT_LEFT if self._exchange.client_left else Outcome.COMPLETED
 
     async def send(self, chunk: bytes, *, is_last: bool = False) -> None:
-        """Pass bytes on, unless the client has left; one that takes none for too long has left too."""
-        await send_body(self._exchange, chunk, is_last=is_last, stall_s=self._stall_s)
+        """Pass bytes on, unless the client has left."""
+        await send_body(self._exchange, chunk, is_last=is_last)
 
 
-async def send_body(exchange: Exchange, chunk: bytes, *, is_last: bool, stall_s: float) -> None:
-    """Write a piece of the answer's body down, waiting while the client is slow, up to `stall_s`."""
+async def send_body(exchange: Exchange, chunk: bytes, *, is_last: bool) -> None:
+    """Write a piece of the answer's body down, waiting while the client is slow; its connection has the bound."""
+    if exchange.status in BODILESS:
+        chunk = b""
     if exchange.client_left or exchange.is_done or not (chunk or is_last):
         return
-    message = {"type": "http.response.body", "body": chunk, "more_body": not is_last}
-    if exchange.connection.is_write_paused:
-        try:
-            async with asyncio.timeout(stall_s):
-                await exchange.send(message)
-        except TimeoutError:
-            exchange.connection.drop()
-            return
-    else:
-        await exchange.send(message)
+    await exchange.send({"type": "http.response.body", "body": chunk, "more_body": not is_last})
     exchange.answer_bytes += len(chunk)
     if is_last:
         exchange.is_done = True

@@ -4,8 +4,10 @@ Labels are bounded (surface, operation, model of the price table, outcome, reaso
 With several workers the library's multi-process mode adds them up (PROMETHEUS_MULTIPROC_DIR).
 """
 
+import json
 import logging
 import os
+import re
 from collections.abc import Callable
 from typing import Any, TypeVar
 
@@ -16,14 +18,21 @@ from prometheus_client.multiprocess import MultiProcessCollector
 from metering.money import usd
 from metering.prices import PriceTable
 from metering.store.writer import CommitStats
+from metering.usage import OUTPUT, PROMPT_UNITS, WEB_SEARCHES
 from proxy.exchange import Exchange
 
 logger = logging.getLogger("automna_proxy.requests")
+alarms = logging.getLogger("automna_proxy.alarms")
 
 LATENCY_BUCKETS_S = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 300, 600)
 COMMIT_BUCKETS_S = (0.0002, 0.0005, 0.001, 0.002, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 1, 5)
 MODEL_NAMES_MAX = 1_000
 """Names whose label is remembered; dated names share the label of their model."""
+
+UNITS = frozenset({*PROMPT_UNITS, OUTPUT, WEB_SEARCHES})
+OTHER = "other"
+"""The label of what vendors or requests name and we do not know: names from outside must not make labels."""
+_AMBIGUOUS = re.compile(r'[\s="]')
 
 Metric = TypeVar("Metric", Counter, Histogram)
 
@@ -139,7 +148,7 @@ class Telemetry:
     def account_alarm(self, surface: str, status: int) -> None:
         """A vendor refused our own account: an operator must look."""
         self._account_alarms.labels(surface, str(status)).inc()
-        logger.error("vendor account alarm: %s answered %d about the platform's own account", surface, status)
+        alarms.error("vendor account alarm: %s answered %d about the platform's own account", surface, status)
 
     def finish(self, exchange: Exchange, ended_s: float) -> None:
         """Once per exchange, at its very end: metrics and the canonical line."""
@@ -160,7 +169,7 @@ class Telemetry:
                 model = self._model_label(provider, line.model)
                 for unit, count in line.counts.items():
                     if count:
-                        self._tokens[surface, model, outcome, unit].inc(count)
+                        self._tokens[surface, model, outcome, unit if unit in UNITS else OTHER].inc(count)
             if priced.lines:
                 model = self._model_label(provider, priced.lines[0].model)
                 self._cost[surface, model, outcome].inc(priced.cost_nanousd)
@@ -168,11 +177,11 @@ class Telemetry:
             logger.info(self._render(_fields(exchange, outcome, operation, ended_s)))
 
     def _model_label(self, provider: str, model: str) -> str:
-        """A model's id in the price table, or `other`: names come from requests and must not make labels."""
+        """A model's id in the price table, or OTHER."""
         label = self._models.get((provider, model))
         if label is None:
             known = self._prices.model(provider, model)
-            label = known.id if known else "other"
+            label = known.id if known else OTHER
             if len(self._models) < MODEL_NAMES_MAX:
                 self._models[provider, model] = label
         return label
@@ -223,4 +232,9 @@ def _as_json(fields: dict[str, Any]) -> str:
 
 
 def _as_text(fields: dict[str, Any]) -> str:
-    return " ".join(f"{key}={value}" for key, value in fields.items())
+    return " ".join(f"{key}={_word(str(value))}" for key, value in fields.items())
+
+
+def _word(text: str) -> str:
+    """As it is, or quoted where it could be taken for more than one field, or for an order to the terminal."""
+    return text if text.isprintable() and not _AMBIGUOUS.search(text) else json.dumps(text)

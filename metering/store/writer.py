@@ -5,7 +5,7 @@ to the caller afterwards (cancelled, gone) takes the unit back. The thread takes
 it as one transaction, commits, and delivers all results in one hop to the event loop. While a commit waits
 for the disk, the next batch gathers: the busier the store, the larger its batches.
 
-A unit is a list of steps, all or none. A step that names a `refusal` must return a row; when it returns
+A unit is a list of steps, all or none. A step that names a `refusal` must return or change a row; when it does
 none, the unit is undone and answers `Declined(refusal)`. Statements never raise in normal life: conditions
 and RETURNING tell who was admitted.
 
@@ -58,7 +58,7 @@ Value = str | int | None
 
 
 class Step(NamedTuple):
-    """One statement with numbered placeholders. With a `refusal`, no row returned undoes the unit."""
+    """One statement with numbered placeholders. With a `refusal`, no row returned or changed undoes the unit."""
 
     sql: str
     params: tuple[Value, ...]
@@ -363,7 +363,10 @@ def _run_steps(execute: Callable[..., sqlite3.Cursor], steps: Sequence[Step]) ->
         if cursor.description is not None:
             row = cursor.fetchone()
             cursor.close()
-        if row is None and refusal is not None:
+            is_refused = row is None
+        else:
+            is_refused = not cursor.rowcount
+        if is_refused and refusal is not None:
             return Declined(refusal)
         rows.append(row)
     return Done(rows)

@@ -87,6 +87,10 @@ class DatedClock(SystemClock):
     def now_ms(self) -> int:
         return super().now_ms() + self._shift_ms
 
+    def advance(self, seconds: float) -> None:
+        """Move the date; what waits does not notice."""
+        self._shift_ms += round(seconds * 1000)
+
 
 class Lines(logging.Handler):
     """The canonical lines, taken apart."""

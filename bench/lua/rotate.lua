@@ -1,0 +1,34 @@
+-- One request after the other, each with the next user's gateway token; at the end, the figures as JSON.
+-- BENCH_TOKENS: a file with a token a line. BENCH_BODY: a file with the body. BENCH_PATH: the path.
+local requests, position = {}, 0
+
+function init()
+  local file = assert(io.open(os.getenv("BENCH_BODY"), "rb"))
+  local body = file:read("*a")
+  file:close()
+  for token in io.lines(os.getenv("BENCH_TOKENS")) do
+    local headers = {
+      ["x-api-key"] = token,
+      ["content-type"] = "application/json",
+      ["accept"] = "application/json",
+      ["anthropic-version"] = "2023-06-01",
+      ["user-agent"] = "bench",
+    }
+    requests[#requests + 1] = wrk.format("POST", os.getenv("BENCH_PATH"), headers, body)
+  end
+end
+
+function request()
+  position = position % #requests + 1
+  return requests[position]
+end
+
+function done(summary, latency)
+  local errors = summary.errors
+  io.write(string.format(
+    'BENCH {"answers":%d,"duration_s":%.6f,"bytes":%d,"bad_statuses":%d,"socket_errors":%d,'
+      .. '"p50_ms":%.3f,"p99_ms":%.3f}\n',
+    summary.requests, summary.duration / 1e6, summary.bytes, errors.status,
+    errors.connect + errors.read + errors.write + errors.timeout,
+    latency:percentile(50) / 1e3, latency:percentile(99) / 1e3))
+end

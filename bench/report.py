@@ -1,0 +1,97 @@
+"""Tables of what was measured, and whether it is above the floor."""
+
+from collections.abc import Mapping, Sequence
+
+from bench.measure import MEASUREMENTS, Figures, Measurement, median
+
+Runs = Mapping[str, Mapping[str, Sequence[Figures]]]
+"""Measurement -> target -> its runs."""
+
+FLOOR_PER_S = {"requests": 3_000.0, "bursts": 1_500.0}
+"""Below this, `--check` fails: what the first version must hold on any machine of today."""
+PROXY, NGINX = "automna-proxy", "nginx"
+
+COLUMNS: tuple[tuple[str, str, str], ...] = (
+    ("per_s", "per second", ",.0f"),
+    ("cpu_us", "CPU us each", ",.0f"),
+    ("p50_ms", "p50 ms", ",.2f"),
+    ("p99_ms", "p99 ms", ",.2f"),
+    ("first_byte_p50_ms", "first byte p50 ms", ",.2f"),
+    ("first_byte_p99_ms", "p99 ms", ",.2f"),
+    ("lateness_p50_ms", "event late p50 ms", ",.2f"),
+    ("lateness_p99_ms", "p99 ms", ",.2f"),
+    ("rss_peak_mb", "peak MB", ",.0f"),
+    ("core_share", "of its core", ".0%"),
+    ("others_share", "others there", ".0%"),
+    ("load_core_idle_share", "load core idle", ".0%"),
+)
+ALWAYS_SHORT = {"core_share", "others_share", "load_core_idle_share", "rss_peak_mb"}
+"""Shown without their spread."""
+
+
+def table(measurement: Measurement, runs: Mapping[str, Sequence[Figures]]) -> str:
+    """A Markdown table: a row a target, medians with (lowest to highest) where there are several runs."""
+    columns = [column for column in COLUMNS if all(column[0] in run for one in runs.values() for run in one)]
+    rows = [["", *(heading for _, heading, _ in columns)]]
+    for target, its_runs in runs.items():
+        rows.append([target, *(_cell(key, form, its_runs) for key, _, form in columns)])
+    widths = [max(len(row[index]) for row in rows) for index in range(len(rows[0]))]
+    lines = [
+        "| " + " | ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)) + " |"
+        for row in rows
+    ]
+    lines.insert(1, "|" + "|".join("-" * (width + 2) for width in widths) + "|")
+    return "\n".join([f"{measurement.title}", "", *lines, "", *_ratios(measurement, runs)])
+
+
+def _cell(key: str, form: str, runs: Sequence[Figures]) -> str:
+    values = [run[key] for run in runs]
+    middle = format(median(values), form)
+    if len(values) == 1 or key in ALWAYS_SHORT:
+        return middle
+    return f"{middle} ({min(values):{form}} to {max(values):{form}})"
+
+
+def _ratios(measurement: Measurement, runs: Mapping[str, Sequence[Figures]]) -> list[str]:
+    """Against nginx in the same run. By CPU it is true where nginx could not be loaded fully."""
+    ours, theirs = runs[PROXY], runs[NGINX]
+
+    def of(one: Sequence[Figures], key: str) -> float:
+        return median([run[key] for run in one])
+
+    lines = []
+    if measurement.client == "wrk":
+        by_rate = of(theirs, "per_s") / of(ours, "per_s")
+        by_cpu = of(ours, "cpu_us") / max(of(theirs, "cpu_us"), 1e-9)
+        lines.append(f"1/{by_rate:.1f} of nginx by rate, 1/{by_cpu:.1f} by CPU")
+    for key, words in (
+        ("p50_ms", "p50"),
+        ("p99_ms", "p99"),
+        ("first_byte_p50_ms", "first byte p50"),
+        ("first_byte_p99_ms", "first byte p99"),
+        ("lateness_p99_ms", "event lateness p99"),
+    ):
+        if measurement.client != "wrk" and key in ours[0]:
+            lines.append(f"{words}: {of(ours, key) - of(theirs, key):+.2f} ms to nginx")
+    if measurement.client == "paced":
+        lines.append(f"{of(ours, 'cpu_us') / 1000:.2f} CPU s per 1,000 streams")
+    return lines
+
+
+def below_floor(runs: Runs) -> list[str]:
+    """What is slower than the floor; a measurement that was not made does not count."""
+    problems = []
+    for name, floor in FLOOR_PER_S.items():
+        if name not in runs:
+            continue
+        rate = median([run["per_s"] for run in runs[name][PROXY]])
+        if rate < floor:
+            problems.append(f"{name}: {rate:,.0f}/s, expected at least {floor:,.0f}/s")
+    return problems
+
+
+def document(runs: Runs) -> str:
+    """All tables."""
+    return "\n\n".join(
+        table(measurement, runs[measurement.name]) for measurement in MEASUREMENTS if measurement.name in runs
+    )

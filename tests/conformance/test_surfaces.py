@@ -1,0 +1,422 @@
+"""What holds for every surface and every operation, tested from the declarations alone: a new vendor is tested
+before its own first test."""
+
+import logging
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import orjson
+import pytest
+
+from metering.errors import Reason, Refused
+from proxy.surface import ForbiddenField, HeaderKey, Operation, Surface
+from routes import SURFACES
+from tests.conformance.stand_in import StandIn
+from tests.support.gateway import Gateway, running_gateway
+from tests.support.raw_http import RawAnswer, raw_request
+
+VENDOR_KEY = "vendor-key-that-nobody-may-see"
+METHODS = ("GET", "POST", "PUT", "PATCH", "DELETE", "OPTIONS", "HEAD", "TRACE")
+OTHER_CREDENTIALS = (
+    "authorization", "proxy-authorization", "x-api-key", "x-goog-api-key", "x-bb-api-key", "x-subscription-token",
+    "cookie",
+)  # fmt: skip
+"""Where some vendor's client would put a key: none of it may reach another vendor."""
+HOP_BY_HOP = ("keep-alive", "te", "trailer", "proxy-connection")
+TRACES = (
+    "via", "forwarded", "x-forwarded-for", "x-forwarded-host", "x-real-ip", "cf-connecting-ip", "fly-client-ip",
+    "true-client-ip", "x-automna-anything",
+)  # fmt: skip
+PLANTED = b"planted"
+ANY_TEXT = "any text will do"
+
+Case = tuple[Surface, Operation]
+OPERATIONS = [
+    pytest.param((surface, operation), id=f"{surface.name} {operation.name}")
+    for surface in SURFACES
+    for operation in surface.operations
+]
+FORBIDDEN = [
+    pytest.param((surface, operation, field), id=f"{operation.name} {field.path} {field.value or ''}".strip())
+    for surface in SURFACES
+    for operation in surface.operations
+    for field in operation.forbidden
+]
+each_operation = pytest.mark.parametrize("case", OPERATIONS)
+each_surface = pytest.mark.parametrize("surface", SURFACES, ids=[surface.name for surface in SURFACES])
+
+
+@dataclass
+class Stage:
+    """A surface served before its stand-in."""
+
+    surface: Surface
+    gateway: Gateway
+    vendor: StandIn
+    token: str
+
+    async def ask(
+        self,
+        operation: Operation,
+        *headers: tuple[bytes, bytes],
+        body: bytes | None = None,
+        mount: str | None = None,
+        has_token: bool = True,
+    ) -> RawAnswer:
+        """Send the operation's example, with the gateway token in its first place."""
+        example = operation.example
+        target = f"{mount or self.surface.mounts[0]}{example.path}".encode()
+        token = [in_place(self.surface.token_places[0], self.token)] if has_token else []
+        body = example.body if body is None else body
+        content = [(b"content-type", b"application/json")] if body else []
+        return await raw_request(
+            self.gateway.url, operation.method, target, [*token, *content, *headers], body
+        )
+
+    async def send(self, method: str, target: str) -> RawAnswer:
+        """Anything below the mount, with the gateway token and no body."""
+        headers = [in_place(self.surface.token_places[0], self.token)]
+        return await raw_request(
+            self.gateway.url, method, (self.surface.mounts[0] + target).encode(), headers
+        )
+
+    def assert_dialect(self, answer: RawAnswer, reason: Reason) -> str:
+        """A refusal in the surface's own shape; its message."""
+        request_id = answer.header(b"x-automna-request-id").decode()
+        expected = self.surface.dialect.refusal(Refused(reason, ANY_TEXT), request_id)
+        assert request_id.startswith("req_")
+        assert answer.status == expected.status
+        assert answer.header(b"content-type") == dict(expected.headers)[b"content-type"]
+        assert answer.header(b"x-should-retry") == dict(expected.headers).get(b"x-should-retry", b"")
+        messages: list[str] = []
+        assert_shape(orjson.loads(expected.body), answer.json(), messages)
+        (message,) = messages
+        assert self.gateway.lines[-1]["reason"] == reason.value
+        return message
+
+
+def assert_shape(expected: Any, actual: Any, messages: list[str]) -> None:
+    """The same JSON, but for the message."""
+    if isinstance(expected, dict):
+        assert isinstance(actual, dict)
+        assert list(actual) == list(expected)
+        for key, value in expected.items():
+            assert_shape(value, actual[key], messages)
+    elif expected == ANY_TEXT:
+        assert isinstance(actual, str)
+        assert actual
+        messages.append(actual)
+    else:
+        assert actual == expected
+
+
+def in_place(place: HeaderKey, token: str) -> tuple[bytes, bytes]:
+    return place.name.encode(), f"{place.scheme}{token}".encode()
+
+
+@asynccontextmanager
+async def staged(surface: Surface, tmp_path, **env: str | None) -> AsyncIterator[Stage]:
+    async with StandIn(surface) as vendor:
+        variables = {
+            surface.upstream.key_env: VENDOR_KEY,
+            surface.upstream.url_env: vendor.url,
+            **env,
+        }
+        async with running_gateway(tmp_path, env=variables) as gateway:
+            yield Stage(surface, gateway, vendor, await gateway.new_token())
+            await gateway.assert_clean()
+
+
+# --- the gateway token ----------------------------------------------------------------------------------
+
+
+@each_operation
+async def test_the_token_is_accepted_in_every_declared_place_and_below_every_mount(tmp_path, case: Case):
+    surface, operation = case
+    async with staged(surface, tmp_path) as stage:
+        asked = 0
+        for mount in surface.mounts:
+            for place in surface.token_places:
+                schemes = {place.scheme, place.scheme.upper(), place.scheme.lower()}
+                for scheme in schemes:
+                    given = in_place(HeaderKey(place.name, scheme), stage.token)
+                    answer = await stage.ask(operation, given, mount=mount, has_token=False)
+                    assert (answer.status, answer.body) == (200, operation.example.answer)
+                    asked += 1
+        everywhere = [in_place(place, stage.token) for place in surface.token_places]
+        assert (await stage.ask(operation, *everywhere, has_token=False)).status == 200
+        assert stage.vendor.requests_total == asked + 1
+
+
+@each_operation
+async def test_without_a_good_token_nothing_reaches_the_vendor(tmp_path, case: Case):
+    surface, operation = case
+    async with staged(surface, tmp_path) as stage:
+        revoked = await stage.gateway.directory.create_token("u1")
+        await stage.gateway.directory.revoke(revoked[1].id)
+        none: list[tuple[bytes, bytes]] = []
+        for given in (
+            none,
+            *([in_place(place, "amp_nobodys")] for place in surface.token_places),
+            *([in_place(place, revoked[0])] for place in surface.token_places),
+            *([in_place(place, "")] for place in surface.token_places),
+            [(b"x-gateway-token", stage.token.encode())],
+        ):
+            answer = await stage.ask(operation, *given, has_token=False)
+            stage.assert_dialect(answer, Reason.UNAUTHENTICATED)
+        assert stage.vendor.requests_total == 0
+        assert await stage.gateway.entries() == []
+
+
+@each_operation
+async def test_two_different_tokens_are_refused_though_both_are_good(tmp_path, case: Case):
+    surface, operation = case
+    async with staged(surface, tmp_path) as stage:
+        other = await stage.gateway.new_token("u2")
+        pairs = [(first, second) for first in surface.token_places for second in surface.token_places]
+        for first, second in pairs:
+            given = [in_place(first, stage.token), in_place(second, other)]
+            answer = await stage.ask(operation, *given, has_token=False)
+            assert "different" in stage.assert_dialect(answer, Reason.UNAUTHENTICATED)
+        assert stage.vendor.requests_total == 0
+
+
+# --- what is declared, and what is not ------------------------------------------------------------------
+
+
+@each_operation
+async def test_the_example_passes_unchanged_and_is_booked_exactly_once(tmp_path, case: Case):
+    surface, operation = case
+    async with staged(surface, tmp_path) as stage:
+        answer = await stage.ask(operation)
+        assert (answer.status, answer.body) == (200, operation.example.answer)
+        (request,) = stage.vendor.requests
+        assert (request.method, request.target) == (operation.method, operation.example.path)
+        assert request.body == operation.example.body
+        entry = await stage.gateway.only_entry()
+        assert (entry["kind"], entry["outcome"], entry["basis"]) == ("settle", "completed", "reported")
+        assert entry["operation"] == operation.name
+        engine = stage.gateway.service.engine
+        expected = engine._prices.price(
+            surface.provider, operation.example.usage, at_ms=stage.gateway.clock.now_ms()
+        )
+        assert expected.flags == ()
+        assert entry["cost_nanousd"] == expected.cost_nanousd
+        assert (expected.cost_nanousd == 0) is operation.meter.is_free, "an example that proves nothing"
+        counts = [line["counts"] for line in orjson.loads(entry["usage"] or "[]")]
+        assert counts == [dict(line.counts) for line in operation.example.usage.lines]
+
+
+@each_operation
+async def test_other_methods_on_a_declared_path_do_not_exist(tmp_path, case: Case):
+    surface, operation = case
+    path = operation.example.path.partition("?")[0]
+    declared = {other.method for other in surface.operations if other.example.path.partition("?")[0] == path}
+    async with staged(surface, tmp_path) as stage:
+        for method in sorted(set(METHODS) - declared - {"HEAD"}):
+            stage.assert_dialect(await stage.send(method, path), Reason.UNKNOWN_OPERATION)
+        assert stage.vendor.requests_total == 0
+
+
+UNDECLARED = ("", "/", "/undeclared", "/v1", "/v1/", "/v1/organizations/me", "/admin", "/health", "/metrics")
+ALTERATIONS = {
+    "one more segment": lambda path: f"{path}/more/still",
+    "a slash at its end": lambda path: f"{path}/",
+    "two slashes": lambda path: path.replace("/", "//", 1),
+    "an empty segment": lambda path: "//".join(path.rsplit("/", 1)),
+    "a dot segment": lambda path: f"/.{path}",
+    "dot segments that cancel": lambda path: f"/undeclared/..{path}",
+    "dot segments that leave the mount": lambda path: f"/../../api/llm{path}",
+    "dots at its end": lambda path: f"{path}/..",
+    "encoded dots": lambda path: f"/%2e%2e{path}",
+    "half encoded dots": lambda path: f"/undeclared/.%2E{path}",
+    "an encoded slash": lambda path: "%2f".join(path.rsplit("/", 1)),
+    "a backslash": lambda path: "\\".join(path.rsplit("/", 1)),
+    "an encoded backslash": lambda path: "%5C".join(path.rsplit("/", 1)),
+    "an encoded letter": lambda path: path[:-1] + f"%{ord(path[-1]):02x}/",
+    "a null byte": lambda path: f"{path}%00",
+    "another case": lambda path: path.swapcase(),
+    "a parameter": lambda path: f"{path};v=1/x",
+}
+
+
+@each_operation
+@pytest.mark.parametrize("alteration", ALTERATIONS)
+async def test_what_only_looks_like_a_declared_path_does_not_exist(tmp_path, case: Case, alteration: str):
+    surface, operation = case
+    path = ALTERATIONS[alteration](operation.example.path.partition("?")[0])
+    async with staged(surface, tmp_path) as stage:
+        stage.assert_dialect(await stage.send(operation.method, path), Reason.UNKNOWN_OPERATION)
+        assert stage.vendor.requests_total == 0
+        assert await stage.gateway.entries() == []
+
+
+@each_surface
+async def test_undeclared_paths_do_not_exist(tmp_path, surface: Surface):
+    async with staged(surface, tmp_path) as stage:
+        for path in UNDECLARED:
+            for method in ("GET", "POST"):
+                stage.assert_dialect(await stage.send(method, path), Reason.UNKNOWN_OPERATION)
+        assert stage.vendor.requests_total == 0
+
+
+@each_surface
+async def test_a_path_that_begins_like_a_mount_is_not_below_it(tmp_path, surface: Surface):
+    async with staged(surface, tmp_path) as stage:
+        operation = surface.operations[0]
+        for mount in surface.mounts:
+            answer = await stage.ask(operation, mount=f"{mount}x")
+            assert answer.status == 404
+        assert stage.vendor.requests_total == 0
+
+
+def body_with(operation: Operation, path: str, value: object) -> bytes:
+    """The example's body with a value at a forbidden field's path; `**` goes three levels deep."""
+    first, *rest = path.split(".")
+    planted: object = value
+    for key in reversed(rest):
+        planted = [{"some": [{"thing": planted}]}] if key == "**" else {key: planted}
+    if first == "**":
+        first, planted = "some", [{"thing": planted}]
+    return orjson.dumps({**orjson.loads(operation.example.body), first: planted})
+
+
+@pytest.mark.parametrize("case", FORBIDDEN)
+async def test_a_forbidden_field_is_refused_by_name_and_nothing_reaches_the_vendor(
+    tmp_path, case: tuple[Surface, Operation, ForbiddenField]
+):
+    surface, operation, field = case
+    name = field.path.rpartition(".")[2]
+    async with staged(surface, tmp_path) as stage:
+        for value in [field.value] if field.value is not None else ["x", 1, True, {}, [], {"id": "x"}]:
+            answer = await stage.ask(operation, body=body_with(operation, field.path, value))
+            message = stage.assert_dialect(answer, Reason.BAD_REQUEST)
+            assert name in message
+            assert field.why in message
+        assert stage.vendor.requests_total == 0
+        assert await stage.gateway.entries() == []
+
+
+# --- headers --------------------------------------------------------------------------------------------
+
+
+def planted_names(declared: tuple[str, ...]) -> list[str]:
+    """The declared names; a prefix stands for a name that begins with it."""
+    return [name.replace("*", "anything") for name in declared]
+
+
+@each_operation
+async def test_hop_by_hop_credential_and_account_headers_do_not_go_up(tmp_path, case: Case):
+    surface, operation = case
+    places = {place.name for place in surface.token_places}
+    names = [*HOP_BY_HOP, *TRACES, *planted_names(surface.dropped_request_headers)]
+    names += [name for name in OTHER_CREDENTIALS if name not in places]
+    headers = [(name.encode(), PLANTED) for name in names]
+    headers += [(b"x-named-by-connection", PLANTED), (b"connection", b"close, X-Named-By-Connection")]
+    async with staged(surface, tmp_path) as stage:
+        answer = await stage.ask(operation, *headers, (b"x-neutral", b"kept"), (b"user-agent", b"agent/1"))
+        assert answer.status == 200
+        (request,) = stage.vendor.requests
+        assert [name for name, value in request.headers if PLANTED in value] == []
+        assert request.header(b"x-neutral") == b"kept"
+        assert request.header(b"user-agent") == b"agent/1"
+        assert request.header(b"host").decode() == stage.vendor.url.removeprefix("http://")
+
+
+@each_operation
+@pytest.mark.parametrize("is_error", [False, True], ids=["answer", "error"])
+async def test_hop_by_hop_cookie_credential_and_account_headers_do_not_come_down(
+    tmp_path, case: Case, is_error: bool
+):
+    surface, operation = case
+    credential = surface.upstream.credential.name
+    names = [*HOP_BY_HOP, *planted_names(surface.dropped_answer_headers), *OTHER_CREDENTIALS, credential]
+    names += ["set-cookie", "date", "alt-svc", "proxy-authenticate", "x-automna-anything"]
+    async with staged(surface, tmp_path) as stage:
+        stage.vendor.more_headers = [
+            *((name, PLANTED.decode()) for name in names),
+            ("Connection", "keep-alive, X-Named-By-Connection"),
+            ("X-Named-By-Connection", PLANTED.decode()),
+            ("x-neutral", "kept"),
+        ]
+        if is_error:
+            stage.vendor.fails_with = (422, b'{"error":"of the request"}')
+        answer = await stage.ask(operation)
+        assert answer.status == (422 if is_error else 200)
+        assert [name for name, value in answer.headers if PLANTED in value] == []
+        assert answer.header(b"x-neutral") == b"kept"
+
+
+# --- secrets --------------------------------------------------------------------------------------------
+
+
+@each_operation
+async def test_the_vendor_gets_the_platforms_key_and_never_the_gateway_token(tmp_path, case: Case):
+    surface, operation = case
+    async with staged(surface, tmp_path) as stage:
+        token = stage.token.encode()
+        places = {place.name for place in surface.token_places}
+        elsewhere = [(name.encode(), b"Bearer " + token) for name in OTHER_CREDENTIALS if name not in places]
+        for place in surface.token_places:
+            given = [in_place(place, stage.token), *elsewhere]
+            assert (await stage.ask(operation, *given, has_token=False)).status == 200
+        everywhere = [in_place(place, stage.token) for place in surface.token_places]
+        assert (await stage.ask(operation, *everywhere, *elsewhere, has_token=False)).status == 200
+        credential = surface.upstream.credential
+        for request in stage.vendor.requests:
+            assert [value for name, value in request.headers if name == credential.name.encode()] == [
+                f"{credential.scheme}{VENDOR_KEY}".encode()
+            ]
+            assert token not in repr(request).encode()
+
+
+LEAKS = {
+    "a plain answer": {},
+    "an error of the request": {"fails_with": (422, b'{"error":"of the request"}')},
+    "an error of the account": {"fails_with": (401, b'{"error":"invalid key: %b"}' % VENDOR_KEY.encode())},
+    "an error that repeats the key": {"fails_with": (400, b'{"error":"key: %b"}' % VENDOR_KEY.encode())},
+    "a failure that repeats the key": {"fails_with": (500, b"<p>key: %b</p>" % VENDOR_KEY.encode())},
+    "headers that repeat the key": {
+        "more_headers": [("x-echo", f"key={VENDOR_KEY}"), ("x-api-key", VENDOR_KEY)],
+    },
+}
+
+
+@each_operation
+@pytest.mark.parametrize("leak", LEAKS)
+async def test_no_secret_is_in_answers_logs_metrics_or_the_ledger(tmp_path, case: Case, leak: str, caplog):
+    caplog.set_level(logging.DEBUG)
+    surface, operation = case
+    async with staged(surface, tmp_path) as stage:
+        for name, value in LEAKS[leak].items():
+            setattr(stage.vendor, name, value)
+        wires = [
+            (await stage.ask(operation)).wire,
+            (await stage.ask(operation, body=b"{" if operation.example.body else b"")).wire,
+            (await stage.send("GET", "/undeclared")).wire,
+            (await raw_request(stage.gateway.url, "GET", b"/metrics")).wire,
+        ]
+        assert stage.vendor.requests_total >= 1
+        await stage.vendor.stop()
+        wires.append((await stage.ask(operation)).wire)
+        await stage.gateway.quiet()
+        written = b"".join(path.read_bytes() for path in tmp_path.glob("ledger.db*"))
+        for secret in (VENDOR_KEY, stage.token):
+            for wire in wires:
+                assert secret.encode() not in wire
+            assert secret not in caplog.text
+            assert secret not in str(stage.gateway.lines)
+            assert secret.encode() not in written
+        assert b"u1" in written, "the ledger was read"
+
+
+@each_operation
+async def test_without_its_key_a_surface_says_which_variable_is_unset(tmp_path, case: Case):
+    surface, operation = case
+    async with staged(surface, tmp_path, **{surface.upstream.key_env: None}) as stage:
+        message = stage.assert_dialect(await stage.ask(operation), Reason.NOT_CONFIGURED)
+        assert surface.upstream.key_env in message
+        assert stage.vendor.requests_total == 0
+        assert await stage.gateway.entries() == []

@@ -1,0 +1,530 @@
+"""Every way an exchange can end: what the client sees, what the ledger books, and that nothing stays open."""
+
+import asyncio
+import gzip
+import re
+from contextlib import asynccontextmanager
+
+import httpx
+import pytest
+
+from simulators.anthropic import (
+    AnthropicSimulator,
+    Ending,
+    ReportedUsage,
+    answers,
+    breaks_after,
+    drops,
+    errors_after,
+    fails,
+    hangs,
+    stalls_after,
+    streams,
+)
+from simulators.anthropic_messages import ERROR_TYPES, error_json
+from simulators.script import Disconnect, Framing, Gate, Script, Send, WaitFor
+from simulators.server import State
+from tests.support.gateway import client_of, messages_body, running_gateway
+
+USAGE = ReportedUsage(input_tokens=1_000, output_tokens=60)
+EXACT_NANOUSD = 1_000 * 3_000 + 60 * 15_000
+"""What USAGE costs on claude-sonnet-4-5, at 3 and 15 USD per million."""
+BODY = messages_body(stream=True, max_tokens=1_000, system="word " * 2_000)
+HOLD_NANOUSD = -(-len(httpx.Request("POST", "http://x", json=BODY).content) // 2) * 3_000 + 1_000 * 15_000
+
+
+@asynccontextmanager
+async def serving(tmp_path, vendor, **env):
+    """A gateway, and a client of its own."""
+    upstream = vendor if isinstance(vendor, str) else vendor.url
+    async with (
+        running_gateway(
+            tmp_path, upstream=upstream, env={name.upper(): text for name, text in env.items()}
+        ) as gateway,
+        client_of(gateway, await gateway.new_token()) as client,
+    ):
+        yield gateway, client
+
+
+def asked(*, stream):
+    return BODY if stream else {**BODY, "stream": False}
+
+
+async def post(client, *, stream=True, **headers):
+    return await client.post("/v1/messages", json=asked(stream=stream), headers=headers)
+
+
+async def broken_off(client, *, stream=True, **headers):
+    """The answer of a transfer that must break off: what came before it did."""
+    received = b""
+    async with client.stream("POST", "/v1/messages", json=asked(stream=stream), headers=headers) as answer:
+        assert answer.status_code == 200
+        try:
+            async for piece in answer.aiter_bytes():
+                received += piece
+        except (httpx.RemoteProtocolError, httpx.ReadError):
+            return received
+    pytest.fail(f"ended cleanly after {received!r}")
+
+
+@asynccontextmanager
+async def leaving_after(client, gate, *, stream=True):
+    """A client that leaves once the vendor stands at the gate."""
+    pending = asyncio.get_running_loop().create_task(post(client, stream=stream))
+    await gate.reached()
+    pending.cancel()
+    await asyncio.wait({pending})
+    yield
+
+
+def told(entry):
+    return entry["outcome"], entry["basis"]
+
+
+def assert_estimated(entry, outcome):
+    assert told(entry) == (outcome, "estimated")
+    assert 0 < entry["cost_nanousd"] <= HOLD_NANOUSD
+
+
+# --- the client leaves ----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("stream", [True, False], ids=["stream", "whole"])
+@pytest.mark.parametrize("when", ["before the first byte", "in the middle"])
+async def test_when_the_client_leaves_the_answer_is_read_to_its_end_and_booked_exactly(
+    tmp_path, vendor, stream, when
+):
+    gate = Gate()
+    vendor.next((hangs if when == "before the first byte" else _stalls)(gate=gate, usage=USAGE))
+    async with serving(tmp_path, vendor) as (gateway, client):
+        async with leaving_after(client, gate, stream=stream):
+            await gateway.until(lambda: gateway.metric("automna_drains") == 1)
+            gate.open()
+        entry = await gateway.only_entry()
+    assert told(entry) == ("client_left", "reported")
+    assert entry["cost_nanousd"] == EXACT_NANOUSD
+    assert vendor.exchanges[0].state is State.SENT
+
+
+def _stalls(*, gate, **more):
+    return stalls_after(5, gate=gate, **more)
+
+
+@pytest.mark.parametrize("when", ["before the first byte", "in the middle"])
+@pytest.mark.parametrize(
+    "bounds", [{"drains_max": "0"}, {"drain_after_client_left_s": "0.1"}, {"drain_after_client_left_s": "0"}]
+)
+async def test_beyond_the_bounds_of_draining_the_vendor_is_left_and_an_estimate_booked(
+    tmp_path, vendor, bounds, when
+):
+    gate = Gate()
+    vendor.next((hangs if when == "before the first byte" else _stalls)(gate=gate, usage=USAGE))
+    async with serving(tmp_path, vendor, **bounds) as (gateway, client):
+        async with leaving_after(client, gate):
+            await vendor.until(lambda: vendor.client_gone_total == 1)
+        assert_estimated(await gateway.only_entry(), "client_left")
+
+
+async def test_only_so_many_answers_are_drained_at_once(tmp_path, vendor):
+    first, second = Gate(), Gate()
+    vendor.next(_stalls(gate=first, usage=USAGE), _stalls(gate=second, usage=USAGE))
+    async with serving(tmp_path, vendor, drains_max="1") as (gateway, client):
+        async with leaving_after(client, first):
+            await gateway.until(lambda: gateway.metric("automna_drains") == 1)
+            async with leaving_after(client, second):
+                await vendor.until(lambda: vendor.client_gone_total == 1)
+            first.open()
+        await gateway.assert_clean()
+        entries = await gateway.entries()
+    assert sorted(entry["basis"] for entry in entries) == ["estimated", "reported"]
+    assert {entry["outcome"] for entry in entries} == {"client_left"}
+
+
+async def test_a_vendor_that_breaks_off_while_being_drained_is_booked_as_failed(tmp_path, vendor):
+    gate = Gate()
+    vendor.next(streams(stalls_after=5, gate=gate, breaks_after=6, usage=USAGE, events=20))
+    async with serving(tmp_path, vendor) as (gateway, client):
+        async with leaving_after(client, gate):
+            await gateway.until(lambda: gateway.metric("automna_drains") == 1)
+            gate.open()
+        assert_estimated(await gateway.only_entry(), "upstream_failed")
+
+
+async def test_a_client_that_leaves_while_it_is_being_refused_is_not_drained_for(tmp_path, vendor):
+    gate = Gate()
+    vendor.next(fails(401, before=(WaitFor(gate),)))
+    async with serving(tmp_path, vendor, settle_wait_s="30", store_busy_timeout_s="0.1") as (gateway, client):
+        pending = asyncio.get_running_loop().create_task(post(client))
+        await gate.reached()
+        with gateway.locked_store() as other:
+            gate.open()
+            await gateway.until(lambda: not gateway.service.engine.open_exchanges)
+            pending.cancel()
+            await asyncio.wait({pending})
+            other.rollback()
+        assert (await gateway.only_entry())["cost_nanousd"] == 0
+
+
+async def test_every_request_of_a_connection_is_watched(tmp_path, vendor):
+    gates = [Gate(), Gate()]
+    for gate in gates:
+        vendor.next(streams(usage=USAGE), _stalls(gate=gate, usage=USAGE))
+    async with serving(tmp_path, vendor) as (gateway, client):
+        for gate in gates:
+            assert (await post(client)).status_code == 200
+            async with leaving_after(client, gate):
+                await gateway.until(lambda: gateway.metric("automna_drains") == 1)
+                gate.open()
+            await gateway.quiet()
+        await gateway.assert_clean()
+        ends = [entry["outcome"] for entry in await gateway.entries()]
+        assert ends == ["completed", "client_left"] * 2
+
+
+# --- the vendor breaks off ------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("coding", ["identity", "gzip"])
+@pytest.mark.parametrize("events", [0, 1, 4, 11])
+@pytest.mark.parametrize("ending", list(Ending))
+async def test_a_stream_that_the_vendor_breaks_off_never_ends_cleanly(
+    tmp_path, vendor, ending, events, coding
+):
+    vendor.next(breaks_after(events, ending=ending, events=12, usage=USAGE, gzip=coding == "gzip"))
+    async with serving(tmp_path, vendor) as (gateway, client):
+        if events == 0 and ending is Ending.RESET:
+            answer = await _answer_or_break(client, coding)
+            assert answer in (None, 502)
+        else:
+            received = await broken_off(client, **{"accept-encoding": coding})
+            assert b"message_stop" not in received
+        assert_estimated(await gateway.only_entry(), "upstream_failed")
+    assert vendor.requests_total == 1
+
+
+async def _answer_or_break(client, coding, *, stream=True):
+    """A reset right after the head may overtake it."""
+    try:
+        return (await post(client, stream=stream, **{"accept-encoding": coding})).status_code
+    except httpx.HTTPError:
+        return None
+
+
+@pytest.mark.parametrize("ending", [Ending.FIN, Ending.CLEAN])
+async def test_a_stream_broken_between_two_events_says_so_in_the_vendors_shape(tmp_path, vendor, ending):
+    vendor.next(breaks_after(5, ending=ending, usage=USAGE, events=12))
+    async with serving(tmp_path, vendor) as (gateway, client):
+        received = await broken_off(client)
+        last = received.rstrip(b"\n").rpartition(b"\n\n")[2]
+        assert last.startswith(b'event: error\ndata: {"type":"error","error":{"type":"api_error"')
+        assert_estimated(await gateway.only_entry(), "upstream_failed")
+
+
+async def test_a_stream_broken_inside_an_event_gets_no_event_of_ours(tmp_path, vendor):
+    events = b'event: message_start\ndata: {"type":"message_st'
+    vendor.next(answers(events, split=None, breaks_after=len(events)))
+    async with serving(tmp_path, vendor) as (gateway, client):
+        received = await broken_off(client)
+        assert b"event: error" not in received
+        assert_estimated(await gateway.only_entry(), "upstream_failed")
+
+
+@pytest.mark.parametrize("ending", [Ending.FIN, Ending.RESET])
+async def test_a_whole_answer_that_breaks_off_is_an_aborted_transfer(tmp_path, vendor, ending):
+    vendor.next(breaks_after(60, ending=ending, usage=USAGE))
+    async with serving(tmp_path, vendor) as (gateway, client):
+        await _broken_or_502(client, ending)
+        assert_estimated(await gateway.only_entry(), "upstream_failed")
+
+
+async def _broken_or_502(client, ending):
+    if ending is Ending.RESET:
+        assert await _answer_or_break(client, "identity", stream=False) in (None, 502)
+    else:
+        await broken_off(client, stream=False)
+
+
+async def test_an_error_inside_a_stream_passes_and_ends_it(tmp_path, vendor):
+    vendor.next(errors_after(5, usage=USAGE, events=12))
+    async with serving(tmp_path, vendor) as (gateway, client):
+        answer = await post(client)
+        assert answer.status_code == 200
+        assert answer.content.endswith(b"}\n\n")
+        assert answer.content.count(b"event: error") == 1
+        assert b"overloaded_error" in answer.content
+        entry = await gateway.only_entry()
+        assert entry["outcome"] == "upstream_failed"
+        assert 0 < entry["cost_nanousd"] <= HOLD_NANOUSD
+
+
+# --- silence ----------------------------------------------------------------------------------------------
+
+
+async def test_a_stream_that_stalls_is_ended_with_an_error_and_booked_as_timed_out(tmp_path, vendor):
+    vendor.next(stalls_after(5, usage=USAGE))
+    async with serving(tmp_path, vendor, idle_timeout_s="0.1") as (gateway, client):
+        received = await broken_off(client)
+        assert b'"type":"timeout_error"' in received
+        assert_estimated(await gateway.only_entry(), "timed_out")
+
+
+async def test_a_whole_answer_that_stalls_is_an_aborted_transfer(tmp_path, vendor):
+    vendor.next(stalls_after(50, usage=USAGE))
+    async with serving(tmp_path, vendor, idle_timeout_s="0.1") as (gateway, client):
+        await broken_off(client, stream=False)
+        assert_estimated(await gateway.only_entry(), "timed_out")
+
+
+@pytest.mark.parametrize("stream", [True, False])
+async def test_a_vendor_that_never_answers_is_504_and_is_not_asked_twice(tmp_path, vendor, stream):
+    vendor.next(hangs())
+    async with serving(tmp_path, vendor, first_byte_timeout_s="0.1") as (gateway, client):
+        answer = await post(client, stream=stream)
+        assert answer.status_code == 504
+        assert answer.json()["error"]["type"] == "timeout_error"
+        assert_estimated(await gateway.only_entry(), "timed_out")
+    assert vendor.requests_total == 1
+
+
+# --- no answer --------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("stream", [True, False])
+async def test_a_vendor_that_cannot_be_reached_is_502_and_costs_nothing(tmp_path, stream):
+    async with AnthropicSimulator() as gone:
+        pass
+    async with serving(tmp_path, gone) as (gateway, client):
+        answer = await post(client, stream=stream)
+        assert answer.status_code == 502
+        assert answer.json()["error"]["type"] == "api_error"
+        assert int(answer.headers["retry-after"]) <= 5
+        entry = await gateway.only_entry()
+        assert (entry["kind"], entry["outcome"], entry["cost_nanousd"]) == ("void", "not_sent", 0)
+
+
+@pytest.mark.parametrize("is_reset", [True, False])
+async def test_a_vendor_that_hangs_up_on_a_request_is_502_booked_and_not_asked_twice(
+    tmp_path, vendor, is_reset
+):
+    vendor.next(drops(is_reset=is_reset))
+    async with serving(tmp_path, vendor) as (gateway, client):
+        assert (await post(client)).status_code == 502
+        assert_estimated(await gateway.only_entry(), "upstream_failed")
+    assert vendor.requests_total == 1
+
+
+async def test_a_connection_that_the_vendor_closed_while_unused_is_replaced(tmp_path, vendor):
+    async with serving(tmp_path, vendor) as (gateway, client):
+        for _ in range(3):
+            assert (await post(client)).status_code == 200
+            vendor.close_idle_connections()
+            await vendor.until(lambda: not vendor.connections_open)
+        await gateway.assert_clean()
+        assert {entry["outcome"] for entry in await gateway.entries()} == {"completed"}
+
+
+# --- the vendor answers with an error ---------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("status", [400, 404, 413, 422, 500, 503, 529])
+@pytest.mark.parametrize("coding", ["identity", "gzip"])
+async def test_an_error_about_the_request_passes_untouched_and_costs_nothing(
+    tmp_path, vendor, status, coding
+):
+    vendor.next(
+        fails(status, message="Simulated \u2713", headers={"x-should-retry": "true"}, gzip=coding == "gzip")
+    )
+    async with serving(tmp_path, vendor) as (gateway, client):
+        answer = await post(client, **{"accept-encoding": coding})
+        kind = ERROR_TYPES.get(status, "api_error")
+        assert answer.status_code == status
+        assert answer.content == error_json(kind, "Simulated \u2713", answer.headers["request-id"])
+        assert answer.headers.get("content-encoding", "identity") == coding
+        assert answer.headers["x-should-retry"] == "true"
+        entry = await gateway.only_entry()
+        assert (entry["outcome"], entry["basis"]) == ("upstream_failed", "reported")
+        assert (entry["cost_nanousd"], entry["upstream_status"]) == (0, status)
+
+
+ACCOUNT = [
+    (401, "invalid x-api-key", 503),
+    (403, "Your account does not have access", 503),
+    (402, "Payment required", 503),
+    (400, "Your credit balance is too low to access the Anthropic API.", 503),
+    (429, "This would exceed your organization's rate limit", 429),
+]
+
+
+@pytest.mark.parametrize(("status", "words", "becomes"), ACCOUNT)
+@pytest.mark.parametrize("coding", ["identity", "gzip"])
+async def test_an_error_about_our_account_is_not_the_agents_and_raises_an_alarm(
+    tmp_path, vendor, status, words, becomes, coding
+):
+    vendor.next(fails(status, message=words, gzip=coding == "gzip", headers={"retry-after": "7"}))
+    async with serving(tmp_path, vendor) as (gateway, client):
+        answer = await post(client, **{"accept-encoding": coding})
+        assert answer.status_code == becomes
+        assert answer.json()["type"] == "error"
+        assert words not in answer.text
+        assert 1 <= int(answer.headers["retry-after"]) <= 60
+        assert "x-should-retry" not in answer.headers
+        labels = {"surface": "anthropic", "status": str(status)}
+        assert gateway.metric("automna_upstream_account_alarms_total", **labels) == 1
+        entry = await gateway.only_entry()
+        assert (entry["outcome"], entry["cost_nanousd"]) == ("upstream_failed", 0)
+
+
+async def test_a_very_long_error_is_not_held_in_memory_and_not_ended_cleanly(tmp_path, vendor):
+    vendor.next(answers(b"x" * 5_000_000, status=500))
+    async with serving(tmp_path, vendor) as (gateway, client):
+        with pytest.raises(httpx.RemoteProtocolError):
+            await post(client)
+        assert (await gateway.only_entry())["cost_nanousd"] == 0
+
+
+# --- a stream whose vendor is silent at first ---------------------------------------------------------------
+
+
+@asynccontextmanager
+async def after_comments(tmp_path, vendor, gate, **headers):
+    """A stream that got its 200 and comments while the vendor says nothing; yields what follows them."""
+    async with (
+        serving(tmp_path, vendor, stream_silence_s="0.05") as (gateway, client),
+        client.stream("POST", "/v1/messages", json=BODY, headers=headers) as answer,
+    ):
+        assert answer.status_code == 200
+        assert answer.headers["content-type"].startswith("text/event-stream")
+        pieces, received = answer.aiter_raw(), b""
+        while received.count(b": waiting\n\n") < 3:
+            received += await anext(pieces)
+
+        async def rest():
+            found = received
+            async for piece in pieces:
+                found += piece
+            return re.sub(rb"^(: waiting\n\n)+", b"", found)
+
+        gate.open()
+        yield gateway, answer, rest
+
+
+@pytest.mark.parametrize("coding", ["identity", "gzip"])
+async def test_a_silent_stream_gets_its_200_and_comments_and_then_the_stream(tmp_path, vendor, coding):
+    gate = Gate()
+    vendor.next(hangs(gate=gate, usage=USAGE, text="Teal.", gzip=coding == "gzip"))
+    headers = {"accept-encoding": coding}
+    async with after_comments(tmp_path, vendor, gate, **headers) as (gateway, answer, rest):
+        received = await rest()
+        assert "content-encoding" not in answer.headers
+        assert received.startswith(b"event: message_start\n")
+        assert received.endswith(b'data: {"type":"message_stop"               }\n\n')
+        entry = await gateway.only_entry()
+        assert told(entry) == ("completed", "reported")
+        assert entry["cost_nanousd"] == EXACT_NANOUSD
+
+
+async def test_a_stream_that_falls_silent_after_its_head_gets_comments_too(tmp_path, vendor):
+    gate = Gate()
+    vendor.next(stalls_after(0, gate=gate, usage=USAGE))
+    async with after_comments(tmp_path, vendor, gate) as (gateway, answer, rest):
+        assert (await rest()).startswith(b"event: message_start\n")
+        assert answer.headers["request-id"].startswith("req_011Sim")
+        assert told(await gateway.only_entry()) == ("completed", "reported")
+
+
+@pytest.mark.parametrize(
+    ("behaviour", "kind"),
+    [
+        (lambda **more: fails(529, message="Overloaded", **more), "overloaded_error"),
+        (lambda **more: fails(529, message="Overloaded", gzip=True, **more), "overloaded_error"),
+        (lambda **more: fails(400, message="No such beta", **more), "invalid_request_error"),
+        (lambda **more: fails(401, message="invalid x-api-key", **more), "api_error"),
+        (lambda **more: fails(429, message="Slow down", **more), "rate_limit_error"),
+    ],
+)
+async def test_an_error_after_the_comments_is_told_inside_the_stream(tmp_path, vendor, behaviour, kind):
+    gate = Gate()
+    vendor.next(behaviour(before=(WaitFor(gate),)))
+    async with after_comments(tmp_path, vendor, gate, **{"accept-encoding": "gzip"}) as (gateway, _, rest):
+        received = await rest()
+        assert received.startswith(b'event: error\ndata: {"type":"error"')
+        assert f'"type":"{kind}"'.encode() in received
+        assert (await gateway.only_entry())["cost_nanousd"] == 0
+
+
+@pytest.mark.parametrize("is_reset", [True, False])
+async def test_a_vendor_that_hangs_up_after_the_comments_is_told_inside_the_stream(
+    tmp_path, vendor, is_reset
+):
+    gate = Gate()
+    (end,) = drops(is_reset=is_reset).before
+    vendor.next(fails(500, before=(WaitFor(gate), end)))
+    async with after_comments(tmp_path, vendor, gate) as (gateway, _, rest):
+        assert b'"type":"api_error"' in await rest()
+        assert_estimated(await gateway.only_entry(), "upstream_failed")
+
+
+async def test_a_client_that_leaves_during_the_comments_is_drained_for(tmp_path, vendor):
+    gate = Gate()
+    vendor.next(hangs(gate=gate, usage=USAGE))
+    async with serving(tmp_path, vendor, stream_silence_s="0.05") as (gateway, client):
+        async with client.stream("POST", "/v1/messages", json=BODY) as answer:
+            assert await anext(answer.aiter_raw()) == b": waiting\n\n"
+        await gateway.until(lambda: gateway.metric("automna_drains") == 1)
+        gate.open()
+        entry = await gateway.only_entry()
+        assert told(entry) == ("client_left", "reported")
+        assert entry["cost_nanousd"] == EXACT_NANOUSD
+
+
+async def test_an_unstreamed_request_waits_without_comments(tmp_path, vendor):
+    gate = Gate()
+    vendor.next(hangs(gate=gate, usage=USAGE))
+    async with serving(tmp_path, vendor, stream_silence_s="0.05") as (gateway, client):
+        pending = asyncio.get_running_loop().create_task(post(client, stream=False))
+        await gate.reached()
+        await asyncio.wait({pending}, timeout=0.2)
+        gate.open()
+        assert (await pending).json()["usage"]["output_tokens"] == 60
+        await gateway.only_entry()
+
+
+# --- answers that the meter cannot read -------------------------------------------------------------------
+
+
+async def test_a_stream_in_a_coding_that_nobody_asked_for_passes_and_is_estimated(tmp_path, vendor):
+    body = b"not really brotli" * 10
+    vendor.next(answers(body, headers=(("content-encoding", "br"),)))
+    async with serving(tmp_path, vendor) as (gateway, client):
+        async with client.stream("POST", "/v1/messages", json=BODY) as answer:
+            assert b"".join([piece async for piece in answer.aiter_raw()]) == body
+        assert_estimated(await gateway.only_entry(), "completed")
+
+
+async def test_a_gzip_answer_with_broken_bytes_passes_and_is_estimated(tmp_path, vendor):
+    body = bytearray(gzip.compress(b"event: ping\ndata: {}\n\n" * 50))
+    body[30] ^= 0xFF
+    vendor.next(answers(bytes(body), headers=(("content-encoding", "gzip"),)))
+    async with serving(tmp_path, vendor) as (gateway, client):
+        async with client.stream("POST", "/v1/messages", json=BODY) as answer:
+            assert b"".join([piece async for piece in answer.aiter_raw()]) == bytes(body)
+        assert_estimated(await gateway.only_entry(), "completed")
+
+
+async def test_a_whole_answer_without_usage_passes_and_is_estimated(tmp_path, vendor):
+    vendor.next(answers(b'{"type":"message","content":[]}'))
+    async with serving(tmp_path, vendor) as (gateway, client):
+        assert (await post(client, stream=False)).content == b'{"type":"message","content":[]}'
+        assert_estimated(await gateway.only_entry(), "completed")
+
+
+async def test_a_broken_stream_of_announced_length_still_says_so(tmp_path, vendor):
+    events = b"event: ping\ndata: {}\n\n"
+    sse = (("content-type", "text/event-stream"),)
+    vendor.next(
+        Script(headers=sse, steps=(Send(events), Disconnect()), framing=Framing.LENGTH, length_bytes=500)
+    )
+    async with serving(tmp_path, vendor) as (gateway, client):
+        received = await broken_off(client)
+        assert received.startswith(events + b"event: error\n")
+        assert_estimated(await gateway.only_entry(), "upstream_failed")

@@ -1,0 +1,120 @@
+"""An SDK in a process of its own, in whatever interpreter has it, called one call at a time."""
+
+import asyncio
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+DRIVER = ROOT / "tests" / "sdk" / "scripts" / "driver.py"
+OLD_SDK = ROOT / ".venv-anthropic-0"
+ANSWERS_WITHIN_S = 30.0
+
+
+@dataclass(frozen=True)
+class Said:
+    """What came of one call of the SDK."""
+
+    returned: Any = None
+    raised: Mapping[str, Any] | None = None
+    seen: list[str] = field(default_factory=list)
+    """What the caller had got before the end: pieces of text, or types of events."""
+    elapsed_s: float = 0.0
+
+    def result(self) -> Any:
+        assert self.raised is None, self.raised
+        return self.returned
+
+    def error(self, kind: str) -> Mapping[str, Any]:
+        """The exception, which the caller could have caught as `kind`."""
+        assert self.raised is not None, f"{kind} expected, returned {self.returned}"
+        assert kind in self.raised["classes"], self.raised
+        return self.raised
+
+
+class Sdk:
+    """One SDK in one mode. Not in this process: synchronous calls need the service's event loop to run."""
+
+    def __init__(self, name: str, process: "subprocess.Popen[str]") -> None:
+        self.name = name
+        self.is_current = name.startswith("2")
+        self._process = process
+        assert process.stdin is not None
+        assert process.stdout is not None
+        self._stdin, self._stdout = process.stdin, process.stdout
+
+    async def __call__(
+        self,
+        do: str,
+        url: str,
+        token: str,
+        *,
+        credential: str = "api_key",
+        client: Mapping[str, Any] | None = None,
+        **arguments: Any,
+    ) -> Said:
+        """Call the SDK as `driver.py` says; `client` are options of the client."""
+        asked = {
+            "do": do,
+            "url": f"{url}/api/llm",
+            "token": token,
+            "credential": credential,
+            "client": dict(client or {}),
+            "with": arguments,
+        }
+        return Said(**await self._exchange(json.dumps(asked) + "\n"))
+
+    async def _exchange(self, line: str) -> Any:
+        def exchange() -> str:
+            self._stdin.write(line)
+            self._stdin.flush()
+            return self._stdout.readline()
+
+        # Killed, it answers with nothing, and the thread ends: a hanging SDK fails its tests and no others.
+        timer = asyncio.get_running_loop().call_later(ANSWERS_WITHIN_S, self._process.kill)
+        try:
+            answer = await asyncio.to_thread(exchange)
+        finally:
+            timer.cancel()
+        assert answer, f"the driver of {self.name} ended, or said nothing for {ANSWERS_WITHIN_S:g} s"
+        return json.loads(answer)
+
+
+@contextmanager
+def running_sdk(name: str) -> Iterator[Sdk]:
+    """`2-sync`, `2-async`, `0-sync` or `0-async`. Skips, or fails in CI, where the old one is not installed."""
+    version, mode = name.split("-")
+    interpreter = Path(sys.executable) if version == "2" else _old_interpreter()
+    process = subprocess.Popen(
+        [interpreter, DRIVER, mode],
+        env={"PATH": os.environ["PATH"]},  # no key, no base URL, no proxy
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+    try:
+        assert process.stdout is not None
+        told = json.loads(process.stdout.readline())["version"]
+        assert told.startswith(f"{version}."), told
+        yield Sdk(name, process)
+    finally:
+        process.kill()
+        with suppress(BrokenPipeError):
+            process.communicate()
+
+
+def _old_interpreter() -> Path:
+    if not (OLD_SDK / ".installed").exists():
+        complaint = f"{OLD_SDK} is missing: run make {OLD_SDK.name}/.installed"
+        if os.environ.get("CI") == "true":
+            pytest.fail(complaint)
+        pytest.skip(complaint)
+    return OLD_SDK / "bin" / "python"

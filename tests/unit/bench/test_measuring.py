@@ -1,0 +1,75 @@
+"""The small parts that a wrong number could hide in."""
+
+import json
+
+import pytest
+
+from bench.books import UncountedError, check_count
+from bench.machine import Cores, core_times
+from bench.measure import MEASUREMENTS, median
+from bench.open_loop import percentile
+from bench.report import below_floor, table
+from bench.traffic import BURST_EVENTS, burst_events, long_request, small_request
+
+STAT = """cpu  300 0 100 1000 20 0 6 4 0 0
+cpu0 100 0 50 500 10 0 3 2 0 0
+cpu1 200 0 50 500 10 0 3 2 0 0
+"""
+
+
+@pytest.mark.parametrize("entries", [100, 116])
+def test_a_run_counts_when_the_ledger_has_each_answer_and_at_most_what_was_in_flight(entries):
+    check_count(entries=entries, answers=100, in_flight_max=16)
+
+
+@pytest.mark.parametrize("entries", [99, 117])
+def test_a_run_is_worth_nothing_when_the_ledger_says_otherwise(entries):
+    with pytest.raises(UncountedError):
+        check_count(entries=entries, answers=100, in_flight_max=16)
+
+
+def test_two_cores_are_one_for_the_proxy_and_one_for_vendor_and_load():
+    assert Cores.assign({4, 2}) == Cores(proxy=2, vendor=4, load=4)
+    assert Cores.assign({0, 1, 2}) == Cores(proxy=0, vendor=1, load=2)
+    with pytest.raises(ValueError, match="at least 2"):
+        Cores.assign({0})
+
+
+def test_a_core_is_busy_with_everything_but_idling_and_stolen_time():
+    times = core_times(1, STAT)
+    assert times.busy_s / (times.busy_s + times.idle_s + times.steal_s) == pytest.approx(253 / 765)
+    assert times.steal_s / times.idle_s == pytest.approx(2 / 510)
+
+
+@pytest.mark.parametrize(("body", "size"), [(small_request, 2_048), (long_request, 100 * 1024)])
+def test_requests_are_as_long_as_they_say_and_valid(body, size):
+    assert len(body()) == size
+    assert json.loads(body())["messages"][-1]["role"] == "user"
+
+
+def test_a_burst_has_its_events():
+    assert len(burst_events()) == BURST_EVENTS == 60
+
+
+def test_median_and_percentiles_are_of_the_ranked_values():
+    assert median([9.0, 1.0, 2.0]) == 2.0
+    assert median([4.0, 1.0]) == 2.5
+    assert percentile([float(value) for value in range(100, 0, -1)], 99) == 100.0
+    assert percentile([3.0, 1.0, 2.0], 50) == 2.0
+
+
+def _runs(per_s: float) -> dict[str, list[dict[str, float]]]:
+    figures = {"per_s": per_s, "cpu_us": 1e6 / per_s, "p50_ms": 1.0, "p99_ms": 2.0}
+    fast = {**figures, "per_s": 30_000.0, "cpu_us": 20.0}
+    return {"vendor": [fast], "nginx": [fast], "automna-proxy": [figures, figures]}
+
+
+def test_the_floor_is_held_by_what_was_measured_only():
+    assert below_floor({"requests": _runs(3_000.0)}) == []
+    assert below_floor({"requests": _runs(2_999.0)}) == ["requests: 2,999/s, expected at least 3,000/s"]
+
+
+def test_the_table_shows_each_target_and_the_ratio_to_nginx():
+    text = table(MEASUREMENTS[0], _runs(5_000.0))
+    assert "| automna-proxy | 5,000 (5,000 to 5,000)" in text
+    assert "1/6.0 of nginx by rate, 1/10.0 by CPU" in text
