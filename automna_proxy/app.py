@@ -39,7 +39,7 @@ class App:
         raw_path: bytes = scope["raw_path"]
         for mount, mounted in self._mounts:
             if raw_path.startswith(mount) and raw_path[len(mount) : len(mount) + 1] in {b"/", b""}:
-                await service.engine.handle(mounted, raw_path[len(mount) :], scope, receive, send)
+                await service.engine.handle(mounted, raw_path[len(mount) :], scope, receive)
                 return
         await own(scope, receive, send)
 

@@ -43,7 +43,6 @@ class Exchange:
         "refused",
         "request_id",
         "scope",
-        "send",
         "settled",
         "started_s",
         "status",
@@ -58,7 +57,6 @@ class Exchange:
         surface: Surface,
         scope: Scope,
         receive: Receive,
-        send: Send,
         connection: Connection,
         request_id: str,
         started_s: float,
@@ -66,7 +64,6 @@ class Exchange:
         self.surface = surface
         self.scope = scope
         self.receive = receive
-        self.send = send
         self.connection = connection
         self.request_id = request_id
         self.started_s = started_s

@@ -29,11 +29,11 @@ from proxy import forbidden
 from proxy.auth import Authenticator, find_gateway_tokens
 from proxy.bounds import Bounds
 from proxy.decoding import decoder_for
-from proxy.downstream import CONNECTION, Connection
-from proxy.exchange import Exchange, Receive, Scope, Send
+from proxy.downstream import BODILESS, CONNECTION, Connection
+from proxy.exchange import Exchange, Receive, Scope
 from proxy.headers import accepts_gzip
 from proxy.mounted import Mounted
-from proxy.relay import BODILESS, Relay, send_body
+from proxy.relay import Relay, send_body
 from proxy.silence import SilenceKeeper
 from proxy.surface import AnswerHead, Headers, Inbound, LimitView, Pricing, Rendered
 from proxy.telemetry import Telemetry
@@ -93,14 +93,13 @@ class Engine:
 
     # --- one exchange --------------------------------------------------------------------------------
 
-    async def handle(self, mounted: Mounted, path: bytes, scope: Scope, receive: Receive, send: Send) -> None:
+    async def handle(self, mounted: Mounted, path: bytes, scope: Scope, receive: Receive) -> None:
         """Serve one request below a surface's mount; `path` is what follows the mount, raw."""
         connection: Connection = scope["extensions"][CONNECTION]
         exchange = Exchange(
             surface=mounted.surface,
             scope=scope,
             receive=receive,
-            send=send,
             connection=connection,
             request_id=new_id("req", self._clock.now_ms()),
             started_s=asyncio.get_running_loop().time(),
@@ -319,7 +318,7 @@ class Engine:
             ):  # it has more to read than it takes; and no wait may be cut
                 return
             if not exchange.head_is_out:
-                await self._send_head(exchange, OK, EARLY_HEAD)
+                self._begin(exchange, OK, EARLY_HEAD)
             await send_body(exchange, comment, is_last=False)
 
         keeper = SilenceKeeper(self._bounds.stream_silence_s, speak)
@@ -361,7 +360,7 @@ class Engine:
             headers = mounted.answer_filter.passed(answer.headers)
             if exchange.demand.is_streaming:  # framed anew: an event of our own may have to follow
                 headers = [pair for pair in headers if pair[0] != b"content-length"]
-            await self._send_head(exchange, answer.status, headers)
+            self._begin(exchange, answer.status, headers)
         is_plain = is_head_early or decoder is None
         if silence is not None and is_plain and exchange.observer.at_boundary:  # which a JSON body never is
             silence.start()
@@ -432,7 +431,7 @@ class Engine:
             event = mounted.surface.dialect.stream_error_from(answer.status, plain, exchange.request_id)
             await send_body(exchange, event, is_last=True)
             return
-        await self._send_head(exchange, answer.status, mounted.answer_filter.passed(answer.headers))
+        self._begin(exchange, answer.status, mounted.answer_filter.passed(answer.headers))
         await send_body(exchange, body, is_last=is_complete)
         if not is_complete and not exchange.client_left:
             exchange.connection.cut()
@@ -523,7 +522,7 @@ class Engine:
         if not exchange.head_is_out:
             answer: Rendered = dialect.refusal(refused, exchange.request_id)
             length = (b"content-length", str(len(answer.body)).encode())
-            await self._send_head(exchange, answer.status, [*answer.headers, length])
+            self._begin(exchange, answer.status, [*answer.headers, length])
             await send_body(exchange, answer.body, is_last=True)
         elif exchange.observer is None and exchange.demand.is_streaming:
             event = dialect.stream_error(refused, exchange.request_id)
@@ -531,7 +530,7 @@ class Engine:
         else:
             exchange.connection.cut()
 
-    async def _send_head(self, exchange: Exchange, status: int, headers: Headers) -> None:
+    def _begin(self, exchange: Exchange, status: int, headers: Headers) -> None:
         exchange.head_is_out = True
         exchange.status = status
         if exchange.client_left:
@@ -541,7 +540,7 @@ class Engine:
         headers = [*headers, (b"x-automna-request-id", exchange.request_id.encode())]
         if exchange.admitted is not None:
             headers += self._limit_headers(exchange)
-        await exchange.send({"type": "http.response.start", "status": status, "headers": headers})
+        exchange.connection.begin(status, headers, is_flushed_soon=exchange.demand.is_streaming)
 
     def _limit_headers(self, exchange: Exchange) -> Headers:
         admitted = exchange.admitted

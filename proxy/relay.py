@@ -9,13 +9,12 @@ from collections.abc import Awaitable, Callable
 
 from metering.ledger import Outcome
 from proxy.decoding import Decoder
+from proxy.downstream import BODILESS
 from proxy.exchange import Exchange
 from proxy.silence import SilenceKeeper
 from proxy.surface import PASS_ALL, Observer
 from proxy.upstream import Answer, Broken, TimedOut
 
-BODILESS = frozenset({204, 304})
-"""Answers that end with their head (RFC 9110 section 6.4.1), whatever length they name."""
 Settle = Callable[[Outcome], Awaitable[None]]
 """Book the exchange and wait, within its bound, until that is durable."""
 
@@ -125,7 +124,10 @@ async def send_body(exchange: Exchange, chunk: bytes, *, is_last: bool) -> None:
         chunk = b""
     if exchange.client_left or exchange.is_done or not (chunk or is_last):
         return
-    await exchange.send({"type": "http.response.body", "body": chunk, "more_body": not is_last})
+    connection = exchange.connection
+    connection.write(chunk, is_last=is_last)
     exchange.answer_bytes += len(chunk)
     if is_last:
         exchange.is_done = True
+    elif connection.is_write_paused:
+        await connection.drain()
