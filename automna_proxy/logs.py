@@ -1,7 +1,10 @@
 """Logging of the process: one line per event on standard error, as text for people or JSON for machines."""
 
+import asyncio
 import logging
 import sys
+from contextlib import nullcontext
+from typing import TextIO
 
 import orjson
 
@@ -9,6 +12,9 @@ from automna_proxy.settings import Settings
 
 REQUESTS = "automna_proxy.requests"
 """The logger of canonical lines: its messages are complete lines in the chosen format already."""
+
+TURN_LINES_MAX = 1_000
+"""Lines of one turn that are kept before they are written anyway."""
 
 
 class _Json(logging.Formatter):
@@ -26,9 +32,50 @@ class _Json(logging.Formatter):
         return orjson.dumps(fields).decode()
 
 
+class TurnHandler(logging.StreamHandler[TextIO]):
+    """Writes the lines of one turn of the event loop together: under load, a system call for many lines.
+
+    What other threads log, or what is logged where no loop runs, is written at once.
+    """
+
+    def __init__(self, stream: TextIO) -> None:
+        super().__init__(stream)
+        self._lines: list[str] = []
+
+    def emit(self, record: logging.LogRecord) -> None:
+        try:
+            self._lines.append(self.format(record))
+            if len(self._lines) >= TURN_LINES_MAX:
+                self._write()
+            elif len(self._lines) == 1:
+                self._write_soon()
+        except Exception:  # noqa: BLE001 - logging's own way: a line that cannot be written breaks nothing
+            self.handleError(record)
+
+    def flush(self) -> None:
+        self._write()
+
+    def _write_soon(self) -> None:
+        try:
+            loop = asyncio.get_running_loop()
+        except RuntimeError:
+            self._write()
+        else:
+            loop.call_soon(self._write)
+
+    def _write(self) -> None:
+        with self.lock or nullcontext():
+            lines, self._lines = self._lines, []
+            if lines:
+                self.stream.write("\n".join(lines) + "\n")
+                self.stream.flush()
+
+
 def configure_logging(settings: Settings) -> None:
     """Send everything to standard error. httpx and uvicorn speak only when something is wrong."""
-    handler = logging.StreamHandler(sys.stderr)
+    handler = TurnHandler(sys.stderr)
+    # What no line of ours shows need not be looked up for each.
+    logging.logThreads = logging.logProcesses = logging.logMultiprocessing = False
     if settings.log_format == "json":
         handler.setFormatter(_Json())
     else:
