@@ -31,6 +31,7 @@ class Exchange:
         "drain_timer",
         "first_byte_s",
         "floor",
+        "gateway_token",
         "head_is_out",
         "inbound",
         "is_done",
@@ -71,6 +72,8 @@ class Exchange:
 
         self.operation: Operation | None = None
         self.caller: Caller | None = None
+        self.gateway_token = b""
+        """Kept to keep it from going up, wherever the client repeats it; never in a log, row or answer."""
         self.inbound: Inbound | None = None
         self.demand: Demand = NO_DEMAND
         self.floor: Priced | None = None

@@ -37,15 +37,14 @@ ANSWER_DROPPED_PREFIXES = (b"x-automna-",)
 class HeaderFilter:
     """A set of names and prefixes that do not pass, and a secret that passes under no name."""
 
-    __slots__ = ("_names", "_prefixes", "_secret", "_verdicts")
+    __slots__ = ("_names", "_prefixes", "_verdicts")
 
     VERDICTS_MAX = 4_096
     """Names remembered: clients use a few dozen; a hostile one must not fill memory."""
 
-    def __init__(self, names: Iterable[bytes], prefixes: Iterable[bytes], *, secret: bytes = b"") -> None:
+    def __init__(self, names: Iterable[bytes], prefixes: Iterable[bytes]) -> None:
         self._names = frozenset(names)
         self._prefixes = tuple(prefixes)
-        self._secret = secret
         self._verdicts: dict[bytes, bool] = {}
 
     def is_dropped(self, name: bytes) -> bool:
@@ -56,10 +55,11 @@ class HeaderFilter:
                 self._verdicts[name] = verdict
         return verdict
 
-    def passed(self, headers: Headers) -> Headers:
-        """What remains, also without the headers that `Connection` names."""
+    def passed(self, headers: Headers, *, secret: bytes) -> Headers:
+        """What remains, also without the headers that `Connection` names and, whatever their name, those that
+        repeat `secret`: the gateway token on the way up, the vendor's key on the way down."""
         named = _named_by_connection(headers)
-        dropped, secret = self.is_dropped, self._secret
+        dropped = self.is_dropped
         if secret:
             headers = [pair for pair in headers if secret not in pair[1]]
         if named:
@@ -76,15 +76,13 @@ def request_filter(surface: Surface) -> HeaderFilter:
     )
 
 
-def answer_filter(surface: Surface, vendor_key: bytes) -> HeaderFilter:
-    """For headers on their way down. `content-length` passes: the bytes are the vendor's. A header that
-    repeats the vendor's key does not, whatever its name."""
+def answer_filter(surface: Surface) -> HeaderFilter:
+    """For headers on their way down. `content-length` passes: the bytes are the vendor's."""
     names, prefixes = _split(surface.dropped_answer_headers)
     credential = surface.upstream.credential.name.lower().encode()
     return HeaderFilter(
         HOP_BY_HOP | CREDENTIALS | ANSWER_DROPPED | names | {credential},
         (*ANSWER_DROPPED_PREFIXES, *prefixes),
-        secret=vendor_key,
     )
 
 

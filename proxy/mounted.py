@@ -7,7 +7,7 @@ from collections.abc import Iterable, Mapping
 from metering.errors import Reason, Refused
 from proxy.bounds import Bounds
 from proxy.headers import answer_filter, request_filter
-from proxy.surface import Operation, Surface
+from proxy.surface import Headers, Operation, Surface
 from proxy.upstream import Origin, Timeouts
 
 _UNSAFE = re.compile(rb"%2f|%5c|%00|//|\\|(?:^|/)(?:\.|%2e){1,2}(?:/|$)", re.IGNORECASE)
@@ -22,7 +22,7 @@ class Mounted:
         self.surface = surface
         self.request_filter = request_filter(surface)
         self._key = variables.get(upstream.key_env, "")
-        self.answer_filter = answer_filter(surface, self._key.encode())
+        self.answer_filter = answer_filter(surface)
         self.options = {name: variables.get(name, default) for name, default, _ in surface.options}
         try:
             self.origin = Origin.parse(variables.get(upstream.url_env, upstream.base_url))
@@ -41,6 +41,10 @@ class Mounted:
         self._templates: list[tuple[str, re.Pattern[bytes], Operation]] = []
         for operation in surface.operations:
             self._index(operation)
+
+    def answer_headers(self, headers: Headers) -> Headers:
+        """A vendor's headers as they may go down."""
+        return self.answer_filter.passed(headers, secret=self._key.encode())
 
     @property
     def credential(self) -> tuple[bytes, bytes]:

@@ -124,10 +124,14 @@ class Engine:
     async def _serve(self, exchange: Exchange, mounted: Mounted, path: bytes) -> None:
         if self.is_stopping:
             raise Refused(Reason.DRAINING, "The proxy is restarting; retry shortly.", retry_after_s=2.0)
+        await exchange.connection.drain()  # sent ahead: nothing is done for who does not read what it has
         scope = exchange.scope
         exchange.operation, params = mounted.match(scope["method"], path)
         tokens = find_gateway_tokens(mounted.surface.token_places, scope["headers"])
         exchange.caller = await self._authenticator.authenticate(tokens)
+        (exchange.gateway_token,) = tokens
+        if exchange.gateway_token in path or exchange.gateway_token in scope["query_string"]:
+            raise Refused(Reason.BAD_REQUEST, "The gateway token belongs into a header, not into the URL.")
         credential = mounted.credential
         exchange.inbound = await self._read(exchange, params)
         request = self._price(exchange, mounted)
@@ -278,7 +282,7 @@ class Engine:
     ) -> Answer:
         inbound = exchange.inbound
         assert inbound is not None
-        headers = mounted.request_filter.passed(inbound.headers)
+        headers = mounted.request_filter.passed(inbound.headers, secret=exchange.gateway_token)
         names = {name for name, _ in headers}
         headers += [pair for pair in mounted.fixed_headers if pair[0] not in names]
         headers.append((b"accept-encoding", b"gzip" if accepts_gzip(inbound.headers) else b"identity"))
@@ -357,7 +361,7 @@ class Engine:
         exchange.observer = operation.meter.observe(inbound, exchange.demand, head)
         inbound.fields = {}  # as its body
         if not is_head_early:
-            headers = mounted.answer_filter.passed(answer.headers)
+            headers = mounted.answer_headers(answer.headers)
             if exchange.demand.is_streaming:  # framed anew: an event of our own may have to follow
                 headers = [pair for pair in headers if pair[0] != b"content-length"]
             self._begin(exchange, answer.status, headers)
@@ -431,7 +435,7 @@ class Engine:
             event = mounted.surface.dialect.stream_error_from(answer.status, plain, exchange.request_id)
             await send_body(exchange, event, is_last=True)
             return
-        self._begin(exchange, answer.status, mounted.answer_filter.passed(answer.headers))
+        self._begin(exchange, answer.status, mounted.answer_headers(answer.headers))
         await send_body(exchange, body, is_last=is_complete)
         if not is_complete and not exchange.client_left:
             exchange.connection.cut()

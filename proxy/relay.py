@@ -125,9 +125,11 @@ async def send_body(exchange: Exchange, chunk: bytes, *, is_last: bool) -> None:
     if exchange.client_left or exchange.is_done or not (chunk or is_last):
         return
     connection = exchange.connection
+    if connection.is_write_paused:  # before each piece, so that not even short answers pile up
+        await connection.drain()
+        if exchange.client_left:
+            return
     connection.write(chunk, is_last=is_last)
     exchange.answer_bytes += len(chunk)
     if is_last:
         exchange.is_done = True
-    elif connection.is_write_paused:
-        await connection.drain()

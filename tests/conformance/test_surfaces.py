@@ -363,13 +363,24 @@ async def test_the_vendor_gets_the_platforms_key_and_never_the_gateway_token(tmp
             given = [in_place(place, stage.token), *elsewhere]
             assert (await stage.ask(operation, *given, has_token=False)).status == 200
         everywhere = [in_place(place, stage.token) for place in surface.token_places]
-        assert (await stage.ask(operation, *everywhere, *elsewhere, has_token=False)).status == 200
+        undeclared = [(b"x-session", b"token=" + token), (b"user-agent", token)]
+        assert (await stage.ask(operation, *everywhere, *elsewhere, *undeclared, has_token=False)).status == 200
         credential = surface.upstream.credential
         for request in stage.vendor.requests:
             assert [value for name, value in request.headers if name == credential.name.encode()] == [
                 f"{credential.scheme}{VENDOR_KEY}".encode()
             ]
             assert token not in repr(request).encode()
+
+
+@each_operation
+async def test_a_gateway_token_in_the_url_is_refused_before_it_goes_anywhere(tmp_path, case: Case):
+    surface, operation = case
+    async with staged(surface, tmp_path) as stage:
+        joint = "&" if "?" in operation.example.path else "?"
+        answer = await stage.send(operation.method, f"{operation.example.path}{joint}key={stage.token}")
+        assert stage.token not in stage.assert_dialect(answer, Reason.BAD_REQUEST)
+        assert stage.vendor.requests_total == 0
 
 
 LEAKS = {

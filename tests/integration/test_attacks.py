@@ -237,6 +237,37 @@ async def test_a_client_that_never_reads_is_let_go(tmp_path, vendor, text_bytes,
         await gateway.assert_clean()
 
 
+async def test_requests_of_a_client_that_does_not_read_its_answers_are_not_served(tmp_path, vendor):
+    with closing(socket.socket()) as deaf:
+        async with attacking(tmp_path, vendor) as (gateway, client):
+            client.writer.transport.abort()
+            await gateway.until(lambda: not gateway.server.server_state.connections)
+            deaf.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 2048)
+            deaf.connect(("127.0.0.1", int(gateway.url.rpartition(":")[2])))
+            await gateway.until(lambda: gateway.server.server_state.connections)
+            (connection,) = gateway.server.server_state.connections
+            sending = connection.transport.get_extra_info("socket")
+            sending.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 2048)
+            refused = client.head("content-length: 0", path="/api/llm/nothing")
+
+            async def ask(times):
+                expected = len(gateway.lines) + times
+                deaf.sendall(refused * times)
+                await gateway.until(lambda: len(gateway.lines) >= expected or connection.is_write_paused)
+
+            while not connection.is_write_paused:
+                await ask(10)
+            served = len(gateway.lines)
+            await ask(50)
+            await asyncio.sleep(0.1)
+            assert len(gateway.lines) == served
+            deaf.setblocking(False)
+            async with asyncio.timeout(5):
+                while len(gateway.lines) < served + 50:
+                    await asyncio.get_running_loop().sock_recv(deaf, 2**16)
+            await gateway.assert_clean()
+
+
 async def test_a_body_of_a_million_values_is_refused_unread(tmp_path, vendor):
     values = b",".join([b"{}"] * (VALUES_MAX // 2))
     body = b'{"model":"claude-sonnet-4-5","max_tokens":5,"messages":[%b]}' % values
