@@ -14,6 +14,7 @@ import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, date, datetime
+from functools import lru_cache
 from importlib import resources
 from pathlib import Path
 from typing import Any
@@ -32,6 +33,8 @@ RESOLUTIONS_MAX = 4_096
 MODEL_NAME_CHARS_MAX = 128
 """Longer names are unknown without being looked at; no vendor's id comes near."""
 
+UNITS_MAX = 256
+"""Unit names remembered; vendors use a few dozen, but answers may name any."""
 GIVEN_CHARS_MAX = 400
 """How much of a wrong value an error shows: a path in full, not a table."""
 
@@ -350,9 +353,10 @@ def _tier_for(tiers: Sequence[Tier], prompt_tokens: int) -> Tier:
 
 def _prompt_tokens(counts: Mapping[str, int]) -> int:
     """The length of the prompt: everything read, from a cache or not, and everything written to one."""
-    return sum(count for unit, count in counts.items() if is_prompt_unit(unit))
+    return sum([count for unit, count in counts.items() if is_prompt_unit(unit)])
 
 
+@lru_cache(maxsize=UNITS_MAX)
 def is_prompt_unit(unit: str) -> bool:
     """Whether a unit counts towards the length that price tiers look at."""
     return unit.startswith(("input_", "cache_")) and unit.endswith(_TOKENS)

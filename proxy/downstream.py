@@ -7,6 +7,8 @@ process (our own endpoints) answer through ASGI as ever.
 
 import asyncio
 import re
+import socket
+import struct
 from collections import deque
 from collections.abc import Callable
 from typing import Any
@@ -49,6 +51,7 @@ class Connection(HttpToolsProtocol):
         self._is_refused = False
         self._running: RequestResponseCycle | None = None
         self._unsent_head = b""
+        self._ends_by_closing = False
         self._on_gone: Callable[[], None] | None = None
         self._head_timer: asyncio.TimerHandle | None = None
         self._stall_timer: asyncio.TimerHandle | None = None
@@ -79,6 +82,9 @@ class Connection(HttpToolsProtocol):
         self.flush()
         if self._running is not None:
             self._running.disconnected = True  # uvicorn must neither write nor complain any more
+        if self._ends_by_closing:  # an ordinary close would be its clean end: reset the connection instead
+            linger = struct.pack("ii", 1, 0)
+            self.transport.get_extra_info("socket").setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, linger)
         self._close()
 
     def drop(self) -> None:
@@ -99,16 +105,20 @@ class Connection(HttpToolsProtocol):
         assert not cycle.response_started, "an answer begins once"
         cycle.response_started = True
         cycle.waiting_for_100_continue = False
+        if CONTROL_BYTES.search(
+            b"".join([value for _, value in headers])
+        ):  # a vendor's: misread further down
+            headers = [pair for pair in headers if not CONTROL_BYTES.search(pair[1])]
         pieces = [STATUS_LINE[status]]
         is_framed = status in BODILESS
         closes = not cycle.keep_alive
         for name, value in (*cycle.default_headers, *headers):
-            if CONTROL_BYTES.search(value):  # a vendor's: it would be refused here, or misread further down
-                continue
-            is_framed = is_framed or name == b"content-length"
+            if name == b"content-length":
+                is_framed = True
             pieces += (name, b": ", value, b"\r\n")
         if not is_framed and cycle.scope["http_version"] == "1.0":
-            closes = True  # framed by its end: chunks came with HTTP/1.1 (RFC 9112 section 7.1)
+            # Framed by its end: chunks came with HTTP/1.1 (RFC 9112 section 7.1).
+            closes = self._ends_by_closing = True
         elif not is_framed:
             cycle.chunked_encoding = True
             pieces.append(b"transfer-encoding: chunked\r\n")

@@ -52,7 +52,7 @@ IDLE_TURNS_MAX, IDLE_TURN_S = 200, 0.01
 """How long the end of the process waits for cancelled exchanges: they only have to queue their settle."""
 CLIENT_CLOSED_REQUEST = 499
 """nginx's word, in logs and metrics only: the client left before it was told anything."""
-OK, REDIRECT = 200, 300
+OK, REDIRECT, NOT_MODIFIED, CLIENT_ERROR = 200, 300, 304, 400
 EARLY_HEAD: Headers = [
     (b"content-type", b"text/event-stream; charset=utf-8"),
     (b"cache-control", b"no-cache"),
@@ -246,7 +246,11 @@ class Engine:
             self._telemetry.drains.dec()
         if exchange.settled is None:
             outcome = Outcome.CLIENT_LEFT if exchange.client_left else Outcome.TIMED_OUT
-            self._settle(exchange, outcome, self._known_usage(exchange), notes=("interrupted",))
+            try:
+                self._settle(exchange, outcome, self._known_usage(exchange), notes=("interrupted",))
+            except Exception:  # a defect of a reader must not leave a hold behind
+                logger.exception("request %s: its usage cannot be read", exchange.request_id)
+                self._settle(exchange, outcome, exchange.demand.floor, notes=("usage_unreadable",))
 
     def _client_left(self, exchange: Exchange, task: "asyncio.Task[Any]") -> None:
         """Read on for the meter, for so long; or not at all when too many are being read on already."""
@@ -420,14 +424,8 @@ class Engine:
         """A vendor's error: passed on untouched, unless it is about our own account. Not charged."""
         body, is_complete = await self._error_body(answer)
         plain = _decoded(body, head.header(b"content-encoding"))
-        refused = mounted.surface.dialect.account_problem(answer.status, plain, answer.headers)
-        if refused is None and mounted.repeats_key(plain):
-            name = mounted.surface.name
-            refused = Refused(Reason.UPSTREAM_ACCOUNT, f"{name} answered with an error that cannot be shown.")
         self._settle(exchange, Outcome.UPSTREAM_FAILED, NOTHING)
-        if refused is not None:
-            self._telemetry.account_alarm(mounted.surface.name, answer.status)
-            raise refused
+        self._refuse_instead(mounted, answer, plain)
         await self._durable(exchange)
         if silence is not None:
             await silence.hush()
@@ -439,6 +437,19 @@ class Engine:
         await send_body(exchange, body, is_last=is_complete)
         if not is_complete and not exchange.client_left:
             exchange.connection.cut()
+
+    def _refuse_instead(self, mounted: Mounted, answer: Answer, plain: bytes) -> None:
+        """Raise the refusal that takes the place of an error which must not go down."""
+        name, status = mounted.surface.name, answer.status
+        if status < CLIENT_ERROR and status != NOT_MODIFIED:
+            # A client that follows would carry its gateway token to wherever the vendor points.
+            raise Refused(Reason.UPSTREAM_UNREACHABLE, f"{name} redirected the request elsewhere.")
+        refused = mounted.surface.dialect.account_problem(status, plain, answer.headers)
+        if refused is None and mounted.repeats_key(plain):
+            refused = Refused(Reason.UPSTREAM_ACCOUNT, f"{name} answered with an error that cannot be shown.")
+        if refused is not None:
+            self._telemetry.account_alarm(name, status)
+            raise refused
 
     async def _error_body(self, answer: Answer) -> tuple[bytes, bool]:
         """The body of an error, and whether that is all of it."""
@@ -459,7 +470,8 @@ class Engine:
         """What is known now: what the observer saw, or what the request alone must have used."""
         operation = exchange.operation
         assert operation is not None
-        if operation.meter.is_free:
+        is_error = exchange.upstream_status is not None and exchange.upstream_status >= REDIRECT
+        if operation.meter.is_free or is_error:
             return NOTHING
         if exchange.observer is None:
             return replace(exchange.demand.floor, is_exact=False)
@@ -571,17 +583,23 @@ class Engine:
     async def checkpoint_open_streams(self) -> None:
         """Note durably what open streams have used, so that our death loses little."""
         for index, exchange in enumerate(list(self._open)):
-            if exchange.observer is None or exchange.settled is not None or exchange.admitted is None:
-                continue
-            reservation = exchange.admitted.reservation
-            usage = self._known_usage(exchange)
-            priced = self._prices.price(exchange.surface.provider, usage, at_ms=self._clock.now_ms())
-            priced = _bounded(priced, exchange.checkpoint_nanousd, reservation.hold_nanousd)
-            if priced.cost_nanousd > exchange.checkpoint_nanousd:
-                exchange.checkpoint_nanousd = priced.cost_nanousd
-                self._ledger.checkpoint(reservation, priced)
+            try:
+                self._checkpoint(exchange)
+            except Exception:  # one bad exchange must not end the checkpoints of all others
+                logger.exception("request %s could not be checkpointed", exchange.request_id)
             if index % CHECKPOINTS_PER_TURN == CHECKPOINTS_PER_TURN - 1:
                 await asyncio.sleep(0)
+
+    def _checkpoint(self, exchange: Exchange) -> None:
+        if exchange.observer is None or exchange.settled is not None or exchange.admitted is None:
+            return
+        reservation = exchange.admitted.reservation
+        usage = self._known_usage(exchange)
+        priced = self._prices.price(exchange.surface.provider, usage, at_ms=self._clock.now_ms())
+        priced = _bounded(priced, exchange.checkpoint_nanousd, reservation.hold_nanousd)
+        if priced.cost_nanousd > exchange.checkpoint_nanousd:
+            exchange.checkpoint_nanousd = priced.cost_nanousd
+            self._ledger.checkpoint(reservation, priced)
 
     async def keep_checkpointing(self) -> None:
         while True:

@@ -127,7 +127,7 @@ async def send_body(exchange: Exchange, chunk: bytes, *, is_last: bool) -> None:
     connection = exchange.connection
     if connection.is_write_paused:  # before each piece, so that not even short answers pile up
         await connection.drain()
-        if exchange.client_left:
+        if connection.is_gone:
             return
     connection.write(chunk, is_last=is_last)
     exchange.answer_bytes += len(chunk)

@@ -9,6 +9,7 @@ import logging
 import os
 import re
 from collections.abc import Callable
+from functools import lru_cache
 from typing import Any, TypeVar
 
 import orjson
@@ -32,6 +33,23 @@ MODEL_NAMES_MAX = 1_000
 UNITS = frozenset({*PROMPT_UNITS, OUTPUT, WEB_SEARCHES})
 OTHER = "other"
 """The label of what vendors or requests name and we do not know: names from outside must not make labels."""
+_OWN_WORDS = frozenset(
+    {
+        "request",
+        "surface",
+        "status",
+        "outcome",
+        "ms",
+        "gateway_token",
+        "first_byte_ms",
+        "cost_usd",
+        "upstream_status",
+        "client_left",
+    }
+)
+"""Fields of our own making: one word each, whatever happens."""
+WORDS_MAX = 1_000
+"""Other words remembered as they are written: operations, users and models come again."""
 _AMBIGUOUS = re.compile(r'[\s="]')
 
 Metric = TypeVar("Metric", Counter, Histogram)
@@ -232,9 +250,14 @@ def _as_json(fields: dict[str, Any]) -> str:
 
 
 def _as_text(fields: dict[str, Any]) -> str:
-    return " ".join(f"{key}={_word(str(value))}" for key, value in fields.items())
+    words = [
+        f"{key}={value}" if key in _OWN_WORDS else f"{key}={_word(str(value))}"
+        for key, value in fields.items()
+    ]
+    return " ".join(words)
 
 
+@lru_cache(maxsize=WORDS_MAX)
 def _word(text: str) -> str:
     """As it is, or quoted where it could be taken for more than one field, or for an order to the terminal."""
     return text if text.isprintable() and not _AMBIGUOUS.search(text) else json.dumps(text)

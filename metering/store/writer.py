@@ -267,7 +267,9 @@ class GroupCommitWriter:
                     results.append((ticket, error))
 
     def _commit_together(self, connection: sqlite3.Connection, batch: list[_Ticket]) -> list[_Outcome]:
-        execute = connection.execute
+        execute = (
+            connection.cursor().execute
+        )  # one for all: a cursor a statement costs as much as a short one
         execute("BEGIN IMMEDIATE")
         try:
             results: list[_Outcome] = [(ticket, _run_unit(execute, ticket.unit.steps)) for ticket in batch]
@@ -362,7 +364,6 @@ def _run_steps(execute: Callable[..., sqlite3.Cursor], steps: Sequence[Step]) ->
         row = None
         if cursor.description is not None:
             row = cursor.fetchone()
-            cursor.close()
             is_refused = row is None
         else:
             is_refused = not cursor.rowcount

@@ -364,7 +364,9 @@ async def test_the_vendor_gets_the_platforms_key_and_never_the_gateway_token(tmp
             assert (await stage.ask(operation, *given, has_token=False)).status == 200
         everywhere = [in_place(place, stage.token) for place in surface.token_places]
         undeclared = [(b"x-session", b"token=" + token), (b"user-agent", token)]
-        assert (await stage.ask(operation, *everywhere, *elsewhere, *undeclared, has_token=False)).status == 200
+        assert (
+            await stage.ask(operation, *everywhere, *elsewhere, *undeclared, has_token=False)
+        ).status == 200
         credential = surface.upstream.credential
         for request in stage.vendor.requests:
             assert [value for name, value in request.headers if name == credential.name.encode()] == [

@@ -528,3 +528,14 @@ async def test_a_broken_stream_of_announced_length_still_says_so(tmp_path, vendo
         received = await broken_off(client)
         assert received.startswith(events + b"event: error\n")
         assert_estimated(await gateway.only_entry(), "upstream_failed")
+
+
+async def test_a_vendors_redirect_is_not_passed_on(tmp_path, vendor):
+    """A client that followed it would carry its gateway token to wherever the vendor points."""
+    vendor.next(answers(b"", status=307))
+    async with running_gateway(tmp_path, upstream=vendor.url) as gateway:
+        async with client_of(gateway, await gateway.new_token()) as client:
+            answer = await client.post("/v1/messages", json=messages_body(), follow_redirects=False)
+        assert (answer.status_code, "location" in answer.headers) == (502, False)
+        entry = await gateway.only_entry()
+        assert (entry["cost_nanousd"], entry["upstream_status"]) == (0, 307)
