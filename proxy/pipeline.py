@@ -238,6 +238,7 @@ class Engine:
         """The last word: no exit without a resolution."""
         assert exchange.on_client_gone is not None
         exchange.connection.unwatch(exchange.on_client_gone)
+        exchange.on_client_gone = None  # it holds the exchange: a cycle for each request otherwise
         self._open.discard(exchange)
         self._telemetry.open_exchanges.dec()
         if exchange.drain_timer is not None:
