@@ -6,6 +6,7 @@ connections, streams finish within their bound, the ledger is flushed, exit stat
 
 import gc
 import logging
+import math
 import os
 import resource
 import shutil
@@ -129,8 +130,8 @@ def make_server(settings: Settings, *, parent_pid: int | None = None, clock: Clo
         server_header=False,
         proxy_headers=False,  # nothing here asks for a client's address
         backlog=BACKLOG,
-        timeout_keep_alive=round(settings.keep_alive_s),
-        timeout_graceful_shutdown=round(settings.drain_streams_s),
+        timeout_keep_alive=math.ceil(settings.keep_alive_s),
+        timeout_graceful_shutdown=math.ceil(settings.drain_streams_s),
     )
     return Server(config, app, notice_s=settings.drain_notice_s, parent_pid=parent_pid)
 

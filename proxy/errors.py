@@ -47,6 +47,9 @@ RETRY_CANNOT_HELP = frozenset(
 )
 """Refusals that the same request meets again, however long it waits."""
 
+TOO_MANY_REQUESTS = 429
+ACCOUNT_STATUSES = frozenset({401, 402, 403})
+"""A vendor's statuses that are about the key we sent, whatever the request was."""
 ACCOUNT_RETRY_AFTER_S = 30.0
 """After a vendor refused our account: an operator must act, and agents should not freeze meanwhile."""
 BUSY_RETRY_AFTER_S = 5.0
@@ -63,6 +66,26 @@ def retry_headers(refused: Refused) -> Headers:
     if refused.retry_after_s is None:
         return []
     return [(b"retry-after", b"%d" % max(1, math.ceil(refused.retry_after_s)))]
+
+
+def account_refused(status: int) -> Refused:
+    """In place of a vendor's answer that would lock the agents' keys, though it is ours that is at fault."""
+    return Refused(
+        Reason.UPSTREAM_ACCOUNT,
+        "The vendor cannot be used through this gateway at the moment; its operator has to act.",
+        retry_after_s=ACCOUNT_RETRY_AFTER_S,
+        facts={"upstream_status": status},
+    )
+
+
+def account_busy(headers: Headers) -> Refused:
+    """In place of a vendor's 429: it limits the rate of our account, whoever of its users asked too much."""
+    return Refused(
+        Reason.UPSTREAM_BUSY,
+        "The vendor is limiting this gateway's rate of requests. Please try again shortly.",
+        retry_after_s=_busy_for_s(headers),
+        facts={"upstream_status": TOO_MANY_REQUESTS},
+    )
 
 
 class PlainJson:
@@ -86,21 +109,9 @@ class PlainJson:
 
     def account_problem(self, status: int, body: bytes, headers: Headers) -> Refused | None:  # noqa: ARG002 - the protocol's; plain vendors say it by status alone
         """401, 402, 403 and 429 are about our account: we sent our key, and nobody else's rate counts there."""
-        if status in (401, 402, 403):
-            return Refused(
-                Reason.UPSTREAM_ACCOUNT,
-                "The vendor cannot be used through this gateway at the moment; its operator has to act.",
-                retry_after_s=ACCOUNT_RETRY_AFTER_S,
-                facts={"upstream_status": status},
-            )
-        if status == 429:  # noqa: PLR2004 - Too Many Requests
-            return Refused(
-                Reason.UPSTREAM_BUSY,
-                "The vendor is limiting this gateway's rate of requests. Please try again shortly.",
-                retry_after_s=_busy_for_s(headers),
-                facts={"upstream_status": status},
-            )
-        return None
+        if status in ACCOUNT_STATUSES:
+            return account_refused(status)
+        return account_busy(headers) if status == TOO_MANY_REQUESTS else None
 
     def limit_headers(self, limits: LimitView) -> Headers:
         """Names that plain clients know; the instant of the reset in Unix seconds."""

@@ -5,58 +5,28 @@ Shapes and SDK reactions: Anthropic docs "Errors", Python SDK 2.11.0 (`_exceptio
 before the status; an agent that reads 401, 403 or words about a credit balance locks its key.
 """
 
-import math
 from functools import lru_cache
 from typing import Any
 
 import orjson
 
 from metering.clock import utc
-from metering.errors import Reason, Refused
+from metering.errors import Refused
+from proxy.errors import (
+    ACCOUNT_STATUSES,
+    STATUS,
+    TOO_MANY_REQUESTS,
+    account_busy,
+    account_refused,
+    retry_headers,
+)
 from proxy.surface import Headers, LimitView, Rendered
 
-ACCOUNT_RETRY_AFTER_S = 30.0
-"""After the vendor refused our account: an operator must act, and agents should not freeze meanwhile."""
-BUSY_RETRY_AFTER_S = 5.0
-"""After a 429 of our account that names no time."""
-BUSY_RETRY_AFTER_MAX_S = 60.0
-"""The longest of the vendor's own times that is passed on: its windows are minutes."""
 ACCOUNT_PHRASES = ("credit balance", "usage limit", "spend limit", "spending limit")
 """Words of a 400 or 429 about the account: it has run dry, or met a limit that its owner set."""
+MAYBE_ABOUT_MONEY = frozenset({400, TOO_MANY_REQUESTS})
 RESETS_KEPT = 256
 
-_STATUS_AND_TYPE: dict[Reason, tuple[int, str]] = {
-    Reason.UNKNOWN_OPERATION: (404, "not_found_error"),
-    Reason.UNAUTHENTICATED: (401, "authentication_error"),
-    Reason.FORBIDDEN: (403, "permission_error"),
-    Reason.BAD_REQUEST: (400, "invalid_request_error"),
-    Reason.TOO_LARGE: (413, "request_too_large"),
-    Reason.MODEL_UNAVAILABLE: (404, "not_found_error"),
-    Reason.BUDGET_EXHAUSTED: (402, "billing_error"),
-    Reason.BUDGET_HELD: (429, "rate_limit_error"),
-    Reason.RATE_LIMITED: (429, "rate_limit_error"),
-    Reason.TOO_MANY_CONCURRENT: (429, "rate_limit_error"),
-    Reason.STORE_UNAVAILABLE: (503, "api_error"),
-    Reason.DRAINING: (503, "api_error"),
-    Reason.NOT_CONFIGURED: (503, "api_error"),
-    Reason.UPSTREAM_UNREACHABLE: (502, "api_error"),
-    Reason.UPSTREAM_TIMEOUT: (504, "timeout_error"),
-    Reason.UPSTREAM_ACCOUNT: (503, "api_error"),
-    Reason.UPSTREAM_BUSY: (429, "rate_limit_error"),
-    Reason.INTERNAL: (500, "api_error"),
-}
-_RETRY_CANNOT_HELP = frozenset(
-    {
-        Reason.UNKNOWN_OPERATION,
-        Reason.UNAUTHENTICATED,
-        Reason.FORBIDDEN,
-        Reason.BAD_REQUEST,
-        Reason.TOO_LARGE,
-        Reason.MODEL_UNAVAILABLE,
-        Reason.BUDGET_EXHAUSTED,
-        Reason.NOT_CONFIGURED,
-    }
-)
 _TYPE_OF_STATUS = {
     400: "invalid_request_error",
     401: "authentication_error",
@@ -78,17 +48,12 @@ class AnthropicDialect:
         return b": waiting\n\n"
 
     def refusal(self, refused: Refused, request_id: str) -> Rendered:
-        status, _ = _STATUS_AND_TYPE[refused.reason]
-        headers: Headers = [
+        headers = [
             (b"content-type", b"application/json"),
             (b"request-id", request_id.encode()),
+            *retry_headers(refused),
         ]
-        if refused.reason in _RETRY_CANNOT_HELP:
-            headers.append((b"x-should-retry", b"false"))
-        elif refused.retry_after_s is not None:
-            seconds = max(1, math.ceil(refused.retry_after_s))
-            headers.append((b"retry-after", str(seconds).encode()))
-        return Rendered(status, headers, _error_of(refused, request_id))
+        return Rendered(STATUS[refused.reason], headers, _error_of(refused, request_id))
 
     def stream_error(self, refused: Refused, request_id: str) -> bytes:
         return _event(_error_of(refused, request_id))
@@ -105,21 +70,9 @@ class AnthropicDialect:
     def account_problem(self, status: int, body: bytes, headers: Headers) -> Refused | None:
         """401, 402, 403, 429, and a 400 about money are about our account; all else is the request's own, or
         the vendor's (529 and other 5xx: SDKs and agents know how to wait for those)."""
-        if status in (401, 402, 403) or (status in (400, 429) and _is_about_money(body)):
-            return Refused(
-                Reason.UPSTREAM_ACCOUNT,
-                "The model vendor cannot be used through this gateway at the moment; its operator has to act.",
-                retry_after_s=ACCOUNT_RETRY_AFTER_S,
-                facts={"upstream_status": status},
-            )
-        if status == 429:  # noqa: PLR2004 - Too Many Requests
-            return Refused(
-                Reason.UPSTREAM_BUSY,
-                "The model vendor is limiting this gateway's rate of requests. Please try again shortly.",
-                retry_after_s=_busy_for_s(headers),
-                facts={"upstream_status": status},
-            )
-        return None
+        if status in ACCOUNT_STATUSES or (status in MAYBE_ABOUT_MONEY and _is_about_money(body)):
+            return account_refused(status)
+        return account_busy(headers) if status == TOO_MANY_REQUESTS else None
 
     def limit_headers(self, limits: LimitView) -> Headers:
         return [
@@ -130,7 +83,8 @@ class AnthropicDialect:
 
 
 def _error_of(refused: Refused, request_id: str) -> bytes:
-    return _error(_STATUS_AND_TYPE[refused.reason][1], refused.message, request_id)
+    kind = _TYPE_OF_STATUS.get(STATUS[refused.reason], "api_error")
+    return _error(kind, refused.message, request_id)
 
 
 def _error(kind: str, message: str, request_id: str) -> bytes:
@@ -155,15 +109,6 @@ def _is_about_money(body: bytes) -> bool:
         or code == "enforced_spend_limit_reached"
         or any(phrase in message for phrase in ACCOUNT_PHRASES)
     )
-
-
-def _busy_for_s(headers: Headers) -> float:
-    value = next((value for name, value in headers if name == b"retry-after"), b"")
-    try:
-        seconds = float(value)
-    except ValueError:  # Absent, or a date: the docs promise seconds.
-        return BUSY_RETRY_AFTER_S
-    return min(max(seconds, 1.0), BUSY_RETRY_AFTER_MAX_S) if math.isfinite(seconds) else BUSY_RETRY_AFTER_S
 
 
 def _json_of(body: bytes) -> dict[str, Any]:

@@ -2,6 +2,7 @@
 
 import os
 import re
+import shutil
 import signal
 import socket
 import subprocess
@@ -170,6 +171,7 @@ def staying(folder):
         process.communicate()
 
 
+@pytest.mark.skipif(shutil.which("curl") is None, reason="curl is not installed")
 def test_it_stays_up_until_ctrl_c_and_what_it_says_to_paste_works(tmp_path):
     with staying(tmp_path) as (process, said):
         lines = said[said.index("export URL") :]
