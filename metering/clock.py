@@ -53,11 +53,6 @@ def month_of(at_ms: int) -> str:
     return utc(at_ms).strftime("%Y-%m")
 
 
-def day_of(at_ms: int) -> str:
-    """The daily period that holds `at_ms`, as `YYYY-MM-DD` (UTC)."""
-    return utc(at_ms).strftime("%Y-%m-%d")
-
-
 def next_month(at_ms: int) -> datetime:
     """The instant (UTC) at which the monthly period that holds `at_ms` ends."""
     now = utc(at_ms)

@@ -2,7 +2,6 @@
 
 PICO_PER_NANO = 1_000
 NANO_PER_USD = 1_000_000_000
-NANO_PER_MICRO = 1_000
 CREDIT_NANOUSD = 100_000
 """A credit is a unit of display: 100 micro-USD."""
 

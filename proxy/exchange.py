@@ -22,7 +22,6 @@ class Exchange:
 
     __slots__ = (
         "admitted",
-        "answer_bytes",
         "caller",
         "checkpoint_nanousd",
         "client_left",
@@ -30,7 +29,6 @@ class Exchange:
         "demand",
         "drain_timer",
         "first_byte_s",
-        "floor",
         "gateway_token",
         "head_is_out",
         "inbound",
@@ -76,7 +74,6 @@ class Exchange:
         """Kept to keep it from going up, wherever the client repeats it; never in a log, row or answer."""
         self.inbound: Inbound | None = None
         self.demand: Demand = NO_DEMAND
-        self.floor: Priced | None = None
         self.admitted: Admitted | None = None
 
         self.observer: Observer | None = None
@@ -92,7 +89,6 @@ class Exchange:
         self.head_is_out = False
         self.status = 0
         """What the client was told; 0 while it was told nothing."""
-        self.answer_bytes = 0
         self.first_byte_s: float | None = None
         """Monotonic: when the first byte of the vendor's answer body went down."""
         self.is_done = False

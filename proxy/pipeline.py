@@ -216,14 +216,14 @@ class Engine:
                 f"model: {', '.join(demand.models)} ({', '.join(ceiling.flags)})",
                 facts={"model": demand.models[0] if demand.models else ""},
             )
-        exchange.floor = self._prices.price(provider, demand.floor, at_ms=now_ms)
+        floor = self._prices.price(provider, demand.floor, at_ms=now_ms)
         return Request(
             id=exchange.request_id,
             surface=mounted.surface.name,
             operation=operation.name,
             models=demand.models,
             ceiling_nanousd=ceiling.cost_nanousd,
-            floor_nanousd=exchange.floor.cost_nanousd,
+            floor_nanousd=floor.cost_nanousd,
         )
 
     def _enter(self, exchange: Exchange) -> None:
@@ -259,9 +259,8 @@ class Engine:
             return
         exchange.client_left = True
         loop = asyncio.get_running_loop()
-        wait_s = self._bounds.drain_after_client_left_s
-        if self._drains >= self._bounds.drains_max or wait_s == 0:
-            wait_s = 0.0
+        is_full = self._drains >= self._bounds.drains_max
+        wait_s = 0.0 if is_full else self._bounds.drain_after_client_left_s
         exchange.drain_timer = loop.call_later(wait_s, task.cancel)
         self._drains += 1
         self._telemetry.drains.inc()

@@ -130,6 +130,5 @@ async def send_body(exchange: Exchange, chunk: bytes, *, is_last: bool) -> None:
         if connection.is_gone:
             return
     connection.write(chunk, is_last=is_last)
-    exchange.answer_bytes += len(chunk)
     if is_last:
         exchange.is_done = True

@@ -20,7 +20,7 @@ Headers = list[tuple[bytes, bytes]]
 
 @dataclass(frozen=True, slots=True)
 class HeaderKey:
-    """A header that carries a key: `Bearer("authorization")` is `HeaderKey("authorization", "Bearer ")`.
+    """A header that carries a key, after a scheme where there is one (BEARER below).
 
     As the place of a gateway token (downstream) or of the vendor's key (upstream). `scheme` is matched
     without regard to case (RFC 9110 section 11.1).
@@ -165,8 +165,8 @@ class Meter(Protocol):
 class ForbiddenField:
     """A body field that would reach an object another user may own, or somebody else's money.
 
-    `path`: keys joined by dots from the top, `**.` in front for any depth (`"**.file_id"`). With
-    `value`, only that value is refused. A null is allowed: it reaches nothing.
+    `path`: keys joined by dots from the top; `**` stands for any depth below what is before it
+    (`"messages.**.file_id"`). With `value`, only that value is refused. A null is allowed: it reaches nothing.
     """
 
     path: str

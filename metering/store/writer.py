@@ -6,8 +6,8 @@ it as one transaction, commits, and delivers all results in one hop to the event
 for the disk, the next batch gathers: the busier the store, the larger its batches.
 
 A unit is a list of steps, all or none. A step that names a `refusal` must return or change a row; when it does
-none, the unit is undone and answers `Declined(refusal)`. Statements never raise in normal life: conditions
-and RETURNING tell who was admitted.
+none, the unit is undone and answers `Declined(refusal)`. Statements never raise in normal life: their
+conditions decide, and the rows they touch tell who was admitted.
 
 Trouble (locked, full, read-only, corrupt) fails the whole batch: units that `must_keep` stay in the queue
 and are tried again until they are in; the others answer StoreUnavailable. The writer mends itself when the
