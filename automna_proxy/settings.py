@@ -52,6 +52,9 @@ class Settings:
         600.0, "from the request's last byte to the vendor's answer", unit="s", minimum=0.001
     )
     idle_timeout_s: float = _setting(600.0, "between two reads of a vendor's answer", unit="s", minimum=0.001)
+    answer_timeout_s: float = _setting(
+        14_400.0, "a vendor's whole answer, from its head; one that never ends", unit="s", minimum=0.001
+    )
     pool_idle_s: float = _setting(
         30.0, "an unused vendor connection is closed; below what vendors keep", unit="s", minimum=0.001
     )

@@ -12,6 +12,7 @@ class Bounds:
     connect_timeout_s: float
     first_byte_timeout_s: float
     idle_timeout_s: float
+    answer_timeout_s: float
     pool_idle_s: float
     stream_silence_s: float
     drain_after_client_left_s: float

@@ -33,6 +33,7 @@ class Mounted:
             first_byte_s=bounds.first_byte_timeout_s,
             idle_s=bounds.idle_timeout_s,
             pool_idle_s=bounds.pool_idle_s,
+            answer_s=bounds.answer_timeout_s,
         )
         self.fixed_headers = tuple(
             (name.encode(), value.encode()) for name, value in upstream.fixed_headers.items()

@@ -34,7 +34,7 @@ from urllib.parse import urlsplit
 from httptools import HttpParserError, HttpParserUpgrade, HttpResponseParser
 
 Headers = list[tuple[bytes, bytes]]
-Phase = Literal["connect", "first_byte", "idle"]
+Phase = Literal["connect", "first_byte", "idle", "answer"]
 
 CONNECTIONS_MAX = 1_000
 """Open or opening, over all origins. Each costs a descriptor, and as a rule its client's connection another."""
@@ -120,13 +120,15 @@ class Timeouts:
     `connect_s`: for a place in the queue, and again for DNS, TCP and TLS together. `first_byte_s`: from the
     request's last byte to the end of the answer's head. `idle_s`: without a byte of the answer's body, while
     we were reading; or without progress in writing the request. `pool_idle_s`: how long the connection may
-    wait unused for the next request.
+    wait unused for the next request. `answer_s`: from the answer's head to its end, however busily it goes on
+    and however slowly we read.
     """
 
     connect_s: float
     first_byte_s: float
     idle_s: float
     pool_idle_s: float
+    answer_s: float = inf
 
 
 class UpstreamError(Exception):
@@ -568,6 +570,7 @@ class _Connection(asyncio.Protocol):
     __slots__ = (
         "__weakref__",
         "_answer",
+        "_answer_until_s",
         "_client",
         "_deadline_s",
         "_ends_at_eof",
@@ -611,6 +614,7 @@ class _Connection(asyncio.Protocol):
         self._answer: _OpenAnswer | None = None
         self._timeouts: Timeouts | None = None
         self._idle_s = inf
+        self._answer_until_s = inf
         self._unsent: memoryview | None = None
         self._is_write_paused = False
         self._is_keep_alive = False
@@ -642,6 +646,7 @@ class _Connection(asyncio.Protocol):
         self._answer = answer
         self._timeouts = timeouts
         self._idle_s = timeouts.idle_s
+        self._answer_until_s = inf
         self._framing_bytes = 0
         if len(body) <= COALESCED_BODY_BYTES_MAX:
             transport.write(head + body if body else head)
@@ -794,6 +799,8 @@ class _Connection(asyncio.Protocol):
             self._read_framing(answer, parser.get_http_version())
         answer.status = status
         answer.has_head = True
+        if self._timeouts is not None:
+            self._answer_until_s = self.loop.time() + self._timeouts.answer_s
         if answer.is_head_only:
             # llhttp would wait for the body that the headers describe: this connection has served.
             self._is_keep_alive = False
@@ -828,7 +835,7 @@ class _Connection(asyncio.Protocol):
             if not self.is_reading_paused and self._transport is not None:
                 self._transport.pause_reading()
                 self.is_reading_paused = True
-                self._deadline_s = inf  # our reader is the slow one
+                self._wait_for("idle", inf)  # our reader is the slow one
         else:
             self._wait_for("idle", self._idle_s)
         if answer.chunks:
@@ -886,8 +893,11 @@ class _Connection(asyncio.Protocol):
 
     def _wait_for(self, phase: Phase, within_s: float) -> None:
         self._phase = phase
-        self._deadline_s = deadline_s = self.loop.time() + within_s
-        if self._timer is None or self._timer_at_s > deadline_s:
+        deadline_s = self.loop.time() + within_s
+        if deadline_s > self._answer_until_s:
+            self._phase, deadline_s = "answer", self._answer_until_s
+        self._deadline_s = deadline_s
+        if deadline_s < inf and (self._timer is None or self._timer_at_s > deadline_s):
             self._set_timer(deadline_s)
 
     def _set_timer(self, at_s: float) -> None:
@@ -903,8 +913,10 @@ class _Connection(asyncio.Protocol):
         if self.loop.time() < self._deadline_s:
             self._set_timer(self._deadline_s)
             return
-        what = "no answer" if self._phase == "first_byte" else "no progress"
-        self._break_off(TimedOut(self._phase, f"{self.origin}: {what} in time", is_sent=True))
+        self._break_off(TimedOut(self._phase, f"{self.origin}: {_MISSED[self._phase]} in time", is_sent=True))
+
+
+_MISSED: dict[Phase, str] = {"first_byte": "no answer", "idle": "no progress", "answer": "no end of the answer"}
 
 
 def _ignore(_data: bytes) -> None:

@@ -883,6 +883,51 @@ async def test_a_slow_but_steady_body_is_no_timeout():
 
 
 @on_both_loops
+async def test_a_body_that_never_ends_is_a_timeout_however_busily_it_goes_on():
+    async def script(vendor, reader, writer):
+        await vendor.request(reader)
+        writer.write(CHUNKED)
+        while True:
+            writer.write(b"1\r\na\r\n")
+            await asyncio.sleep(SOON_S / 10)
+
+    timeouts = Timeouts(connect_s=60, first_byte_s=60, idle_s=60, pool_idle_s=60, answer_s=4 * SOON_S)
+    async with Vendor(script) as vendor, a_client() as client:
+        answer = await post(client, vendor.origin, timeouts=timeouts)
+        with pytest.raises(TimedOut) as caught:
+            while True:
+                assert await answer.read()
+        assert (caught.value.phase, caught.value.is_sent) == ("answer", True)
+        assert client.open_connections == 0
+
+
+@on_both_loops
+async def test_an_answer_that_nobody_reads_is_held_no_longer_than_any_other():
+    async def script(vendor, reader, writer):
+        await vendor.request(reader)
+        writer.write(CHUNKED + b"100000\r\n" + bytes(MIB))
+        await reader.read()
+
+    timeouts = Timeouts(connect_s=60, first_byte_s=60, idle_s=60, pool_idle_s=60, answer_s=4 * SOON_S)
+    async with Vendor(script) as vendor, a_client() as client:
+        answer = await post(client, vendor.origin, timeouts=timeouts)
+        await vendor.until_open_connections_are(0)
+        assert await answer.read()  # what did arrive
+        with pytest.raises(TimedOut):
+            await answer.read()
+
+
+@on_both_loops
+async def test_the_bound_of_one_answer_does_not_hurry_the_next():
+    timeouts = Timeouts(connect_s=60, first_byte_s=60, idle_s=60, pool_idle_s=60, answer_s=SOON_S)
+    async with Vendor(answering(OK, OK)) as vendor, a_client() as client:
+        await exchange(client, vendor.origin, timeouts=timeouts)
+        await asyncio.sleep(2 * SOON_S)
+        assert await exchange(client, vendor.origin, timeouts=timeouts) == (200, b"ok")
+        assert vendor.connections == 1
+
+
+@on_both_loops
 async def test_a_request_that_cannot_be_written_is_a_timeout():
     async def script(vendor, reader, writer):
         writer.transport.pause_reading()
