@@ -37,7 +37,7 @@ from proxy.relay import Relay, send_body
 from proxy.silence import SilenceKeeper
 from proxy.surface import AnswerHead, Headers, Inbound, LimitView, Pricing, Rendered
 from proxy.telemetry import Telemetry
-from proxy.upstream import Answer, Broken, TimedOut, UpstreamClient, UpstreamError
+from proxy.upstream import Answer, Broken, CancelledUnsent, TimedOut, UpstreamClient, UpstreamError
 
 logger = logging.getLogger(__name__)
 
@@ -299,6 +299,9 @@ class Engine:
             )
         except UpstreamError as error:
             raise self._no_answer(exchange, error) from error
+        except CancelledUnsent:
+            self._void(exchange)
+            raise
 
     def _no_answer(self, exchange: Exchange, error: UpstreamError) -> Refused:
         """Nothing was sent: void. Sent, but unanswered: nobody knows what the vendor did, so the input is

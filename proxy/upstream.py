@@ -161,6 +161,10 @@ class Broken(UpstreamError):  # noqa: N818 - the suffix stands on the root; thes
         super().__init__(message, is_sent=True)
 
 
+class CancelledUnsent(asyncio.CancelledError):  # noqa: N818 - not an error: a cancellation that knows more
+    """Cancelled while there was no connection yet: surely no byte of the request was written."""
+
+
 class Answer(Protocol):
     """An answer whose head is here and whose body may still be coming. Whoever holds it must `close()` it."""
 
@@ -251,12 +255,16 @@ class UpstreamClient:
 
         `target` (path and query) and `headers` are written as given, but for Host, Content-Length and
         Connection, which are this client's, and Transfer-Encoding, which is dropped. Raises Unreachable or
-        TimedOut, and ValueError for a line break in `method`, `target` or `headers`.
+        TimedOut, and ValueError for a line break in `method`, `target` or `headers`; cancelled before the
+        request was written, CancelledUnsent.
         """
         request_line, fields = _encode_head(method, target, headers, body)
         connection = self._take_idle(origin)
         if connection is None:
-            connection = await self._obtain(origin, timeouts)
+            try:
+                connection = await self._obtain(origin, timeouts)
+            except asyncio.CancelledError as cancelled:
+                raise CancelledUnsent from cancelled
         answer = _OpenAnswer(connection, is_head_only=method == b"HEAD")
         connection.send(answer, request_line + connection.host_line + fields, body, timeouts)
         waiter = answer.waiter = connection.loop.create_future()

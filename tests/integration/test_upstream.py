@@ -13,7 +13,16 @@ import pytest
 import trustme
 import uvloop
 
-from proxy.upstream import CLOSE_S, Broken, Origin, TimedOut, Timeouts, Unreachable, UpstreamClient
+from proxy.upstream import (
+    CLOSE_S,
+    Broken,
+    CancelledUnsent,
+    Origin,
+    TimedOut,
+    Timeouts,
+    Unreachable,
+    UpstreamClient,
+)
 
 TIMEOUTS = Timeouts(connect_s=60, first_byte_s=60, idle_s=60, pool_idle_s=60)
 SOON_S = 0.05
@@ -679,7 +688,7 @@ async def test_whoever_leaves_the_queue_passes_nothing_by():
         while not vendor.requests:
             await turns()
         assert len(client._waiters) == 3
-        await cancelled(tasks[1])
+        assert isinstance(await cancelled(tasks[1]), CancelledUnsent)
         assert len(client._waiters) == 2
         give_back = client.give_back
 
@@ -703,9 +712,11 @@ async def test_whoever_leaves_the_queue_passes_nothing_by():
 
 
 async def cancelled(task):
+    """Cancel, and the cancellation as it came out: one that knows that nothing was sent says so."""
     task.cancel()
-    with pytest.raises(asyncio.CancelledError):
+    with pytest.raises(asyncio.CancelledError) as caught:
         await task
+    return caught.value
 
 
 @on_both_loops
@@ -713,7 +724,7 @@ async def test_cancelled_while_waiting_for_the_head_the_connection_is_closed():
     async with Vendor(silent) as vendor, a_client() as client:
         task = asyncio.get_running_loop().create_task(post(client, vendor.origin))
         await vendor.go.wait()
-        await cancelled(task)
+        assert not isinstance(await cancelled(task), CancelledUnsent)
         assert client.open_connections == 0
         await vendor.until_open_connections_are(0)
 
@@ -743,7 +754,7 @@ async def test_cancelled_while_connecting_nothing_is_left():
         task = asyncio.get_running_loop().create_task(post(client, origin))
         await vendor.go.wait()
         assert client.open_connections == 1
-        await cancelled(task)
+        assert isinstance(await cancelled(task), CancelledUnsent)
         assert client.open_connections == 0
         await vendor.until_open_connections_are(0)
 
