@@ -166,13 +166,8 @@ class BodyObserver:
         return PASS_ALL
 
     def end(self) -> None:
-        message = _json_of(b"".join(self._copy))
+        self._is_complete = self._read()
         self._copy.clear()
-        if isinstance(message, dict) and isinstance(message.get("usage"), dict):
-            self._is_complete = True
-            self._report.start(message)
-            content = message.get("content")
-            self._report.has_output = not isinstance(content, list) or any(map(_is_output, content))
 
     @property
     def is_complete(self) -> bool:
@@ -188,8 +183,20 @@ class BodyObserver:
 
     def usage(self) -> Usage:
         notes = (NOTE_TOO_LONG,) if self._bytes_fed > BODY_COPY_BYTES_MAX else ()
+        if self._copy and self._copy[-1].endswith(b"}"):
+            self._read()  # Whole, but for the end of its framing: what it reports stands.
         guess = self._bytes_fed // BODY_BYTES_PER_OUTPUT_TOKEN
         return self._report.usage(self._demand, is_final=self._is_complete, output_guess=guess, notes=notes)
+
+    def _read(self) -> bool:
+        """Read the copy; whether it is a whole message with its usage."""
+        message = _json_of(b"".join(self._copy))
+        if not isinstance(message, dict) or not isinstance(message.get("usage"), dict):
+            return False
+        self._report.start(message)
+        content = message.get("content")
+        self._report.has_output = not isinstance(content, list) or any(map(_is_output, content))
+        return True
 
 
 # --- what the vendor has reported ---------------------------------------------------------------------

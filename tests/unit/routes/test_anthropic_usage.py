@@ -376,6 +376,16 @@ def test_a_whole_answer_without_usage_is_never_complete_nor_exact(body):
     assert (reader.is_complete, reader.usage().is_exact) == (False, False)
 
 
+def test_a_whole_answer_whose_transfer_never_ended_stands_as_reported():
+    reader = observer("application/json")
+    body = message({"input_tokens": 9, "output_tokens": 700})
+    reader.feed(body[:-1])
+    assert reader.usage().total(OUTPUT) < 700
+    reader.feed(body[-1:])
+    usage = reader.usage()
+    assert (usage.total(INPUT), usage.total(OUTPUT), usage.is_exact) == (9, 700, False)
+
+
 def test_a_whole_answer_too_long_to_keep_is_estimated(monkeypatch):
     monkeypatch.setattr(anthropic_usage, "BODY_COPY_BYTES_MAX", 100)
     usage = read(message({"input_tokens": 4, "output_tokens": 3}) + b" " * 900, step=40)
