@@ -173,10 +173,11 @@ class Telemetry:
         surface = exchange.surface.name
         operation = exchange.operation.name if exchange.operation else "unknown"
         if exchange.refused is not None:
-            outcome = "refused"
             self._refusals[surface, exchange.refused.reason.value].inc()
+        if exchange.outcome is not None:  # as the ledger has it, whatever we told the client about it
+            outcome = exchange.outcome.value
         else:
-            outcome = exchange.outcome.value if exchange.outcome else "internal"
+            outcome = "internal" if exchange.refused is None else "refused"
         self._requests[surface, operation, outcome, str(exchange.status)].inc()
         self._seconds[surface, operation, outcome].observe(ended_s - exchange.started_s)
         if exchange.first_byte_s is not None:

@@ -202,7 +202,7 @@ class Gateway:
         await self.assert_clean()
         (entry,) = await self.entries()
         (line,) = self.lines
-        assert line["request"] == entry["reservation_id"]
+        assert (line["request"], line["outcome"]) == (entry["reservation_id"], entry["outcome"])
         return entry
 
 
