@@ -384,6 +384,7 @@ class Engine:
             decoder,
             silence=silence,
             is_head_early=is_head_early,
+            is_shown=not is_head_early or _is_event_stream(head),
         )
 
         async def settle(outcome: Outcome) -> None:
@@ -405,6 +406,13 @@ class Engine:
 
     async def _end(self, exchange: Exchange, relay: Relay, outcome: Outcome) -> None:
         """End the client's answer as the vendor ended its own; what broke off never ends cleanly."""
+        if not relay.is_shown:
+            refused = Refused(
+                Reason.UPSTREAM_UNREACHABLE, f"{exchange.surface.name} answered without a stream."
+            )
+            event = exchange.surface.dialect.stream_error(refused, exchange.request_id)
+            await send_body(exchange, event, is_last=True)
+            return
         if relay.is_whole:
             await send_body(exchange, b"", is_last=True)
             return
@@ -628,6 +636,12 @@ def _bounded(priced: Priced, at_least_nanousd: int, at_most_nanousd: int) -> Pri
     if cost_nanousd == priced.cost_nanousd:
         return priced
     return replace(priced, cost_nanousd=cost_nanousd, flags=(*priced.flags, NOT_FROM_USAGE))
+
+
+def _is_event_stream(head: AnswerHead) -> bool:
+    """Or may be one: without a content type, it is what was asked for."""
+    content_type = head.header(b"content-type").lower()
+    return not content_type or content_type.startswith(b"text/event-stream")
 
 
 def _json_object(body: bytes) -> dict[str, Any]:

@@ -22,7 +22,7 @@ Settle = Callable[[Outcome], Awaitable[None]]
 class Relay:
     """One successful (2xx) answer on its way down."""
 
-    __slots__ = ("_answer", "_decoder", "_exchange", "_is_decoded", "_observer", "_silence")
+    __slots__ = ("_answer", "_decoder", "_exchange", "_is_decoded", "_observer", "_silence", "is_shown")
 
     def __init__(
         self,
@@ -33,6 +33,7 @@ class Relay:
         *,
         silence: SilenceKeeper | None,
         is_head_early: bool,
+        is_shown: bool = True,
     ) -> None:
         self._exchange = exchange
         self._answer = answer
@@ -41,6 +42,9 @@ class Relay:
         self._is_decoded = is_head_early and decoder is not None
         """The head that went out early names no coding: the client gets decoded bytes."""
         self._silence = silence
+        self.is_shown = is_shown
+        """False: the head that went out early promises a stream, and this is none. A client would read nothing
+        in it and take that for an answer; it is read for the meter alone, and an error says what happened."""
 
     @property
     def is_whole(self) -> bool:
@@ -109,13 +113,14 @@ class Relay:
 
     def _outcome(self) -> Outcome:
         """How an answer ended that the vendor ended by itself."""
-        if self._observer.error is not None or not self.is_whole:
+        if self._observer.error is not None or not self.is_whole or not self.is_shown:
             return Outcome.UPSTREAM_FAILED
         return Outcome.CLIENT_LEFT if self._exchange.client_left else Outcome.COMPLETED
 
     async def send(self, chunk: bytes, *, is_last: bool = False) -> None:
-        """Pass bytes on, unless the client has left."""
-        await send_body(self._exchange, chunk, is_last=is_last)
+        """Pass bytes on, unless the client has left or cannot read them."""
+        if self.is_shown:
+            await send_body(self._exchange, chunk, is_last=is_last)
 
 
 async def send_body(exchange: Exchange, chunk: bytes, *, is_last: bool) -> None:

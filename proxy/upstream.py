@@ -161,7 +161,7 @@ class Broken(UpstreamError):  # noqa: N818 - the suffix stands on the root; thes
         super().__init__(message, is_sent=True)
 
 
-class CancelledUnsent(asyncio.CancelledError):  # noqa: N818 - not an error: a cancellation that knows more
+class CancelledUnsent(asyncio.CancelledError):
     """Cancelled while there was no connection yet: surely no byte of the request was written."""
 
 
@@ -924,7 +924,11 @@ class _Connection(asyncio.Protocol):
         self._break_off(TimedOut(self._phase, f"{self.origin}: {_MISSED[self._phase]} in time", is_sent=True))
 
 
-_MISSED: dict[Phase, str] = {"first_byte": "no answer", "idle": "no progress", "answer": "no end of the answer"}
+_MISSED: dict[Phase, str] = {
+    "first_byte": "no answer",
+    "idle": "no progress",
+    "answer": "no end of the answer",
+}
 
 
 def _ignore(_data: bytes) -> None:

@@ -6,6 +6,7 @@ import re
 from contextlib import asynccontextmanager
 
 import httpx
+import orjson
 import pytest
 
 from simulators.anthropic import (
@@ -450,6 +451,27 @@ async def test_an_error_after_the_comments_is_told_inside_the_stream(tmp_path, v
         assert received.startswith(b'event: error\ndata: {"type":"error"')
         assert f'"type":"{kind}"'.encode() in received
         assert (await gateway.only_entry())["cost_nanousd"] == 0
+
+
+@pytest.mark.parametrize("coding", ["identity", "gzip"])
+async def test_an_answer_without_a_stream_after_the_comments_is_told_as_an_error_and_booked(
+    tmp_path, vendor, coding
+):
+    """Raw JSON in a stream is no event to any SDK: the caller would take it for an empty answer."""
+    gate = Gate()
+    message = {"type": "message", "model": BODY["model"], "stop_reason": "end_turn"}
+    body = orjson.dumps({**message, "usage": USAGE.in_message()})
+    body = gzip.compress(body) if coding == "gzip" else body
+    headers = (("content-type", "application/json"), ("content-encoding", coding))
+    vendor.next(Script(headers=headers, before=(WaitFor(gate),), steps=(Send(body),)))
+    async with after_comments(tmp_path, vendor, gate, **{"accept-encoding": coding}) as (gateway, _, rest):
+        received = await rest()
+        assert received.startswith(b'event: error\ndata: {"type":"error","error":{"type":"api_error"')
+        assert received.endswith(b"}\n\n")
+        assert b"usage" not in received
+        entry = await gateway.only_entry()
+        assert told(entry) == ("upstream_failed", "reported")
+        assert entry["cost_nanousd"] == EXACT_NANOUSD
 
 
 @pytest.mark.parametrize("is_reset", [True, False])
