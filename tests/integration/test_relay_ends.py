@@ -9,6 +9,7 @@ import httpx
 import orjson
 import pytest
 
+from proxy.decoding import DECODED_BYTES_MAX
 from simulators.anthropic import (
     AnthropicSimulator,
     Ending,
@@ -22,7 +23,7 @@ from simulators.anthropic import (
     stalls_after,
     streams,
 )
-from simulators.anthropic_messages import ERROR_TYPES, error_json
+from simulators.anthropic_messages import ERROR_TYPES, Content, Message, error_json, message_events
 from simulators.script import Disconnect, Framing, Gate, Script, Send, WaitFor
 from simulators.server import State
 from tests.support.gateway import client_of, messages_body, running_gateway
@@ -531,6 +532,22 @@ async def test_a_gzip_answer_with_broken_bytes_passes_and_is_estimated(tmp_path,
         async with client.stream("POST", "/v1/messages", json=BODY) as answer:
             assert b"".join([piece async for piece in answer.aiter_raw()]) == bytes(body)
         assert_estimated(await gateway.only_entry(), "completed")
+
+
+async def test_a_gzip_stream_that_unpacks_beyond_the_bound_passes_and_is_estimated(tmp_path, vendor):
+    """What ends it says exactly what it used; the meter does not look so far."""
+    message = Message("msg_1", BODY["model"], Content("Teal."), USAGE, "end_turn")
+    start, *events = message_events(message)
+    filler = [b"data: " + b" " * 1_000_000 + b"\n\n"] * (DECODED_BYTES_MAX // 1_000_000 + 1)
+    body = gzip.compress(b"".join([start, *filler, *events]), compresslevel=1)
+    headers = (("content-type", "text/event-stream"), ("content-encoding", "gzip"))
+    vendor.next(Script(headers=headers, steps=(Send(body),)))
+    async with serving(tmp_path, vendor) as (gateway, client):
+        async with client.stream("POST", "/v1/messages", json=BODY) as answer:
+            assert b"".join([piece async for piece in answer.aiter_raw()]) == body
+        entry = await gateway.only_entry()
+        assert_estimated(entry, "completed")
+        assert entry["cost_nanousd"] >= 1_000 * 3_000, "below what the vendor had reported at its beginning"
 
 
 async def test_a_whole_answer_without_usage_passes_and_is_estimated(tmp_path, vendor):
