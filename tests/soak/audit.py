@@ -1,0 +1,138 @@
+"""After a soak: the ledger against what the vendor saw, request by request."""
+
+import sqlite3
+from array import array
+from collections import Counter
+from collections.abc import Iterator
+from contextlib import closing
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from metering.ledger import Outcome
+from tests.soak.mix import KINDS, UNANSWERED
+
+NAMES = "req_011Sim"
+"""What the simulator's request ids begin with; a number follows, 1 for the first request."""
+PROBLEMS_MAX = 20
+
+ENTRIES = """
+SELECT entries.kind, outcome, basis, cost_nanousd, upstream_request_id, reservations.hold_nanousd, reservations.state
+FROM reservations LEFT JOIN entries ON reservation_id = reservations.id
+"""
+
+
+@dataclass(slots=True)
+class Audit:
+    """The comparison's result."""
+
+    seen: int = 0
+    """Requests that the vendor saw."""
+    entries: int = 0
+    exact: int = 0
+    estimated: int = 0
+    voided: int = 0
+    cost_nanousd: int = 0
+    reported_nanousd: int = 0
+    """What the vendor's exact answers cost; equal to the ledger's sum over the same requests."""
+    exact_nanousd: int = 0
+    raced: int = 0
+    """Requests that the vendor never saw, because it closed the connection under them."""
+    problems: list[str] = field(default_factory=list)
+    problems_total: int = 0
+
+    def complain(self, text: str) -> None:
+        self.problems_total += 1
+        if len(self.problems) < PROBLEMS_MAX:
+            self.problems.append(text)
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    kind: str | None
+    outcome: str
+    basis: str
+    cost_nanousd: int
+    upstream_request_id: str | None
+    hold_nanousd: int
+    state: str
+
+
+def audit(store: Path, vendor: Path) -> Audit:
+    """Every request of the vendor exactly once in the ledger, at its price; and nothing else."""
+    kinds, costs = array("B"), array("q")
+    kinds.frombytes((vendor / "kinds").read_bytes())
+    costs.frombytes((vendor / "costs").read_bytes())
+    found = Audit(seen=len(kinds) - kinds.count(UNANSWERED))
+    times_booked = bytearray(len(kinds) + 1)
+    nameless = 0
+    for row in _rows(store):
+        found.entries += 1
+        found.cost_nanousd += row.cost_nanousd or 0
+        if row.kind == "void":
+            found.voided += 1
+        elif row.kind != "settle":
+            found.complain(f"neither settled nor voided: {row}")
+        elif row.upstream_request_id is None:
+            nameless += 1
+            _check_estimate(found, row)
+        else:
+            number = int(row.upstream_request_id.removeprefix(NAMES))
+            times_booked[number] += 1
+            _check(found, row, kinds[number - 1], costs[number - 1])
+    _check_counts(found, times_booked, kinds, nameless)
+    return found
+
+
+def _rows(store: Path) -> Iterator[Row]:
+    with closing(sqlite3.connect(f"{store.as_uri()}?mode=ro", uri=True)) as connection:
+        yield from (Row(*row) for row in connection.execute(ENTRIES))
+
+
+def _check(found: Audit, row: Row, kind_index: int, cost_nanousd: int) -> None:
+    kind = KINDS[kind_index]
+    if row.outcome not in kind.outcomes:
+        found.complain(f"{kind.name}: {row}")
+    if not kind.is_exact:
+        _check_estimate(found, row)
+        return
+    found.exact += 1
+    found.exact_nanousd += row.cost_nanousd
+    expected = 0 if Outcome.UPSTREAM_FAILED in kind.outcomes else cost_nanousd
+    found.reported_nanousd += expected
+    if (row.basis, row.cost_nanousd) != ("reported", expected):
+        found.complain(f"{kind.name}: {row}, expected {expected}")
+
+
+def _check_estimate(found: Audit, row: Row) -> None:
+    found.estimated += 1
+    if row.hold_nanousd:
+        is_right = row.basis == "estimated" and 0 < row.cost_nanousd <= row.hold_nanousd
+    else:
+        is_right = row.cost_nanousd == 0  # counting tokens is free
+    if row.outcome != Outcome.UPSTREAM_FAILED or not is_right:
+        found.complain(f"an estimate out of its bounds: {row}")
+
+
+def _check_counts(found: Audit, times_booked: bytearray, kinds: "array[int]", nameless: int) -> None:
+    """A dropped request has no name, because its answer had none: those are only counted. Nor has one that was
+    written while the vendor closed its connection; each of the vendor's sudden ends can catch one."""
+    dropped = {index for index, kind in enumerate(KINDS) if kind.is_dropped}
+    by_kind = Counter(kinds)
+    found.raced = nameless - sum(by_kind[index] for index in dropped)
+    sudden_ends = sum(by_kind[index] for index, kind in enumerate(KINDS) if kind.ends_suddenly)
+    if not 0 <= found.raced <= sudden_ends:
+        found.complain(f"{found.raced} entries without a name too many, {sudden_ends} sudden ends")
+    for number, kind_index in enumerate(kinds, start=1):
+        if kind_index == UNANSWERED:
+            if times_booked[number]:
+                found.complain(f"request {number} was never answered, but its answer is booked")
+            continue
+        expected = 0 if kind_index in dropped else 1
+        if times_booked[number] != expected:
+            found.complain(
+                f"request {number} ({KINDS[kind_index].name}) is booked {times_booked[number]} times"
+            )
+        if not KINDS[kind_index].outcomes:
+            found.complain(
+                f"request {number} ({KINDS[kind_index].name}) should never have reached the vendor"
+            )
