@@ -60,6 +60,11 @@ class App:
         await self._stack.aclose()
         await send({"type": "lifespan.shutdown.complete"})
 
+    def count_malformed(self) -> None:
+        """A connection was ended because of what came on it."""
+        if self.service is not None:
+            self.service.telemetry.malformed()
+
     def start_draining(self) -> None:
         """Not ready from now on, still serving."""
         if self.service is not None:

@@ -121,6 +121,7 @@ def make_server(settings: Settings, *, parent_pid: int | None = None, clock: Clo
             head_bytes_max=settings.head_bytes_max,
             headers_max=settings.headers_max,
             client_stall_s=settings.client_stall_timeout_s,
+            on_malformed=app.count_malformed,
         ),
         ws="none",
         loop="uvloop",

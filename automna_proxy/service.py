@@ -66,10 +66,13 @@ class Service:
 
     async def keep_gauges(self) -> None:
         """Gauges that are cheaper to read now and then than to keep."""
+        loop = asyncio.get_running_loop()
         while True:
             self.telemetry.queue_units.set(self.store.writer.queued_units)
             self.telemetry.upstream_connections.set(self.client.open_connections)
+            due_s = loop.time() + GAUGES_EVERY_S
             await asyncio.sleep(GAUGES_EVERY_S)
+            self.telemetry.loop_lag_s.set(max(0.0, loop.time() - due_s))
 
 
 def bounds_of(settings: Settings) -> Bounds:

@@ -10,7 +10,7 @@ from rich.table import Table as RichTable
 from rich.text import Text
 
 from metering.money import credits_of, usd
-from metering.reports import Entry, Sums, UsageReport, instant
+from metering.reports import Entry, RequestReport, Sums, UsageReport, instant
 
 Cell = str | int | None
 """An int is shown with separators on a terminal, and right-aligned; None is empty."""
@@ -140,6 +140,27 @@ def entries_table(entries: Sequence[Entry], *, title: str = "Ledger") -> Table:
         ],
         note="no entries yet",
         left_out_first=("seq", "basis", "cache write", "cache read", "outcome"),
+    )
+
+
+def request_table(report: RequestReport) -> Table:
+    """A request's reservation, a line per fact."""
+    return Table(
+        f"Request {report.request_id}",
+        ("fact", "value"),
+        [
+            ("at", instant(report.at_ms)),
+            ("resolved at", None if report.resolved_at_ms is None else instant(report.resolved_at_ms)),
+            ("state", report.state),
+            ("user", report.user_id),
+            ("gateway token", report.token_id),
+            ("surface", report.surface),
+            ("operation", report.operation),
+            ("model", report.model),
+            ("held USD", usd(report.hold_nanousd)),
+            ("checkpoint USD", usd(report.checkpoint_nanousd)),
+            ("worker", report.worker_id),
+        ],
     )
 
 

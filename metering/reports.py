@@ -132,6 +132,33 @@ class Entry:
         return fields
 
 
+@dataclass(frozen=True, slots=True)
+class RequestReport:
+    """One request: what was reserved for it, and its entries. Costs in nano-USD; `at_ms` UTC."""
+
+    request_id: str
+    state: str
+    worker_id: str
+    user_id: str
+    token_id: str
+    surface: str
+    operation: str
+    model: str | None
+    hold_nanousd: int
+    checkpoint_nanousd: int
+    at_ms: int
+    resolved_at_ms: int | None
+    entries: tuple[Entry, ...]
+
+    def as_json(self) -> dict[str, Any]:
+        fields = asdict(self)
+        fields["at"] = instant(fields.pop("at_ms"))
+        resolved_at_ms = fields.pop("resolved_at_ms")
+        fields["resolved_at"] = None if resolved_at_ms is None else instant(resolved_at_ms)
+        fields["entries"] = [entry.as_json() for entry in self.entries]
+        return fields
+
+
 # --- statements --------------------------------------------------------------------------------------
 
 _GROUP_KEYS = {
@@ -167,6 +194,12 @@ SELECT_TAIL = f"SELECT {_ENTRY_COLUMNS} FROM entries ORDER BY seq DESC LIMIT ?1"
 SELECT_TAIL_OF_USER = f"""
 SELECT {_ENTRY_COLUMNS} FROM entries WHERE user_id = ?2 ORDER BY at_ms DESC, seq DESC LIMIT ?1"""
 SELECT_SINCE = f"SELECT {_ENTRY_COLUMNS} FROM entries WHERE seq > ?1 ORDER BY seq LIMIT ?2"
+SELECT_RESERVATION = """
+SELECT id, state, worker_id, user_id, token_id, surface, operation, model, hold_nanousd, checkpoint_nanousd,
+    created_at_ms, resolved_at_ms FROM reservations WHERE id = ?1"""
+# By the user's index: most of a request's entries would be found by its own, but corrections would not.
+SELECT_OF_REQUEST = f"""
+SELECT {_ENTRY_COLUMNS} FROM entries WHERE user_id = ?2 AND at_ms >= ?3 AND reservation_id = ?1 ORDER BY seq"""
 SELECT_NEWEST = "SELECT COALESCE(MAX(seq), 0) FROM entries"
 SELECT_BALANCES = """
 SELECT meter, spent, held, allowance FROM accounts
@@ -205,6 +238,18 @@ async def tail(readers: Readers, entries_max: int, *, user_id: str | None = None
 async def entries_since(readers: Readers, seq: int) -> list[Entry]:
     """Entries after `seq`, oldest first, ENTRIES_MAX at most: ask again from the last one's `seq`."""
     return [_entry(row) for row in await readers.rows(SELECT_SINCE, (seq, ENTRIES_MAX))]
+
+
+async def request_report(readers: Readers, request_id: str) -> RequestReport | None:
+    """A request that was admitted, by its id; None when the ledger has none of that id."""
+    row = await readers.row(SELECT_RESERVATION, (request_id,))
+    if row is None:
+        return None
+    values: list[Any] = list(row)
+    user_id, created_at_ms = values[3], values[10]
+    found = await readers.rows(SELECT_OF_REQUEST, (request_id, user_id, created_at_ms))
+    values.append(tuple(map(_entry, found)))
+    return RequestReport(*values)
 
 
 async def newest_seq(readers: Readers) -> int:

@@ -37,6 +37,10 @@ class Connection(HttpToolsProtocol):
     headers_max = 200
     client_stall_s = 120.0
 
+    @staticmethod
+    def on_malformed() -> None:
+        """What came was no request that can be served: malformed, too large, too many at once."""
+
     def __init__(
         self,
         config: Config,
@@ -224,6 +228,7 @@ class Connection(HttpToolsProtocol):
             return
         if len(self.pipeline) >= PIPELINED_REQUESTS_MAX:
             self._is_refused = True
+            self.on_malformed()
             self.drop()
             return
         is_upgrade = self.parser.should_upgrade()
@@ -274,6 +279,7 @@ class Connection(HttpToolsProtocol):
     def _refuse(self, status: bytes, body: bytes) -> None:
         """No surface is known yet: a plain answer."""
         self._is_refused = True
+        self.on_malformed()
         if self._running is not None and not self._running.response_complete:
             self.transport.abort()  # sent ahead while another answer is being written: ours would stand in it
             return
@@ -313,9 +319,13 @@ class Connection(HttpToolsProtocol):
             self._stall_timer = self.loop.call_later(self.client_stall_s, self.drop)
 
 
-def bounded(*, head_bytes_max: int, headers_max: int, client_stall_s: float) -> type[Connection]:
-    """The protocol class for uvicorn, with these bounds."""
+def bounded(
+    *, head_bytes_max: int, headers_max: int, client_stall_s: float, on_malformed: Callable[[], None]
+) -> type[Connection]:
+    """The protocol class for uvicorn, with these bounds. `on_malformed` is called when a connection is ended
+    because of what came on it."""
     bounds = {
+        "on_malformed": staticmethod(on_malformed),
         "head_bytes_max": head_bytes_max,
         "headers_max": headers_max,
         "client_stall_s": client_stall_s,

@@ -22,7 +22,9 @@ class Exchange:
 
     __slots__ = (
         "admitted",
+        "admitted_s",
         "caller",
+        "cause",
         "checkpoint_nanousd",
         "client_left",
         "connection",
@@ -33,6 +35,8 @@ class Exchange:
         "head_is_out",
         "inbound",
         "is_done",
+        "is_estimated",
+        "notes",
         "observer",
         "on_client_gone",
         "operation",
@@ -66,7 +70,7 @@ class Exchange:
         self.connection = connection
         self.request_id = request_id
         self.started_s = started_s
-        """Monotonic."""
+        """`time.monotonic`, as all instants here: the clock of uvloop's loop moves in milliseconds."""
 
         self.operation: Operation | None = None
         self.caller: Caller | None = None
@@ -76,6 +80,8 @@ class Exchange:
         self.demand: Demand = NO_DEMAND
         self.admitted: Admitted | None = None
 
+        self.admitted_s: float | None = None
+        """Monotonic: when the reservation was durable."""
         self.observer: Observer | None = None
         self.upstream_status: int | None = None
         self.upstream_request_id: str | None = None
@@ -98,3 +104,9 @@ class Exchange:
         self.settled: asyncio.Future[Resolved] | None = None
         """The resolution of the reservation, from the moment it is queued."""
         self.priced: Priced | None = None
+        self.is_estimated = False
+        """What is booked is no report of the vendor's."""
+        self.notes: tuple[str, ...] = ()
+        """What was odd about it, as the entry has it."""
+        self.cause: str | None = None
+        """What went wrong on the vendor's side, in the words of the client that speaks to it."""

@@ -12,6 +12,7 @@ estimate, and the client never sees a clean end. Ourselves: the hold expires at 
 
 import asyncio
 import logging
+import time
 from dataclasses import replace
 from typing import Any
 
@@ -102,7 +103,7 @@ class Engine:
             receive=receive,
             connection=connection,
             request_id=new_id("req", self._clock.now_ms()),
-            started_s=asyncio.get_running_loop().time(),
+            started_s=time.monotonic(),
         )
         try:
             await self._serve(exchange, mounted, path)
@@ -119,7 +120,7 @@ class Engine:
             await self._refuse(exchange, Refused(Reason.INTERNAL, "The proxy failed. This is our defect."))
         finally:
             exchange.status = exchange.status or CLIENT_CLOSED_REQUEST
-            self._telemetry.finish(exchange, asyncio.get_running_loop().time())
+            self._telemetry.finish(exchange, time.monotonic())
 
     async def _serve(self, exchange: Exchange, mounted: Mounted, path: bytes) -> None:
         if self.is_stopping:
@@ -136,6 +137,7 @@ class Engine:
         exchange.inbound = await self._read(exchange, params)
         request = self._price(exchange, mounted)
         exchange.admitted = await self._admission.admit(exchange.caller, request)
+        exchange.admitted_s = time.monotonic()
         self._enter(exchange)
         try:
             if exchange.connection.is_gone:
@@ -313,7 +315,7 @@ class Engine:
             outcome = Outcome.TIMED_OUT if is_timeout else Outcome.UPSTREAM_FAILED
             self._settle(exchange, outcome, self._known_usage(exchange))
         vendor = exchange.surface.name
-        logger.warning("request %s: %s: %s", exchange.request_id, vendor, error)
+        exchange.cause = str(error)
         if is_timeout:
             return Refused(Reason.UPSTREAM_TIMEOUT, f"{vendor} did not answer in time.")
         return Refused(Reason.UPSTREAM_UNREACHABLE, f"{vendor} cannot be reached.", retry_after_s=1.0)
@@ -501,11 +503,12 @@ class Engine:
         if not usage.is_exact:
             priced = _bounded(priced, exchange.checkpoint_nanousd, reservation.hold_nanousd)
         exchange.outcome, exchange.priced = outcome, priced
+        exchange.is_estimated, exchange.notes = not usage.is_exact, (*usage.notes, *notes)
         settlement = Settlement(
             outcome,
             priced,
             is_reported=usage.is_exact,
-            notes=(*usage.notes, *notes),
+            notes=exchange.notes,
             price_version=self._prices.version,
             upstream_status=exchange.upstream_status,
             upstream_request_id=exchange.upstream_request_id,

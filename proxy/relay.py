@@ -4,7 +4,7 @@ The end of an answer (the event that ends a stream, the last chunk of a body) wa
 other byte passes when it comes. When the client has left, the rest is read for the meter alone.
 """
 
-import asyncio
+import time
 from collections.abc import Awaitable, Callable
 
 from metering.ledger import Outcome
@@ -17,6 +17,12 @@ from proxy.upstream import Answer, Broken, TimedOut
 
 Settle = Callable[[Outcome], Awaitable[None]]
 """Book the exchange and wait, within its bound, until that is durable."""
+
+IN_STREAM = "error in the stream"
+ENDED_EARLY = "ended before its last event"
+"""Causes, in the canonical line."""
+ERROR_TYPE_CHARS_MAX = 100
+"""Of a vendor's word in our log."""
 
 
 class Relay:
@@ -69,9 +75,11 @@ class Relay:
         while True:
             try:
                 chunk = await answer.read()
-            except TimedOut:
+            except TimedOut as error:
+                self._exchange.cause = str(error)
                 return Outcome.TIMED_OUT
-            except Broken:
+            except Broken as error:
+                self._exchange.cause = str(error)
                 return self._outcome() if self.is_whole else Outcome.UPSTREAM_FAILED
             if not chunk:
                 break
@@ -83,7 +91,7 @@ class Relay:
     async def _pass_on(self, chunk: bytes, settle: Settle, *, is_last: bool) -> None:
         exchange = self._exchange
         if exchange.first_byte_s is None:
-            exchange.first_byte_s = asyncio.get_running_loop().time()
+            exchange.first_byte_s = time.monotonic()
             if self._silence is not None:
                 await self._silence.hush()
         chunk, hold_at = self._observe(chunk)
@@ -113,7 +121,11 @@ class Relay:
 
     def _outcome(self) -> Outcome:
         """How an answer ended that the vendor ended by itself."""
-        if self._observer.error is not None or not self.is_whole or not self.is_shown:
+        if self._observer.error is not None:
+            self._exchange.cause = f"{IN_STREAM}: {self._observer.error[:ERROR_TYPE_CHARS_MAX]}"
+            return Outcome.UPSTREAM_FAILED
+        if not self.is_whole or not self.is_shown:
+            self._exchange.cause = self._exchange.cause or ENDED_EARLY
             return Outcome.UPSTREAM_FAILED
         return Outcome.CLIENT_LEFT if self._exchange.client_left else Outcome.COMPLETED
 

@@ -9,6 +9,7 @@ import logging
 import os
 import re
 from collections.abc import Callable
+from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any, TypeVar
 
@@ -16,8 +17,10 @@ import orjson
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
 from prometheus_client.multiprocess import MultiProcessCollector
 
+from metering.admission import Caller
+from metering.errors import Refused
 from metering.money import usd
-from metering.prices import PriceTable
+from metering.prices import Priced, PriceTable
 from metering.store.writer import CommitStats
 from metering.usage import OUTPUT, PROMPT_UNITS, WEB_SEARCHES
 from proxy.exchange import Exchange
@@ -31,6 +34,13 @@ MODEL_NAMES_MAX = 1_000
 """Names whose label is remembered; dated names share the label of their model."""
 
 UNITS = frozenset({*PROMPT_UNITS, OUTPUT, WEB_SEARCHES})
+PATH_BYTES_MAX, SEGMENT_CHARS_MAX = 200, 24
+"""Of a path that nobody serves, in a log line. Tokens and keys are longer than a segment may be."""
+OWN = "own"
+"""The surface of our own endpoints."""
+OWN_EXCHANGE = "automna_proxy.exchange"
+"""Where an ASGI scope has its `OwnExchange`."""
+CLIENT_ERROR = 400
 OTHER = "other"
 """The label of what vendors or requests name and we do not know: names from outside must not make labels."""
 _OWN_WORDS = frozenset(
@@ -45,6 +55,12 @@ _OWN_WORDS = frozenset(
         "cost_usd",
         "upstream_status",
         "client_left",
+        "admitted_ms",
+        "input_tokens",
+        "output_tokens",
+        "hold_usd",
+        "estimated",
+        "reason",
     }
 )
 """Fields of our own making: one word each, whatever happens."""
@@ -66,6 +82,21 @@ class _Children(dict[tuple[str, ...], Metric]):
         child: Metric = self._labels(*key)
         self[key] = child
         return child
+
+
+@dataclass(slots=True)
+class OwnExchange:
+    """A request to an endpoint of our own, for its canonical line."""
+
+    request_id: str
+    method: str
+    raw_path: bytes
+    began_s: float
+    """Monotonic."""
+    status: int = 0
+    operation: str | None = None
+    caller: Caller | None = None
+    refused: Refused | None = None
 
 
 class Telemetry:
@@ -114,12 +145,19 @@ class Telemetry:
             ["surface", "reason"],
             registry=self.registry,
         )
+        estimates = Counter(
+            "automna_estimates",
+            "Entries booked by an estimate, because the vendor's answer broke off before its counts.",
+            ["surface", "outcome"],
+            registry=self.registry,
+        )
         self._requests: _Children[Counter] = _Children(requests.labels)
         self._seconds: _Children[Histogram] = _Children(seconds.labels)
         self._first_byte: _Children[Histogram] = _Children(first_byte.labels)
         self._tokens: _Children[Counter] = _Children(tokens.labels)
         self._cost: _Children[Counter] = _Children(cost.labels)
         self._refusals: _Children[Counter] = _Children(refusals.labels)
+        self._estimates: _Children[Counter] = _Children(estimates.labels)
         self._account_alarms = Counter(
             "automna_upstream_account_alarms",
             "Vendor answers about the platform's own account (bad key, no balance, rate).",
@@ -141,12 +179,23 @@ class Telemetry:
             "Holds of dead workers, booked at their last checkpoint.",
             registry=self.registry,
         )
+        self._malformed = Counter(
+            "automna_malformed_requests",
+            "Connections ended because of what came on them: no HTTP, too large a head, too many requests ahead.",
+            registry=self.registry,
+        )
         self.queue_units = self._gauge("automna_ledger_queue_units", "Units of work waiting for a commit.")
         self.open_exchanges = self._gauge("automna_open_exchanges", "Requests between admission and settle.")
         self.open_streams = self._gauge("automna_open_streams", "Streamed answers being relayed.")
         self.drains = self._gauge("automna_drains", "Vendor answers read on after their client left.")
         self.upstream_connections = self._gauge(
             "automna_upstream_connections", "Open connections to vendors."
+        )
+        self.loop_lag_s = Gauge(
+            "automna_loop_lag_seconds",
+            "How late the event loop was at its last look, once a second; of several workers the worst.",
+            registry=self.registry,
+            multiprocess_mode="livemax",
         )
 
     def _gauge(self, name: str, meaning: str) -> Gauge:
@@ -162,6 +211,9 @@ class Telemetry:
 
     def expired(self, reservations: int) -> None:
         self._expired.inc(reservations)
+
+    def malformed(self) -> None:
+        self._malformed.inc()
 
     def account_alarm(self, surface: str, status: int) -> None:
         """A vendor refused our own account: an operator must look."""
@@ -182,6 +234,8 @@ class Telemetry:
         self._seconds[surface, operation, outcome].observe(ended_s - exchange.started_s)
         if exchange.first_byte_s is not None:
             self._first_byte[surface, operation].observe(exchange.first_byte_s - exchange.started_s)
+        if exchange.is_estimated:
+            self._estimates[surface, outcome].inc()
         if (priced := exchange.priced) is not None:
             provider = exchange.surface.provider
             for line in priced.lines:
@@ -194,6 +248,19 @@ class Telemetry:
                 self._cost[surface, model, outcome].inc(priced.cost_nanousd)
         if logger.isEnabledFor(logging.INFO):
             logger.info(self._render(_fields(exchange, outcome, operation, ended_s)))
+
+    def finish_own(self, own: OwnExchange, ended_s: float, *, is_told: bool) -> None:
+        """Once per request to an endpoint of our own."""
+        operation = own.operation or "unknown"
+        outcome = "refused" if own.status >= CLIENT_ERROR else "completed"
+        if not own.status:
+            outcome = "internal"
+        if own.refused is not None:
+            self._refusals[OWN, own.refused.reason.value].inc()
+        self._requests[OWN, operation, outcome, str(own.status)].inc()
+        self._seconds[OWN, operation, outcome].observe(ended_s - own.began_s)
+        if is_told and logger.isEnabledFor(logging.INFO):
+            logger.info(self._render(_own_fields(own, outcome, operation, ended_s)))
 
     def _model_label(self, provider: str, model: str) -> str:
         """A model's id in the price table, or OTHER."""
@@ -215,35 +282,98 @@ class Telemetry:
 
 
 def _fields(exchange: Exchange, outcome: str, operation: str, ended_s: float) -> dict[str, Any]:
-    """The canonical line. Field names are part of the operators' contract; no token, no key, no body."""
-    caller, priced, refused = exchange.caller, exchange.priced, exchange.refused
+    """The canonical line. Field names are part of the operators' contract (docs/operations.md has them all);
+    no token, no key, no body."""
+    caller, refused, began_s = exchange.caller, exchange.refused, exchange.started_s
     fields: dict[str, Any] = {
         "request": exchange.request_id,
         "surface": exchange.surface.name,
         "operation": operation,
         "status": exchange.status,
         "outcome": outcome,
-        "ms": round((ended_s - exchange.started_s) * 1000, 1),
+        "ms": _ms(began_s, ended_s),
     }
     if caller is not None:
         fields["user"] = caller.user_id
         fields["gateway_token"] = caller.token_id
     if exchange.demand.models:
         fields["model"] = exchange.demand.models[0]
-    if exchange.first_byte_s is not None:
-        fields["first_byte_ms"] = round((exchange.first_byte_s - exchange.started_s) * 1000, 1)
-    if priced is not None:
-        fields["cost_usd"] = usd(priced.cost_nanousd)
-    if exchange.upstream_status is not None:
-        fields["upstream_status"] = exchange.upstream_status
-    if exchange.upstream_request_id is not None:
-        fields["upstream_request"] = exchange.upstream_request_id
+    if exchange.admitted is not None:
+        _add_admitted(fields, exchange)
     if refused is not None:
         fields["reason"] = refused.reason.value
         fields.update(refused.facts)
     if exchange.client_left:
         fields["client_left"] = True
+    if exchange.operation is None:
+        fields["method"], fields["path"] = exchange.scope["method"], shown_path(exchange.scope["raw_path"])
     return fields
+
+
+def _add_admitted(fields: dict[str, Any], exchange: Exchange) -> None:
+    """What became of it after it was let in: at the vendor, and in the ledger."""
+    admitted, priced, began_s = exchange.admitted, exchange.priced, exchange.started_s
+    assert admitted is not None
+    if exchange.admitted_s is not None:
+        fields["admitted_ms"] = _ms(began_s, exchange.admitted_s)
+    if exchange.first_byte_s is not None:
+        fields["first_byte_ms"] = _ms(began_s, exchange.first_byte_s)
+    if priced is not None:
+        fields["input_tokens"], fields["output_tokens"] = _tokens(priced)
+        fields["cost_usd"] = usd(priced.cost_nanousd)
+    if exchange.is_estimated:
+        fields["estimated"] = True
+        fields["hold_usd"] = usd(admitted.reservation.hold_nanousd)
+    if notes := (*exchange.notes, *(priced.flags if priced is not None else ())):
+        fields["notes"] = ",".join(notes)
+    if exchange.upstream_status is not None:
+        fields["upstream_status"] = exchange.upstream_status
+    if exchange.upstream_request_id is not None:
+        fields["upstream_request"] = exchange.upstream_request_id
+    if exchange.cause is not None:
+        fields["cause"] = exchange.cause
+
+
+def _own_fields(own: OwnExchange, outcome: str, operation: str, ended_s: float) -> dict[str, Any]:
+    fields: dict[str, Any] = {
+        "request": own.request_id,
+        "surface": OWN,
+        "operation": operation,
+        "status": own.status,
+        "outcome": outcome,
+        "ms": _ms(own.began_s, ended_s),
+    }
+    if own.caller is not None:
+        fields["user"] = own.caller.user_id
+        fields["gateway_token"] = own.caller.token_id
+    if own.refused is not None:
+        fields["reason"] = own.refused.reason.value
+    if own.operation is None:
+        fields["method"], fields["path"] = own.method, shown_path(own.raw_path)
+    return fields
+
+
+def _ms(began_s: float, then_s: float) -> float:
+    return round((then_s - began_s) * 1000, 1)
+
+
+def _tokens(priced: Priced) -> tuple[int, int]:
+    """Prompt tokens of all buckets, and output tokens."""
+    prompt = output = 0
+    for line in priced.lines:
+        for unit, count in line.counts.items():
+            if unit in PROMPT_UNITS:
+                prompt += count
+            elif unit == OUTPUT:
+                output += count
+    return prompt, output
+
+
+def shown_path(raw_path: bytes) -> str:
+    """A path that nobody serves, for the log: enough to see what was meant. Whatever is as long as a secret is
+    left out."""
+    segments = raw_path[:PATH_BYTES_MAX].decode("latin-1").split("/")
+    return "/".join(segment if len(segment) <= SEGMENT_CHARS_MAX else "..." for segment in segments)
 
 
 def _as_json(fields: dict[str, Any]) -> str:

@@ -188,7 +188,8 @@ def _model(fields: Mapping[str, Any], field: str, pricing: Pricing) -> tuple[str
         raise Refused(Reason.BAD_REQUEST, f"{field}: a model name is required.")
     info = pricing.table.model(PROVIDER, name) if len(name) <= MODEL_NAME_CHARS_MAX else None
     if info is None:
-        raise Refused(Reason.MODEL_UNAVAILABLE, f"model: {name[:MODEL_NAME_CHARS_MAX]}")
+        shown = name[:MODEL_NAME_CHARS_MAX]
+        raise Refused(Reason.MODEL_UNAVAILABLE, f"model: {shown}", facts={"model": shown})
     return name, info
 
 

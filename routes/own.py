@@ -4,14 +4,17 @@ Plain Starlette: nothing here is on the way of a vendor's bytes. Everything that
 declare, and no surface takes, ends here as 404.
 """
 
+import time
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 
 import orjson
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
+from starlette.middleware import Middleware
 from starlette.requests import Request
 from starlette.responses import Response
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from metering.clock import Clock
 from metering.errors import Refused
@@ -20,10 +23,12 @@ from metering.rate_limits import RateLimits
 from metering.store.store import Store
 from proxy.auth import Authenticator
 from proxy.errors import PLAIN_JSON
-from proxy.telemetry import Telemetry
+from proxy.telemetry import OWN_EXCHANGE, OwnExchange, Telemetry
 from routes.health import health_routes
 from routes.usage import Reports, usage_routes
 
+MACHINES = frozenset({"health", "ready", "metrics"})
+"""Endpoints that are asked every few seconds: counted, without a line."""
 _MESSAGES = {
     404: "There is nothing at this path.",
     405: "This path takes other methods: see the Allow header.",
@@ -53,12 +58,13 @@ def own_app(context: OwnContext) -> Starlette:
         clock=context.clock,
     )
 
-    async def refuse(request: Request, error: Exception) -> Response:  # noqa: ARG001 - Starlette's signature
+    async def refuse(request: Request, error: Exception) -> Response:
         assert isinstance(error, Refused)
-        request_id = new_id("req", context.clock.now_ms())
-        rendered = PLAIN_JSON.refusal(error, request_id)
+        own: OwnExchange = request.scope[OWN_EXCHANGE]
+        own.refused = error
+        rendered = PLAIN_JSON.refusal(error, own.request_id)
         response = Response(rendered.body, rendered.status)
-        response.raw_headers += [*rendered.headers, (b"x-automna-request-id", request_id.encode())]
+        response.raw_headers += rendered.headers
         return response
 
     app = Starlette(
@@ -66,10 +72,40 @@ def own_app(context: OwnContext) -> Starlette:
             *health_routes(context.not_ready, context.telemetry, context.metrics_token),
             *usage_routes(reports),
         ],
+        middleware=[Middleware(CanonicalLines, telemetry=context.telemetry, clock=context.clock)],
         exception_handlers={Refused: refuse, HTTPException: _no_such_route, Exception: _defect},
     )
     app.router.redirect_slashes = False  # `/health/` is another path, and none of ours
     return app
+
+
+class CanonicalLines:
+    """Gives each request an id, and tells of its end once. Machines that ask how we are get no line."""
+
+    def __init__(self, app: ASGIApp, telemetry: Telemetry, clock: Clock) -> None:
+        self._app = app
+        self._telemetry = telemetry
+        self._clock = clock
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        own = OwnExchange(
+            new_id("req", self._clock.now_ms()), scope["method"], scope["raw_path"], time.monotonic()
+        )
+        scope[OWN_EXCHANGE] = own
+
+        async def observed(message: Message) -> None:
+            if message["type"] == "http.response.start":
+                own.status = message["status"]
+                named = (b"x-automna-request-id", own.request_id.encode())
+                message = {**message, "headers": [*message["headers"], named]}
+            await send(message)
+
+        try:
+            await self._app(scope, receive, observed)
+        finally:
+            endpoint = scope.get("endpoint")
+            own.operation = endpoint.__name__ if endpoint else None
+            self._telemetry.finish_own(own, time.monotonic(), is_told=own.operation not in MACHINES)
 
 
 async def _no_such_route(request: Request, error: Exception) -> Response:  # noqa: ARG001 - Starlette's signature

@@ -23,6 +23,7 @@ from metering.store.database import Database
 from metering.store.readers import Readers
 from proxy.auth import Authenticator, find_gateway_tokens
 from proxy.surface import BEARER, HeaderKey, Headers
+from proxy.telemetry import OWN_EXCHANGE
 
 REPORTS_AT_ONCE_MAX = 4
 """Connections to the store, and threads, for reports in one worker; further ones wait their turn."""
@@ -43,9 +44,8 @@ class Reports:
         self._clock = clock
         self._turns = asyncio.Semaphore(REPORTS_AT_ONCE_MAX)
 
-    async def usage(self, headers: Headers, query: dict[str, str]) -> dict[str, Any]:
+    async def usage(self, caller: Caller, query: dict[str, str]) -> dict[str, Any]:
         """The report that the query asks for. Raises Refused."""
-        caller = await self._caller(headers)
         try:
             by = GroupBy(query.get("by", GroupBy.MODEL))
         except ValueError:
@@ -60,9 +60,8 @@ class Reports:
             report = await usage_of(readers, caller.user_id, period, by)
         return report.as_json()
 
-    async def limits(self, headers: Headers) -> dict[str, Any]:
+    async def limits(self, caller: Caller) -> dict[str, Any]:
         """Where the caller stands against each limit that is enforced. Raises Refused."""
-        caller = await self._caller(headers)
         owner, now_ms, plan = owner_of(caller.user_id), self._clock.now_ms(), caller.plan
         async with self._readers() as readers:
             money, open_requests = await balances_of(readers, owner, now_ms)
@@ -90,11 +89,14 @@ class Reports:
             "at": instant(now_ms),
         }
 
-    async def _caller(self, headers: Headers) -> Caller:
+    async def caller(self, request: Request) -> Caller:
+        """Whose gateway token it is. Raises Refused: no token, or too many reports a minute."""
+        headers: Headers = list(request.scope["headers"])
         found = find_gateway_tokens(TOKEN_PLACES, headers)
         # The bare form of the header also finds `Bearer X`, which is X and not a second token.
         tokens = {token for token in found if token[:7].lower() != b"bearer "}
         caller = await self._authenticator.authenticate(tokens)
+        request.scope[OWN_EXCHANGE].caller = caller
         rate = self._rate_limits.hit(f"reports:{caller.user_id}", REPORTS_PER_MINUTE)
         if not rate.is_allowed:
             raise Refused(
@@ -119,10 +121,10 @@ def usage_routes(reports: Reports) -> list[Route]:
     """`/api/user/usage` and `/api/user/limits`."""
 
     async def usage(request: Request) -> Response:
-        return _private(await reports.usage(list(request.scope["headers"]), dict(request.query_params)))
+        return _private(await reports.usage(await reports.caller(request), dict(request.query_params)))
 
     async def limits(request: Request) -> Response:
-        return _private(await reports.limits(list(request.scope["headers"])))
+        return _private(await reports.limits(await reports.caller(request)))
 
     return [
         Route("/api/user/usage", usage, methods=["GET"]),

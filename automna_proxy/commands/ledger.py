@@ -6,8 +6,8 @@ from typing import Annotated, Any
 
 import typer
 
-from automna_proxy.commands.session import CLOCK, Json, Status, UserId, with_store
-from automna_proxy.tables import entries_table, entry_line, usage_table
+from automna_proxy.commands.session import CLOCK, CommandError, Json, Status, UserId, with_store
+from automna_proxy.tables import entries_table, entry_line, request_table, usage_table
 from automna_proxy.terminal import note, say, show, show_json
 from metering.money import usd
 from metering.reports import (
@@ -18,6 +18,7 @@ from metering.reports import (
     entries_since,
     newest_seq,
     period_of,
+    request_report,
     tail,
     usage_of,
 )
@@ -83,6 +84,30 @@ def verify_ledger(as_json: Json = False) -> None:
             note(f"{unsaid:,} further problems are not shown")
     if not report.is_clean:
         raise typer.Exit(Status.NO)
+
+
+@app.command("show")
+def show_request(
+    request_id: Annotated[
+        str, typer.Argument(metavar="REQUEST", help="Its id: x-automna-request-id of its answer.")
+    ],
+    as_json: Json = False,
+) -> None:
+    """Show one request: what was held for it, and what was booked.
+
+    Example: automna-proxy ledger show req_01a1f9ad9c09ad3b5e
+    """
+    report = with_store(lambda store: request_report(store.readers, request_id))
+    if report is None:
+        raise CommandError(
+            Status.NOT_FOUND,
+            f"the ledger has no request {request_id}: a request that was refused is in the log alone",
+        )
+    if as_json:
+        show_json(report.as_json())
+        return
+    show(request_table(report))
+    show(entries_table(report.entries, title="Entries"))
 
 
 @app.command("tail")

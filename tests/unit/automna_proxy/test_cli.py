@@ -257,13 +257,14 @@ def test_a_plan_that_is_gone_is_shown_as_such(cli: Cli, tmp_path: Path) -> None:
         ("token", "rotate", "amp_123456"),
         ("usage", "bob"),
         ("ledger", "tail", "--user", "bob"),
+        ("ledger", "show", "req_1"),
         ("prices", "show", "claude-nothing"),
     ],
 )
 def test_what_is_not_there_is_status_3_and_named(cli: Cli, args: tuple[str, ...]) -> None:
     result = cli.run(*args)
     assert (result.exit_code, result.stdout) == (3, "")
-    name = next(arg for arg in args if arg in {"bob", "tok_1", "amp_123456", "claude-nothing"})
+    name = next(arg for arg in args if arg in {"bob", "tok_1", "amp_123456", "req_1", "claude-nothing"})
     assert name in one_line(result.stderr)
 
 
@@ -424,6 +425,18 @@ def test_tail_shows_the_newest_entries_oldest_first(cli: Cli) -> None:
     assert costs("--user", "alice") == [1, 3]
     assert len(cli.ok("ledger", "tail").splitlines()) == 1 + 3
     assert cli.run("ledger", "tail", "-n", "0").exit_code == 2
+
+
+def test_show_tells_what_was_held_for_a_request_and_what_was_booked(cli: Cli) -> None:
+    for cost in (1, 2):
+        cli.book(cost, user="alice")
+    (_, wanted) = (json.loads(line) for line in cli.ok("ledger", "tail", "--json").splitlines())
+    report = cli.json("ledger", "show", wanted["request_id"])
+    assert (report["state"], report["user_id"], report["entries"]) == ("SETTLED", "alice", [wanted])
+    assert report["hold_nanousd"] >= 2
+    lines = cli.ok("ledger", "show", wanted["request_id"]).splitlines()
+    assert "state\tSETTLED" in lines
+    assert lines[-1].endswith("0.000000002")
 
 
 def test_tail_follows_what_is_booked_meanwhile_until_it_is_stopped(cli: Cli) -> None:
