@@ -8,7 +8,7 @@ JOBS ?= auto
 ONCE ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help install check test demo bench prices lock wheel clean
+.PHONY: help install check test demo soak bench prices lock wheel clean
 
 help: ## this list
 	@grep -hE '^[a-z-]+:.*##' Makefile | sed -E 's/:.*## /\t/' | expand -t 12
@@ -38,6 +38,9 @@ test: install $(OLD_SDK)/.installed ## every test (JOBS=1 for one process)
 
 demo: install ## see it work: proxy, simulated vendor, a user, streamed requests, the ledger (ONCE=1 ends by itself)
 	$(BIN)/automna-proxy demo $(if $(ONCE),--once)
+
+soak: install ## two million mixed requests: nothing lost, nothing grown (ARGS="--requests 100000 --workers 2")
+	$(BIN)/python -m tests.soak $(ARGS)
 
 bench: install ## requests/s, CPU per request, latency, beside nginx (needs nginx and wrk)
 	$(BIN)/python -m bench $(ARGS)

@@ -20,6 +20,7 @@ Settle = Callable[[Outcome], Awaitable[None]]
 
 IN_STREAM = "error in the stream"
 ENDED_EARLY = "ended before its last event"
+NOT_A_STREAM = "answered without a stream"
 """Causes, in the canonical line."""
 ERROR_TYPE_CHARS_MAX = 100
 """Of a vendor's word in our log."""
@@ -125,7 +126,7 @@ class Relay:
             self._exchange.cause = f"{IN_STREAM}: {self._observer.error[:ERROR_TYPE_CHARS_MAX]}"
             return Outcome.UPSTREAM_FAILED
         if not self.is_whole or not self.is_shown:
-            self._exchange.cause = self._exchange.cause or ENDED_EARLY
+            self._exchange.cause = self._exchange.cause or (ENDED_EARLY if self.is_shown else NOT_A_STREAM)
             return Outcome.UPSTREAM_FAILED
         return Outcome.CLIENT_LEFT if self._exchange.client_left else Outcome.COMPLETED
 

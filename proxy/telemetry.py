@@ -234,6 +234,11 @@ class Telemetry:
         self._seconds[surface, operation, outcome].observe(ended_s - exchange.started_s)
         if exchange.first_byte_s is not None:
             self._first_byte[surface, operation].observe(exchange.first_byte_s - exchange.started_s)
+        self._count_booked(exchange, surface, outcome)
+        if logger.isEnabledFor(logging.INFO):
+            logger.info(self._render(_fields(exchange, outcome, operation, ended_s)))
+
+    def _count_booked(self, exchange: Exchange, surface: str, outcome: str) -> None:
         if exchange.is_estimated:
             self._estimates[surface, outcome].inc()
         if (priced := exchange.priced) is not None:
@@ -246,8 +251,6 @@ class Telemetry:
             if priced.lines:
                 model = self._model_label(provider, priced.lines[0].model)
                 self._cost[surface, model, outcome].inc(priced.cost_nanousd)
-        if logger.isEnabledFor(logging.INFO):
-            logger.info(self._render(_fields(exchange, outcome, operation, ended_s)))
 
     def finish_own(self, own: OwnExchange, ended_s: float, *, is_told: bool) -> None:
         """Once per request to an endpoint of our own."""

@@ -18,7 +18,7 @@ class Kind:
     name: str
     weight: int
     status: int = 200
-    """What the client is told; 0 when it left before."""
+    """What the client is told, if it stays."""
     simulate: str = ""
     is_streaming: bool = False
     is_gzip: bool = False
@@ -124,7 +124,6 @@ KINDS = (
     Kind(
         "leaves before the answer",
         25,
-        status=0,
         simulate="delay_ms=20",
         leaves_after_bytes=0,
         outcomes=ENDED_OR_LEFT,
