@@ -1,0 +1,156 @@
+"""One vendor, a gateway for each set of bounds, and the count of what is open: shared by all cells of a process.
+
+A gateway is warm before its first cell, so that whatever is open after a cell and was not before it has leaked.
+"""
+
+import asyncio
+import contextlib
+import socket
+from collections.abc import Mapping
+from contextlib import AsyncExitStack
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Self
+
+import httpx
+
+from simulators.anthropic import AnthropicSimulator
+from tests.matrix.tables import Cell, End, Part, Stage
+from tests.support.gateway import Gateway, client_of, messages_body, running_gateway
+
+LEFT_WITHIN_S = 10.0
+"""How long a cell's tasks, connections and descriptors may take to be gone."""
+POLL_S = 0.002
+WARM_WITHIN_S = 0.5
+SEND_BUFFER_BYTES = 16 * 1024
+"""Of the gateways' connections to their clients: a slow reader is felt soon."""
+
+PATIENT = {
+    "CONNECT_TIMEOUT_S": "20",
+    "FIRST_BYTE_TIMEOUT_S": "20",
+    "IDLE_TIMEOUT_S": "20",
+    "ANSWER_TIMEOUT_S": "60",
+    "DRAIN_AFTER_CLIENT_LEFT_S": "20",
+    "SETTLE_WAIT_S": "10",
+}
+"""Bounds that nothing reaches which behaves."""
+SHORT: Mapping[str, Mapping[str, str]] = {
+    "patient": {},
+    "silent before the head": {"FIRST_BYTE_TIMEOUT_S": "0.2"},
+    "silent after the head": {"IDLE_TIMEOUT_S": "0.3"},
+    "never ends": {"ANSWER_TIMEOUT_S": "0.5", "DRAIN_AFTER_CLIENT_LEFT_S": "0.2"},
+    "refuses": {},
+    "never accepts": {"CONNECT_TIMEOUT_S": "0.2"},
+    "left at connecting": {"DRAIN_AFTER_CLIENT_LEFT_S": "0.1"},
+}
+"""For each kind of vendor that is ended by a bound, the one that ends it."""
+
+
+def bounds_of(cell: Cell) -> str:
+    """The name of the bounds that a cell runs under."""
+    vendor = cell.vendor
+    match vendor.end:
+        case End.REFUSES:
+            return "refuses"
+        case End.NEVER_ACCEPTS:
+            return "left at connecting" if cell.client.leaves_at is Stage.CONNECTING else "never accepts"
+        case End.STALLS:
+            return "silent before the head" if vendor.sends < Part.HEAD else "silent after the head"
+        case End.NEVER_ENDS:
+            return "never ends"
+    return "patient"
+
+
+@dataclass(frozen=True)
+class Open:
+    """What is open. Connections that wait in the pool are counted out: they may come and go."""
+
+    tasks: frozenset[str]
+    descriptors: int
+
+
+class House:
+    """The vendor and the gateways."""
+
+    def __init__(self, folder: Path) -> None:
+        self.vendor = AnthropicSimulator()
+        self._folder = folder
+        self._gateways: dict[str, Gateway] = {}
+        self._stack = AsyncExitStack()
+        self._users = 0
+
+    async def __aenter__(self) -> Self:
+        await self._stack.enter_async_context(self.vendor)
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        await self._stack.aclose()
+
+    async def gateway(self, bounds: str) -> Gateway:
+        """The gateway with these bounds, started and warm."""
+        if bounds not in self._gateways:
+            self._gateways[bounds] = await self._started(bounds)
+        return self._gateways[bounds]
+
+    async def new_user(self, gateway: Gateway) -> tuple[str, str]:
+        """A user of the cell's own, and a gateway token of theirs."""
+        self._users += 1
+        user_id = f"u{self._users}"
+        return user_id, await gateway.new_token(user_id)
+
+    def open(self) -> Open:
+        """What is open now. Both ends of a pooled connection are ours, for the vendor is in this process."""
+        clients = [gateway.service.client for gateway in self._gateways.values()]
+        idle = sum(client.idle_connections for client in clients)
+        tasks = frozenset(f"{task.get_name()} {id(task)}" for task in asyncio.all_tasks() if not task.done())
+        return Open(tasks, sum(1 for _ in Path("/proc/self/fd").iterdir()) - 2 * idle)
+
+    async def until_open_is(self, before: Open) -> None:
+        """Wait until all is gone that was not there before. Fails with what is left."""
+        try:
+            async with asyncio.timeout(LEFT_WITHIN_S):
+                while self.open() != before:
+                    await asyncio.sleep(POLL_S)
+        except TimeoutError:
+            now = self.open()
+            raise AssertionError(
+                f"left behind: {now.tasks - before.tasks}, {now.descriptors - before.descriptors} descriptors"
+            ) from None
+
+    async def _started(self, bounds: str) -> Gateway:
+        folder = self._folder / bounds.replace(" ", "-")
+        folder.mkdir()
+        upstream = self.vendor.url
+        if bounds == "refuses":
+            upstream = self._closed_port()
+        elif bounds in ("never accepts", "left at connecting"):
+            upstream = await self._full_port()
+        started: Any = running_gateway(folder, upstream=upstream, env={**PATIENT, **SHORT[bounds]})
+        gateway: Gateway = await self._stack.enter_async_context(started)
+        for listener in gateway.server.servers[0].sockets:  # inherited by what it accepts
+            listener.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, SEND_BUFFER_BYTES)
+        async with client_of(gateway, await gateway.new_token("warm")) as client:
+            client.timeout = httpx.Timeout(WARM_WITHIN_S)
+            for stream in (False, True):
+                with contextlib.suppress(httpx.TimeoutException):  # where nobody answers
+                    await client.post("/v1/messages", json=messages_body(stream=stream))
+        await gateway.assert_clean()
+        await gateway.entries()
+        return gateway
+
+    def _closed_port(self) -> str:
+        """An address where nobody listens: bound, so that nobody else will."""
+        bound = self._stack.enter_context(socket.socket())
+        bound.bind(("127.0.0.1", 0))
+        return f"http://127.0.0.1:{bound.getsockname()[1]}"
+
+    async def _full_port(self) -> str:
+        """An address where connections are neither accepted nor refused: its queue is full."""
+        listener = self._stack.enter_context(socket.socket())
+        listener.bind(("127.0.0.1", 0))
+        listener.listen(0)
+        address = listener.getsockname()
+        first = self._stack.enter_context(socket.socket())
+        first.setblocking(False)
+        await asyncio.get_running_loop().sock_connect(first, address)
+        return f"http://127.0.0.1:{address[1]}"

@@ -1,0 +1,357 @@
+"""The two tables whose product is tested, what each pair can be, and the one rule for what must come of it."""
+
+import enum
+from dataclasses import dataclass
+from itertools import product
+
+from metering.ledger import Outcome
+from simulators.anthropic import ReportedUsage
+
+INPUT_NANOUSD, OUTPUT_NANOUSD = 3_000, 15_000
+"""What claude-sonnet-4-5 costs per token: 3 and 15 USD per million."""
+USAGE = ReportedUsage(input_tokens=1_000, output_tokens=60)
+"""What every answer reports at its end; at its beginning, the input and three tokens of output."""
+EXACT_NANOUSD = 1_000 * INPUT_NANOUSD + 60 * OUTPUT_NANOUSD
+AT_START_NANOUSD = 1_000 * INPUT_NANOUSD + 3 * OUTPUT_NANOUSD
+
+
+class Stage(enum.IntEnum):
+    """How far an exchange has come."""
+
+    ASKING = 0
+    """The request's body is not complete."""
+    CONNECTING = 1
+    BEFORE_HEAD = 2
+    MIDWAY = 3
+    """The first half of the body is down."""
+    AFTER_LAST = 4
+    """All of the body is down, but not the end of its framing."""
+
+
+class End(enum.Enum):
+    """What a vendor does in the end, as the rule sees it."""
+
+    REFUSES = enum.auto()
+    NEVER_ACCEPTS = enum.auto()
+    SAYS_NO = enum.auto()
+    """An error status, whole."""
+    BREAKS = enum.auto()
+    """Closes, resets, or ends the framing of what is not whole."""
+    STALLS = enum.auto()
+    NEVER_ENDS = enum.auto()
+    FAILS_INSIDE = enum.auto()
+    """An `error` event in the stream."""
+    COMPLETES = enum.auto()
+
+
+class Act(enum.Enum):
+    """What happens on the wire at the stage where a vendor stops to behave."""
+
+    CLOSE = enum.auto()
+    RESET = enum.auto()
+    STALL = enum.auto()
+    CUT_CHUNK = enum.auto()
+    """Close within a chunk."""
+    END = enum.auto()
+    """The end of the framing."""
+    PING = enum.auto()
+    """A ping (in a JSON body: a blank), for ever."""
+    ERROR_EVENT = enum.auto()
+
+
+class Part(enum.IntEnum):
+    """How much of an answer is sent before the act."""
+
+    NOTHING = 0
+    HALF_HEAD = 1
+    HEAD = 2
+    HALF_BODY = 3
+    """A stream's half has its `message_start` and some content."""
+    ALL_BUT_STOP = 4
+    """All but the event that ends a stream."""
+    BODY = 5
+
+
+class Framing(enum.Enum):
+    CHUNKED = enum.auto()
+    LENGTH = enum.auto()
+
+
+class View(enum.Enum):
+    """What a client that stayed has seen."""
+
+    CLEAN = enum.auto()
+    """The vendor's bytes and a proper end."""
+    CUT = enum.auto()
+    """The vendor's bytes, and a connection that closed before the end."""
+    REFUSED = enum.auto()
+    """An error of ours, in the vendor's dialect."""
+    NOTHING = enum.auto()
+    """A closed connection, and not one byte."""
+
+
+@dataclass(frozen=True)
+class Error:
+    """An error status with its body; and what a client gets to see of it."""
+
+    status: int
+    body: str = "json"
+    seen_as: int | None = None
+    """The status that takes its place where it is about our own account."""
+
+
+@dataclass(frozen=True)
+class Client:
+    name: str
+    leaves_at: Stage | None = None
+    """None: stays to the end."""
+    resets: bool = False
+    """Leaves with an RST instead of a FIN."""
+    is_slow: bool = False
+    reads_on: bool = False
+    """Leaves by half: sends its FIN and goes on to read."""
+
+
+@dataclass(frozen=True)
+class Vendor:
+    name: str
+    end: End
+    act: Act = Act.END
+    sends: Part = Part.BODY
+    kinds: str = "SU"
+    """For streamed and unstreamed requests, or one of them."""
+    framing: Framing = Framing.CHUNKED
+    is_gzip: bool = False
+    is_json: bool = False
+    """Answers a streamed request with a JSON body."""
+    error: Error | None = None
+
+    @property
+    def lets_reach(self) -> Stage:
+        """The last stage at which a client can leave before the vendor acts."""
+        if self.end is End.REFUSES:
+            return Stage.ASKING
+        if self.end is End.NEVER_ACCEPTS:
+            return Stage.CONNECTING
+        if self.error is not None or self.sends < Part.HALF_BODY:
+            return Stage.BEFORE_HEAD
+        if self.sends is Part.BODY and self.framing is Framing.CHUNKED:
+            return Stage.AFTER_LAST
+        return Stage.MIDWAY
+
+
+CLIENTS = (
+    Client("stays"),
+    Client("reads-slowly", is_slow=True),
+    Client("half-closes", Stage.BEFORE_HEAD, reads_on=True),
+    Client("leaves-while-asking", Stage.ASKING),
+    Client("leaves-while-asking-rst", Stage.ASKING, resets=True),
+    Client("leaves-while-connecting", Stage.CONNECTING),
+    Client("leaves-while-connecting-rst", Stage.CONNECTING, resets=True),
+    Client("leaves-before-the-head", Stage.BEFORE_HEAD),
+    Client("leaves-before-the-head-rst", Stage.BEFORE_HEAD, resets=True),
+    Client("leaves-midway", Stage.MIDWAY),
+    Client("leaves-midway-rst", Stage.MIDWAY, resets=True),
+    Client("leaves-after-the-last", Stage.AFTER_LAST),
+    Client("leaves-after-the-last-rst", Stage.AFTER_LAST, resets=True),
+)
+STAYS = CLIENTS[0]
+
+
+def _broken(where: str, sends: Part) -> tuple[Vendor, ...]:
+    return (
+        Vendor(f"closes-{where}", End.BREAKS, Act.CLOSE, sends),
+        Vendor(f"resets-{where}", End.BREAKS, Act.RESET, sends),
+        Vendor(f"stalls-{where}", End.STALLS, Act.STALL, sends),
+    )
+
+
+ACCOUNT = {401: 503, 403: 503, 429: 429}
+"""Statuses about our own account, and what a client is told instead."""
+STATUSES = (400, 401, 403, 404, 429, 500, 503, 529)
+BODIES = ("json", "chunked", "empty", "html")
+ERRORS = tuple(
+    Vendor(
+        f"says-{status}-{body}", End.SAYS_NO, sends=Part.HEAD, error=Error(status, body, ACCOUNT.get(status))
+    )
+    for status, body in product(STATUSES, BODIES)
+)
+COMPLETES = Vendor("completes", End.COMPLETES)
+VENDORS = (
+    COMPLETES,
+    Vendor("completes-in-gzip", End.COMPLETES, is_gzip=True),
+    Vendor("completes-with-a-length", End.COMPLETES, kinds="U", framing=Framing.LENGTH),
+    Vendor("answers-without-a-stream", End.COMPLETES, kinds="S", framing=Framing.LENGTH, is_json=True),
+    Vendor("refuses", End.REFUSES),
+    Vendor("never-accepts", End.NEVER_ACCEPTS),
+    *_broken("before-the-head", Part.NOTHING),
+    *_broken("in-the-head", Part.HALF_HEAD),
+    *_broken("after-the-head", Part.HEAD),
+    *_broken("midway", Part.HALF_BODY),
+    *_broken("after-the-last", Part.BODY),
+    Vendor("closes-within-a-chunk", End.BREAKS, Act.CUT_CHUNK, Part.HALF_BODY),
+    Vendor("closes-before-its-length", End.BREAKS, Act.CLOSE, Part.HALF_BODY, framing=Framing.LENGTH),
+    Vendor(
+        "closes-before-its-length-without-a-stream",
+        *(End.BREAKS, Act.CLOSE, Part.HALF_BODY),
+        kinds="S",
+        framing=Framing.LENGTH,
+        is_json=True,
+    ),
+    Vendor("truncates-its-gzip", End.BREAKS, Act.END, Part.HALF_BODY, is_gzip=True),
+    Vendor("ends-midway", End.BREAKS, Act.END, Part.HALF_BODY),
+    Vendor("ends-without-its-stop", End.BREAKS, Act.END, Part.ALL_BUT_STOP, kinds="S"),
+    Vendor("fails-inside-before-content", End.FAILS_INSIDE, Act.ERROR_EVENT, Part.HEAD, kinds="S"),
+    Vendor("fails-inside-after-content", End.FAILS_INSIDE, Act.ERROR_EVENT, Part.HALF_BODY, kinds="S"),
+    Vendor("never-ends", End.NEVER_ENDS, Act.PING, Part.HALF_BODY),
+    *ERRORS,
+)
+
+
+# --- which pairs there are ----------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Cell:
+    client: Client
+    vendor: Vendor
+    is_streaming: bool
+
+    @property
+    def name(self) -> str:
+        kind = "stream" if self.is_streaming else "whole"
+        return f"{self.client.name} x {self.vendor.name} x {kind}"
+
+    @property
+    def answers_stream(self) -> bool:
+        """The vendor's body is events."""
+        return self.is_streaming and not self.vendor.is_json
+
+
+def is_possible(client: Client, vendor: Vendor) -> bool:
+    """Which pairs there are.
+
+    1. Whoever stays meets every vendor.
+    2. Whoever leaves at a stage meets the vendors that let it come so far.
+    3. While it is still asking, no vendor hears of it: one stands for all.
+    4. Only a vendor that never accepts keeps a client at connecting, and it lets nobody further.
+    5. What an error says matters only to who reads it: whoever leaves, or reads slowly, meets each status once.
+    """
+    if vendor.error is not None and vendor.error.body != "json" and client is not STAYS:
+        return False
+    if client.leaves_at is None:
+        return True
+    if client.leaves_at is Stage.ASKING:
+        return vendor is COMPLETES
+    if (client.leaves_at is Stage.CONNECTING) != (vendor.end is End.NEVER_ACCEPTS):
+        return False
+    return client.leaves_at <= vendor.lets_reach
+
+
+CELLS = tuple(
+    Cell(client, vendor, is_streaming=kind == "S")
+    for client, vendor in product(CLIENTS, VENDORS)
+    if is_possible(client, vendor)
+    for kind in vendor.kinds
+)
+
+
+# --- what must come of a pair -------------------------------------------------------------------------
+
+
+class Cost(enum.Enum):
+    """What is booked."""
+
+    NOTHING = enum.auto()
+    EXACT = enum.auto()
+    """What the vendor reported at the end."""
+    AT_START = enum.auto()
+    """What the vendor had reported at the beginning, no more."""
+    FLOOR = enum.auto()
+    """The input estimate."""
+    FROM_START = enum.auto()
+    """Between what the vendor had reported at the beginning and the hold."""
+    FROM_FLOOR = enum.auto()
+    """Between the input estimate and the hold."""
+
+
+@dataclass(frozen=True)
+class Expected:
+    """`outcome` None: no entry at all, and nothing was ever held."""
+
+    outcome: Outcome | None
+    is_reported: bool
+    cost: Cost
+    view: View | None
+    """None: nobody was left to see anything."""
+    status: int = 200
+    error_type: str | None = None
+    """Of our own error: as a body, or as an event behind the vendor's bytes."""
+    kind: str = "settle"
+
+
+def expected(cell: Cell) -> Expected:
+    """The rule: what the vendor did decides; then, who was there to see it."""
+    client = cell.client
+    if client.leaves_at is Stage.ASKING:
+        return Expected(None, is_reported=False, cost=Cost.NOTHING, view=None)
+    told = _seen_to_the_end(cell)
+    if client.leaves_at is None:
+        return told
+    outcome = told.outcome
+    is_settled = client.leaves_at is Stage.AFTER_LAST and cell.answers_stream
+    if outcome is Outcome.COMPLETED and not is_settled:
+        outcome = Outcome.CLIENT_LEFT
+    if cell.vendor.end is End.NEVER_ENDS:  # the drain's bound is the shorter one
+        outcome = Outcome.CLIENT_LEFT
+    view = View.NOTHING if client.reads_on else None
+    return Expected(outcome, told.is_reported, told.cost, view, kind=told.kind)
+
+
+def _seen_to_the_end(cell: Cell) -> Expected:
+    vendor = cell.vendor
+    match vendor.end:
+        case End.REFUSES | End.NEVER_ACCEPTS:
+            status, error_type = (502, "api_error") if vendor.end is End.REFUSES else (504, "timeout_error")
+            return Expected(
+                Outcome.NOT_SENT, True, Cost.NOTHING, View.REFUSED, status, error_type, kind="void"
+            )
+        case End.SAYS_NO:
+            return _said_no(vendor.error)
+        case End.COMPLETES:
+            return Expected(Outcome.COMPLETED, True, Cost.EXACT, View.CLEAN)
+        case End.FAILS_INSIDE:
+            return Expected(Outcome.UPSTREAM_FAILED, False, Cost.AT_START, View.CLEAN)
+        case End.BREAKS:
+            return _broke(cell, Outcome.UPSTREAM_FAILED, 502, "api_error")
+        case End.STALLS | End.NEVER_ENDS:
+            return _broke(cell, Outcome.TIMED_OUT, 504, "timeout_error")
+
+
+def _said_no(error: Error) -> Expected:
+    if error.seen_as is None:
+        return Expected(Outcome.UPSTREAM_FAILED, True, Cost.NOTHING, View.CLEAN, error.status)
+    kind = "rate_limit_error" if error.seen_as == 429 else "api_error"
+    return Expected(Outcome.UPSTREAM_FAILED, True, Cost.NOTHING, View.REFUSED, error.seen_as, kind)
+
+
+def _broke(cell: Cell, outcome: Outcome, status: int, error_type: str) -> Expected:
+    """The exceptions stand first: what was whole by its own rules, and by its framing."""
+    vendor = cell.vendor
+    if vendor.sends is Part.BODY and cell.answers_stream:  # the event that ends a stream ends it
+        return Expected(Outcome.COMPLETED, True, Cost.EXACT, View.CLEAN)
+    if vendor.act is Act.END and not cell.answers_stream:  # a body is as whole as its framing says
+        return Expected(Outcome.COMPLETED, False, Cost.FROM_FLOOR, View.CLEAN)
+    if vendor.sends < Part.HEAD:
+        return Expected(outcome, False, Cost.FLOOR, View.REFUSED, status, error_type)
+    may_append = cell.answers_stream and not vendor.is_gzip and vendor.act is not Act.CUT_CHUNK
+    return Expected(outcome, False, _known(cell), View.CUT, error_type=error_type if may_append else None)
+
+
+def _known(cell: Cell) -> Cost:
+    sends = cell.vendor.sends
+    if sends is Part.HEAD:
+        return Cost.FLOOR
+    if sends >= Part.ALL_BUT_STOP:  # what the vendor counted last stands, though nothing ended properly
+        return Cost.EXACT
+    return Cost.FROM_START if cell.answers_stream else Cost.FROM_FLOOR

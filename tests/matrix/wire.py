@@ -1,0 +1,203 @@
+"""A vendor of the table as a script, and the bytes of it that must reach a client."""
+
+import itertools
+import zlib
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+
+import orjson
+
+from simulators.anthropic_messages import (
+    ERROR_TYPES,
+    Content,
+    Message,
+    error_event,
+    error_json,
+    filler,
+    message_events,
+    message_json,
+)
+from simulators.script import (
+    Disconnect,
+    Framing,
+    Gate,
+    Pause,
+    Reset,
+    Script,
+    Send,
+    Stall,
+    Step,
+    WaitFor,
+    chunk,
+    head,
+)
+from tests.matrix import tables
+from tests.matrix.tables import USAGE, Act, Cell, Part
+
+MODEL = "claude-sonnet-4-5"
+WORDS, WORDS_FOR_THE_SLOW = 40, 60_000
+"""A few hundred bytes; and a quarter of a megabyte, more than a slow reader's connection holds."""
+REQUEST_ID = "req_011SimMatrix"
+HALF_HEAD = b"HTTP/1.1 200 OK\r\ncontent-type: text/ev"
+PING = b'event: ping\ndata: {"type": "ping"}\n\n'
+PING_EVERY_S = 0.02
+RETRY_AFTER_S = 7
+
+
+@dataclass
+class Gates:
+    """Where the vendor waits for the test: each opens when the proxy has what came before it."""
+
+    before_head: Gate = field(default_factory=Gate)
+    after_head: Gate = field(default_factory=Gate)
+    midway: Gate = field(default_factory=Gate)
+    after_last: Gate = field(default_factory=Gate)
+
+
+@dataclass(frozen=True)
+class Spoken:
+    """What a vendor will say: the script, and the body's bytes up to each gate, as they go over the wire and
+    as the meter reads them."""
+
+    script: Script
+    first: bytes = b""
+    body: bytes = b""
+    """All of it, the first part included."""
+    plain_first_bytes: int = 0
+    plain_bytes: int = 0
+    pings: bytes = b""
+    """What follows the body, over and over."""
+
+
+def request_body(cell: Cell) -> bytes:
+    return orjson.dumps(
+        {
+            "model": MODEL,
+            "max_tokens": 1_000,
+            "system": "word " * 1_000,
+            "messages": [{"role": "user", "content": "Hello"}],
+            "stream": cell.is_streaming,
+        }
+    )
+
+
+def spoken(cell: Cell, gates: Gates) -> Spoken:
+    """The vendor of a cell."""
+    if cell.vendor.error is not None:
+        return _error(cell.vendor.error, gates)
+    vendor = cell.vendor
+    if vendor.sends < Part.HEAD:
+        said = (Send(HALF_HEAD),) if vendor.sends is Part.HALF_HEAD else ()
+        return Spoken(Script(before=(WaitFor(gates.before_head), *said, *_act(vendor.act))))
+    first, second = _body(cell)
+    if vendor.is_gzip:
+        sent_first, sent_second = _zipped(first, second, is_whole=vendor.sends is Part.BODY)
+    else:
+        sent_first, sent_second = first, second
+    before, steps = _steps(cell, gates, sent_first, sent_second)
+    kind = "text/event-stream; charset=utf-8" if cell.answers_stream else "application/json"
+    headers = [("Content-Type", kind), ("request-id", REQUEST_ID)]
+    if vendor.is_gzip:
+        headers.append(("Content-Encoding", "gzip"))
+    if vendor.act is Act.CUT_CHUNK:
+        wire = (head(200, [*headers, ("Transfer-Encoding", "chunked")]), chunk(b"x" * 1_000)[:50])
+        before = (*before, Send(wire[0]), *steps[:-1], Send(wire[1]), steps[-1])
+        steps = ()
+        sent_second += wire[1].partition(b"\r\n")[2]
+    is_length = vendor.framing is tables.Framing.LENGTH
+    more_bytes = 500 if vendor.act is Act.CLOSE else 0
+    script = Script(
+        headers=tuple(headers),
+        before=before,
+        steps=steps,
+        framing=Framing.LENGTH if is_length else Framing.CHUNKED,
+        length_bytes=len(sent_first + sent_second) + more_bytes if is_length else None,
+    )
+    return Spoken(
+        script,
+        sent_first,
+        sent_first + sent_second,
+        len(first),
+        len(first) + len(second),
+        _ping(cell) if vendor.act is Act.PING else b"",
+    )
+
+
+def _body(cell: Cell) -> tuple[bytes, bytes]:
+    """What the vendor sends of its body: up to its middle, and from there to its act."""
+    vendor = cell.vendor
+    words = WORDS_FOR_THE_SLOW if cell.client.is_slow else WORDS
+    message = Message("msg_01SimMatrix", MODEL, Content(filler(words), 10), USAGE)
+    events = message_events(message) if cell.answers_stream else []
+    whole = message_json(message)
+    parts = events or [whole[: len(whole) // 2], whole[len(whole) // 2 :]]
+    half = len(parts) // 2
+    match vendor.sends:
+        case Part.HEAD:
+            sent = parts[:1] if vendor.act is Act.ERROR_EVENT else []
+        case Part.HALF_BODY:
+            sent = parts[:half]
+        case Part.ALL_BUT_STOP:
+            sent = parts[:-1]
+        case _:
+            sent = parts
+    first, second = sent[:half], sent[half:]
+    if vendor.act is Act.ERROR_EVENT:
+        second = [*second, error_event("overloaded_error", "Overloaded", REQUEST_ID)]
+    return b"".join(first), b"".join(second)
+
+
+def _zipped(first: bytes, second: bytes, *, is_whole: bool) -> tuple[bytes, bytes]:
+    packer = zlib.compressobj(wbits=31)
+    sent_first = packer.compress(first) + packer.flush(zlib.Z_SYNC_FLUSH)
+    sent_second = packer.compress(second)
+    return sent_first, sent_second + packer.flush(zlib.Z_FINISH) if is_whole else sent_second
+
+
+def _steps(cell: Cell, gates: Gates, first: bytes, second: bytes) -> tuple[tuple[Step, ...], Iterable[Step]]:
+    """Ahead of the head, and after it."""
+    vendor = cell.vendor
+    framed = chunk if vendor.act is Act.CUT_CHUNK else bytes
+    steps: list[Step] = [WaitFor(gates.after_head)]
+    if first:
+        steps += [Send(framed(first)), WaitFor(gates.midway)]
+    if second:
+        steps.append(Send(framed(second)))
+        if vendor.sends is Part.BODY and vendor.framing is tables.Framing.CHUNKED:
+            steps.append(WaitFor(gates.after_last))
+    if vendor.act is Act.PING:
+        pings = itertools.cycle((Send(_ping(cell)), Pause(PING_EVERY_S)))
+        return (WaitFor(gates.before_head),), itertools.chain(steps, pings)
+    return (WaitFor(gates.before_head),), (*steps, *_act(vendor.act))
+
+
+def _ping(cell: Cell) -> bytes:
+    return PING if cell.answers_stream else b" "
+
+
+def _act(act: Act) -> tuple[Step, ...]:
+    return {
+        Act.CLOSE: (Disconnect(),),
+        Act.CUT_CHUNK: (Disconnect(),),
+        Act.RESET: (Reset(),),
+        Act.STALL: (Stall(),),
+    }.get(act, ())
+
+
+def _error(error: tables.Error, gates: Gates) -> Spoken:
+    kind, body = "application/json", error_json(ERROR_TYPES[error.status], "Simulated \u2713", REQUEST_ID)
+    if error.body == "html":
+        kind, body = "text/html", b"<html><h1>Sorry</h1></html>"
+    elif error.body == "empty":
+        body = b""
+    headers = (("Content-Type", kind), ("request-id", REQUEST_ID), ("Retry-After", str(RETRY_AFTER_S)))
+    is_chunked = error.body == "chunked"
+    script = Script(
+        status=error.status,
+        headers=headers,
+        before=(WaitFor(gates.before_head),),
+        steps=(Send(body),) if body else (),
+        split=9 if is_chunked else None,
+        framing=Framing.CHUNKED if is_chunked else Framing.LENGTH,
+    )
+    return Spoken(script, body=body)
