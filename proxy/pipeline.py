@@ -662,4 +662,4 @@ def _json_object(body: bytes) -> dict[str, Any]:
 def _decoded(body: bytes, coding: bytes) -> bytes:
     """An error's body as we read it; the client gets it as it came."""
     decoder = decoder_for(coding, decoded_bytes_max=ERROR_BODY_BYTES_MAX)
-    return body if decoder is None else decoder.feed(body)
+    return body if decoder is None else b"".join(decoder.feed(body))

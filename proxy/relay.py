@@ -114,11 +114,11 @@ class Relay:
         decoder = self._decoder
         if decoder is None:
             return chunk, self._observer.feed(chunk)
-        decoded = decoder.feed(chunk)
-        hold_at = self._observer.feed(decoded) if decoded else PASS_ALL
         if self._is_decoded:
-            return decoded, hold_at
-        return chunk, PASS_ALL if hold_at == PASS_ALL else 0
+            decoded = b"".join(decoder.feed(chunk))
+            return decoded, self._observer.feed(decoded) if decoded else PASS_ALL
+        holds = [self._observer.feed(piece) != PASS_ALL for piece in decoder.feed(chunk)]
+        return chunk, 0 if any(holds) else PASS_ALL
 
     def _outcome(self) -> Outcome:
         """How an answer ended that the vendor ended by itself."""
