@@ -198,6 +198,8 @@ VENDORS = (
         framing=Framing.LENGTH,
         is_json=True,
     ),
+    Vendor("closes-midway-in-gzip", End.BREAKS, Act.CLOSE, Part.HALF_BODY, is_gzip=True),
+    Vendor("resets-midway-in-gzip", End.BREAKS, Act.RESET, Part.HALF_BODY, is_gzip=True),
     Vendor("truncates-its-gzip", End.BREAKS, Act.END, Part.HALF_BODY, is_gzip=True),
     Vendor("ends-midway", End.BREAKS, Act.END, Part.HALF_BODY),
     Vendor("ends-without-its-stop", End.BREAKS, Act.END, Part.ALL_BUT_STOP, kinds="S"),

@@ -142,6 +142,10 @@ class Play:
 # --- what must hold -----------------------------------------------------------------------------------
 
 
+RETRY_AFTER = {429: RETRY_AFTER_S, 502: 1, 503: 30}
+"""What an error of ours advises, in seconds: the vendor's own time, the next attempt, an operator's."""
+
+
 def assert_seen(played: Play, must: Expected) -> None:
     """What the client has seen: whole answers whole, broken ones broken, errors in the vendor's dialect."""
     caller, said = played.caller, played.said
@@ -154,8 +158,8 @@ def assert_seen(played: Play, must: Expected) -> None:
         assert caller.is_whole
         error = json.loads(body)
         assert (error["type"], error["error"]["type"]) == ("error", must.error_type)
-        if must.status == 429:
-            assert int(caller.headers[b"retry-after"]) == RETRY_AFTER_S
+        if must.status in RETRY_AFTER:
+            assert int(caller.headers[b"retry-after"]) == RETRY_AFTER[must.status]
         return
     if must.view is View.CLEAN:
         assert caller.is_whole
