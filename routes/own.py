@@ -53,7 +53,7 @@ def own_app(context: OwnContext) -> Starlette:
     """The application of all own endpoints. It needs no lifespan."""
     reports = Reports(
         authenticator=context.authenticator,
-        database=context.store.database,
+        readers=context.store.readers,
         rate_limits=context.rate_limits,
         clock=context.clock,
     )

@@ -19,14 +19,16 @@ from metering.clock import Clock, month_of, next_month
 from metering.errors import Reason, Refused
 from metering.rate_limits import RateLimits
 from metering.reports import GroupBy, PeriodError, balances_of, credits_as_json, instant, period_of, usage_of
-from metering.store.database import Database
 from metering.store.readers import Readers
+from metering.store.writer import store_unavailable
 from proxy.auth import Authenticator, find_gateway_tokens
 from proxy.surface import BEARER, HeaderKey, Headers
 from proxy.telemetry import OWN_EXCHANGE
 
 REPORTS_AT_ONCE_MAX = 4
 """Connections to the store, and threads, for reports in one worker; further ones wait their turn."""
+TURN_TIMEOUT_S = 5.0
+"""For a turn: only a store that hangs lets a report wait so long."""
 REPORTS_PER_MINUTE = 60
 """Per user, beside the plan's requests per minute: looking at one's limits must not use them up."""
 TOKEN_PLACES = (BEARER, HeaderKey("authorization"), HeaderKey("x-api-key"))
@@ -36,10 +38,10 @@ class Reports:
     """Authenticated reading for the endpoints below."""
 
     def __init__(
-        self, *, authenticator: Authenticator, database: Database, rate_limits: RateLimits, clock: Clock
+        self, *, authenticator: Authenticator, readers: Readers, rate_limits: RateLimits, clock: Clock
     ) -> None:
         self._authenticator = authenticator
-        self._database = database
+        self._shared_readers = readers
         self._rate_limits = rate_limits
         self._clock = clock
         self._turns = asyncio.Semaphore(REPORTS_AT_ONCE_MAX)
@@ -109,12 +111,17 @@ class Reports:
 
     @asynccontextmanager
     async def _readers(self) -> AsyncIterator[Readers]:
-        async with self._turns:
-            readers = Readers(self._database)
-            try:
-                yield readers
-            finally:
-                await readers.aclose()
+        try:
+            async with asyncio.timeout(TURN_TIMEOUT_S):
+                await self._turns.acquire()
+        except TimeoutError:
+            raise store_unavailable("too many reports wait for it") from None
+        readers = self._shared_readers.another()
+        try:
+            yield readers
+        finally:
+            self._turns.release()
+            await readers.aclose()
 
 
 def usage_routes(reports: Reports) -> list[Route]:

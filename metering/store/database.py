@@ -2,7 +2,7 @@
 
 import sqlite3
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 SCHEME = "sqlite:///"
@@ -14,6 +14,11 @@ class DatabaseUrlError(ValueError):
     """DATABASE_URL does not name a store that this version can open."""
 
 
+class StoreMovedError(sqlite3.OperationalError):
+    """What stands at the store's path is not the file that was opened there. What is written to the opened one
+    would be gone, and what is read from the other is not ours."""
+
+
 @dataclass(frozen=True, slots=True)
 class Database:
     """An SQLite file. `sqlite:///relative.db` or `sqlite:////absolute.db`; never in memory: it must survive."""
@@ -21,6 +26,8 @@ class Database:
     path: Path
     busy_timeout_s: float = 2.0
     """How long a transaction waits for another process that writes before the store counts as unavailable."""
+    file_id: tuple[int, int] | None = None
+    """Device and inode of the one file that may be opened; None: whatever is there, made where nothing is."""
 
     @classmethod
     def from_url(cls, url: str, *, busy_timeout_s: float = 2.0) -> "Database":
@@ -31,16 +38,45 @@ class Database:
             )
         return cls(Path(path), busy_timeout_s)
 
+    def pinned(self) -> "Database":
+        """The same store, but only the file that is there now. Raises StoreMovedError when there is none."""
+        return replace(self, file_id=self._file_id_now())
+
+    def require_same_file(self) -> None:
+        """Raises StoreMovedError when the pinned file was deleted or replaced. A microsecond: for every use."""
+        if self.file_id is not None and self._file_id_now() != self.file_id:
+            raise StoreMovedError(
+                f"another file stands at {self.path} than was opened: put the opened one back, or stop every "
+                "server before you replace a store"
+            )
+
+    def _file_id_now(self) -> tuple[int, int]:
+        try:
+            found = self.path.stat()
+        except OSError as error:
+            raise StoreMovedError(f"there is no store at {self.path} ({error.strerror})") from error
+        return found.st_dev, found.st_ino
+
+    @property
+    def address(self) -> str:
+        """A URI for SQLite: a pinned store is never made anew by opening it."""
+        return f"{self.path.absolute().as_uri()}?mode={'rwc' if self.file_id is None else 'rw'}"
+
     def connect(self) -> sqlite3.Connection:
-        """A connection for the writer: autocommit, explicit transactions, every commit survives power loss."""
+        """A connection for the writer: autocommit, explicit transactions, every commit survives power loss.
+
+        Raises sqlite3.Error.
+        """
         connection = sqlite3.connect(
-            self.path,
+            self.address,
+            uri=True,
             timeout=self.busy_timeout_s,
             isolation_level=None,
             check_same_thread=False,
             cached_statements=256,
         )
         try:
+            self.require_same_file()
             self._use_write_ahead_log(connection)
             connection.execute("PRAGMA synchronous = FULL")
             connection.execute("PRAGMA foreign_keys = ON")

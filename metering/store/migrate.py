@@ -34,7 +34,10 @@ def migrations() -> list[Migration]:
 
 def migrate(database: Database, clock: Clock) -> list[str]:
     """Apply what is missing; the names applied. Raises SchemaTooNewError, sqlite3.Error."""
-    database.path.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        database.path.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise sqlite3.OperationalError(f"{database.path.parent}: {error.strerror}") from error
     connection = database.connect()
     try:
         connection.execute(

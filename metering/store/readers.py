@@ -1,4 +1,8 @@
-"""Reading, off the hot path: one aiosqlite connection that cannot write, reopened when it breaks."""
+"""Reading, off the hot path: one aiosqlite connection that cannot write, reopened when it breaks.
+
+A disk that hangs keeps one thread and one connection; until that one is closed no other is opened, and who
+reads is refused at once.
+"""
 
 import asyncio
 import logging
@@ -7,7 +11,8 @@ from collections.abc import Iterable, Sequence
 
 import aiosqlite
 
-from metering.store.database import Database
+from metering.store.database import Database, StoreMovedError
+from metering.store.trouble import TroubleLog, explained
 from metering.store.writer import Row, Value, store_unavailable
 from metering.tasks import spawn
 
@@ -15,28 +20,45 @@ logger = logging.getLogger(__name__)
 
 READ_TIMEOUT_S = 5.0
 """A read that takes longer counts as a store in trouble."""
+CLOSING_S = 1.0
+"""A connection that takes longer to close is waited for in the background."""
 
 
 class Readers:
     """Short reads by one connection; SQLite in WAL mode lets them pass the writer."""
 
-    def __init__(self, database: Database) -> None:
+    def __init__(self, database: Database, log: TroubleLog | None = None) -> None:
+        """`log`: shared with other readers of the same store."""
         self._database = database
+        self._log = log or TroubleLog(logger, "reading the store")
         self._connection: aiosqlite.Connection | None = None
         self._opening: asyncio.Task[aiosqlite.Connection | sqlite3.Error] | None = None
+        self._closing: asyncio.Task[None] | None = None
+
+    def another(self) -> "Readers":
+        """Readers of the same store on a connection of their own."""
+        return Readers(self._database, self._log)
 
     async def rows(self, sql: str, params: Sequence[Value] = ()) -> list[Row]:
         """All rows. Raises Refused(STORE_UNAVAILABLE) when the store cannot be read."""
         connection = None
         try:
+            self._database.require_same_file()
             async with asyncio.timeout(READ_TIMEOUT_S):
                 connection = await self._open()
                 found: Iterable[sqlite3.Row] = await connection.execute_fetchall(sql, params)
         except UnicodeError:  # the question is wrong, not the store; it is a ValueError too
             raise
         except (sqlite3.Error, ValueError, TimeoutError) as error:  # ValueError: aiosqlite, connection closed
-            await self._discard(connection)
+            self._log.failed(
+                f"no answer in {READ_TIMEOUT_S:g} s" if isinstance(error, TimeoutError) else explained(error)
+            )
+            if not isinstance(
+                error, StoreMovedError
+            ):  # the opened file lives as long as somebody has it open
+                await self._discard(connection)
             raise store_unavailable("cannot be read") from error
+        self._log.worked()
         return [tuple(row) for row in found]
 
     async def row(self, sql: str, params: Sequence[Value] = ()) -> Row | None:
@@ -46,7 +68,7 @@ class Readers:
 
     async def aclose(self) -> None:
         if self._opening is not None:
-            await asyncio.wait({self._opening})
+            await asyncio.wait({self._opening}, timeout=CLOSING_S)
         await self._discard(self._connection)
 
     async def _discard(self, connection: aiosqlite.Connection | None) -> None:
@@ -55,16 +77,15 @@ class Readers:
         if connection is None or self._connection is not connection:
             return
         self._connection = None
-        try:
-            await connection.interrupt()  # or closing would wait for the read that took too long
-            await connection.close()
-        except (sqlite3.Error, ValueError) as error:  # ValueError: aiosqlite, it was never open
-            logger.info("closing a reading connection: %s", error)
+        self._closing = spawn(_close(connection), name="close the reading connection")
+        await asyncio.wait({self._closing}, timeout=CLOSING_S)
 
     async def _open(self) -> aiosqlite.Connection:
         """The connection; opened by a task of its own, because one that is half open cannot be cancelled."""
         if self._connection is not None:
             return self._connection
+        if self._closing is not None and not self._closing.done():
+            raise sqlite3.OperationalError("the last connection hangs: look at the store's disk")
         if self._opening is None:
             self._opening = spawn(self._connect(), name="open the reading connection")
         opened = await asyncio.shield(self._opening)
@@ -75,7 +96,10 @@ class Readers:
     async def _connect(self) -> aiosqlite.Connection | sqlite3.Error:
         try:
             connection = await aiosqlite.connect(
-                self._database.path, timeout=self._database.busy_timeout_s, isolation_level=None
+                self._database.address,
+                uri=True,
+                timeout=self._database.busy_timeout_s,
+                isolation_level=None,
             )
             await connection.execute("PRAGMA query_only = ON")
         except sqlite3.Error as error:  # returned: each who waits raises it, none is a failed task
@@ -84,3 +108,11 @@ class Readers:
             self._opening = None
         self._connection = connection
         return connection
+
+
+async def _close(connection: aiosqlite.Connection) -> None:
+    try:
+        await connection.interrupt()  # or closing would wait for the read that took too long
+        await connection.close()
+    except (sqlite3.Error, ValueError) as error:  # ValueError: aiosqlite, it was never open
+        logger.info("closing a reading connection: %s", error)

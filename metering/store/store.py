@@ -22,7 +22,8 @@ class Store:
 async def open_store(
     database: Database, *, on_commit: Callable[[CommitStats], None] | None = None
 ) -> AsyncIterator[Store]:
-    """Open a migrated store; on leaving, flush the writer and close."""
+    """Open a migrated store; on leaving, flush the writer and close. Raises StoreMovedError when there is none."""
+    database = database.pinned()
     store = Store(database, GroupCommitWriter(database, on_commit=on_commit), Readers(database))
     try:
         yield store

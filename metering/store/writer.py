@@ -9,9 +9,14 @@ A unit is a list of steps, all or none. A step that names a `refusal` must retur
 none, the unit is undone and answers `Declined(refusal)`. Statements never raise in normal life: their
 conditions decide, and the rows they touch tell who was admitted.
 
-Trouble (locked, full, read-only, corrupt) fails the whole batch: units that `must_keep` stay in the queue
+Trouble (locked, full, read-only, damaged) fails the whole batch: units that `must_keep` stay in the queue
 and are tried again until they are in; the others answer StoreUnavailable. The writer mends itself when the
-store does: it opens a new connection for each attempt after a failure.
+store does: it opens a new connection for each attempt after a failure. A unit whose statements cannot run in
+a store that is well is no trouble: it fails alone, or it would be tried again for ever before all others.
+
+A disk may also hang, and with it the thread. The loop watches it: when one attempt has outlasted its bound,
+whoever may be refused is refused at once, until the attempt ends. What it commits then for somebody who was
+refused is unclaimed.
 """
 
 import asyncio
@@ -24,7 +29,8 @@ from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 from metering.errors import Reason, Refused
-from metering.store.database import Database
+from metering.store.database import Database, StoreMovedError
+from metering.store.trouble import TroubleLog, explained, is_statements_defect
 
 logger = logging.getLogger(__name__)
 
@@ -34,24 +40,13 @@ QUEUE_UNITS_MAX = 20_000
 """Units waiting: beyond it new ones are refused; those that must be kept are bounded by open requests."""
 RETRY_MIN_S, RETRY_MAX_S = 0.05, 1.0
 """Pause between attempts while the store is in trouble."""
+STALL_GRACE_S = 1.0
+"""Beyond the busy timeout: an attempt that takes longer is a store that hangs."""
+WATCH_EVERY_S = 0.25
 CLOSING_S = 5.0
 """How long closing tries to write to a store in trouble before it gives up."""
 STORE_RETRY_AFTER_S = 2.0
 """What a refused client is told."""
-
-UNIT_DEFECTS = (
-    sqlite3.IntegrityError,
-    sqlite3.ProgrammingError,
-    sqlite3.InterfaceError,
-    sqlite3.DataError,  # a value longer than SQLite takes
-    sqlite3.NotSupportedError,
-    ArithmeticError,  # an integer beyond 64 bits
-    ValueError,
-    TypeError,
-    LookupError,
-    AttributeError,
-)
-"""What a unit of work may be wrong with by itself, while the store is well. Everything else is trouble."""
 
 Row = tuple[object, ...]
 Value = str | int | None
@@ -136,9 +131,17 @@ class GroupCommitWriter:
         self._undelivered_batches = 0
         self._connection: sqlite3.Connection | None = None
         self._trouble: str | None = None
+        self._log = TroubleLog(logger, "the store")
+        self._batch: list[_Ticket] = []
+        """What the attempt under way is about; empty between attempts."""
+        self._looks_at_batch = 0
+        """How often in a row the loop has found this batch under way. Counted, not timed: a loop that was
+        stuck itself has seen nothing."""
+        self._is_stalled = False
         self._flushed: asyncio.Future[None] = self._loop.create_future()
         self._thread = threading.Thread(target=self._run, name="ledger-writer", daemon=True)
         self._thread.start()
+        self._watcher = self._loop.call_later(WATCH_EVERY_S, self._watch)
 
     @property
     def queued_units(self) -> int:
@@ -146,8 +149,8 @@ class GroupCommitWriter:
 
     @property
     def trouble(self) -> str | None:
-        """What the last attempt failed with; None while the store works."""
-        return self._trouble
+        """What the last attempt failed with, or that this one hangs; None while the store works."""
+        return "it does not answer" if self._is_stalled else self._trouble
 
     def submit(
         self, unit: Unit, on_unclaimed: Callable[[Result], None] | None = None
@@ -159,6 +162,8 @@ class GroupCommitWriter:
         future = self._loop.create_future()
         if self._is_closing:
             return self._submit_while_closing(_Ticket(unit, future, on_unclaimed))
+        if self._is_stalled and not unit.must_keep:
+            return _failed(future, store_unavailable("does not answer"))
         if len(self._queue) >= QUEUE_UNITS_MAX and not unit.must_keep:
             return _failed(future, store_unavailable("overloaded"))
         self._queue.append(_Ticket(unit, future, on_unclaimed))
@@ -183,8 +188,48 @@ class GroupCommitWriter:
                 self._is_closing = True
                 self._closing_ends_s = time.monotonic() + CLOSING_S
             self._wake.notify()
-        await asyncio.shield(self._flushed)
-        self._thread.join()
+        try:
+            async with asyncio.timeout(CLOSING_S + self._database.busy_timeout_s):
+                await asyncio.shield(self._flushed)
+        except TimeoutError:
+            self._abandon_thread()
+        else:
+            self._thread.join()
+        finally:
+            self._watcher.cancel()
+
+    def _abandon_thread(self) -> None:
+        """It hangs in a system call, and nothing can end it but the end of the process."""
+        with self._wake:
+            self._is_stopped = True
+            waiting = [*self._batch, *self._queue]
+            self._queue.clear()
+        self._log_unwritten(len(waiting))
+        for ticket in waiting:
+            if not ticket.future.done():
+                _failed(ticket.future, store_unavailable("cannot be written"))
+
+    # --- the loop's eye on the thread ------------------------------------------------------------------
+
+    def _watch(self) -> None:
+        with self._wake:
+            self._looks_at_batch = self._looks_at_batch + 1 if self._batch else 0
+            stalled_after_s = self._database.busy_timeout_s + STALL_GRACE_S
+            self._is_stalled = self._looks_at_batch * WATCH_EVERY_S > stalled_after_s
+            refused = self._take_refusable() if self._is_stalled else []
+        if self._is_stalled:
+            self._log.failed(f"a commit has not ended for {stalled_after_s:g} s: look at the store's disk")
+        for ticket in refused:
+            if not ticket.future.done():
+                _failed(ticket.future, store_unavailable("does not answer"))
+        self._watcher = self._loop.call_later(WATCH_EVERY_S, self._watch)
+
+    def _take_refusable(self) -> list[_Ticket]:
+        """All who may be refused: out of the queue, and those of the batch, which cannot be taken back."""
+        waiting = list(self._queue)
+        self._queue.clear()
+        self._queue.extend(ticket for ticket in waiting if ticket.unit.must_keep)
+        return [ticket for ticket in (*self._batch, *waiting) if not ticket.unit.must_keep]
 
     # --- the thread --------------------------------------------------------------------------------
 
@@ -206,6 +251,7 @@ class GroupCommitWriter:
     def _hand_over(self, results: list[_Outcome], stats: CommitStats) -> None:
         with self._wake:
             self._undelivered_batches += 1
+            self._batch, self._looks_at_batch, self._is_stalled = [], 0, False
         self._call_loop(self._deliver, results, stats)
 
     def _call_loop(self, callback: Callable[..., None], *args: object) -> None:
@@ -225,30 +271,33 @@ class GroupCommitWriter:
                 self._wake.wait()
             self._is_sleeping = False
             is_hopeless = bool(pause_s) and self._is_closing and time.monotonic() > self._closing_ends_s
-            if not self._queue or is_hopeless:
+            if not self._queue or is_hopeless or self._is_stopped:
                 self._is_stopped = True
                 return []
-        return [self._queue.popleft() for _ in range(min(len(self._queue), BATCH_UNITS_MAX))]
+            self._batch = [self._queue.popleft() for _ in range(min(len(self._queue), BATCH_UNITS_MAX))]
+            return self._batch
 
     def _may_stop(self) -> bool:
         """Not before all results are delivered: what nobody claims makes new units."""
-        return self._is_closing and not self._undelivered_batches
+        return self._is_stopped or (self._is_closing and not self._undelivered_batches)
 
     def _attempt(self, batch: list[_Ticket]) -> list[_Outcome]:
         """Commit a batch. In trouble, what is not committed goes back into the queue or is refused."""
         results: list[_Outcome] = []
         try:
+            self._database.require_same_file()
             connection = self._connection = self._connection or self._database.connect()
             self._commit(connection, batch, results)
         except Exception as error:  # noqa: BLE001 - the thread outlives whatever it was
-            if self._trouble is None:
-                logger.error("the store is in trouble: %s", error)  # noqa: TRY400 - a traceback says no more
-            self._trouble = str(error) or type(error).__name__
-            self._disconnect()
+            self._trouble = explained(error)
+            self._log.failed(self._trouble)
+            if not isinstance(
+                error, StoreMovedError
+            ):  # the opened file lives as long as somebody has it open
+                self._disconnect()
             return results + self._keep_or_refuse(batch[len(results) :])
-        if self._trouble is not None:
-            logger.warning("the store works again after: %s", self._trouble)
-            self._trouble = None
+        self._trouble = None
+        self._log.worked()
         return results
 
     def _commit(self, connection: sqlite3.Connection, batch: list[_Ticket], results: list[_Outcome]) -> None:
@@ -258,13 +307,22 @@ class GroupCommitWriter:
         """
         try:
             results += self._commit_together(connection, batch)
-        except UNIT_DEFECTS:
+        except Exception as error:
+            if not is_statements_defect(error):
+                raise
             for ticket in batch:
-                try:
-                    results += self._commit_together(connection, [ticket])
-                except UNIT_DEFECTS as error:
-                    logger.exception("the store refused a unit of work: %s", ticket.unit.steps[0].sql)
-                    results.append((ticket, error))
+                results.append(self._commit_alone(connection, ticket))
+
+    def _commit_alone(self, connection: sqlite3.Connection, ticket: _Ticket) -> _Outcome:
+        try:
+            ((_, result),) = self._commit_together(connection, [ticket])
+        except Exception as error:
+            if not is_statements_defect(error):
+                raise
+            _require_tables(connection)
+            logger.exception("the store refused a unit of work: %s", ticket.unit.steps[0].sql)
+            return ticket, error
+        return ticket, result
 
     def _commit_together(self, connection: sqlite3.Connection, batch: list[_Ticket]) -> list[_Outcome]:
         execute = (
@@ -283,8 +341,9 @@ class GroupCommitWriter:
     def _keep_or_refuse(self, batch: list[_Ticket]) -> list[_Outcome]:
         """Put back what must be kept, in its order; refuse all else that waits, or it would wait for ever
         behind a full batch of the kept."""
-        waiting = [*batch, *(self._queue.popleft() for _ in range(len(self._queue)))]
-        self._queue.extendleft(reversed([ticket for ticket in waiting if ticket.unit.must_keep]))
+        with self._wake:
+            waiting = [*batch, *(self._queue.popleft() for _ in range(len(self._queue)))]
+            self._queue.extendleft(reversed([ticket for ticket in waiting if ticket.unit.must_keep]))
         return [
             (ticket, store_unavailable("cannot be written"))
             for ticket in waiting
@@ -295,14 +354,17 @@ class GroupCommitWriter:
         """After the decision to stop: nothing is added to the queue any more."""
         if not self._queue:
             return
-        logger.error(
-            "stopping with %d units unwritten (%s): their reservations stay held and will expire",
-            len(self._queue),
-            self._trouble,
-        )
+        self._log_unwritten(len(self._queue))
         results: list[_Outcome] = [(ticket, store_unavailable("cannot be written")) for ticket in self._queue]
         self._queue.clear()
         self._hand_over(results, CommitStats(len(results), 0.0, is_ok=False))
+
+    def _log_unwritten(self, units: int) -> None:
+        logger.error(
+            "stopping with %d units unwritten (%s): their reservations stay held and will expire",
+            units,
+            self.trouble,
+        )
 
     def _disconnect(self) -> None:
         if self._connection is not None:
@@ -328,6 +390,13 @@ class GroupCommitWriter:
             self._wake.notify()
         if self._on_commit is not None:
             self._on_commit(stats)
+
+
+def _require_tables(connection: sqlite3.Connection) -> None:
+    """A store whose file was emptied knows no table: that is not the fault of the statements. Raises
+    sqlite3.Error."""
+    if connection.execute("SELECT 1 FROM sqlite_master LIMIT 1").fetchone() is None:
+        raise sqlite3.DatabaseError("the store is empty: restore from a backup")
 
 
 def _pass_unclaimed(ticket: _Ticket, result: Result | Exception) -> None:

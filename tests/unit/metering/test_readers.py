@@ -10,7 +10,7 @@ import pytest
 
 from metering.errors import Reason, Refused
 from metering.store import readers as readers_module
-from metering.store.database import Database, DatabaseUrlError
+from metering.store.database import Database, DatabaseUrlError, StoreMovedError
 from metering.store.readers import Readers
 from metering.store.store import open_store
 from tests.support.ledger import money, new_database, open_bench
@@ -100,6 +100,57 @@ async def test_a_store_that_cannot_be_opened_is_refused(tmp_path: Path) -> None:
     await readers.aclose()
     while set(threading.enumerate()) - threads:  # aiosqlite's thread ends by itself, a moment later
         await asyncio.sleep(0)
+
+
+async def test_a_file_that_was_moved_away_is_refused_until_it_is_back(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    async with open_bench(tmp_path) as bench:
+        readers, another = bench.store.readers, bench.store.readers.another()
+        assert await readers.row("SELECT 1") == (1,)
+        path = bench.store.database.path
+        away = path.rename(tmp_path / "away.db")
+        for each in (readers, another, readers, another):
+            with pytest.raises(Refused):
+                await each.row("SELECT 1")
+        assert not path.exists()
+        assert caplog.text.count("reading the store is in trouble: there is no store at") == 1
+        away.rename(path)
+        assert await readers.row("SELECT 1") == (1,)
+        assert await another.row("SELECT 1") == (1,)
+        await another.aclose()
+
+
+async def test_while_a_connection_hangs_no_other_is_opened_and_nobody_waits_for_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(readers_module, "CLOSING_S", 0.05)
+    goes_on, close = asyncio.Event(), readers_module._close
+
+    async def hangs(connection):
+        await goes_on.wait()
+        await close(connection)
+
+    monkeypatch.setattr(readers_module, "_close", hangs)
+    async with open_bench(tmp_path) as bench:
+        assert await bench.store.readers.row("SELECT 1") == (1,)
+        threads = set(threading.enumerate())
+        for _ in range(20):
+            with pytest.raises(Refused):
+                await asyncio.wait_for(bench.store.readers.rows("SELECT * FROM nowhere"), 5)
+        assert set(threading.enumerate()) <= threads
+        goes_on.set()
+        async with asyncio.timeout(5):
+            while bench.store.readers._closing is not None and not bench.store.readers._closing.done():
+                await asyncio.sleep(0)
+        assert await bench.store.readers.row("SELECT 1") == (1,)
+
+
+async def test_a_store_that_is_not_there_is_not_made_by_opening_it(tmp_path: Path) -> None:
+    with pytest.raises(StoreMovedError, match="there is no store at"):
+        async with open_store(Database(tmp_path / "x.db")):
+            pass
+    assert list(tmp_path.iterdir()) == []
 
 
 async def test_a_cancelled_read_does_not_break_the_others(tmp_path: Path) -> None:

@@ -2,8 +2,10 @@
 
 import asyncio
 import contextlib
+import shutil
 import sqlite3
 import threading
+import time
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager, closing
 from pathlib import Path
@@ -137,8 +139,11 @@ async def test_conditions_admit_exactly_what_is_there(database: Database) -> Non
         (Unit((Step(INSERT, (5, "\ud800")),)), UnicodeEncodeError),
         (Unit((Step(INSERT, (5,)),)), sqlite3.ProgrammingError),
         (Unit((Step(INSERT, (5, object())),)), sqlite3.Error),  # type: ignore[arg-type]
+        (Unit((Step("INSERT INTO nowhere VALUES (1)", ()),)), sqlite3.OperationalError),
+        (Unit((Step("UPDATE notes SET nothing = 1", ()),)), sqlite3.OperationalError),
+        (Unit((Step("INSERT INTO", ()),)), sqlite3.OperationalError),
     ],
-    ids=["constraint", "int", "surrogate", "too few values", "type"],
+    ids=["constraint", "int", "surrogate", "too few values", "type", "table", "column", "syntax"],
 )
 @pytest.mark.parametrize("must_keep", [False, True])
 async def test_a_defective_unit_fails_alone(
@@ -274,6 +279,123 @@ async def test_a_store_that_cannot_be_opened_refuses_and_mends_itself(tmp_path: 
         directory.mkdir()
         await created
         assert isinstance(await writer.submit(note(1)), Done)
+
+
+async def test_a_store_that_was_emptied_is_in_trouble_and_the_unit_is_not_blamed(database: Database) -> None:
+    async with writing(database) as writer:
+        with closing(sqlite3.connect(database.path, isolation_level=None)) as other:
+            other.execute("ALTER TABLE notes RENAME TO away")
+            other.execute("DROP TABLE stock")
+            other.execute("CREATE TABLE other AS SELECT * FROM away")
+            other.execute("DROP TABLE away")
+            other.execute("DROP TABLE other")
+            kept = writer.submit(note(1, must_keep=True))
+            await until_troubled(writer)
+            assert "empty" in str(writer.trouble)
+            other.execute("CREATE TABLE notes (id INTEGER NOT NULL UNIQUE, text TEXT NOT NULL)")
+        assert isinstance(await asyncio.wait_for(kept, 5), Done)
+
+
+@contextlib.contextmanager
+def hanging(monkeypatch: pytest.MonkeyPatch) -> Iterator[threading.Event]:
+    """Commits hang until the event is set."""
+    commit_together, goes_on = GroupCommitWriter._commit_together, threading.Event()
+
+    def hangs(self: GroupCommitWriter, connection: Any, batch: Any) -> Any:
+        goes_on.wait(10)
+        return commit_together(self, connection, batch)
+
+    monkeypatch.setattr(GroupCommitWriter, "_commit_together", hangs)
+    monkeypatch.setattr(writer_module, "STALL_GRACE_S", 0.1)
+    monkeypatch.setattr(writer_module, "WATCH_EVERY_S", 0.02)
+    try:
+        yield goes_on
+    finally:
+        goes_on.set()
+
+
+async def test_a_store_that_hangs_refuses_who_may_be_refused_and_commits_the_rest_when_it_goes_on(
+    database: Database, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    unclaimed: list[object] = []
+    with hanging(monkeypatch) as goes_on:
+        async with writing(database) as writer:
+            in_batch = writer.submit(note(1), on_unclaimed=unclaimed.append)
+            while not writer._batch:
+                await asyncio.sleep(0)
+            queued, kept = writer.submit(note(2)), writer.submit(note(3, must_keep=True))
+            for refusable in (in_batch, queued):
+                with pytest.raises(Refused) as refusal:
+                    await asyncio.wait_for(refusable, 5)
+                assert refusal.value.reason is Reason.STORE_UNAVAILABLE
+            assert writer.submit(note(4)).exception() is not None, "refused at once"
+            assert writer.trouble == "it does not answer"
+            assert not kept.done()
+            goes_on.set()
+            assert isinstance(await asyncio.wait_for(kept, 5), Done)
+            assert writer.trouble is None
+            assert isinstance(await writer.submit(note(5)), Done)
+    assert notes(database) == [1, 3, 5]
+    assert unclaimed == [Done([None])], "who was refused is told what was committed for him"
+    assert caplog.text.count("the store is in trouble") == 1
+
+
+async def test_a_loop_that_was_stuck_itself_takes_no_commit_for_hanging(
+    database: Database, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with hanging(monkeypatch) as goes_on:
+        async with writing(database) as writer:
+            waiting = writer.submit(note(1))
+            while not writer._batch:
+                await asyncio.sleep(0)
+            time.sleep(0.4)  # the loop's, longer than the bound
+            await asyncio.sleep(0)
+            goes_on.set()
+            assert isinstance(await asyncio.wait_for(waiting, 5), Done)
+
+
+async def test_closing_a_store_that_hangs_ends_within_a_bound_and_says_what_stays(
+    database: Database, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(writer_module, "CLOSING_S", 0.2)
+    with hanging(monkeypatch):
+        writer = GroupCommitWriter(database)
+        kept = [writer.submit(note(number, must_keep=True)) for number in range(3)]
+        await asyncio.wait_for(writer.aclose(), 5)
+        for future in (*kept, writer.submit(note(4, must_keep=True))):
+            with pytest.raises(Refused):
+                await asyncio.wait_for(future, 1)
+        assert "stopping with 3 units unwritten" in caplog.text
+    writer._thread.join(5)
+    assert not writer._thread.is_alive()
+
+
+async def test_a_file_that_was_deleted_is_trouble_and_no_empty_one_takes_its_place(
+    database: Database,
+) -> None:
+    away = database.path.with_name("away.db")
+    async with writing(database.pinned()) as writer:
+        await writer.submit(note(1))
+        database.path.rename(away)
+        kept = writer.submit(note(2, must_keep=True))
+        await until_troubled(writer)
+        assert "there is no store at" in str(writer.trouble)
+        assert not database.path.exists()
+        away.rename(database.path)
+        assert isinstance(await asyncio.wait_for(kept, 5), Done)
+    assert notes(database) == [1, 2]
+
+
+async def test_nothing_is_written_to_a_file_that_was_put_in_the_place_of_ours(database: Database) -> None:
+    async with writing(database.pinned()) as writer:
+        await writer.submit(note(1))
+        away = database.path.rename(database.path.with_name("away.db"))
+        shutil.copy(away, database.path)
+        kept = writer.submit(note(2, must_keep=True))
+        await until_troubled(writer)
+        assert "another file stands at" in str(writer.trouble)
+        away.rename(database.path)
+        assert isinstance(await asyncio.wait_for(kept, 5), Done)
 
 
 async def test_the_thread_outlives_what_nobody_foresaw(
