@@ -1,24 +1,25 @@
 """Who is calling: gateway tokens found where the surface declares, resolved through a bounded cache.
 
 The cache is kept honest by the store's `changes`: every worker polls them a few times a second and forgets
-what has changed. A worker that could not look for longer than its bound does not know who is revoked, and
-says so (503) instead of guessing.
+what has changed. A worker that has not looked for longer than its bound looks once more before it admits
+anybody: the event loop may have been busy. If it cannot, it does not know who is revoked, and says so (503)
+instead of guessing.
 """
 
 import asyncio
-import logging
+import math
 from collections import OrderedDict
 from collections.abc import Sequence
+from contextlib import suppress
 
 from metering.admission import Caller
 from metering.clock import Clock
 from metering.errors import Reason, Refused
 from metering.plans import Plans
 from metering.store.writer import store_unavailable
+from metering.tasks import spawn
 from metering.users import Credential, Directory, hash_of
 from proxy.surface import HeaderKey, Headers
-
-logger = logging.getLogger(__name__)
 
 GATEWAY_TOKEN_BYTES_MAX = 512
 """Longer ones are not ours: they are not even hashed."""
@@ -65,6 +66,8 @@ class Authenticator:
         self._cache: OrderedDict[bytes, Credential] = OrderedDict()
         self._seen_seq = 0
         self._looked_at_s = clock.monotonic_s()
+        self._failed_at_s = -math.inf
+        self._look: asyncio.Task[None] | None = None
 
     async def authenticate(self, tokens: set[bytes]) -> Caller:
         """Raises Refused: UNAUTHENTICATED, FORBIDDEN (disabled user), STORE_UNAVAILABLE."""
@@ -74,8 +77,8 @@ class Authenticator:
                 if tokens
                 else "No API key was sent. Send your gateway token as the API key."
             )
-        if self._clock.monotonic_s() - self._looked_at_s > self._stale_after_s:
-            raise store_unavailable("revocations cannot be read")
+        if self._is_stale():
+            await self._catch_up()
         (token,) = tokens
         credential = self._cache.get(token)
         if credential is None:
@@ -121,14 +124,34 @@ class Authenticator:
         self._seen_seq = await self._directory.last_change()
         self._looked_at_s = self._clock.monotonic_s()
 
+    def _is_stale(self) -> bool:
+        return self._clock.monotonic_s() - self._looked_at_s > self._stale_after_s
+
+    async def _catch_up(self) -> None:
+        """Look now, for so long; not when a look has just failed. Raises Refused(STORE_UNAVAILABLE)."""
+        if self._clock.monotonic_s() - self._failed_at_s > self._poll_s:
+            with suppress(TimeoutError):
+                async with asyncio.timeout(self._stale_after_s):
+                    await self.look_for_changes()
+        if self._is_stale():
+            raise store_unavailable("revocations cannot be read")
+
     async def look_for_changes(self) -> None:
-        """Forget what has changed since the last look. A failed look leaves everything as it is."""
+        """Forget what has changed since the last look. One look at a time: who comes during one waits for it."""
+        if self._look is None:
+            self._look = spawn(self._look_once(), name="look for changes")
+        await asyncio.shield(self._look)
+
+    async def _look_once(self) -> None:
+        """A failed look leaves everything as it is; the readers have logged it."""
         began_s = self._clock.monotonic_s()
         try:
             changes = await self._directory.changes_since(self._seen_seq)
-        except Refused as error:
-            logger.warning("changes cannot be read: %s", error.message)
+        except Refused:
+            self._failed_at_s = self._clock.monotonic_s()
             return
+        finally:
+            self._look = None
         if changes:
             self._seen_seq = changes[-1][0]
             self._forget({(kind, subject) for _, kind, subject in changes})

@@ -1,0 +1,109 @@
+"""Who is admitted when the look-out for revocations was late, or cannot look."""
+
+import asyncio
+from collections.abc import AsyncIterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+from metering.clock import ManualClock
+from metering.errors import Reason, Refused
+from metering.plans import load_plans
+from metering.users import Directory
+from proxy.auth import Authenticator
+from tests.support.ledger import open_bench
+
+STALE_AFTER_S = 1.0
+POLL_S = 0.25
+
+
+class CountingDirectory(Directory):
+    """A directory that counts the looks, and whose looks fail when told to."""
+
+    looks = 0
+    is_broken = False
+
+    async def changes_since(self, seq: int, *, changes_max: int = 1_000) -> list[tuple[int, str, str]]:
+        self.looks += 1
+        if self.is_broken:
+            raise Refused(Reason.STORE_UNAVAILABLE, "broken")
+        return await super().changes_since(seq, changes_max=changes_max)
+
+
+@dataclass
+class Door:
+    authenticator: Authenticator
+    directory: CountingDirectory
+    clock: ManualClock
+    token: bytes
+    token_id: str
+
+    async def admits(self) -> bool:
+        return (await self.authenticator.authenticate({self.token})).token_id == self.token_id
+
+
+@pytest.fixture
+async def door(tmp_path: Path) -> AsyncIterator[Door]:
+    async with open_bench(tmp_path) as bench:
+        directory = CountingDirectory(bench.store, bench.clock)
+        await directory.add_user("ada", plan="pro")
+        token, made = await directory.create_token("ada")
+        authenticator = Authenticator(
+            directory, load_plans(), bench.clock, cache_max=10, poll_s=POLL_S, stale_after_s=STALE_AFTER_S
+        )
+        await authenticator.start()
+        yield Door(authenticator, directory, bench.clock, token.encode(), made.id)
+
+
+async def test_a_request_after_a_long_pause_waits_for_a_look_instead_of_being_refused(door: Door) -> None:
+    assert await door.admits()
+    door.clock.advance(STALE_AFTER_S + 5)
+    assert await asyncio.gather(*(door.admits() for _ in range(20))) == [True] * 20
+    assert door.directory.looks == 1, "one look for all"
+    assert await door.admits()
+    assert door.directory.looks == 1
+
+
+async def test_what_was_revoked_in_a_long_pause_is_not_admitted_after_it(door: Door) -> None:
+    assert await door.admits()
+    await door.directory.revoke(door.token_id)
+    door.clock.advance(STALE_AFTER_S + 5)
+    with pytest.raises(Refused) as refusal:
+        await door.admits()
+    assert refusal.value.reason is Reason.UNAUTHENTICATED
+
+
+async def test_who_cannot_look_admits_nobody_and_does_not_look_for_each(door: Door) -> None:
+    assert await door.admits()
+    door.directory.is_broken = True
+    door.clock.advance(STALE_AFTER_S + 5)
+    for _ in range(20):
+        with pytest.raises(Refused) as refusal:
+            await door.admits()
+        assert refusal.value.reason is Reason.STORE_UNAVAILABLE
+        assert refusal.value.retry_after_s
+    assert door.directory.looks == 1
+    door.directory.is_broken = False
+    door.clock.advance(POLL_S * 2)
+    assert await door.admits()
+
+
+async def test_a_look_that_hangs_is_waited_for_no_longer_than_the_bound(
+    door: Door, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(door.authenticator, "_stale_after_s", 0.05)
+    goes_on = asyncio.Event()
+
+    async def hangs(seq: int) -> list[tuple[int, str, str]]:
+        await goes_on.wait()
+        return []
+
+    monkeypatch.setattr(door.directory, "changes_since", hangs)
+    door.clock.advance(5)
+    with pytest.raises(Refused) as refusal:
+        await asyncio.wait_for(door.admits(), 5)
+    assert refusal.value.reason is Reason.STORE_UNAVAILABLE
+    goes_on.set()
+    await door.authenticator.look_for_changes()
+    assert await door.admits()
