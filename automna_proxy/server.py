@@ -38,8 +38,8 @@ GC_THRESHOLDS = (50_000, 20, 50)
 a request in flight, thousands of them fit below the first."""
 STARTUP_FAILED = 3
 """uvicorn's exit status of a worker whose application did not start: its successor would not either."""
-KILL_GRACE_S = 10.0
-"""Beyond notice and streams, for the flush; then a worker is killed."""
+KILL_GRACE_S = 12.0
+"""Beyond notice, streams and the store's busy timeout, for the flush; then a worker is killed."""
 
 
 class Server(uvicorn.Server):
@@ -220,9 +220,9 @@ class _Supervisor:
     def _wait(self) -> int:
         """Wait for all, bounded; the exit status: 0 when every worker stopped cleanly."""
         self._listener.close()
-        until_s = (
-            time.monotonic() + self._settings.drain_notice_s + self._settings.drain_streams_s + KILL_GRACE_S
-        )
+        settings = self._settings
+        wait_s = settings.drain_notice_s + settings.drain_streams_s + settings.store_busy_timeout_s
+        until_s = time.monotonic() + wait_s + KILL_GRACE_S
         statuses = []
         for process in self._processes:
             try:

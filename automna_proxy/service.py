@@ -36,6 +36,8 @@ logger = logging.getLogger(__name__)
 READY_WITHIN_S = 1.0
 """A store that takes longer to write a row is not ready."""
 GAUGES_EVERY_S = 1.0
+LEAVE_WITHIN_S = 1.0
+"""To take our row out of the store at the end."""
 
 
 @dataclass(slots=True)
@@ -69,6 +71,7 @@ class Service:
         loop = asyncio.get_running_loop()
         while True:
             self.telemetry.queue_units.set(self.store.writer.queued_units)
+            self.telemetry.store_in_trouble.set(self.store.writer.trouble is not None)
             self.telemetry.upstream_connections.set(self.client.open_connections)
             due_s = loop.time() + GAUGES_EVERY_S
             await asyncio.sleep(GAUGES_EVERY_S)
@@ -154,8 +157,9 @@ async def running_service(settings: Settings, *, clock: Clock | None = None) -> 
 async def _leave(heartbeat: Heartbeat) -> None:
     """A store in trouble does not stop us from stopping: the others will find our count standing still."""
     try:
-        await heartbeat.leave()
-    except Refused as error:
+        async with asyncio.timeout(LEAVE_WITHIN_S):
+            await heartbeat.leave()
+    except (Refused, TimeoutError) as error:
         logger.warning("this worker's row stays behind: %s", error)
 
 

@@ -90,7 +90,7 @@ class Heartbeat:
                 await self.beat()
                 await self.reap()
             except Refused as error:
-                logger.warning("no heartbeat: %s", error)
+                logger.debug("no heartbeat: %s", error)  # the store has said what is wrong with it
             await asyncio.sleep(self._interval_s)
 
     async def beat(self) -> None:

@@ -185,6 +185,9 @@ class Telemetry:
             registry=self.registry,
         )
         self.queue_units = self._gauge("automna_ledger_queue_units", "Units of work waiting for a commit.")
+        self.store_in_trouble = self._gauge(
+            "automna_store_in_trouble", "Workers whose last write to the store failed or hangs."
+        )
         self.open_exchanges = self._gauge("automna_open_exchanges", "Requests between admission and settle.")
         self.open_streams = self._gauge("automna_open_streams", "Streamed answers being relayed.")
         self.drains = self._gauge("automna_drains", "Vendor answers read on after their client left.")

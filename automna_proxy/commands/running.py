@@ -1,5 +1,6 @@
 """`serve`, `demo` and `migrate`: what makes or keeps something running."""
 
+import sqlite3
 from typing import Annotated
 
 import typer
@@ -11,6 +12,7 @@ from automna_proxy.commands.session import (
     current_database,
     current_settings,
     make_store,
+    unusable,
 )
 from automna_proxy.terminal import say, show_json
 
@@ -35,6 +37,8 @@ def serve(
     settings = current_settings()
     try:
         status = run_server(settings, host=host, port=port, workers=workers)
+    except sqlite3.Error as error:
+        raise unusable(current_database(), error) from error
     except OSError as error:
         raise CommandError(Status.CONFIGURATION, f"cannot serve on {host}:{port}: {error}") from error
     raise typer.Exit(status)

@@ -21,6 +21,7 @@ from metering.reports import PeriodError
 from metering.store.database import Database, DatabaseUrlError
 from metering.store.migrate import SchemaTooNewError, is_current, migrate
 from metering.store.store import Store, open_store
+from metering.store.trouble import explained
 from metering.users import DirectoryError, NotFoundError
 
 T = TypeVar("T")
@@ -105,8 +106,8 @@ def make_store(database: Database) -> list[str]:
     """Bring the store's schema up to date; the names of the steps. Raises CommandError, SchemaTooNewError."""
     try:
         return migrate(database, CLOCK)
-    except (OSError, sqlite3.Error) as error:
-        raise _unusable(database, error) from error
+    except sqlite3.Error as error:
+        raise unusable(database, error) from error
 
 
 async def _on_store(database: Database, work: Callable[[Store], Awaitable[T]]) -> T:
@@ -115,16 +116,16 @@ async def _on_store(database: Database, work: Callable[[Store], Awaitable[T]]) -
             return await work(store)
         except Refused as error:
             detail = error.__cause__ or store.writer.trouble or error.message
-            raise _unusable(database, detail) from error
+            raise unusable(database, detail) from error
         except sqlite3.Error as error:
-            raise _unusable(database, error) from error
+            raise unusable(database, error) from error
 
 
 def _is_missing(database: Database) -> bool:
     try:
         return not database.path.exists() or not database.path.stat().st_size
     except OSError as error:
-        raise _unusable(database, error) from error
+        raise unusable(database, error) from error
 
 
 def _require_schema(database: Database) -> None:
@@ -138,7 +139,7 @@ def _require_schema(database: Database) -> None:
         with closing(sqlite3.connect(database.path, timeout=database.busy_timeout_s)) as connection:
             is_usable = is_current(connection)
     except sqlite3.Error as error:
-        raise _unusable(database, error) from error
+        raise unusable(database, error) from error
     if not is_usable:
         raise CommandError(
             Status.STORE,
@@ -146,5 +147,7 @@ def _require_schema(database: Database) -> None:
         )
 
 
-def _unusable(database: Database, detail: object) -> CommandError:
-    return CommandError(Status.STORE, f"the store at {database.path} cannot be used: {detail}")
+def unusable(database: Database, detail: object) -> CommandError:
+    """What is said of a store in trouble: once, with what can be done about it."""
+    text = explained(detail) if isinstance(detail, BaseException) else detail
+    return CommandError(Status.STORE, f"the store at {database.path} cannot be used: {text}")
