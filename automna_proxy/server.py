@@ -15,6 +15,7 @@ import socket
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 from types import FrameType
 
@@ -38,6 +39,8 @@ GC_THRESHOLDS = (50_000, 20, 50)
 a request in flight, thousands of them fit below the first."""
 STARTUP_FAILED = 3
 """uvicorn's exit status of a worker whose application did not start: its successor would not either."""
+THREADS_END_WITHIN_S = 1.0
+"""After the application's end: what a thread may still need to close its connection to the store."""
 KILL_GRACE_S = 12.0
 """Beyond notice, streams and the store's busy timeout, for the flush; then a worker is killed."""
 
@@ -142,7 +145,23 @@ def run_worker(settings: Settings, listener: socket.socket, *, parent_pid: int |
     server = make_server(settings, parent_pid=parent_pid)
     calm_garbage_collector()
     server.run(sockets=[listener])
-    return 0 if server.started else STARTUP_FAILED
+    status = 0 if server.started else STARTUP_FAILED
+    _leave_hanging_threads(status)
+    return status
+
+
+def _leave_hanging_threads(status: int) -> None:
+    """End the process now if a thread will not: one that hangs in a system call of a broken disk would keep the
+    interpreter from ever ending. Everything that could be flushed has been."""
+    until_s = time.monotonic() + THREADS_END_WITHIN_S
+    others = [thread for thread in threading.enumerate() if thread is not threading.current_thread()]
+    for thread in others:
+        if not thread.daemon:
+            thread.join(max(0.0, until_s - time.monotonic()))
+    if any(thread.is_alive() for thread in others):
+        logger.error("a thread hangs in the store: the process ends without it")
+        logging.shutdown()
+        os._exit(status)
 
 
 def calm_garbage_collector() -> None:

@@ -4,7 +4,7 @@ import asyncio
 import logging
 import socket
 from collections.abc import AsyncIterator, Coroutine
-from contextlib import AsyncExitStack, asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from dataclasses import dataclass
 from typing import Any
 
@@ -87,8 +87,8 @@ def bounds_of(settings: Settings) -> Bounds:
 async def running_service(settings: Settings, *, clock: Clock | None = None) -> AsyncIterator[Service]:
     """A worker, from its first heartbeat to the last flush.
 
-    The store must be migrated. Raises SettingError, PlansFileError, PriceFileError, DatabaseUrlError,
-    ValueError (upstream override), Refused (store).
+    The store must be migrated; it may be in trouble. Raises SettingError, PlansFileError, PriceFileError,
+    DatabaseUrlError, ValueError (upstream override), StoreMovedError (there is no store).
     """
     clock = clock or SystemClock()
     plans, prices = load_plans(settings.plans_path), PriceTable.load(settings.prices_path)
@@ -108,7 +108,6 @@ async def running_service(settings: Settings, *, clock: Clock | None = None) -> 
             poll_s=settings.changes_poll_s,
             stale_after_s=settings.changes_stale_after_s,
         )
-        await authenticator.start()
         heartbeat = Heartbeat(
             store,
             ledger,
@@ -117,7 +116,9 @@ async def running_service(settings: Settings, *, clock: Clock | None = None) -> 
             dead_after_s=settings.worker_dead_after_s,
             on_expired=lambda _worker_id, reservations: telemetry.expired(reservations),
         )
-        await heartbeat.beat()
+        with suppress(Refused):  # it says itself what is wrong; until it works again this worker is not ready
+            await authenticator.start()
+            await heartbeat.beat()
         stack.push_async_callback(_leave, heartbeat)
         client = UpstreamClient(connections_max=settings.upstream_connections_max)
         stack.push_async_callback(client.aclose)

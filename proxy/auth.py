@@ -64,9 +64,9 @@ class Authenticator:
         self._poll_s = poll_s
         self._stale_after_s = stale_after_s
         self._cache: OrderedDict[bytes, Credential] = OrderedDict()
-        self._seen_seq = 0
-        self._looked_at_s = clock.monotonic_s()
-        self._failed_at_s = -math.inf
+        self._seen_seq: int | None = None
+        """The newest change that was heard of; None before the first look."""
+        self._looked_at_s = self._failed_at_s = -math.inf
         self._look: asyncio.Task[None] | None = None
 
     async def authenticate(self, tokens: set[bytes]) -> Caller:
@@ -120,9 +120,11 @@ class Authenticator:
     # --- changes -----------------------------------------------------------------------------------
 
     async def start(self) -> None:
-        """Begin at the newest change. Raises Refused(STORE_UNAVAILABLE)."""
+        """Begin at the newest change: nothing that is older can be in the cache. Raises
+        Refused(STORE_UNAVAILABLE); the next look tries again."""
+        began_s = self._clock.monotonic_s()
         self._seen_seq = await self._directory.last_change()
-        self._looked_at_s = self._clock.monotonic_s()
+        self._looked_at_s = began_s
 
     def _is_stale(self) -> bool:
         return self._clock.monotonic_s() - self._looked_at_s > self._stale_after_s
@@ -146,6 +148,9 @@ class Authenticator:
         """A failed look leaves everything as it is; the readers have logged it."""
         began_s = self._clock.monotonic_s()
         try:
+            if self._seen_seq is None:
+                await self.start()
+                return
             changes = await self._directory.changes_since(self._seen_seq)
         except Refused:
             self._failed_at_s = self._clock.monotonic_s()

@@ -8,6 +8,7 @@ import asyncio
 import logging
 import sqlite3
 from collections.abc import Iterable, Sequence
+from contextlib import suppress
 
 import aiosqlite
 
@@ -33,7 +34,7 @@ class Readers:
         self._log = log or TroubleLog(logger, "reading the store")
         self._connection: aiosqlite.Connection | None = None
         self._opening: asyncio.Task[aiosqlite.Connection | sqlite3.Error] | None = None
-        self._closing: asyncio.Task[None] | None = None
+        self._closing: asyncio.Future[object] | None = None
 
     def another(self) -> "Readers":
         """Readers of the same store on a connection of their own."""
@@ -77,8 +78,9 @@ class Readers:
         if connection is None or self._connection is not connection:
             return
         self._connection = None
-        self._closing = spawn(_close(connection), name="close the reading connection")
-        await asyncio.wait({self._closing}, timeout=CLOSING_S)
+        self._closing = await _begin_closing(connection)
+        if self._closing is not None:
+            await asyncio.wait({self._closing}, timeout=CLOSING_S)
 
     async def _open(self) -> aiosqlite.Connection:
         """The connection; opened by a task of its own, because one that is half open cannot be cancelled."""
@@ -110,9 +112,9 @@ class Readers:
         return connection
 
 
-async def _close(connection: aiosqlite.Connection) -> None:
-    try:
+async def _begin_closing(connection: aiosqlite.Connection) -> "asyncio.Future[object] | None":
+    """Have the connection's thread close it and end. `close()` would be a task, and a thread that hangs would keep
+    the event loop from ending, which waits for its tasks."""
+    with suppress(sqlite3.Error, ValueError):  # ValueError: aiosqlite, it was never open
         await connection.interrupt()  # or closing would wait for the read that took too long
-        await connection.close()
-    except (sqlite3.Error, ValueError) as error:  # ValueError: aiosqlite, it was never open
-        logger.info("closing a reading connection: %s", error)
+    return connection.stop()

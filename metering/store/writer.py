@@ -204,7 +204,7 @@ class GroupCommitWriter:
             self._is_stopped = True
             waiting = [*self._batch, *self._queue]
             self._queue.clear()
-        self._log_unwritten(len(waiting))
+        self._log_unwritten(sum(ticket.unit.must_keep for ticket in waiting))
         for ticket in waiting:
             if not ticket.future.done():
                 _failed(ticket.future, store_unavailable("cannot be written"))

@@ -10,6 +10,7 @@
 #include <fcntl.h>
 #include <limits.h>
 #include <signal.h>
+#include <stdarg.h>
 #include <stdatomic.h>
 #include <stdint.h>
 #include <stdio.h>
@@ -26,7 +27,11 @@ struct control {
     _Atomic int64_t growth_errno;   /* only writes beyond a file's end do: a full disk */
     _Atomic int64_t sync_errno;
     _Atomic int64_t read_errno;
-    _Atomic int64_t sync_delay_us;  /* a slow disk */
+    _Atomic int64_t sync_delay_us;  /* a slow disk; one that hangs, while it is long. Looked at while it passes */
+    _Atomic int64_t read_delay_us;  /* the same for reads */
+    _Atomic int64_t open_errno;     /* opening for writing fails with it: EROFS, EACCES */
+    _Atomic int64_t short_writes;   /* writes of more than a byte take half of what they are given */
+    _Atomic int64_t only;           /* the faults above hit: 0 every file, 1 the main file, 2 the write-ahead log */
     _Atomic int64_t kill_at_write;  /* counts down; at 1 the process group is killed in the middle of that write */
     _Atomic int64_t kill_at_sync;   /* the same, before the data is synced */
     _Atomic int64_t kill_after_sync; /* the same, when it is */
@@ -47,6 +52,13 @@ __attribute__((constructor)) static void open_control(void) {
     if (found != MAP_FAILED) control = found;
 }
 
+static int is_store_path(const char *path) {
+    if (!control || strncmp(path, store_path, strlen(store_path)) != 0) return 0;
+    int64_t only = atomic_load(&control->only);
+    const char *suffix = path + strlen(store_path);
+    return only == 0 || (only == 1 && *suffix == 0) || (only == 2 && strcmp(suffix, "-wal") == 0);
+}
+
 static int is_store(int fd) {
     if (!control) return 0;
     char link[32], path[PATH_MAX];
@@ -54,7 +66,12 @@ static int is_store(int fd) {
     ssize_t size = readlink(link, path, sizeof path - 1);
     if (size < 0) return 0;
     path[size] = 0;
-    return strncmp(path, store_path, strlen(store_path)) == 0;
+    return is_store_path(path);
+}
+
+/* As long as the delay says, and no longer than it says so: a disk that hangs comes back when it is mended. */
+static void wait_for(_Atomic int64_t *delay_us) {
+    for (int64_t waited_us = 0; waited_us < atomic_load(delay_us); waited_us += 1000) usleep(1000);
 }
 
 static int counts_down_to_now(_Atomic int64_t *left) {
@@ -93,13 +110,18 @@ static int write_fails(int fd, size_t size, off_t offset) {
             real(fd, data, size / 2, offset); /* torn: half of it is there */ \
             die(); \
         } \
-        return write_fails(fd, size, offset) ? -1 : real(fd, data, size, offset); \
+        if (write_fails(fd, size, offset)) return -1; \
+        if (atomic_load(&control->short_writes) && size > 1) size /= 2; \
+        return real(fd, data, size, offset); \
     }
 
 #define PREAD(name, offset_type) \
     ssize_t name(int fd, void *data, size_t size, offset_type offset) { \
         REAL(name); \
-        if (is_store(fd) && fails(&control->read_errno)) return -1; \
+        if (is_store(fd)) { \
+            wait_for(&control->read_delay_us); \
+            if (fails(&control->read_errno)) return -1; \
+        } \
         return real(fd, data, size, offset); \
     }
 
@@ -109,14 +131,26 @@ static int write_fails(int fd, size_t size, off_t offset) {
         if (!is_store(fd)) return real(fd); \
         atomic_fetch_add(&control->syncs, 1); \
         if (counts_down_to_now(&control->kill_at_sync)) die(); \
-        int64_t delay_us = atomic_load(&control->sync_delay_us); \
-        if (delay_us) usleep((useconds_t)delay_us); \
+        wait_for(&control->sync_delay_us); \
         if (fails(&control->sync_errno)) return -1; \
         int result = real(fd); \
         if (counts_down_to_now(&control->kill_after_sync)) die(); \
         return result; \
     }
 
+#define OPEN(name) \
+    int name(const char *path, int flags, ...) { \
+        REAL(name); \
+        va_list more; \
+        va_start(more, flags); \
+        mode_t mode = flags & O_CREAT ? va_arg(more, mode_t) : 0; \
+        va_end(more); \
+        if (flags & (O_WRONLY | O_RDWR) && is_store_path(path) && fails(&control->open_errno)) return -1; \
+        return real(path, flags, mode); \
+    }
+
+OPEN(open)
+OPEN(open64)
 PWRITE(pwrite, off_t)
 PWRITE(pwrite64, off64_t)
 PREAD(pread, off_t)

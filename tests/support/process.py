@@ -39,6 +39,14 @@ QUICK = {
 """Waits that only a person or a network needs; and a store that may be slow: the machine is busy with tests."""
 
 
+class NotStartedError(AssertionError):
+    """The server ended before it served."""
+
+    def __init__(self, status: int, log: str) -> None:
+        super().__init__(log)
+        self.status = status
+
+
 class Serving:
     """A server process, perhaps with workers below it. `folder` outlives it: ledger, plans, log."""
 
@@ -47,7 +55,7 @@ class Serving:
         self.env = env
         self.workers = workers
         self.url = ""
-        self.store = folder / "ledger.db"
+        self.store = Path(env["DATABASE_URL"].removeprefix("sqlite:///"))
         self._process: asyncio.subprocess.Process | None = None
 
     # --- the process -------------------------------------------------------------------------------------
@@ -70,7 +78,8 @@ class Serving:
 
     def _is_serving(self, offset: int) -> bool:
         assert self._process is not None
-        assert self._process.returncode is None, self.log()
+        if self._process.returncode is not None:
+            raise NotStartedError(self._process.returncode, self.log())
         found = re.search(r"serving on (http://[0-9.:]+)", self.log(offset))
         if found is None:
             return False

@@ -125,13 +125,13 @@ async def test_while_a_connection_hangs_no_other_is_opened_and_nobody_waits_for_
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(readers_module, "CLOSING_S", 0.05)
-    goes_on, close = asyncio.Event(), readers_module._close
+    goes_on, begin_closing = asyncio.get_running_loop().create_future(), readers_module._begin_closing
 
     async def hangs(connection):
-        await goes_on.wait()
-        await close(connection)
+        await begin_closing(connection)
+        return goes_on
 
-    monkeypatch.setattr(readers_module, "_close", hangs)
+    monkeypatch.setattr(readers_module, "_begin_closing", hangs)
     async with open_bench(tmp_path) as bench:
         assert await bench.store.readers.row("SELECT 1") == (1,)
         threads = set(threading.enumerate())
@@ -139,10 +139,7 @@ async def test_while_a_connection_hangs_no_other_is_opened_and_nobody_waits_for_
             with pytest.raises(Refused):
                 await asyncio.wait_for(bench.store.readers.rows("SELECT * FROM nowhere"), 5)
         assert set(threading.enumerate()) <= threads
-        goes_on.set()
-        async with asyncio.timeout(5):
-            while bench.store.readers._closing is not None and not bench.store.readers._closing.done():
-                await asyncio.sleep(0)
+        goes_on.set_result(None)
         assert await bench.store.readers.row("SELECT 1") == (1,)
 
 

@@ -107,3 +107,30 @@ async def test_a_look_that_hangs_is_waited_for_no_longer_than_the_bound(
     goes_on.set()
     await door.authenticator.look_for_changes()
     assert await door.admits()
+
+
+async def test_who_could_not_begin_to_look_begins_when_the_store_works(
+    door: Door, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    last_change = door.directory.last_change
+
+    async def broken() -> int:
+        raise Refused(Reason.STORE_UNAVAILABLE, "broken")
+
+    monkeypatch.setattr(door.directory, "last_change", broken)
+    late = Authenticator(
+        door.directory, load_plans(), door.clock, cache_max=10, poll_s=POLL_S, stale_after_s=STALE_AFTER_S
+    )
+    for wait_s in (0.0, POLL_S * 2):
+        door.clock.advance(wait_s)
+        with pytest.raises(Refused) as refusal:
+            await late.authenticate({door.token})
+        assert refusal.value.reason is Reason.STORE_UNAVAILABLE
+    monkeypatch.setattr(door.directory, "last_change", last_change)
+    door.clock.advance(POLL_S * 2)
+    assert (await late.authenticate({door.token})).token_id == door.token_id
+    await door.directory.revoke(door.token_id)
+    await late.look_for_changes()
+    with pytest.raises(Refused) as refusal:
+        await late.authenticate({door.token})
+    assert refusal.value.reason is Reason.UNAUTHENTICATED
