@@ -7,9 +7,13 @@ from starlette.applications import Starlette
 
 from automna_proxy.service import Service, running_service
 from automna_proxy.settings import Settings
-from metering.clock import Clock
+from metering.clock import Clock, SystemClock
+from metering.errors import Refused
+from metering.ids import new_id
+from proxy.errors import PLAIN_JSON
 from proxy.exchange import Message, Receive, Scope, Send
 from proxy.mounted import Mounted, by_mount
+from proxy.surface import Rendered
 from routes.own import own_app
 
 logger = logging.getLogger(__name__)
@@ -20,7 +24,7 @@ class App:
 
     def __init__(self, settings: Settings, *, clock: Clock | None = None) -> None:
         self._settings = settings
-        self._clock = clock
+        self._clock = clock or SystemClock()
         self._stack = AsyncExitStack()
         self._own: Starlette | None = None
         self._mounts: list[tuple[bytes, Mounted]] = []
@@ -42,6 +46,18 @@ class App:
                 await service.engine.handle(mounted, raw_path[len(mount) :], scope, receive)
                 return
         await own(scope, receive, send)
+
+    def refusal(self, target: bytes, refused: Refused) -> Rendered:
+        """What a connection answers to bytes that never became a request, in the dialect of the surface that
+        `target` begins with: plain JSON where it names none, or was not read so far."""
+        dialect = next(
+            (mounted.surface.dialect for mount, mounted in self._mounts if target.startswith(mount + b"/")),
+            PLAIN_JSON,
+        )
+        request_id = new_id("req", self._clock.now_ms())
+        rendered = dialect.refusal(refused, request_id)
+        headers = [*rendered.headers, (b"x-automna-request-id", request_id.encode())]
+        return Rendered(rendered.status, headers, rendered.body)
 
     async def _live(self, receive: Receive, send: Send) -> None:
         message: Message = await receive()

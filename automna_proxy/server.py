@@ -121,10 +121,12 @@ def make_server(settings: Settings, *, parent_pid: int | None = None, clock: Clo
     config = uvicorn.Config(
         app,
         http=bounded(
+            connections_max=settings.client_connections_max,
             head_bytes_max=settings.head_bytes_max,
             headers_max=settings.headers_max,
             client_stall_s=settings.client_stall_timeout_s,
             on_malformed=app.count_malformed,
+            refusal=app.refusal,
         ),
         ws="none",
         loop="uvloop",

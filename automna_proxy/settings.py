@@ -42,6 +42,12 @@ class Settings:
     client_stall_timeout_s: float = _setting(
         120.0, "a client that takes no bytes for so long has left", unit="s", minimum=0.001
     )
+    client_connections_max: int = _setting(
+        10_000,
+        "client connections per worker; further ones are closed at once",
+        unit="connections",
+        minimum=1,
+    )
     keep_alive_s: float = _setting(75.0, "an idle client connection is closed", unit="s", minimum=1)
 
     upstream_connections_max: int = _setting(

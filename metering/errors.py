@@ -16,6 +16,8 @@ class Reason(enum.StrEnum):
     """403: the token is good, but its scope (or a disabled user) does not allow this."""
     BAD_REQUEST = "bad_request"
     """400: malformed, or a field that reaches objects shared between users."""
+    HEAD_TOO_LARGE = "head_too_large"
+    """431: longer than HEAD_BYTES_MAX, or more than HEADERS_MAX headers."""
     TOO_LARGE = "too_large"
     """413: the body is longer than BODY_BYTES_MAX."""
     MODEL_UNAVAILABLE = "model_unavailable"

@@ -13,29 +13,39 @@ from collections import deque
 from collections.abc import Callable
 from typing import Any
 
+import httptools
 from uvicorn.config import Config
 from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol, RequestResponseCycle
 from uvicorn.server import ServerState
 
-from proxy.surface import Headers
+from metering.errors import Reason, Refused
+from proxy.surface import Headers, Rendered
 
 CONNECTION = "automna_proxy.connection"
 PIPELINED_REQUESTS_MAX = 100
 """Requests that a client may send ahead of their answers; each costs a few kilobytes before anyone has looked
 at it. (uvicorn stops reading meanwhile, but one read may hold thousands, and every answer lets in another.)"""
-
-
+LINGER_S = 5.0
+"""A client that was refused while it was still sending may go on for so long, unheard, and read why."""
 BODILESS = frozenset({204, 304})
 """Answers that end with their head (RFC 9110 section 6.4.1), whatever length they name."""
 CONTROL_BYTES = re.compile(rb"[\x00-\x08\x0a-\x1f\x7f]")
+FRAMING = frozenset({b"content-length", b"transfer-encoding"})
+LAST_WORDS = frozenset({b"expect", b"upgrade"})
+"""A request with one of these headers is the last of its connection."""
+VERSIONS = frozenset({"1.0", "1.1"})
+Refusal = Callable[[bytes, Refused], Rendered]
+"""Words for a request that never became one: its target, as far as it came, and why."""
 
 
 class Connection(HttpToolsProtocol):
     """One client connection. Bounds come from the class that `bounded` makes of it."""
 
+    connections_max = 10_000
     head_bytes_max = 64 * 1024
     headers_max = 200
     client_stall_s = 120.0
+    refusal: Refusal
 
     @staticmethod
     def on_malformed() -> None:
@@ -49,16 +59,20 @@ class Connection(HttpToolsProtocol):
         _loop: asyncio.AbstractEventLoop | None = None,
     ) -> None:
         super().__init__(config, server_state, app_state, _loop)
+        self.url = b""
         self._head_bytes = 0
         self._is_in_head = True
         self._has_ended_message = False
-        self._is_refused = False
+        self._is_in_body = False
+        self._is_deaf = False
+        self._waits_for_body_parser = False
         self._running: RequestResponseCycle | None = None
         self._unsent_head = b""
         self._ends_by_closing = False
         self._on_gone: Callable[[], None] | None = None
         self._head_timer: asyncio.TimerHandle | None = None
         self._stall_timer: asyncio.TimerHandle | None = None
+        self._linger_timer: asyncio.TimerHandle | None = None
         self.is_gone = False
 
     # --- for the engine ----------------------------------------------------------------------------
@@ -151,7 +165,9 @@ class Connection(HttpToolsProtocol):
         if is_last:
             cycle.response_complete = True
             cycle.message_event.set()
-            if not cycle.keep_alive:
+            if not cycle.keep_alive and self._is_in_body and cycle is self.cycle:
+                self._linger()
+            elif not cycle.keep_alive:
                 self.transport.close()
             cycle.on_response()
 
@@ -170,12 +186,15 @@ class Connection(HttpToolsProtocol):
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]  # as uvicorn has it
         super().connection_made(transport)
+        if len(self.connections) > self.connections_max:
+            self.drop()
+            return
         self._expect_head()
 
     def connection_lost(self, exc: Exception | None) -> None:
         super().connection_lost(exc)
         self.is_gone = True
-        for timer in (self._head_timer, self._stall_timer):
+        for timer in (self._head_timer, self._stall_timer, self._linger_timer):
             if timer is not None:
                 timer.cancel()
         if self._running is not None and not self._running.response_complete:
@@ -186,12 +205,13 @@ class Connection(HttpToolsProtocol):
             on_gone()
 
     def data_received(self, data: bytes) -> None:
-        if self._is_refused:
+        if self._is_deaf:
             return
         self._has_ended_message = False
-        super().data_received(data)
+        self._unset_keepalive_if_required()
+        self._parse(data)
         # What a request ended with is its body; a head that begins in the same bytes is counted from the next.
-        if self._is_in_head and not self._has_ended_message and not self._is_refused:
+        if self._is_in_head and not self._has_ended_message and not self._is_deaf:
             self._head_bytes += len(data)
             if self._head_bytes > self.head_bytes_max:
                 self._refuse_head()
@@ -220,27 +240,35 @@ class Connection(HttpToolsProtocol):
         if self._head_timer is not None:
             self._head_timer.cancel()
             self._head_timer = None
-        if self._is_refused:
+        if self._is_deaf:
             return
         size = len(self.url) + sum(len(name) + len(value) for name, value in self.headers)
         if size > self.head_bytes_max or len(self.headers) > self.headers_max:
             self._refuse_head()
             return
+        fault = self._fault_of_head()
+        if fault:
+            self._refuse(Reason.BAD_REQUEST, fault)
+            return
         if len(self.pipeline) >= PIPELINED_REQUESTS_MAX:
-            self._is_refused = True
+            self._is_deaf = True
             self.on_malformed()
             self.drop()
             return
-        is_upgrade = self.parser.should_upgrade()
-        if is_upgrade and self._announces_body():
-            # The parser takes what follows an upgrade for another protocol, and then our next request: whoever
-            # stands before us takes it for this one's body.
-            self._refuse(b"400 Bad Request", b"A request with a body cannot ask for an upgrade.")
+        is_last = any(name in LAST_WORDS for name, _ in self.headers)
+        has_skipped_body = self.parser.should_upgrade() and self._announces_body()
+        if has_skipped_body and self._asks_for_websocket():
+            # Whoever stands before us may have changed protocols: what follows is no body then.
+            self._refuse(Reason.BAD_REQUEST, "A request with a body cannot ask for a websocket.")
             return
         super().on_headers_complete()
-        if is_upgrade or self.expect_100_continue:
+        self._is_in_body = True
+        self._waits_for_body_parser = has_skipped_body
+        if is_last:
             # Where the next request begins depends on whether the other side goes on after our answer.
             self.cycle.keep_alive = False
+        if has_skipped_body:
+            return  # its framing is needed once more
         self.headers = deque(maxlen=0)  # type: ignore[assignment]  # what comes now are trailers: dropped
 
     def on_response_complete(self) -> None:
@@ -251,19 +279,15 @@ class Connection(HttpToolsProtocol):
     def timeout_keep_alive_handler(self) -> None:
         self._close()
 
-    def send_400_response(self, msg: str) -> None:
-        self._refuse(b"400 Bad Request", msg.encode())
-
-    def _unsupported_upgrade_warning(self) -> None:
-        """Nothing: a server may pass over what it does not speak (RFC 9110 section 7.8)."""
-
     def on_body(self, body: bytes) -> None:
-        if not self._is_refused:
+        if not self._is_deaf:
             super().on_body(body)
 
     def on_message_complete(self) -> None:
-        if not self._is_refused:
+        if not self._is_deaf and not self._waits_for_body_parser:
             super().on_message_complete()
+            self._is_deaf = not self.cycle.keep_alive  # nothing behind the last request is one
+            self._is_in_body = False
             self._is_in_head = True
             self._has_ended_message = True
 
@@ -273,21 +297,79 @@ class Connection(HttpToolsProtocol):
 
     # --- inside --------------------------------------------------------------------------------------
 
-    def _refuse_head(self) -> None:
-        self._refuse(b"431 Request Header Fields Too Large", b"Request header fields too large.")
+    def _parse(self, data: bytes) -> None:
+        """Feed the parser. What it cannot read ends the connection, and is nobody's failure but the client's:
+        no word of it in the log, which strangers could fill."""
+        try:
+            self.parser.feed_data(data)
+        except httptools.HttpParserUpgrade as upgrade:
+            # A server may pass over what it does not speak (RFC 9110 section 7.8).
+            if self._waits_for_body_parser:
+                self._waits_for_body_parser = False
+                (head_bytes,) = upgrade.args
+                self._parse_body_of_upgrade()
+                self._parse(data[head_bytes:])
+        except httptools.HttpParserError:
+            self._refuse(Reason.BAD_REQUEST, "This is no valid HTTP/1.1 request.")
 
-    def _refuse(self, status: bytes, body: bytes) -> None:
-        """No surface is known yet: a plain answer."""
-        self._is_refused = True
-        self.on_malformed()
-        if self._running is not None and not self._running.response_complete:
-            self.transport.abort()  # sent ahead while another answer is being written: ours would stand in it
+    def _fault_of_head(self) -> str:
+        """What the parser lets pass and others may read in another way than we; "" when there is nothing."""
+        version = self.parser.get_http_version()
+        if version not in VERSIONS:
+            return f"HTTP/{version} is not spoken here."
+        if b"#" in self.url:
+            return "A request's target has no fragment."
+        names = [name for name, _ in self.headers]
+        hosts = names.count(b"host")
+        if hosts > 1 or (not hosts and version == "1.1"):
+            return "A request names its host once."  # RFC 9112 section 3.2
+        if b"transfer-encoding" in names:
+            codings = [value.strip().lower() for name, value in self.headers if name == b"transfer-encoding"]
+            if codings != [b"chunked"] or version == "1.0":  # RFC 9112 section 6.1
+                return "Transfer-Encoding: only chunked is understood, and only in HTTP/1.1."
+        return ""
+
+    def _refuse_head(self) -> None:
+        self._refuse(Reason.HEAD_TOO_LARGE, "The request's head is too large.")
+
+    def _refuse(self, reason: Reason, message: str) -> None:
+        """Answer what never became a request, and read no more: where another one would begin is unknown."""
+        if self._is_deaf:
             return
-        self.transport.write(
-            b"HTTP/1.1 %b\r\ncontent-type: text/plain; charset=utf-8\r\ncontent-length: %d\r\n"
-            b"connection: close\r\n\r\n%b" % (status, len(body), body)
+        self._is_deaf = True
+        self.on_malformed()
+        running = self._running
+        if self._is_in_body and running is self.cycle and running.response_complete:
+            self._close()  # the rest of a request that has its answer: there is nothing more to say
+            return
+        if running is not None and not running.response_complete:
+            if running is not self.cycle or running.response_started or not running.more_body:
+                self.transport.abort()  # another answer is being written: ours would stand in it
+                return
+            running.disconnected = True  # its body went wrong: nobody may wait for the rest, or answer it
+            running.waiting_for_100_continue = False
+            running.message_event.set()
+        answer = type(self).refusal(self.url, Refused(reason, message))
+        fields = [*answer.headers, (b"content-length", b"%d" % len(answer.body)), (b"connection", b"close")]
+        lines = b"".join([b"%b: %b\r\n" % pair for pair in fields])
+        self.transport.write(STATUS_LINE[answer.status] + lines + b"\r\n" + answer.body)
+        self._linger()
+
+    def _parse_body_of_upgrade(self) -> None:
+        """From here on read the running request's body, framed as its own head says, and nothing more.
+
+        The parser takes what follows an upgrade for another protocol. Clients that offer h2c with every request
+        (Java's) send an ordinary body there; another parser, told of its framing alone, reads it.
+        """
+        framing = [pair for pair in self.headers if pair[0] in FRAMING]
+        self.headers = deque(maxlen=0)  # type: ignore[assignment]  # trailers: dropped
+        self.parser = httptools.HttpRequestParser(_BodyOnly(self))
+        self.parser.feed_data(
+            b"POST / HTTP/1.1\r\n" + b"".join([b"%b: %b\r\n" % pair for pair in framing]) + b"\r\n"
         )
-        self._close()
+
+    def _asks_for_websocket(self) -> bool:
+        return any(name == b"upgrade" and b"websocket" in value.lower() for name, value in self.headers)
 
     def _announces_body(self) -> bool:
         return any(
@@ -304,6 +386,16 @@ class Connection(HttpToolsProtocol):
         if self._running is None or self._running.response_complete:
             self._close()
 
+    def _linger(self) -> None:
+        """End our side, and hear no more. Closed over bytes that nobody read, the connection would be reset, and
+        the reset could overtake the answer."""
+        self._is_deaf = True
+        if self.transport.is_closing():
+            return
+        self.flow.resume_reading()
+        self.transport.write_eof()
+        self._linger_timer = self.loop.call_later(LINGER_S, self._close)
+
     def _close(self) -> None:
         """Close when everything is written, or the client takes no more of it."""
         self.transport.close()
@@ -319,13 +411,29 @@ class Connection(HttpToolsProtocol):
             self._stall_timer = self.loop.call_later(self.client_stall_s, self.drop)
 
 
+class _BodyOnly:
+    """A parser's callbacks that pass on one body; its end makes the connection deaf."""
+
+    def __init__(self, connection: Connection) -> None:
+        self.on_body = connection.on_body
+        self.on_message_complete = connection.on_message_complete
+
+
 def bounded(
-    *, head_bytes_max: int, headers_max: int, client_stall_s: float, on_malformed: Callable[[], None]
+    *,
+    connections_max: int,
+    head_bytes_max: int,
+    headers_max: int,
+    client_stall_s: float,
+    refusal: Refusal,
+    on_malformed: Callable[[], None],
 ) -> type[Connection]:
-    """The protocol class for uvicorn, with these bounds. `on_malformed` is called when a connection is ended
-    because of what came on it."""
+    """The protocol class for uvicorn, with these bounds, and these words for what is no request. `on_malformed` is called
+    when a connection is ended because of what came on it."""
     bounds = {
+        "refusal": staticmethod(refusal),
         "on_malformed": staticmethod(on_malformed),
+        "connections_max": connections_max,
         "head_bytes_max": head_bytes_max,
         "headers_max": headers_max,
         "client_stall_s": client_stall_s,

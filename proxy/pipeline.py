@@ -155,6 +155,8 @@ class Engine:
         assert operation is not None
         inbound = Inbound(scope["method"], params, scope["query_string"], scope["headers"], b"", {})
         if inbound.method == "GET":
+            if not exchange.connection.has_whole_request:
+                await self._body(exchange)  # not passed on; but what is not whole, or breaks, is no request
             return inbound
         if inbound.header(b"content-encoding") not in {b"", b"identity"}:
             raise Refused(Reason.BAD_REQUEST, "Content-Encoding: request bodies must be sent uncompressed.")

@@ -35,6 +35,7 @@ _TYPE_OF_STATUS = {
     404: "not_found_error",
     413: "request_too_large",
     429: "rate_limit_error",
+    431: "request_too_large",
     504: "timeout_error",
     529: "overloaded_error",
 }

@@ -1,0 +1,357 @@
+"""A gateway before a vendor that keeps every byte, and a client that sends any bytes it likes.
+
+The vendor reads with the reference parser alone: what the gateway sends up must be beyond doubt.
+"""
+
+import asyncio
+from collections.abc import AsyncIterator, Iterable, Sequence
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlsplit
+
+import orjson
+
+from routes.anthropic import SURFACE
+from simulators.anthropic import ReportedUsage
+from simulators.anthropic_messages import Content, Message, message_json
+from tests.hostile import reference
+from tests.support.gateway import Gateway, messages_body, running_gateway
+
+MESSAGES = b"/api/llm/v1/messages"
+EXAMPLES = {operation.example.path.encode(): operation.example for operation in SURFACE.operations}
+UNSTREAMED = message_json(
+    Message(
+        "msg_1", "claude-haiku-4-5-20251001", Content("Teal."), ReportedUsage(input_tokens=9, output_tokens=3)
+    )
+)
+POLL_S = 0.002
+STALLED_TURNS = 12
+"""Looks without any progress, nothing being served, after which a conversation is over."""
+ENDS_WITHIN_S = 20.0
+OWN_STATUSES = frozenset({200, 400, 401, 404, 405, 413, 429, 431})
+"""All that a hostile request may be told, once its vendor is well."""
+CREDITS = 10**10
+
+
+# --- the vendor -----------------------------------------------------------------------------------------
+
+
+class RecordingVendor:
+    """Answers every request that is one with the operation's example; keeps requests, and bytes that are none."""
+
+    def __init__(self) -> None:
+        self.requests: list[reference.Request] = []
+        self.violations: list[bytes] = []
+        self.connections: set[_VendorConnection] = set()
+        self.url = ""
+
+    @asynccontextmanager
+    async def running(self) -> AsyncIterator["RecordingVendor"]:
+        server = await asyncio.get_running_loop().create_server(
+            lambda: _VendorConnection(self), "127.0.0.1", 0
+        )
+        self.url = f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}"
+        try:
+            yield self
+        finally:
+            server.close()
+            for connection in list(self.connections):
+                connection.transport.abort()
+            await server.wait_closed()
+
+    def answer(self, request: reference.Request) -> bytes:
+        example = EXAMPLES.get(request.path) or EXAMPLES[b"/v1/models/claude-haiku-4-5-20251001"]
+        kind, body = example.answer_content_type, example.answer
+        if request.path == b"/v1/messages" and orjson.loads(request.body).get("stream") is not True:
+            kind, body = "application/json", UNSTREAMED
+        return b"HTTP/1.1 200 OK\r\ncontent-type: %b\r\ncontent-length: %d\r\n\r\n%b" % (
+            kind.encode(), len(body), body
+        )  # fmt: skip
+
+
+class _VendorConnection(asyncio.Protocol):
+    def __init__(self, vendor: RecordingVendor) -> None:
+        self._vendor = vendor
+        self._received = b""
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        self.transport: Any = transport
+        self._vendor.connections.add(self)
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self._vendor.connections.discard(self)
+
+    def data_received(self, data: bytes) -> None:
+        self._received += data
+        reading = reference.read(self._received)
+        self._received = self._received[reading.read_bytes :]
+        for request in reading.requests:
+            self._vendor.requests.append(request)
+            self.transport.write(self._vendor.answer(request))
+        if reading.end is reference.End.INVALID or len(reading.requests) > 1:
+            self._vendor.violations.append(self._received)
+            self.transport.abort()
+
+
+# --- answers --------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """One whole answer. Header names in lower case."""
+
+    status: int
+    headers: dict[bytes, bytes]
+    body: bytes
+
+    @property
+    def message(self) -> str:
+        """The error's words, in either of our dialects."""
+        error = orjson.loads(self.body)["error"]
+        return error["message"] if isinstance(error, dict) else error
+
+
+class MalformedError(AssertionError):
+    """What came back is not HTTP."""
+
+
+def answers_of(data: bytes) -> tuple[list[Answer], bytes]:
+    """The whole final answers in `data`, and the bytes of one that has not ended. Raises MalformedError."""
+    answers = []
+    while data:
+        head, mark, rest = data.partition(b"\r\n\r\n")
+        if not mark:
+            break
+        status_line, *lines = head.split(b"\r\n")
+        words = status_line.split(b" ", 2)
+        if len(words) < 2 or words[0] != b"HTTP/1.1" or not words[1].isdigit():
+            raise MalformedError(f"no status line: {data[:200]!r}")
+        status = int(words[1])
+        headers = {}
+        for line in lines:
+            name, colon, value = line.partition(b": ")
+            if not colon or name in headers:
+                raise MalformedError(f"not a header, or twice: {line!r}")
+            headers[name.lower()] = value
+        if status == 100:
+            data = rest
+            continue
+        body = _answer_body(headers, rest)
+        if body is None:
+            break
+        answers.append(Answer(status, headers, body[0]))
+        data = body[1]
+    return answers, data
+
+
+def _answer_body(headers: dict[bytes, bytes], data: bytes) -> tuple[bytes, bytes] | None:
+    if b"content-length" in headers:
+        length = int(headers[b"content-length"])
+        return (data[:length], data[length:]) if len(data) >= length else None
+    if headers.get(b"transfer-encoding") != b"chunked":
+        if headers.get(b"connection") == b"close":  # for HTTP/1.0: framed by the connection's end
+            return data, b""
+        raise MalformedError(f"an answer without a framing: {headers!r}")
+    body = b""
+    while True:
+        size, mark, rest = data.partition(b"\r\n")
+        if not mark or len(rest) < int(size, 16) + 2:
+            return None
+        length = int(size, 16)
+        if rest[length : length + 2] != b"\r\n":
+            raise MalformedError(f"a chunk without its end: {data[:200]!r}")
+        body, data = body + rest[:length], rest[length + 2 :]
+        if not length:
+            return body, data
+
+
+# --- the client -----------------------------------------------------------------------------------------
+
+
+class Peer(asyncio.Protocol):
+    """A connection whose bytes the test writes itself."""
+
+    def __init__(self) -> None:
+        self.received = b""
+        self.is_closed = False
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        self.transport: Any = transport
+
+    def data_received(self, data: bytes) -> None:
+        self.received += data
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self.is_closed = True
+
+    def send(self, *pieces: bytes) -> None:
+        self.transport.write(b"".join(pieces))
+
+    @property
+    def answers(self) -> list[Answer]:
+        return answers_of(self.received)[0]
+
+
+@dataclass(frozen=True, slots=True)
+class Conversation:
+    """All that came back on one connection, and whether the gateway closed it."""
+
+    answers: list[Answer]
+    rest: bytes
+    is_closed: bool
+
+    @property
+    def statuses(self) -> list[int]:
+        return [answer.status for answer in self.answers]
+
+
+# --- the stage ------------------------------------------------------------------------------------------
+
+
+@dataclass
+class Stage:
+    """A running gateway, its vendor, and the good token that hostile requests carry."""
+
+    gateway: Gateway
+    vendor: RecordingVendor
+    token: str
+    tokens: list[str] = field(default_factory=list)
+    """Whatever an answer must never repeat."""
+
+    def head(
+        self,
+        *headers: bytes,
+        method: bytes = b"POST",
+        target: bytes = MESSAGES,
+        version: bytes = b"HTTP/1.1",
+        token: str | None = None,
+    ) -> bytes:
+        """A request's head, `headers` as they are to be written."""
+        lines = [b"%b %b %b" % (method, target, version), b"host: proxy"]
+        lines.append(b"x-api-key: " + (token or self.token).encode())
+        return b"\r\n".join([*lines, *headers, b"", b""])
+
+    def post(self, *headers: bytes, body: bytes | None = None, **more: Any) -> bytes:
+        """A whole request with a body of known length."""
+        body = small_body() if body is None else body
+        return self.head(*headers, b"content-length: %d" % len(body), **more) + body
+
+    @asynccontextmanager
+    async def connected(self) -> AsyncIterator[Peer]:
+        address = urlsplit(self.gateway.url)
+        _, peer = await asyncio.get_running_loop().create_connection(Peer, address.hostname, address.port)
+        try:
+            yield peer
+        finally:
+            peer.transport.abort()
+
+    async def converse(self, *pieces: bytes, answers: int) -> Conversation:
+        """Send pieces, each to be read by itself, and wait for so many answers, the connection's end, or until
+        nothing happens any more."""
+        async with self.connected() as peer:
+            for piece in pieces:
+                if peer.is_closed:
+                    break
+                peer.send(piece)
+                await asyncio.sleep(0)
+                await asyncio.sleep(0)
+            await self.settled(peer, answers)
+            found, rest = answers_of(peer.received)
+            return Conversation(found, rest, peer.is_closed)
+
+    async def settled(self, peer: Peer, answers: int) -> None:
+        stalled, seen = 0, -1
+        async with asyncio.timeout(ENDS_WITHIN_S):
+            while not peer.is_closed and stalled < STALLED_TURNS:
+                if len(peer.received) != seen:
+                    seen, stalled = len(peer.received), 0
+                is_serving = self.is_serving
+                if not is_serving and len(peer.answers) >= answers and stalled > 1:
+                    return
+                stalled = 0 if is_serving or peer.transport.get_write_buffer_size() else stalled + 1
+                await asyncio.sleep(POLL_S)
+
+    @property
+    def is_serving(self) -> bool:
+        """A whole request has no answer yet."""
+        running = [one._running for one in self.gateway.server.server_state.connections]
+        return self.gateway.service.engine.open_exchanges > 0 or any(
+            one is not None and not one.response_complete and not one.more_body for one in running
+        )
+
+    def forget(self) -> None:
+        """Before the next case."""
+        self.vendor.requests.clear()
+        self.vendor.violations.clear()
+        self.gateway.lines.clear()
+
+    async def assert_held(self, sent: bytes, conversation: Conversation) -> None:
+        """What must hold after any bytes whatsoever."""
+        await self.gateway.quiet()
+        reading = reference.read(sent)
+        assert self.vendor.violations == []
+        assert_subsequence(self.vendor.requests, reading.requests)
+        extra = reading.end in {reference.End.INVALID, reference.End.INCOMPLETE}
+        assert len(conversation.answers) <= len(reading.requests) + extra, conversation.statuses
+        for answer in conversation.answers:
+            self.assert_answer(answer)
+        defects, self.gateway.defects[:] = (
+            list(self.gateway.defects),
+            [],
+        )  # told once, not in every case to come
+        assert defects == []
+
+    def assert_answer(self, answer: Answer) -> None:
+        """An answer of ours is well-formed, names its request, and repeats no token."""
+        assert answer.status in OWN_STATUSES, (answer.status, answer.body[:500])
+        if answer.status == 200:
+            return
+        document = orjson.loads(answer.body)
+        if answer.headers.get(b"x-automna-request-id") is not None:
+            assert answer.headers[b"x-automna-request-id"].decode() == document["request_id"]
+        assert document["error"]
+        for token in (self.token, *self.tokens):
+            assert token.encode() not in answer.body
+            assert all(token.encode() not in value for value in answer.headers.values())
+
+
+def assert_subsequence(reached: Sequence[reference.Request], sent: Iterable[reference.Request]) -> None:
+    """What reached the vendor was sent, in that order, each once: method, path, query, body, and headers."""
+    remaining = iter(sent)
+    for request in reached:
+        assert any(_is_same(request, candidate) for candidate in remaining), f"nobody sent {request!r}"
+
+
+OURS = frozenset(
+    {b"host", b"connection", b"content-length", b"accept-encoding", b"x-api-key", b"anthropic-version"}
+)
+
+
+def _is_same(reached: reference.Request, sent: reference.Request) -> bool:
+    query = sent.target.partition(b"?")[2]
+    return (
+        reached.method == sent.method
+        and b"/api/llm" + reached.path == sent.path
+        and reached.target.partition(b"?")[2] == query
+        and reached.body == (b"" if sent.method == b"GET" else sent.body)
+        and all(pair in sent.headers for pair in reached.headers if pair[0] not in OURS)
+    )
+
+
+def small_body(**more: Any) -> bytes:
+    """A valid request's body."""
+    return orjson.dumps(messages_body(model="claude-haiku-4-5", max_tokens=9, **more))
+
+
+@asynccontextmanager
+async def staged(folder: Path, *, env: dict[str, str] | None = None, **plan: Any) -> AsyncIterator[Stage]:
+    """A stage of its own; clean at its end."""
+    plan = {"credits_per_month": CREDITS, **plan}
+    async with (
+        RecordingVendor().running() as vendor,
+        running_gateway(folder, upstream=vendor.url, env=env, **plan) as gateway,
+    ):
+        yield Stage(gateway, vendor, await gateway.new_token())
+        await gateway.assert_clean()
