@@ -75,13 +75,18 @@ class Admission:
         """Count this request against the minute."""
         rate = self._rate_limits.hit(owner_of(caller.user_id), caller.plan.requests_per_minute)
         if not rate.is_allowed:
-            raise Refused(
-                Reason.RATE_LIMITED,
-                f"Rate limit reached: {rate.limit} requests per minute on the {caller.plan.name} plan.",
-                retry_after_s=rate.retry_after_s,
-                facts={"limit": rate.limit},
-            )
+            raise _rate_limited(caller, rate)
         return rate
+
+    def check_before_body(self, caller: Caller, surface: str, bodies: int) -> None:
+        """Whether a body may be waited for, `bodies` of the caller's being waited for already: what would be
+        refused behind it is refused before it, and counts nothing."""
+        self.check_plan(caller, surface, ())
+        rate = self._rate_limits.look(owner_of(caller.user_id), caller.plan.requests_per_minute)
+        if not rate.is_allowed:
+            raise _rate_limited(caller, rate)
+        if bodies >= caller.plan.concurrent_requests:
+            raise _too_many_concurrent(caller)
 
     async def admit(self, caller: Caller, request: Request) -> Admitted:
         """Hold the most the request may cost. Raises Refused."""
@@ -111,13 +116,7 @@ class Admission:
 
     async def _refusal(self, meter: str, caller: Caller, request: Request, period: str) -> Refused:
         if meter == OPEN_REQUESTS:
-            limit = caller.plan.concurrent_requests
-            return Refused(
-                Reason.TOO_MANY_CONCURRENT,
-                f"Too many requests at once: {limit} may be in flight on the {caller.plan.name} plan.",
-                retry_after_s=CONCURRENCY_RETRY_AFTER_S,
-                facts={"limit": limit},
-            )
+            return _too_many_concurrent(caller)
         return await self._budget_refusal(caller, request, period)
 
     async def _budget_refusal(self, caller: Caller, request: Request, period: str) -> Refused:
@@ -154,6 +153,25 @@ class Admission:
             month = utc(now_ms).replace(day=1, hour=0, minute=0, second=0, microsecond=0)
             self._month = (period, round(month.timestamp() * 1000), ends_ms)
         return period, ends_ms
+
+
+def _rate_limited(caller: Caller, rate: RateState) -> Refused:
+    return Refused(
+        Reason.RATE_LIMITED,
+        f"Rate limit reached: {rate.limit} requests per minute on the {caller.plan.name} plan.",
+        retry_after_s=rate.retry_after_s,
+        facts={"limit": rate.limit},
+    )
+
+
+def _too_many_concurrent(caller: Caller) -> Refused:
+    limit = caller.plan.concurrent_requests
+    return Refused(
+        Reason.TOO_MANY_CONCURRENT,
+        f"Too many requests at once: {limit} may be in flight on the {caller.plan.name} plan.",
+        retry_after_s=CONCURRENCY_RETRY_AFTER_S,
+        facts={"limit": limit},
+    )
 
 
 def owner_of(user_id: str) -> str:

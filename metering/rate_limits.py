@@ -112,12 +112,15 @@ class RateLimits:
 
     def hit(self, owner: str, requests_per_minute: int) -> RateState:
         """Count one request of `owner`; refused ones are not counted."""
+        return self._state(owner, requests_per_minute, is_counted=True)
+
+    def _state(self, owner: str, requests_per_minute: int, *, is_counted: bool) -> RateState:
         if requests_per_minute <= 0:
             return RateState(False, 0, 0, self._clock.now_ms() + WINDOW_S * 1000, float(WINDOW_S))
         item = self._items.get(requests_per_minute)
         if item is None:
             item = self._items[requests_per_minute] = RateLimitItemPerMinute(requests_per_minute)
-        is_allowed = self._limiter.hit(item, owner)
+        is_allowed = self._limiter.hit(item, owner) if is_counted else self._limiter.test(item, owner)
         previous, left_s, current, _ = self._window(item, owner)
         weighted = previous * left_s / WINDOW_S + current
         return RateState(
@@ -127,6 +130,10 @@ class RateLimits:
             self._clock.now_ms() + math.ceil(left_s * 1000),
             0.0 if is_allowed else _wait_s(requests_per_minute, previous, current, left_s),
         )
+
+    def look(self, owner: str, requests_per_minute: int) -> RateState:
+        """As `hit`, counting nothing."""
+        return self._state(owner, requests_per_minute, is_counted=False)
 
     def used(self, owner: str, requests_per_minute: int) -> int:
         """Requests counted against the limit now, rounded down."""

@@ -13,6 +13,7 @@ estimate, and the client never sees a clean end. Ourselves: the hold expires at 
 import asyncio
 import logging
 import time
+from collections import Counter
 from dataclasses import replace
 from typing import Any
 
@@ -89,6 +90,8 @@ class Engine:
         self._clock = clock
         self._open: set[Exchange] = set()
         self._drains = 0
+        self._bodies: Counter[str] = Counter()
+        """Bodies being waited for, by user; no more of one user's than may be in flight."""
         self.is_stopping = False
         """New requests are refused; those under way finish."""
 
@@ -171,6 +174,11 @@ class Engine:
     async def _body(self, exchange: Exchange) -> bytes:
         if exchange.connection.has_whole_request:  # the usual case needs no timer
             return await self._body_pieces(exchange.receive)
+        caller = exchange.caller
+        assert caller is not None
+        user_id = caller.user_id
+        self._admission.check_before_body(caller, exchange.surface.name, self._bodies[user_id])
+        self._bodies[user_id] += 1
         try:
             async with asyncio.timeout(self._bounds.body_timeout_s):
                 return await self._body_pieces(exchange.receive)
@@ -179,6 +187,10 @@ class Engine:
             raise Refused(
                 Reason.BAD_REQUEST, f"The request's body did not arrive within {seconds:g} seconds."
             ) from None
+        finally:
+            self._bodies[user_id] -= 1
+            if not self._bodies[user_id]:
+                del self._bodies[user_id]
 
     async def _body_pieces(self, receive: Receive) -> bytes:
         message = await receive()

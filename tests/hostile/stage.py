@@ -6,7 +6,7 @@ The vendor reads with the reference parser alone: what the gateway sends up must
 import asyncio
 from collections.abc import AsyncIterator, Iterable, Sequence
 from contextlib import asynccontextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
@@ -217,8 +217,9 @@ class Stage:
     gateway: Gateway
     vendor: RecordingVendor
     token: str
-    tokens: list[str] = field(default_factory=list)
-    """Whatever an answer must never repeat."""
+    other: str
+    """Another user's, as good."""
+    revoked: str
 
     def head(
         self,
@@ -312,7 +313,7 @@ class Stage:
         if answer.headers.get(b"x-automna-request-id") is not None:
             assert answer.headers[b"x-automna-request-id"].decode() == document["request_id"]
         assert document["error"]
-        for token in (self.token, *self.tokens):
+        for token in (self.token, self.other, self.revoked):
             assert token.encode() not in answer.body
             assert all(token.encode() not in value for value in answer.headers.values())
 
@@ -353,5 +354,8 @@ async def staged(folder: Path, *, env: dict[str, str] | None = None, **plan: Any
         RecordingVendor().running() as vendor,
         running_gateway(folder, upstream=vendor.url, env=env, **plan) as gateway,
     ):
-        yield Stage(gateway, vendor, await gateway.new_token())
+        other = await gateway.new_token("other")
+        revoked, record = await gateway.directory.create_token("other")
+        await gateway.directory.revoke(record.id)
+        yield Stage(gateway, vendor, await gateway.new_token(), other, revoked)
         await gateway.assert_clean()
