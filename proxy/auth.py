@@ -8,6 +8,7 @@ instead of guessing.
 
 import asyncio
 import math
+import re
 from collections import OrderedDict
 from collections.abc import Sequence
 from contextlib import suppress
@@ -18,11 +19,13 @@ from metering.errors import Reason, Refused
 from metering.plans import Plans
 from metering.store.writer import store_unavailable
 from metering.tasks import spawn
-from metering.users import Credential, Directory, hash_of
+from metering.users import TOKEN_PREFIX, Credential, Directory, hash_of
 from proxy.surface import HeaderKey, Headers
 
 GATEWAY_TOKEN_BYTES_MAX = 512
 """Longer ones are not ours: they are not even hashed."""
+
+_TOKEN = re.compile(rf"{TOKEN_PREFIX}[\w-]+", re.ASCII)
 
 
 def find_gateway_tokens(places: Sequence[HeaderKey], headers: Headers) -> set[bytes]:
@@ -38,6 +41,12 @@ def find_gateway_tokens(places: Sequence[HeaderKey], headers: Headers) -> set[by
                     found.add(value[len(scheme) :].strip())
     found.discard(b"")
     return found
+
+
+def without_tokens(message: str) -> str:
+    """An error's words without the gateway tokens that a request's own words brought in: errors are logged and
+    shown to people."""
+    return _TOKEN.sub(f"{TOKEN_PREFIX}...", message) if TOKEN_PREFIX in message else message
 
 
 def unauthenticated(message: str) -> Refused:

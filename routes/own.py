@@ -21,7 +21,7 @@ from metering.errors import Refused
 from metering.ids import new_id
 from metering.rate_limits import RateLimits
 from metering.store.store import Store
-from proxy.auth import Authenticator
+from proxy.auth import Authenticator, without_tokens
 from proxy.errors import PLAIN_JSON
 from proxy.telemetry import OWN_EXCHANGE, OwnExchange, Telemetry
 from routes.health import health_routes
@@ -62,6 +62,7 @@ def own_app(context: OwnContext) -> Starlette:
         assert isinstance(error, Refused)
         own: OwnExchange = request.scope[OWN_EXCHANGE]
         own.refused = error
+        error.message = without_tokens(error.message)
         rendered = PLAIN_JSON.refusal(error, own.request_id)
         response = Response(rendered.body, rendered.status)
         response.raw_headers += rendered.headers
