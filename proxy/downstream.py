@@ -255,8 +255,9 @@ class Connection(HttpToolsProtocol):
             self.on_malformed()
             self.drop()
             return
-        is_last = any(name in LAST_WORDS for name, _ in self.headers)
-        has_skipped_body = self.parser.should_upgrade() and self._announces_body()
+        is_upgrade = self.parser.should_upgrade()  # also CONNECT
+        is_last = is_upgrade or any(name in LAST_WORDS for name, _ in self.headers)
+        has_skipped_body = is_upgrade and self._announces_body()
         if has_skipped_body and self._asks_for_websocket():
             # Whoever stands before us may have changed protocols: what follows is no body then.
             self._refuse(Reason.BAD_REQUEST, "A request with a body cannot ask for a websocket.")

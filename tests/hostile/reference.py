@@ -51,7 +51,12 @@ class Request:
     def is_last(self) -> bool:
         """Nothing behind it on the same connection may be served: it closes, asks for another protocol, or
         makes its body wait for an answer, so that nobody knows where the next request begins."""
-        if self.version == b"0" or self.values(b"expect") or self.values(b"upgrade"):
+        if (
+            self.version == b"0"
+            or self.method == b"CONNECT"
+            or self.values(b"expect")
+            or self.values(b"upgrade")
+        ):
             return True
         return b"close" in _items(self.values(b"connection"))
 
