@@ -10,7 +10,7 @@ from typing import Annotated, Any
 import typer
 from typer.core import TyperGroup
 
-from automna_proxy.commands import catalog, ledger, running, tokens, users
+from automna_proxy.commands import backup, catalog, ledger, running, tokens, users
 from automna_proxy.commands.session import Status, status_of
 from automna_proxy.terminal import PROGRAM, note, say
 
@@ -55,6 +55,8 @@ app.add_typer(users.app, name="user", rich_help_panel="Operate")
 app.add_typer(tokens.app, name="token", rich_help_panel="Operate")
 app.command(rich_help_panel="Operate")(ledger.usage)
 app.add_typer(ledger.app, name="ledger", rich_help_panel="Operate")
+app.command(rich_help_panel="Operate")(backup.backup)
+app.command(rich_help_panel="Operate")(backup.restore)
 app.add_typer(catalog.plan_app, name="plan", rich_help_panel="Operate")
 app.add_typer(catalog.prices_app, name="prices", rich_help_panel="Operate")
 

@@ -71,7 +71,7 @@ async def verify(store: Store) -> Report:
 
     The write-ahead log cannot be recycled meanwhile: it grows by what is written during the run.
     """
-    connection = _open(store.database)
+    connection = store.database.connect_read_only()
     try:
         return await asyncio.to_thread(_audit, connection)
     except asyncio.CancelledError:
@@ -79,15 +79,9 @@ async def verify(store: Store) -> Report:
         raise
 
 
-def _open(database: Database) -> sqlite3.Connection:
-    """A connection of its own that cannot write."""
-    return sqlite3.connect(
-        f"{database.path.absolute().as_uri()}?mode=ro",
-        uri=True,
-        timeout=database.busy_timeout_s,
-        isolation_level=None,
-        check_same_thread=False,
-    )
+def verify_file(database: Database) -> Report:
+    """The same for a file that is no running service's: a copy. Blocks until it is done. Raises sqlite3.Error."""
+    return _audit(database.connect_read_only())
 
 
 def _audit(connection: sqlite3.Connection) -> Report:

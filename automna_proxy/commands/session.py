@@ -18,6 +18,7 @@ from metering.errors import Refused
 from metering.plans import Plans, PlansFileError, load_plans
 from metering.prices import PriceFileError
 from metering.reports import PeriodError
+from metering.store.backup import BackupError
 from metering.store.database import Database, DatabaseUrlError
 from metering.store.migrate import SchemaTooNewError, is_current, migrate
 from metering.store.store import Store, open_store
@@ -54,6 +55,7 @@ class CommandError(Exception):
 _STATUS_OF_ERROR: tuple[tuple[type[Exception], Status], ...] = (
     (NotFoundError, Status.NOT_FOUND),
     (DirectoryError, Status.NO),
+    (BackupError, Status.NO),
     (PeriodError, Status.USAGE),
     (SettingError, Status.CONFIGURATION),
     (PlansFileError, Status.CONFIGURATION),
@@ -110,6 +112,15 @@ def make_store(database: Database) -> list[str]:
         raise unusable(database, error) from error
 
 
+def require_store(database: Database) -> None:
+    """Raises CommandError when there is none, whatever its schema would be."""
+    if _is_missing(database):
+        raise CommandError(
+            Status.STORE,
+            f"there is no store at {database.path}: set DATABASE_URL to yours, or make one by `{PROGRAM} migrate`",
+        )
+
+
 async def _on_store(database: Database, work: Callable[[Store], Awaitable[T]]) -> T:
     async with open_store(database) as store:
         try:
@@ -130,11 +141,7 @@ def _is_missing(database: Database) -> bool:
 
 def _require_schema(database: Database) -> None:
     """The commands do not migrate a store that is in use: `migrate` and `serve` do."""
-    if _is_missing(database):
-        raise CommandError(
-            Status.STORE,
-            f"there is no store at {database.path}: set DATABASE_URL to yours, or make one by `{PROGRAM} migrate`",
-        )
+    require_store(database)
     try:
         with closing(sqlite3.connect(database.path, timeout=database.busy_timeout_s)) as connection:
             is_usable = is_current(connection)

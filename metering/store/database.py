@@ -85,6 +85,16 @@ class Database:
             raise
         return connection
 
+    def connect_read_only(self) -> sqlite3.Connection:
+        """A connection that cannot write, for long looks at one instant. Raises sqlite3.Error: there is no store."""
+        return sqlite3.connect(
+            f"{self.path.absolute().as_uri()}?mode=ro",
+            uri=True,
+            timeout=self.busy_timeout_s,
+            isolation_level=None,
+            check_same_thread=False,
+        )
+
     def _use_write_ahead_log(self, connection: sqlite3.Connection) -> None:
         """Waits its turn: when several processes open a new file, SQLite lets one of them switch it and
         answers the others *busy* at once, whatever the connection's timeout is."""

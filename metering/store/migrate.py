@@ -52,13 +52,13 @@ def migrate(database: Database, clock: Clock) -> list[str]:
 def is_current(connection: sqlite3.Connection) -> bool:
     """Whether every step has been applied."""
     try:
-        return _version(connection) == migrations()[-1].version
+        return version_of(connection) == migrations()[-1].version
     except sqlite3.OperationalError:  # no such table: nothing has been applied
         return False
 
 
 def _known_and_missing(connection: sqlite3.Connection) -> list[Migration]:
-    version, steps = _version(connection), migrations()
+    version, steps = version_of(connection), migrations()
     if version > steps[-1].version:
         raise SchemaTooNewError(
             f"the store's schema is version {version}, this program knows {steps[-1].version}: upgrade it"
@@ -66,7 +66,8 @@ def _known_and_missing(connection: sqlite3.Connection) -> list[Migration]:
     return [step for step in steps if step.version > version]
 
 
-def _version(connection: sqlite3.Connection) -> int:
+def version_of(connection: sqlite3.Connection) -> int:
+    """The last step that was applied, 0 before the first. Raises sqlite3.Error when it is no store of ours."""
     row = connection.execute("SELECT COALESCE(MAX(version), 0) FROM schema_migrations").fetchone()
     return int(row[0])
 
@@ -74,7 +75,7 @@ def _version(connection: sqlite3.Connection) -> int:
 def _apply(connection: sqlite3.Connection, step: Migration, clock: Clock) -> bool:
     connection.execute("BEGIN IMMEDIATE")
     try:
-        if _version(connection) >= step.version:  # another process was faster
+        if version_of(connection) >= step.version:  # another process was faster
             connection.execute("ROLLBACK")
             return False
         for statement in statements(step.sql):

@@ -168,7 +168,7 @@ async def test_it_sees_one_instant_while_the_service_writes(tmp_path: Path) -> N
 
 
 async def test_it_cannot_write_and_leaves_the_store_to_others(bench: Bench) -> None:
-    connection = verify_module._open(bench.store.database)
+    connection = bench.store.database.connect_read_only()
     with closing(connection), pytest.raises(sqlite3.OperationalError):
         connection.execute("DELETE FROM entries")
     await bench.reserve(money(1))
