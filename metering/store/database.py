@@ -6,6 +6,9 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 SCHEME = "sqlite:///"
+LOG_BYTES_KEPT = 16 * 1024 * 1024
+"""The write-ahead log is recycled at 4 MiB (1,000 pages) unless a long read holds it; what it grew to meanwhile it
+would keep for ever. Cut back to this much the next time it starts over."""
 BUSY_PAUSE_S = 0.01
 """Between two attempts to switch a new file to its write-ahead log."""
 
@@ -80,6 +83,7 @@ class Database:
             self._use_write_ahead_log(connection)
             connection.execute("PRAGMA synchronous = FULL")
             connection.execute("PRAGMA foreign_keys = ON")
+            connection.execute(f"PRAGMA journal_size_limit = {LOG_BYTES_KEPT}")
         except sqlite3.Error:
             connection.close()
             raise
