@@ -8,7 +8,7 @@ JOBS ?= auto
 ONCE ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help install check test demo soak bench prices lock wheel clean
+.PHONY: help install check test image-test demo soak bench prices lock wheel clean
 
 help: ## this list
 	@grep -hE '^[a-z-]+:.*##' Makefile | sed -E 's/:.*## /\t/' | expand -t 12
@@ -34,7 +34,10 @@ check: install ## ruff, mypy strict, import-linter, the price table up to date
 	$(BIN)/python scripts/build_prices.py --check
 
 test: install $(OLD_SDK)/.installed ## every test (JOBS=1 for one process)
-	$(BIN)/python -m pytest -n $(JOBS) $(ARGS)
+	$(BIN)/python -m pytest -n $(JOBS) --dist loadgroup $(ARGS)
+
+image-test: install ## run the Dockerfile's steps in a folder, and what they make (needs root, no Docker)
+	$(BIN)/python -m pytest -m image $(ARGS)
 
 demo: install ## see it work: proxy, simulated vendor, a user, streamed requests, the ledger (ONCE=1 ends by itself)
 	$(BIN)/automna-proxy demo $(if $(ONCE),--once)
@@ -49,7 +52,8 @@ prices: install ## rebuild metering/prices.json from its sources
 	$(BIN)/python scripts/build_prices.py
 
 lock: ## resolve the locks anew (needs uv)
-	uv pip compile --quiet --universal --generate-hashes --python-version 3.11 pyproject.toml --extra demo -o requirements.lock
+	uv pip compile --quiet --universal --generate-hashes --python-version 3.11 pyproject.toml -o requirements.lock
+	uv pip compile --quiet --universal --generate-hashes --python-version 3.11 requirements-build.in -o requirements-build.lock
 	uv pip compile --quiet --universal --generate-hashes --python-version 3.11 pyproject.toml --extra dev -o requirements-dev.lock
 	uv pip compile --quiet --universal --generate-hashes --python-version 3.11 tests/sdk/anthropic-0.in -o tests/sdk/anthropic-0.lock
 

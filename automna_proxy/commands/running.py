@@ -34,11 +34,11 @@ def serve(
     """
     from automna_proxy.server import serve as run_server  # noqa: PLC0415 - other commands start faster without
 
-    settings = current_settings()
+    settings, database = current_settings(), current_database()
     try:
         status = run_server(settings, host=host, port=port, workers=workers)
     except sqlite3.Error as error:
-        raise unusable(current_database(), error) from error
+        raise unusable(database, error) from error
     except OSError as error:
         raise CommandError(Status.CONFIGURATION, f"cannot serve on {host}:{port}: {error}") from error
     raise typer.Exit(status)

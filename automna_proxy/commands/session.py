@@ -108,7 +108,7 @@ def make_store(database: Database) -> list[str]:
     """Bring the store's schema up to date; the names of the steps. Raises CommandError, SchemaTooNewError."""
     try:
         return migrate(database, CLOCK)
-    except sqlite3.Error as error:
+    except (OSError, sqlite3.Error) as error:
         raise unusable(database, error) from error
 
 

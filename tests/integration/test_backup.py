@@ -179,3 +179,10 @@ async def test_a_server_refuses_a_store_of_a_later_version_in_one_line(tmp_path)
     assert served.returncode == Status.STORE
     assert "the store's schema is version 999" in served.stderr
     assert "Traceback" not in served.stderr
+
+
+async def test_a_server_names_the_store_that_it_cannot_open(tmp_path):
+    (tmp_path / "ledger.db").mkdir()
+    served = command(tmp_path / "ledger.db", "serve", "--port", "0")
+    assert served.returncode == Status.STORE
+    assert f"the store at {tmp_path / 'ledger.db'} cannot be used: unable to open" in served.stderr
