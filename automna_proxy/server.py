@@ -86,12 +86,14 @@ def serve(settings: Settings, *, host: str, port: int, workers: int) -> int:
     database = Database.from_url(settings.database_url, busy_timeout_s=settings.store_busy_timeout_s)
     for name in migrate(database, SystemClock()):
         logger.info("migrated the store: %s", name)
-    listener = listen(host, port)
-    shown_host, shown_port = listener.getsockname()[:2]
+    listeners = [listen(host, port)]
+    if settings.metrics_port:
+        listeners.append(listen(host, settings.metrics_port))
+    shown_host, shown_port = listeners[0].getsockname()[:2]
     logger.info("serving on http://%s:%d with %d worker(s)", shown_host, shown_port, workers)
     if workers == 1:
-        return run_worker(settings, listener)
-    return _supervise(listener, workers, settings)
+        return run_worker(settings, listeners)
+    return _supervise(listeners, workers, settings)
 
 
 def raise_descriptor_limit() -> None:
@@ -101,10 +103,12 @@ def raise_descriptor_limit() -> None:
 
 
 def listen(host: str, port: int) -> socket.socket:
-    """A listening socket. Raises OSError."""
+    """A listening socket; `::` takes IPv4 too, whatever the machine's default is. Raises OSError."""
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     listener = socket.socket(family, socket.SOCK_STREAM)
     listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    if family is socket.AF_INET6:
+        listener.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 0)
     try:
         listener.bind((host, port))
         listener.listen(BACKLOG)
@@ -142,11 +146,11 @@ def make_server(settings: Settings, *, parent_pid: int | None = None, clock: Clo
     return Server(config, app, notice_s=settings.drain_notice_s, parent_pid=parent_pid)
 
 
-def run_worker(settings: Settings, listener: socket.socket, *, parent_pid: int | None = None) -> int:
-    """Serve on a socket until told to stop, or until the process `parent_pid` is no longer our parent."""
+def run_worker(settings: Settings, listeners: list[socket.socket], *, parent_pid: int | None = None) -> int:
+    """Serve on sockets until told to stop, or until the process `parent_pid` is no longer our parent."""
     server = make_server(settings, parent_pid=parent_pid)
     calm_garbage_collector()
-    server.run(sockets=[listener])
+    server.run(sockets=listeners)
     status = 0 if server.started else STARTUP_FAILED
     _leave_hanging_threads(status)
     return status
@@ -179,9 +183,9 @@ def calm_garbage_collector() -> None:
 # --- several workers ------------------------------------------------------------------------------------
 
 
-def _supervise(listener: socket.socket, workers: int, settings: Settings) -> int:
+def _supervise(listeners: list[socket.socket], workers: int, settings: Settings) -> int:
     metrics_dir = tempfile.mkdtemp(prefix="automna-proxy-metrics-")
-    supervisor = _Supervisor(listener, workers, settings, metrics_dir)
+    supervisor = _Supervisor(listeners, workers, settings, metrics_dir)
     try:
         return supervisor.run()
     finally:
@@ -189,10 +193,12 @@ def _supervise(listener: socket.socket, workers: int, settings: Settings) -> int
 
 
 class _Supervisor:
-    """Keeps `workers` processes alive on one socket, passes signals on, waits for the last."""
+    """Keeps `workers` processes alive on the same sockets, passes signals on, waits for the last."""
 
-    def __init__(self, listener: socket.socket, workers: int, settings: Settings, metrics_dir: str) -> None:
-        self._listener = listener
+    def __init__(
+        self, listeners: list[socket.socket], workers: int, settings: Settings, metrics_dir: str
+    ) -> None:
+        self._listeners = listeners
         self._settings = settings
         self._environ = {**os.environ, "PROMETHEUS_MULTIPROC_DIR": metrics_dir}
         self._metrics_dir = metrics_dir
@@ -222,10 +228,10 @@ class _Supervisor:
         return self._wait()
 
     def _start(self) -> "subprocess.Popen[bytes]":
-        descriptor = self._listener.fileno()
+        descriptors = [listener.fileno() for listener in self._listeners]
         return subprocess.Popen(  # noqa: S603 - our own interpreter and module
-            [sys.executable, "-m", "automna_proxy.worker", str(descriptor), str(os.getpid())],
-            pass_fds=[descriptor],
+            [sys.executable, "-m", "automna_proxy.worker", *map(str, [os.getpid(), *descriptors])],
+            pass_fds=descriptors,
             env=self._environ,
         )
 
@@ -240,7 +246,8 @@ class _Supervisor:
 
     def _wait(self) -> int:
         """Wait for all, bounded; the exit status: 0 when every worker stopped cleanly."""
-        self._listener.close()
+        for listener in self._listeners:
+            listener.close()
         settings = self._settings
         wait_s = settings.drain_notice_s + settings.drain_streams_s + settings.store_busy_timeout_s
         until_s = time.monotonic() + wait_s + KILL_GRACE_S

@@ -146,6 +146,7 @@ async def running_service(settings: Settings, *, clock: Clock | None = None) -> 
             telemetry=telemetry,
             not_ready=not_ready,
             metrics_token=settings.metrics_token,
+            metrics_port=settings.metrics_port,
         )
         service = Service(settings, engine, mounted, own, store, heartbeat, client, telemetry)
         _in_background(stack, "changes", authenticator.follow_changes())

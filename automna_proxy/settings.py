@@ -32,6 +32,12 @@ class Settings:
     plans_file: str = _setting("", "a TOML file that replaces the plans that ship with the package")
     prices_file: str = _setting("", "a JSON file that replaces the price table that ships with the package")
     metrics_token: str = _setting("", "bearer token of `/metrics`; unset, it is open")
+    metrics_port: int = _setting(
+        0,
+        "a further port, for scrapers that cannot send a token: there `/metrics` is open, elsewhere it is not; 0: none",
+        unit="port",
+        minimum=0,
+    )
     log_format: str = _setting("console", "`console` or `json`: one line per request either way")
     log_level: str = _setting("info", "`debug`, `info`, `warning` or `error`")
 

@@ -1,5 +1,5 @@
-"""One worker of several: serves on the socket that its supervisor hands it, as
-`python -m automna_proxy.worker FD PARENT_PID`."""
+"""One worker of several: serves on the sockets that its supervisor hands it, as
+`python -m automna_proxy.worker PARENT_PID FD...`."""
 
 import os
 import socket
@@ -13,8 +13,9 @@ from automna_proxy.settings import Settings
 def main() -> int:
     settings = Settings.from_env(os.environ)
     configure_logging(settings)
-    listener = socket.socket(fileno=int(sys.argv[1]))
-    return run_worker(settings, listener, parent_pid=int(sys.argv[2]))
+    parent_pid, *descriptors = map(int, sys.argv[1:])
+    listeners = [socket.socket(fileno=descriptor) for descriptor in descriptors]
+    return run_worker(settings, listeners, parent_pid=parent_pid)
 
 
 if __name__ == "__main__":

@@ -22,7 +22,11 @@ _READY = orjson.dumps({"status": "ready"})
 
 
 def health_routes(
-    not_ready: Callable[[], Awaitable[str | None]], telemetry: Telemetry, metrics_token: str
+    not_ready: Callable[[], Awaitable[str | None]],
+    telemetry: Telemetry,
+    *,
+    metrics_token: str,
+    metrics_port: int,
 ) -> list[Route]:
     """`/` and `/health`, `/readyz`, `/metrics`."""
 
@@ -42,11 +46,16 @@ def health_routes(
         )
 
     async def metrics(request: Request) -> Response:
-        if metrics_token and not _carries(request, metrics_token):
+        if not may_read_metrics(request):
             raise Refused(Reason.UNAUTHENTICATED, "Send METRICS_TOKEN as Authorization: Bearer.")
         # In a thread: with several workers it reads a file of each.
         exposition = await asyncio.to_thread(telemetry.exposition)
         return Response(exposition, media_type=CONTENT_TYPE_LATEST)
+
+    def may_read_metrics(request: Request) -> bool:
+        if metrics_port and _port_of(request) == metrics_port:
+            return True
+        return _carries(request, metrics_token) if metrics_token else not metrics_port
 
     return [
         Route("/", health, methods=["GET"]),
@@ -54,6 +63,12 @@ def health_routes(
         Route("/readyz", ready, methods=["GET"]),
         Route("/metrics", metrics, methods=["GET"]),
     ]
+
+
+def _port_of(request: Request) -> int | None:
+    """Of our own end of the connection: not what the client says of it in a header."""
+    server: tuple[str, int | None] | None = request.scope["server"]
+    return server[1] if server else None
 
 
 def _carries(request: Request, metrics_token: str) -> bool:

@@ -38,7 +38,7 @@ _MESSAGES = {
 @dataclass(frozen=True, slots=True)
 class OwnContext:
     """What the endpoints stand on. `not_ready` says why this worker should get no traffic, None when it
-    should; an empty `metrics_token` leaves `/metrics` open."""
+    should; without `metrics_token` and `metrics_port` (0), `/metrics` is open."""
 
     authenticator: Authenticator
     store: Store
@@ -47,6 +47,7 @@ class OwnContext:
     telemetry: Telemetry
     not_ready: Callable[[], Awaitable[str | None]]
     metrics_token: str
+    metrics_port: int = 0
 
 
 def own_app(context: OwnContext) -> Starlette:
@@ -70,7 +71,12 @@ def own_app(context: OwnContext) -> Starlette:
 
     app = Starlette(
         routes=[
-            *health_routes(context.not_ready, context.telemetry, context.metrics_token),
+            *health_routes(
+                context.not_ready,
+                context.telemetry,
+                metrics_token=context.metrics_token,
+                metrics_port=context.metrics_port,
+            ),
             *usage_routes(reports),
         ],
         middleware=[Middleware(CanonicalLines, telemetry=context.telemetry, clock=context.clock)],

@@ -70,17 +70,17 @@ def fresh_volume(folder: Path) -> None:
     (folder / "lost+found").mkdir(mode=0o700)
 
 
-def said(image: Image, *words: str) -> tuple[int, str]:
-    """A command in the image, to its end: exit status, and all it said."""
-    process = image.start(*words, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
-    output, _ = process.communicate(timeout=WITHIN_S)
-    return process.returncode, output.decode().strip()
+def said(image: Image, *words: str) -> tuple[int, str, str]:
+    """A command in the image, to its end: exit status, answer, and what it said beside."""
+    process = image.start(*words, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    answer, beside = process.communicate(timeout=WITHIN_S)
+    return process.returncode, answer.decode().strip(), beside.decode()
 
 
 def ok(image: Image, *words: str) -> str:
-    status, output = said(image, *words)
-    assert status == 0, output
-    return output
+    status, answer, beside = said(image, *words)
+    assert status == 0, beside
+    return answer
 
 
 class Running:
@@ -155,7 +155,7 @@ async def serves_a_request(server: Running, image: Image) -> None:
     async with httpx.AsyncClient(trust_env=False, timeout=WITHIN_S) as client:
         answer = await client.post(
             f"{server.url}/api/llm/v1/messages",
-            headers={"x-api-key": token.split()[-1], "anthropic-version": "2023-06-01"},
+            headers={"x-api-key": token, "anthropic-version": "2023-06-01"},
             json=messages_body(stream=True),
         )
     assert answer.status_code == 200
@@ -210,9 +210,8 @@ async def test_the_image_for_a_volume_of_roots_takes_the_volume_and_steps_down(
     assert flown.user == (0, 0)
     async with running(flown, tmp_path, vendor.url, "--workers", "2") as server:
         assert_powerless(server.facts())
-        await serves_a_request(
-            server, flown
-        )  # its commands are started as root too: by the operator's console
+        # Its commands are started as root too: by the operator's console.
+        await serves_a_request(server, flown)
         assert await server.stop() == 0, server.log()
     owners = {path.name: path.stat().st_uid for path in data.iterdir()}
     assert owners.pop("lost+found") == 0
@@ -238,7 +237,7 @@ def test_a_backup_is_made_and_put_back_by_the_operators_console(flown: Image, da
 @pytest.mark.parametrize("data", ["served"], indirect=True)
 def test_the_image_that_is_never_root_says_which_folder_it_cannot_write(served: Image, data: Path) -> None:
     fresh_volume(data)
-    status, output = said(served, *served.cmd)
+    status, _, output = said(served, *served.cmd)
     assert status != 0
     assert "the store at /data/automna-proxy.db cannot be used" in output
     assert "Traceback" not in output

@@ -1,10 +1,14 @@
 """Several workers on one socket: each serves, one ledger, metrics that add up."""
 
 import asyncio
+import signal
+from contextlib import closing
 
 import httpx
+import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
+from automna_proxy.server import listen
 from tests.support.process import serving
 
 REQUESTS = 40
@@ -26,6 +30,28 @@ async def samples(server):
         for sample in family.samples:
             found[sample.name] = found.get(sample.name, 0) + sample.value
     return text, found
+
+
+def free_port():
+    with closing(listen("127.0.0.1", 0)) as listener:
+        return listener.getsockname()[1]
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+async def test_a_port_of_their_own_opens_the_metrics_there_and_closes_them_elsewhere(
+    tmp_path, vendor, workers
+):
+    port = free_port()
+    env = {"METRICS_PORT": str(port)}
+    async with serving(tmp_path, upstream=vendor.url, workers=workers, env=env) as server:
+        async with httpx.AsyncClient(trust_env=False) as client:
+            own = await client.get(f"http://127.0.0.1:{port}/metrics")
+            assert (own.status_code, "automna_open_exchanges" in own.text) == (200, True)
+            pretended = {"host": f"127.0.0.1:{port}", "x-forwarded-port": str(port)}
+            for headers in ({}, pretended):
+                assert (await client.get(f"{server.url}/metrics", headers=headers)).status_code == 401
+        server.signal(signal.SIGTERM)
+        assert await server.exit_status() == 0
 
 
 async def test_two_workers_share_the_work_and_their_metrics_add_up(tmp_path, vendor):

@@ -51,10 +51,10 @@ class Own:
     reasons: list[str]
     """What keeps the worker from being ready."""
 
-    async def get(self, path: str, *, method: str = "GET", **headers: str) -> httpx.Response:
+    async def get(self, path: str, *, method: str = "GET", port: int = 80, **headers: str) -> httpx.Response:
         headers = {name.replace("_", "-"): value for name, value in headers.items()}
         transport = httpx.ASGITransport(own_app(self.context), raise_app_exceptions=False)
-        async with httpx.AsyncClient(transport=transport, base_url="http://own") as client:
+        async with httpx.AsyncClient(transport=transport, base_url=f"http://own:{port}") as client:
             return await client.request(method, path, headers=headers)
 
     async def ask(self, path: str) -> httpx.Response:
@@ -160,6 +160,25 @@ async def test_metrics_want_the_metrics_token_where_there_is_one(
     answer = await own.get("/metrics", **given)
     assert answer.status_code == status
     assert "secret" not in answer.text
+
+
+@pytest.mark.parametrize(
+    ("token", "given", "port", "status"),
+    [
+        ("", {}, 9091, 200),
+        ("", {}, 80, 401),
+        ("", {"authorization": "Bearer "}, 80, 401),
+        ("", {"host": "proxy:9091"}, 80, 401),
+        ("secret", {}, 9091, 200),
+        ("secret", {}, 80, 401),
+        ("secret", {"authorization": "Bearer secret"}, 80, 200),
+    ],
+)
+async def test_metrics_are_open_on_their_own_port_and_there_only(
+    own: Own, token: str, given: dict[str, str], port: int, status: int
+) -> None:
+    own.context = replace(own.context, metrics_token=token, metrics_port=9091)
+    assert (await own.get("/metrics", port=port, **given)).status_code == status
 
 
 async def test_metrics_name_no_user(own: Own) -> None:
