@@ -2,7 +2,8 @@
 
 Platforms hand a fresh volume to root, whatever the image's user is, so an image for them has to start as root. This
 module is all that runs as root: it gives the data folder to the service's user, becomes that user for good, and
-only then starts the command. Started as anybody else it starts the command at once.
+only then starts the command. Started as anybody else it starts the command at once. It imports next to nothing:
+every command waits for it.
 
 The service can write the data folder, so what stands in it is not trusted: links are not followed, and only plain
 files of root's with a single name change hands.
@@ -13,15 +14,12 @@ import stat
 import sys
 from pathlib import Path
 
-from automna_proxy.terminal import note
-
 SERVICE_ID = 10_001
 """User and group. High enough to be nobody on the host; named in the Dockerfile too."""
 DATA = Path("/data")
 COMMAND = Path(sys.executable).with_name("automna-proxy")
 UMASK = 0o077
 """The store holds e-mail addresses and hashes of tokens: nobody else's to read."""
-FAILED = 1
 
 
 def main() -> None:
@@ -32,8 +30,7 @@ def main() -> None:
             hand_over(DATA, SERVICE_ID)
             step_down(SERVICE_ID)
         except OSError as error:
-            note(f"cannot give {DATA} to user {SERVICE_ID} and become that user: {error}")
-            sys.exit(FAILED)
+            sys.exit(f"automna-proxy: cannot give {DATA} to user {SERVICE_ID} and become that user: {error}")
     os.execv(COMMAND, [str(COMMAND), *sys.argv[1:]])  # noqa: S606 - without a shell: signals reach the server
 
 
