@@ -69,7 +69,7 @@ async def test_a_disk_that_is_really_full_refuses_and_serves_again_when_there_is
 async def test_when_only_the_main_file_cannot_grow_the_log_holds_all_and_nothing_is_refused(tmp_path, vendor):
     """Checkpoints fail, commits do not: what is durable in the log counts, also for who starts anew."""
     async with stage(tmp_path, vendor) as on:
-        on.disk.set(write_errno=errno.ENOSPC, only=1)
+        on.disk.set(write_errno=errno.ENOSPC, only=MAIN_FILE)
         async with on.server.client(on.known) as client:  # one by one: each commits its own pages
             while on.wal.stat().st_size < 1.1 * CHECKPOINT_PAGES * PAGE_BYTES:
                 assert (await client.post("/v1/messages", json=messages_body())).status_code == 200

@@ -31,13 +31,17 @@ struct control {
     _Atomic int64_t read_delay_us;  /* the same for reads */
     _Atomic int64_t open_errno;     /* opening for writing fails with it: EROFS, EACCES */
     _Atomic int64_t short_writes;   /* writes of more than a byte take half of what they are given */
-    _Atomic int64_t only;           /* the faults above hit: 0 every file, 1 the main file, 2 the write-ahead log */
+    _Atomic int64_t only;           /* faults hit, and kills count: 0 in every file, MAIN_FILE, THE_LOG */
     _Atomic int64_t kill_at_write;  /* counts down; at 1 the process group is killed in the middle of that write */
     _Atomic int64_t kill_at_sync;   /* the same, before the data is synced */
     _Atomic int64_t kill_after_sync; /* the same, when it is */
+    _Atomic int64_t kill_at_read;   /* the same, before the read: the recovery of a log reads all of it */
     _Atomic int64_t writes;         /* seen so far */
     _Atomic int64_t syncs;
 };
+
+/* The database itself, which only checkpoints of its write-ahead log write to; and that log. */
+enum { MAIN_FILE = 1, THE_LOG = 2 };
 
 static struct control *control;
 static const char *store_path;
@@ -56,7 +60,7 @@ static int is_store_path(const char *path) {
     if (!control || strncmp(path, store_path, strlen(store_path)) != 0) return 0;
     int64_t only = atomic_load(&control->only);
     const char *suffix = path + strlen(store_path);
-    return only == 0 || (only == 1 && *suffix == 0) || (only == 2 && strcmp(suffix, "-wal") == 0);
+    return only == 0 || (only == MAIN_FILE && *suffix == 0) || (only == THE_LOG && strcmp(suffix, "-wal") == 0);
 }
 
 static int is_store(int fd) {
@@ -106,7 +110,7 @@ static int write_fails(int fd, size_t size, off_t offset) {
         REAL(name); \
         if (!is_store(fd)) return real(fd, data, size, offset); \
         atomic_fetch_add(&control->writes, 1); \
-        if (counts_down_to_now(&control->kill_at_write)) { \
+        if (counts_down_to_now(&control->kill_at_write)){ \
             real(fd, data, size / 2, offset); /* torn: half of it is there */ \
             die(); \
         } \
@@ -119,6 +123,7 @@ static int write_fails(int fd, size_t size, off_t offset) {
     ssize_t name(int fd, void *data, size_t size, offset_type offset) { \
         REAL(name); \
         if (is_store(fd)) { \
+            if (counts_down_to_now(&control->kill_at_read)) die(); \
             wait_for(&control->read_delay_us); \
             if (fails(&control->read_errno)) return -1; \
         } \
@@ -134,7 +139,7 @@ static int write_fails(int fd, size_t size, off_t offset) {
         wait_for(&control->sync_delay_us); \
         if (fails(&control->sync_errno)) return -1; \
         int result = real(fd); \
-        if (counts_down_to_now(&control->kill_after_sync)) die(); \
+        if (counts_down_to_now(&control->kill_after_sync))die(); \
         return result; \
     }
 

@@ -22,28 +22,23 @@ FIELDS = (
     "kill_at_write",
     "kill_at_sync",
     "kill_after_sync",
+    "kill_at_read",
     "writes",
     "syncs",
 )
 """What faulty_disk.c explains, in its order; each a signed number of 64 bits."""
 FIELD = struct.Struct("=q")
+MAIN_FILE, THE_LOG = 1, 2
+"""Of `only`: the database, which only checkpoints of its write-ahead log write to; and that log."""
 
 
-class FaultyDisk:
-    """The disk below the store of one folder. Healthy until told otherwise; `env` goes to the server's process."""
+class DiskControl:
+    """The mapped file that says what the disk does; the process on that disk may open it too."""
 
-    def __init__(self, folder: Path) -> None:
-        library, control = folder / "faulty_disk.so", folder / "faulty_disk.control"
-        compile_library(library)
-        control.write_bytes(bytes(FIELD.size * len(FIELDS)))
-        descriptor = os.open(control, os.O_RDWR)
+    def __init__(self, path: Path) -> None:
+        descriptor = os.open(path, os.O_RDWR)
         self._control = mmap.mmap(descriptor, FIELD.size * len(FIELDS))
         os.close(descriptor)
-        self.env = {
-            "LD_PRELOAD": str(library),
-            "FAULTY_DISK_CONTROL": str(control),
-            "FAULTY_DISK_PATH": str(folder / "ledger.db"),
-        }
 
     def set(self, **fields: int) -> None:
         """Break (or mend, with 0) what the names say, at once: `disk.set(growth_errno=errno.ENOSPC)`."""
@@ -57,6 +52,21 @@ class FaultyDisk:
     def mend(self) -> None:
         """A healthy disk again. Counters stay."""
         self.set(**dict.fromkeys(FIELDS[: FIELDS.index("writes")], 0))
+
+
+class FaultyDisk(DiskControl):
+    """The disk below the store of one folder. Healthy until told otherwise; `env` goes to the server's process."""
+
+    def __init__(self, folder: Path) -> None:
+        library, control = folder / "faulty_disk.so", folder / "faulty_disk.control"
+        compile_library(library)
+        control.write_bytes(bytes(FIELD.size * len(FIELDS)))
+        super().__init__(control)
+        self.env = {
+            "LD_PRELOAD": str(library),
+            "FAULTY_DISK_CONTROL": str(control),
+            "FAULTY_DISK_PATH": str(folder / "ledger.db"),
+        }
 
 
 def compile_library(target: Path) -> None:

@@ -50,10 +50,14 @@ class NotStartedError(AssertionError):
 class Serving:
     """A server process, perhaps with workers below it. `folder` outlives it: ledger, plans, log."""
 
-    def __init__(self, folder: Path, env: Mapping[str, str], *, workers: int) -> None:
+    def __init__(
+        self, folder: Path, env: Mapping[str, str], *, workers: int, module: str = "automna_proxy"
+    ) -> None:
         self.folder = folder
         self.env = env
         self.workers = workers
+        self.module = module
+        """What `python -m` runs: the program, or a stand-in of the tests that runs it."""
         self.url = ""
         self.store = Path(env["DATABASE_URL"].removeprefix("sqlite:///"))
         self._process: asyncio.subprocess.Process | None = None
@@ -62,10 +66,15 @@ class Serving:
 
     async def start(self) -> None:
         """Start, and wait until every worker serves. What served before must be gone."""
+        offset = await self.spawn()
+        await self.until(lambda: self._is_serving(offset), within_s=STARTED_WITHIN_S)
+
+    async def spawn(self) -> int:
+        """Start, and wait for nothing; where in the log its lines begin."""
         with (self.folder / "server.log").open("ab") as log:
             offset = log.tell()
             self._process = await asyncio.create_subprocess_exec(
-                *(sys.executable, "-m", "automna_proxy", "serve", "--host", "127.0.0.1", "--port", "0"),
+                *(sys.executable, "-m", self.module, "serve", "--host", "127.0.0.1", "--port", "0"),
                 *("--workers", str(self.workers)),
                 env=dict(self.env),
                 cwd=self.folder,
@@ -74,7 +83,7 @@ class Serving:
                 stderr=log,
                 start_new_session=True,  # a group of its own, to be killed as one
             )
-        await self.until(lambda: self._is_serving(offset), within_s=STARTED_WITHIN_S)
+        return offset
 
     def _is_serving(self, offset: int) -> bool:
         assert self._process is not None
@@ -207,6 +216,7 @@ async def serving(
     *,
     upstream: str,
     workers: int = 1,
+    module: str = "automna_proxy",
     env: Mapping[str, str] | None = None,
     **plan: Any,
 ) -> AsyncIterator[Serving]:
@@ -224,6 +234,7 @@ async def serving(
             **(env or {}),
         },
         workers=workers,
+        module=module,
     )
     try:
         await server.start()

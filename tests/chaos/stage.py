@@ -1,0 +1,337 @@
+"""A server to be killed, the simulated vendor it stands before, its disk, and rounds: load, death, recovery, audit."""
+
+import asyncio
+import os
+import random
+import signal
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+from metering.tasks import spawn
+from simulators.anthropic import AnthropicSimulator
+from simulators.server import State
+from tests.chaos.agents import (
+    KINDS,
+    MIX,
+    OUTPUT_NANOUSD,
+    Agent,
+    Kind,
+    hold_of,
+)
+from tests.chaos.audit import Audit, Figures, Snapshot, assert_verified, living, snapshot
+from tests.support.faulty_disk import FaultyDisk
+from tests.support.kill_points import Orders
+from tests.support.process import Serving, group_members, is_alive, serving
+
+AGENTS = 50
+CREDITS = 9_000
+"""A month's, of each round's user: above what a round can spend, below what one request may hold at most."""
+NANOUSD_PER_CREDIT = 100_000
+SLOW_SYNC_US = 600_000
+"""A commit takes longer than an answer's end waits for it by default (SETTLE_WAIT_S, 250 ms)."""
+DIES_WITHIN_S = 30.0
+"""How long a server under load may take to come to the instant at which it is told to die."""
+AGAIN = 2
+"""How often in a row a recovering server is killed."""
+SCOUTED = 3
+"""Requests of each kind that show where requests are suspended."""
+UNDER_WAY = 3
+"""Answers that the vendor has begun before a random moment is waited for."""
+ENVIRONMENT = {
+    "CHECKPOINT_S": "0.05",
+    "STREAM_SILENCE_S": "0.2",
+    "CHANGES_STALE_AFTER_S": "30",  # a busy machine is not what is tested here
+    "UPSTREAM_CONNECTIONS_MAX": "30",  # so that some requests have to wait for one
+}
+
+Strike = Callable[["Stage", Sequence[Agent]], Awaitable[None]]
+"""Brings the server's death about; returns when it is dead, or surely dying."""
+
+
+@dataclass
+class Stage:
+    """What the rounds of one test or run share."""
+
+    server: Serving
+    vendor: AnthropicSimulator
+    disk: FaultyDisk
+    orders: Orders
+    dice: random.Random
+    figures: Figures
+    prober: Agent
+    is_settle_awaited: bool
+    number: int = 0
+    is_over: bool = False
+    """The agents shall stop though the server lives."""
+
+    # --- a round -----------------------------------------------------------------------------------------
+
+    async def round(
+        self, name: str, strike: Strike, *, agents: int = AGENTS, kinds: Sequence[str] = MIX, again: "Strike | None" = None
+    ) -> None:
+        """Load, death by `strike`, recovery, and all claims. `again`: what is done to the recovering server."""
+        user_id = f"round{self.number}"
+        self.number += 1
+        working = await self.new_agents(user_id, agents, kinds)
+        tasks = [spawn(agent.work(self.server, lambda: False), name=agent.tag) for agent in working]
+        await strike(self, working)
+        await self.dead()
+        await asyncio.gather(*tasks)
+        assert all(agent.broken_off for agent in working)
+        kept = [snapshot(self.server, user_id)]
+        if again is not None:
+            for _ in range(AGAIN):
+                await again(self, working)
+                await self.dead()
+                kept.append(snapshot(self.server, user_id))
+        await self.recover()
+        await self.audit(name, user_id, working, kept)
+
+    async def round_of_one_worker(self, name: str) -> None:
+        """Kill one of two workers: the other keeps its streams, buries it, and the supervisor replaces it."""
+        user_id = f"round{self.number}"
+        self.number += 1
+        self.is_over = False
+        working = await self.new_agents(user_id, AGENTS, MIX)
+        tasks = [spawn(agent.work(self.server, lambda: self.is_over), name=agent.tag) for agent in working]
+        await self.some_time()
+        workers = self.server.workers_alive()
+        victim_pid, victim = self.dice.choice(sorted(workers.items()))
+        os.kill(victim_pid, signal.SIGKILL)
+        await self.server.until(lambda: not is_alive(victim_pid))
+        now = living(self.server, user_id)
+        kept = Snapshot(
+            {ident: row for ident, row in now.reserved.items() if row.worker_id == victim}, now.entries
+        )
+        await self.server.until(lambda: len(self.server.workers_alive()) == 2)
+        assert victim not in self.server.workers_alive().values()
+        self.is_over = True
+        await asyncio.gather(*tasks)
+        assert any(agent.broken_off for agent in working)
+        await self.server.until_nothing_is_held()
+        (survivor,) = set(workers.values()) - {victim}
+        expired = "SELECT id FROM reservations WHERE state = 'EXPIRED' AND worker_id = ?1"
+        assert self.server.rows(expired, survivor) == [], "the living keep what they hold"
+        await self.audit(name, user_id, working, [kept])
+
+    async def audit(self, name: str, user_id: str, working: Sequence[Agent], kept: Sequence[Snapshot]) -> None:
+        Audit(self.server, self.vendor, user_id, working).check(
+            kept, self.figures, is_settle_awaited=self.is_settle_awaited
+        )
+        await assert_verified(self.server)
+        await self.assert_budget_admits_again(user_id, working[0].token)
+        self.figures.rounds[name] += 1
+
+    async def new_agents(self, user_id: str, count: int, kinds: Sequence[str]) -> list[Agent]:
+        tags = [f"{user_id}-{number:02}" for number in range(count)]
+        async with self.server.directory() as directory:
+            await directory.add_user(user_id, plan="test")
+            made = await asyncio.gather(*(directory.create_token(user_id, label=tag) for tag in tags))
+        return [
+            Agent(token, tag, random.Random(self.dice.random()), kinds)
+            for tag, (token, _) in zip(tags, made, strict=True)
+        ]
+
+    async def assert_budget_admits_again(self, user_id: str, token: str) -> None:
+        """A request that needs all that is left of the budget is admitted, and one token more is not."""
+        ((spent,),) = self.server.rows(
+            "SELECT COALESCE(SUM(spent), 0) FROM accounts WHERE owner = ?1 AND meter = 'money'", f"user:{user_id}"
+        )
+        left = CREDITS * NANOUSD_PER_CREDIT - int(spent)
+        agent = Agent(token, f"{user_id}-all", self.dice)
+        most = (left - hold_of(KINDS["whole"], 10_000)) // OUTPUT_NANOUSD + 10_000  # five digits, as it will have
+        await agent.ask(self.server.url, Kind("one-more", max_tokens=most + 1, status=402))
+        asked = await agent.ask(self.server.url, Kind("all", max_tokens=most))
+        assert left - OUTPUT_NANOUSD < asked.hold_nanousd <= left, "not as large as it was meant to be"
+
+    # --- death and return --------------------------------------------------------------------------------
+
+    async def dead(self) -> None:
+        """Wait for a death that was brought about; the disk is well again and the orders are taken back."""
+        await self.server.exit_status(DIES_WITHIN_S)
+        await self.server.until(lambda: not group_members(self.server.pid))
+        self.disk.mend()
+        self.orders.none()
+
+    async def recover(self) -> None:
+        """Start again; wait until it admits, and until nothing of the dead is held."""
+        loop = asyncio.get_running_loop()
+        began_s = loop.time()
+        await self.server.start()
+        await self.prober.ask(self.server.url, KINDS["burst"])
+        self.figures.started_s.append(loop.time() - began_s)
+        await self.server.until_nothing_is_held()
+        self.figures.freed_s.append(loop.time() - began_s)
+
+    # --- moments -----------------------------------------------------------------------------------------
+
+    async def some_time(self) -> None:
+        """A random moment under load."""
+        await self.vendor.until(lambda: self.under_way() >= UNDER_WAY, timeout_s=DIES_WITHIN_S)
+        await asyncio.sleep(self.dice.uniform(0.02, 1.0))
+
+    def under_way(self) -> int:
+        """Answers whose head is out and whose end is not."""
+        recent = self.vendor.exchanges[-10 * AGENTS :]
+        return sum(exchange.state is State.RUNNING and exchange.sent_bytes > 0 for exchange in recent)
+
+    async def places(self) -> dict[str, set[str]]:
+        """Where requests are suspended: the kinds by place, from three requests of each kind by a new agent, all
+        kinds at once."""
+        self.orders.note_suspensions()
+        agents = await self.new_agents("scout", len(KINDS), MIX)
+        working = zip(agents, KINDS.values(), strict=True)
+        await asyncio.gather(*(self._scout(agent, kind) for agent, kind in working))
+        await self.server.until_nothing_is_held()
+        self.orders.none()
+        found: dict[str, set[str]] = {}
+        for line in self.orders.told():
+            found.setdefault(line["place"], set()).add(line["tag"].rpartition(":")[2])
+        return found
+
+    async def _scout(self, agent: Agent, kind: Kind) -> None:
+        for _ in range(SCOUTED):
+            await agent.ask(self.server.url, kind)
+
+    def told(self) -> None:
+        """Count the instant that the victim says it died at."""
+        for line in self.orders.told():
+            if "died" in line:
+                self.figures.instants[f"{line['died']} ({line.get('moment') or _words(line['disk'])})"] += 1
+
+
+def _words(disk: dict[str, int]) -> str:
+    return ", ".join(f"{name} {value}" for name, value in disk.items())
+
+
+# --- strikes ----------------------------------------------------------------------------------------------
+
+
+async def at_random(stage: Stage, _: Sequence[Agent]) -> None:
+    await stage.some_time()
+    stage.server.kill_group()
+
+
+async def at_an_end(stage: Stage, agents: Sequence[Agent]) -> None:
+    """The moment a client has the end of its answer."""
+    left = stage.dice.randrange(1, 40)
+    killed = asyncio.Event()
+
+    def one_more() -> None:
+        nonlocal left
+        left -= 1
+        if not left:
+            stage.server.kill_group()
+            killed.set()
+
+    for agent in agents:
+        agent.on_end = one_more
+    await asyncio.wait_for(killed.wait(), DIES_WITHIN_S)
+
+
+def at_await(place: str, moment: str) -> Strike:
+    """At one of the first times that a request stands at `place`."""
+
+    async def strike(stage: Stage, _: Sequence[Agent]) -> None:
+        stage.orders.die_at(place, moment, nth=stage.dice.randrange(1, 4))
+        await stage.dead()
+        stage.told()
+
+    return strike
+
+
+def in_commit(kind: str, **disk: int) -> Strike:
+    """Inside one of the first commits with a unit of that kind."""
+
+    async def strike(stage: Stage, _: Sequence[Agent]) -> None:
+        await stage.vendor.until(lambda: stage.under_way() >= UNDER_WAY, timeout_s=DIES_WITHIN_S)
+        stage.orders.break_commit(kind, nth=stage.dice.randrange(1, 10), **disk)
+        await stage.dead()
+        stage.told()
+
+    return strike
+
+
+def on_disk(name: str, **disk: int) -> Strike:
+    """When the disk, whatever it is doing, comes to that."""
+
+    async def strike(stage: Stage, _: Sequence[Agent]) -> None:
+        await stage.vendor.until(lambda: stage.under_way() >= UNDER_WAY, timeout_s=DIES_WITHIN_S)
+        stage.disk.set(**disk)
+        await stage.dead()
+        stage.figures.instants[f"{name} ({_words(disk)})"] += 1
+
+    return strike
+
+
+async def at_an_end_on_a_slow_disk(stage: Stage, agents: Sequence[Agent]) -> None:
+    """The moment a client has an end that did not wait for its commit to the last."""
+    await stage.vendor.until(lambda: stage.under_way() >= UNDER_WAY, timeout_s=DIES_WITHIN_S)
+    stage.disk.set(sync_delay_us=SLOW_SYNC_US)
+    killed = asyncio.Event()
+    ends = 0
+
+    def one_more() -> None:
+        nonlocal ends
+        ends += 1
+        if ends > len(agents):  # those whose settle was queued on a quick disk are past
+            stage.server.kill_group()
+            killed.set()
+
+    for agent in agents:
+        agent.on_end = one_more
+    await asyncio.wait_for(killed.wait(), DIES_WITHIN_S)
+
+
+async def while_recovering(stage: Stage, _: Sequence[Agent]) -> None:
+    """Start the server on a disk that kills it soon: in the log's recovery, a migration's look, its first beat, an
+    expiry, or shortly after."""
+    field, most = stage.dice.choice(
+        [("kill_at_write", 30), ("kill_at_sync", 12), ("kill_after_sync", 12), ("kill_at_read", 60)]
+    )
+    stage.disk.set(**{field: stage.dice.randrange(1, most + 1)})
+    offset = await stage.server.spawn()
+    await stage.server.exit_status(DIES_WITHIN_S)
+    where = "before it serves" if "serving on" not in stage.server.log(offset) else "while it takes over"
+    if not stage.server.rows("SELECT id FROM reservations WHERE state = 'HELD' LIMIT 1"):
+        where = "when nothing of the dead is held any more"
+    stage.figures.instants[f"recovery: {where} ({field})"] += 1
+
+
+# --- the stage --------------------------------------------------------------------------------------------
+
+
+@asynccontextmanager
+async def staged(
+    folder: Path,
+    dice: random.Random,
+    figures: Figures,
+    *,
+    workers: int = 1,
+    is_settle_awaited: bool = True,
+    **env: str,
+) -> AsyncIterator[Stage]:
+    """A running server, one of whose workers can be told where to die; `env` are further settings."""
+    folder.mkdir(exist_ok=True)
+    disk, orders = FaultyDisk(folder), Orders(folder)
+    variables = {
+        **ENVIRONMENT,
+        **disk.env,
+        "KILL_ORDERS": str(orders.path),
+        "TMPDIR": str(folder),  # a killed supervisor cannot remove its own
+        **env,
+    }
+    module = "tests.support.doomed" if workers == 1 else "automna_proxy"
+    async with (
+        AnthropicSimulator() as vendor,
+        serving(
+            folder, upstream=vendor.url, workers=workers, module=module, env=variables, credits_per_month=CREDITS
+        ) as server,
+    ):
+        async with server.directory() as directory:
+            await directory.add_user("prober", plan="test")
+            token, _ = await directory.create_token("prober")
+        prober = Agent(token, "prober", dice)
+        yield Stage(server, vendor, disk, orders, dice, figures, prober, is_settle_awaited)
