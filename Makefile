@@ -6,9 +6,12 @@ OLD_SDK := .venv-anthropic-0
 ROOMS := automna_proxy routes proxy provisioning metering simulators
 JOBS ?= auto
 ONCE ?=
+ROUNDS ?= 1000
+SEED ?=
+FIGURES ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help install check test image-test demo soak bench prices lock wheel clean
+.PHONY: help install check test image-test chaos demo soak bench prices lock wheel clean
 
 help: ## this list
 	@grep -hE '^[a-z-]+:.*##' Makefile | sed -E 's/:.*## /\t/' | expand -t 12
@@ -38,6 +41,9 @@ test: install $(OLD_SDK)/.installed ## every test (JOBS=1 for one process)
 
 image-test: install ## run the Dockerfile's steps in a folder, and what they make (needs root, no Docker)
 	$(BIN)/python -m pytest -m image $(ARGS)
+
+chaos: install ## kill -9 the server ROUNDS times, in every way in turn (SEED= repeats, FIGURES= takes the counts)
+	$(BIN)/python -m tests.chaos --rounds $(ROUNDS) $(if $(SEED),--seed $(SEED)) $(if $(FIGURES),--figures $(FIGURES))
 
 demo: install ## see it work: proxy, simulated vendor, a user, streamed requests, the ledger (ONCE=1 ends by itself)
 	$(BIN)/automna-proxy demo $(if $(ONCE),--once)

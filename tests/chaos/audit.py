@@ -100,6 +100,8 @@ class Figures:
     """Requests by kind."""
     seen_by_vendor: int = 0
     ends_seen_by_clients: int = 0
+    ends_ahead: int = 0
+    """Of those: the server died before their entry was in, and an estimate is booked (not where ends wait)."""
     entries: Counter[str] = field(default_factory=Counter)
     """By kind of entry and basis."""
     exact: int = 0
@@ -233,6 +235,7 @@ class Audit:
         cost_nanousd = sum(one.cost_nanousd for one in self._entries[row.id])
         if entry.kind == "expire" and len(self._entries[row.id]) == 1:
             assert not (asked.has_end and is_settle_awaited), ("the client has the end, the ledger not", asked, entry)
+            figures.ends_ahead += asked.has_end
             figures.estimated += 1
             figures.estimates_nanousd.append((cost_nanousd, cost_of(told)))
         elif asked.kind.is_exact:
