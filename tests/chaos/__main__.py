@@ -92,7 +92,7 @@ def main() -> int:
         folder = home / f"act{number}"
         try:
             asyncio.run(act(folder, random.Random(f"{seed}:{number}"), figures))
-        except Exception:
+        except Exception:  # noqa: BLE001 - whatever it was, the run stops here and says where
             traceback.print_exc()
             print(f"failed in act {number} ({_name(act)}) of seed {seed}; kept: {folder}", flush=True)
             return 1

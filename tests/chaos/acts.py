@@ -31,7 +31,9 @@ WAL_PAGES = "40"
 QUEUE = {"UPSTREAM_CONNECTIONS_MAX": "8"}
 
 
-async def random_moments(folder: Path, dice: random.Random, figures: Figures, *, rounds: int, workers: int) -> None:
+async def random_moments(
+    folder: Path, dice: random.Random, figures: Figures, *, rounds: int, workers: int
+) -> None:
     """The whole group, by turns at any moment and when a client has just got its end."""
     async with staged(folder, dice, figures, workers=workers) as stage:
         for number in range(rounds):
@@ -50,7 +52,9 @@ async def two_on_a_bad_disk(folder: Path, dice: random.Random, figures: Figures,
     async with staged(folder, dice, figures, workers=2) as stage:
         for _ in range(rounds):
             disk = {dice.choice(FAULTS): dice.randrange(1, 30)}
-            await stage.round("2 worker(s), in a write or sync", on_disk("two workers", **disk), agents=FEW_AGENTS)
+            await stage.round(
+                "2 worker(s), in a write or sync", on_disk("two workers", **disk), agents=FEW_AGENTS
+            )
 
 
 async def commits(
@@ -64,7 +68,9 @@ async def commits(
             await stage.round("in a commit", strike, agents=FEW_AGENTS)
 
 
-async def log_checkpoints(folder: Path, dice: random.Random, figures: Figures, *, faults: Sequence[str]) -> None:
+async def log_checkpoints(
+    folder: Path, dice: random.Random, figures: Figures, *, faults: Sequence[str]
+) -> None:
     """While the write-ahead log is written back into the database."""
     async with staged(folder, dice, figures, WAL_PAGES=WAL_PAGES) as stage:
         for fault in faults:
@@ -91,7 +97,10 @@ async def awaits(
             if zlib.crc32(place.encode()) % parts != part:
                 continue
             here = moments if len(moments) > 1 else [(SUSPENDED, RESUMED)[number % 2]]
-            kinds = (*MIX, *(kind for kind in sorted(places[place]) for _ in range(len(MIX) // len(places[place]))))
+            kinds = (
+                *MIX,
+                *(kind for kind in sorted(places[place]) for _ in range(len(MIX) // len(places[place]))),
+            )
             for moment in here:
                 await stage.round(
                     f"at an await, {moment}", at_await(place, moment), agents=FEW_AGENTS, kinds=kinds

@@ -153,7 +153,9 @@ class Agent:
     async def _read(self, reader: asyncio.StreamReader, kind: Kind, asked: Asked) -> None:
         answer = _Answer()
         for pieces in range(10**6):
-            data = await reader.read(SLOW_PIECE_BYTES if kind.reads_slowly and pieces < SLOW_PIECES else PIECE_BYTES)
+            data = await reader.read(
+                SLOW_PIECE_BYTES if kind.reads_slowly and pieces < SLOW_PIECES else PIECE_BYTES
+            )
             if not data:
                 break
             answer.feed(data)
@@ -183,7 +185,10 @@ def hold_of(kind: Kind, max_tokens: int) -> int:
     """Input at a token for two bytes of body, and all the output that is allowed, in nano-USD."""
     if kind.is_free:
         return 0
-    return -(-len(body_of(kind, max_tokens)) // BODY_BYTES_PER_TOKEN) * INPUT_NANOUSD + max_tokens * OUTPUT_NANOUSD
+    return (
+        -(-len(body_of(kind, max_tokens)) // BODY_BYTES_PER_TOKEN) * INPUT_NANOUSD
+        + max_tokens * OUTPUT_NANOUSD
+    )
 
 
 def request_head(kind: Kind, token: str, tag: str, body_bytes: int) -> bytes:
@@ -197,7 +202,10 @@ def request_head(kind: Kind, token: str, tag: str, body_bytes: int) -> bytes:
         "content-length": str(body_bytes),
         "content-type": "application/json",
     }
-    lines = [f"{kind.method} /api/llm{kind.path} HTTP/1.1", *(f"{name}: {value}" for name, value in headers.items())]
+    lines = [
+        f"{kind.method} /api/llm{kind.path} HTTP/1.1",
+        *(f"{name}: {value}" for name, value in headers.items()),
+    ]
     return "\r\n".join([*lines, "", ""]).encode()
 
 

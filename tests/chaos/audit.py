@@ -133,7 +133,9 @@ def cost_of(told: Answered) -> int:
 class Audit:
     """One round's user, agents and vendor, after everything is resolved."""
 
-    def __init__(self, server: Serving, vendor: AnthropicSimulator, user_id: str, agents: Sequence[Agent]) -> None:
+    def __init__(
+        self, server: Serving, vendor: AnthropicSimulator, user_id: str, agents: Sequence[Agent]
+    ) -> None:
         self._user_id = user_id
         self._server = server
         self._agents = agents
@@ -213,7 +215,12 @@ class Audit:
         assert not rows, ("reserved, but nobody asked", rows)
 
     def _check_one(
-        self, asked: Asked, seen: Exchange | None, rows: list[Reserved], figures: Figures, is_settle_awaited: bool
+        self,
+        asked: Asked,
+        seen: Exchange | None,
+        rows: list[Reserved],
+        figures: Figures,
+        is_settle_awaited: bool,
     ) -> None:
         assert len(rows) <= 1, ("twice in the ledger", asked, rows)
         assert rows or not asked.request_id, ("lost", asked)
@@ -234,7 +241,11 @@ class Audit:
         assert isinstance(told, Answered)
         cost_nanousd = sum(one.cost_nanousd for one in self._entries[row.id])
         if entry.kind == "expire" and len(self._entries[row.id]) == 1:
-            assert not (asked.has_end and is_settle_awaited), ("the client has the end, the ledger not", asked, entry)
+            assert not (asked.has_end and is_settle_awaited), (
+                "the client has the end, the ledger not",
+                asked,
+                entry,
+            )
             figures.ends_ahead += asked.has_end
             figures.estimated += 1
             figures.estimates_nanousd.append((cost_nanousd, cost_of(told)))
@@ -265,7 +276,9 @@ class Audit:
         cut = [one for ident, one in seen.items() if ident not in settled]
         expired = sum(entry.kind == "expire" for entry in entries)
         assert len(cut) <= expired <= len(cut) + 1, ("lost, or held twice", agent.tag, cut, entries)
-        assert not (is_settle_awaited and any(one.has_end for one in cut)), "the client has it, the ledger not"
+        assert not (is_settle_awaited and any(one.has_end for one in cut)), (
+            "the client has it, the ledger not"
+        )
 
     def _check_sums(self) -> None:
         """Accounts say what the entries add up to."""

@@ -1,10 +1,11 @@
 """The process that `test_ledger_kills` kills: requests of several tasks on one ledger, until it dies.
 
 Usage: ledger_victim.py DATABASE WORKER_ID SEED. Prints a line per event that it takes for durable:
-`reserved ID`, `settled ID COST`.
+`reserved ID`, `extended ID`, `settled ID COST`. KILL_ORDERS may tell it where to die (tests/support/kill_points.py).
 """
 
 import asyncio
+import os
 import random
 import sys
 from pathlib import Path
@@ -14,6 +15,7 @@ from metering.heartbeat import Heartbeat
 from metering.ledger import Ledger, Reservation, Resolved
 from metering.store.database import Database
 from metering.store.store import open_store
+from tests.support.kill_points import install
 from tests.support.ledger import gauge, intent, money, priced, settlement
 
 TASKS = 12
@@ -55,7 +57,8 @@ async def request(ledger: Ledger, reservation: Reservation, dice: random.Random,
     if dice.random() < 0.3:
         extending = ledger.extend(reservation, [money(HOLD, of=ALLOWANCE, owner=owner)])
         if dice.random() < 0.5:
-            await extending
+            if await extending:
+                say(f"extended {reservation.id}")
         else:  # the settle comes while the extension is under way
             task = asyncio.get_running_loop().create_task(extending)
             await asyncio.sleep(0)
@@ -80,4 +83,6 @@ def say(line: str) -> None:
 
 
 if __name__ == "__main__":
+    if "KILL_ORDERS" in os.environ:
+        install(Path(os.environ["KILL_ORDERS"]))
     asyncio.run(main(*sys.argv[1:]))

@@ -29,6 +29,8 @@ AGENTS = 50
 CREDITS = 9_000
 """A month's, of each round's user: above what a round can spend, below what one request may hold at most."""
 NANOUSD_PER_CREDIT = 100_000
+REAL_SYNC_US = 50_000
+"""A busy disk that really syncs."""
 SLOW_SYNC_US = 600_000
 """A commit takes longer than an answer's end waits for it by default (SETTLE_WAIT_S, 250 ms)."""
 DIES_WITHIN_S = 30.0
@@ -69,7 +71,13 @@ class Stage:
     # --- a round -----------------------------------------------------------------------------------------
 
     async def round(
-        self, name: str, strike: Strike, *, agents: int = AGENTS, kinds: Sequence[str] = MIX, again: "Strike | None" = None
+        self,
+        name: str,
+        strike: Strike,
+        *,
+        agents: int = AGENTS,
+        kinds: Sequence[str] = MIX,
+        again: "Strike | None" = None,
     ) -> None:
         """Load, death by `strike`, recovery, and all claims. `again`: what is done to the recovering server."""
         user_id = f"round{self.number}"
@@ -116,7 +124,9 @@ class Stage:
         assert self.server.rows(expired, survivor) == [], "the living keep what they hold"
         await self.audit(name, user_id, working, [kept])
 
-    async def audit(self, name: str, user_id: str, working: Sequence[Agent], kept: Sequence[Snapshot]) -> None:
+    async def audit(
+        self, name: str, user_id: str, working: Sequence[Agent], kept: Sequence[Snapshot]
+    ) -> None:
         Audit(self.server, self.vendor, user_id, working).check(
             kept, self.figures, is_settle_awaited=self.is_settle_awaited
         )
@@ -137,11 +147,14 @@ class Stage:
     async def assert_budget_admits_again(self, user_id: str, token: str) -> None:
         """A request that needs all that is left of the budget is admitted, and one token more is not."""
         ((spent,),) = self.server.rows(
-            "SELECT COALESCE(SUM(spent), 0) FROM accounts WHERE owner = ?1 AND meter = 'money'", f"user:{user_id}"
+            "SELECT COALESCE(SUM(spent), 0) FROM accounts WHERE owner = ?1 AND meter = 'money'",
+            f"user:{user_id}",
         )
         left = CREDITS * NANOUSD_PER_CREDIT - int(spent)
         agent = Agent(token, f"{user_id}-all", self.dice)
-        most = (left - hold_of(KINDS["whole"], 10_000)) // OUTPUT_NANOUSD + 10_000  # five digits, as it will have
+        most = (
+            left - hold_of(KINDS["whole"], 10_000)
+        ) // OUTPUT_NANOUSD + 10_000  # five digits, as it will have
         await agent.ask(self.server.url, Kind("one-more", max_tokens=most + 1, status=402))
         asked = await agent.ask(self.server.url, Kind("all", max_tokens=most))
         assert left - OUTPUT_NANOUSD < asked.hold_nanousd <= left, "not as large as it was meant to be"
@@ -170,7 +183,7 @@ class Stage:
     async def some_time(self) -> None:
         """A random moment under load."""
         await self.vendor.until(lambda: self.under_way() >= UNDER_WAY, timeout_s=DIES_WITHIN_S)
-        await asyncio.sleep(self.dice.uniform(0.02, 1.0))
+        await asyncio.sleep(self.dice.uniform(0.02, 1.5))
 
     def under_way(self) -> int:
         """Answers whose head is out and whose end is not."""
@@ -215,7 +228,9 @@ async def at_random(stage: Stage, _: Sequence[Agent]) -> None:
 
 
 async def at_an_end(stage: Stage, agents: Sequence[Agent]) -> None:
-    """The moment a client has the end of its answer."""
+    """The moment a client has the end of its answer. On a quick disk its entry is in by the time the signal comes,
+    whether the end waited for it or not; so the disk is as slow as a real one."""
+    stage.disk.set(sync_delay_us=REAL_SYNC_US)
     left = stage.dice.randrange(1, 40)
     killed = asyncio.Event()
 
@@ -327,7 +342,12 @@ async def staged(
     async with (
         AnthropicSimulator() as vendor,
         serving(
-            folder, upstream=vendor.url, workers=workers, module=module, env=variables, credits_per_month=CREDITS
+            folder,
+            upstream=vendor.url,
+            workers=workers,
+            module=module,
+            env=variables,
+            credits_per_month=CREDITS,
         ) as server,
     ):
         async with server.directory() as directory:

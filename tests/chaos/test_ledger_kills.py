@@ -11,8 +11,11 @@ from pathlib import Path
 import pytest
 
 from metering.heartbeat import Heartbeat
-from metering.ledger import MONEY, Reservation
+from metering.ledger import MONEY, Reservation, decode_lines
 from metering.store.database import Database
+from tests.chaos.ledger_victim import HOLD
+from tests.support.faulty_disk import BESIDE_IT, FaultyDisk
+from tests.support.kill_points import Orders
 from tests.support.ledger import PERIOD, Bench, gauge, intent, money, new_database, open_bench
 
 pytestmark = pytest.mark.chaos
@@ -30,16 +33,18 @@ class Victim:
     def __init__(self, process: asyncio.subprocess.Process) -> None:
         self.process = process
         self.reserved: set[str] = set()
+        self.extended: set[str] = set()
         self.settled: dict[str, int] = {}
 
     @classmethod
-    async def start(cls, database: Database, worker_id: str, seed: int) -> "Victim":
+    async def start(cls, database: Database, worker_id: str, seed: int, **env: str) -> "Victim":
         process = await asyncio.create_subprocess_exec(
             sys.executable,
             str(VICTIM),
             *(str(database.path), worker_id, str(seed)),
             stdout=asyncio.subprocess.PIPE,
-            env={**os.environ, "PYTHONPATH": str(ROOT)},
+            env={**os.environ, "PYTHONPATH": str(ROOT), **env},
+            start_new_session=True,  # what kills its group must not kill ours
         )
         victim = cls(process)
         await victim.heard("started")
@@ -58,15 +63,19 @@ class Victim:
         match line.decode().split():
             case ["reserved", ident]:
                 self.reserved.add(ident)
+            case ["extended", ident]:
+                self.extended.add(ident)
             case ["settled", ident, cost]:
                 self.settled[ident] = int(cost)
         return line.split()[0].decode()
 
     async def killed(self) -> None:
-        assert self.process.stdout is not None
-        reading = asyncio.get_running_loop().create_task(self._rest())
         self.process.send_signal(signal.SIGKILL)
-        await reading
+        await self.dead()
+
+    async def dead(self) -> None:
+        """Read what it said until it died of a `kill -9`, from whomever."""
+        await asyncio.wait_for(self._rest(), 30)
         assert await self.process.wait() == -signal.SIGKILL
 
     async def _rest(self) -> None:
@@ -137,6 +146,41 @@ async def test_killed_at_random_moments_nothing_acknowledged_is_lost_and_nothing
             await assert_nothing_is_lost(bench, victims)
             await assert_budgets_admit_again(bench)
     assert sum(len(victim.settled) for victim in victims) > ROUNDS
+
+
+@pytest.mark.parametrize("fault", ["kill_at_write", "kill_at_sync", "kill_after_sync"])
+async def test_killed_inside_a_commit_that_extends_a_hold_both_or_neither_are_there(
+    tmp_path: Path, fault: str
+) -> None:
+    disk, orders = FaultyDisk(tmp_path), Orders(tmp_path)
+    database = new_database(tmp_path)
+    victims: list[Victim] = []
+    for number in range(2):
+        env = {**disk.env, "KILL_ORDERS": str(orders.path)}
+        victim = await Victim.start(database, f"wrk_{number}", number, **env)
+        victims.append(victim)
+        await victim.heard("extended")
+        orders.break_commit("extend", nth=number + 1, **{fault: number + 1, "kill_in_file": BESIDE_IT})
+        await victim.dead()
+        assert orders.told()[0]["died"] == "extend"
+        disk.mend()
+        orders.none()
+        async with open_bench(tmp_path, database=database) as bench:
+            await assert_extensions_hold_what_they_say(bench, victim)
+            await reap(bench)
+            await assert_nothing_is_lost(bench, victims)
+            await assert_budgets_admit_again(bench)
+
+
+async def assert_extensions_hold_what_they_say(bench: Bench, victim: Victim) -> None:
+    """A hold and its lines are one; what was acknowledged as extended holds twice of what it held at first."""
+    rows = await bench.store.readers.rows("SELECT id, hold_nanousd, lines FROM reservations")
+    holds = {str(ident): int(str(hold)) for ident, hold, _ in rows}
+    for ident, hold, lines in rows:
+        assert hold == max(line.amount for line in decode_lines(str(lines)) if line.meter == MONEY), ident
+    assert victim.extended
+    for ident in victim.extended:
+        assert holds[ident] == 2 * HOLD, ident
 
 
 async def test_a_living_worker_keeps_its_holds_while_a_dead_one_is_reaped(tmp_path: Path) -> None:

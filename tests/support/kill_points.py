@@ -107,7 +107,9 @@ class _Victim:
     def tell(self, **facts: object) -> None:
         if not self._path.with_suffix(".told").exists():  # the test has taken what was told so far
             os.close(self._told)
-            self._told = os.open(self._path.with_suffix(".told"), os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
+            self._told = os.open(
+                self._path.with_suffix(".told"), os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644
+            )
         os.write(self._told, json.dumps(facts).encode() + b"\n")
 
     def die(self) -> None:
