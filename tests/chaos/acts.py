@@ -26,6 +26,8 @@ FAULTS = ("kill_at_write", "kill_at_sync", "kill_after_sync")
 """In the middle of a write; before the sync; after it, and before anybody has heard of it."""
 TORN_WRITES_MAX = 6
 """A commit of a few pages writes twice as often: a header and a page."""
+PASSES_MAX = 3
+"""Times that requests come by an await before one dies there, at most."""
 SCHEMA_WRITES_MAX, SCHEMA_SYNCS_MAX = 40, 6
 WAL_PAGES = "40"
 QUEUE = {"UPSTREAM_CONNECTIONS_MAX": "8"}
@@ -97,13 +99,15 @@ async def awaits(
             if zlib.crc32(place.encode()) % parts != part:
                 continue
             here = moments if len(moments) > 1 else [(SUSPENDED, RESUMED)[number % 2]]
-            kinds = (
-                *MIX,
-                *(kind for kind in sorted(places[place]) for _ in range(len(MIX) // len(places[place]))),
-            )
+            there = sorted(set(places[place]))
+            kinds = (*MIX, *there * (len(MIX) // len(there)))
+            often = min(len(places[place]), PASSES_MAX)
             for moment in here:
                 await stage.round(
-                    f"at an await, {moment}", at_await(place, moment), agents=FEW_AGENTS, kinds=kinds
+                    f"at an await, {moment}",
+                    at_await(place, moment, nth_max=often),
+                    agents=FEW_AGENTS,
+                    kinds=kinds,
                 )
 
 

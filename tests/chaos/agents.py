@@ -26,6 +26,7 @@ TOO_MANY_TOKENS = 63_000
 PIECE_BYTES, SLOW_PIECE_BYTES = 65_536, 4_096
 SHOWN_BYTES = 500
 """Of a body, in a failure."""
+UPLOAD_PAUSE_S = 0.1
 SLOW_PIECES, SLOW_PAUSE_S = 20, 0.01
 """A slow reader takes its first pieces with pauses; the rest as it comes."""
 
@@ -69,7 +70,9 @@ KINDS = {
         Kind("upload", "delay_ms=10", uploads_slowly=True),
         Kind("silent", "events=8,delay_ms=500", is_streaming=True),
         Kind("error", "error_before=500", status=500),
-        Kind("long-error", "error_before=500,split=40", status=500),
+        Kind("long-error", "error_before=500,split=1", status=500),
+        Kind("late-error", "error_before=500,delay_ms=500", is_streaming=True),  # told inside the stream
+        Kind("late-drop", "delay_ms=500,drop=1", is_streaming=True, is_exact=False),
         Kind("event-error", "events=15,pace_ms=10,error_after=6", is_streaming=True, is_exact=False),
         Kind("cut", "events=15,pace_ms=10,cut_after=8", is_streaming=True, is_exact=False, cuts_off=True),
         Kind("cut-whole", "delay_ms=10,cut_after=200", is_exact=False, cuts_off=True),
@@ -80,7 +83,7 @@ MIX = (
     *("stream",) * 6,
     *("whole", "gzip", "leaves") * 2,
     *("burst", "gzip-whole", "count", "models", "refused", "slow", "upload", "silent"),
-    *("error", "long-error", "event-error", "cut", "cut-whole", "dropped"),
+    *("error", "long-error", "late-error", "late-drop", "event-error", "cut", "cut-whole", "dropped"),
 )
 """What agents choose from."""
 
@@ -140,7 +143,7 @@ class Agent:
             if kind.uploads_slowly:
                 writer.write(head + body[:20])
                 await writer.drain()
-                await asyncio.sleep(0.02)
+                await asyncio.sleep(UPLOAD_PAUSE_S)
                 if writer.transport.is_closing():
                     raise EOFError
                 writer.write(body[20:])

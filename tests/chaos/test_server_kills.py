@@ -13,7 +13,7 @@ from tests.chaos.audit import Figures
 
 pytestmark = pytest.mark.chaos
 
-PARTS = 3
+PARTS = 2
 CASES = [*product(acts.COMMITS, acts.FAULTS)]
 
 
