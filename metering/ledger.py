@@ -322,8 +322,9 @@ class Ledger:
     def settle(self, reservation: Reservation, settlement: Settlement) -> "asyncio.Future[Resolved]":
         """Book what an exchange used. Queued at once, whatever happens to the caller; the future is durable.
 
-        A reservation that expired meanwhile is adjusted by the difference if this report is exact. A report
-        that no row can take (counts beyond 64 bits, ill-formed text) is booked without its details.
+        A reservation that expired meanwhile is adjusted by the difference if this report is exact, and the future
+        is done when that is. A report that no row can take (counts beyond 64 bits, ill-formed text) is booked
+        without its details.
         """
         if reservation.extension is not None:
             return _after(reservation.extension, lambda: self.settle(reservation, settlement))
@@ -449,14 +450,16 @@ class Ledger:
                     resolved.set_exception(error)
                     resolved.exception()
                 return
-            is_late = isinstance(waiting.result(), Declined)
-            if is_late and late is not None and late.settlement.is_reported:
-                spawn(
+            if not isinstance(waiting.result(), Declined):
+                _tell(resolved, Resolved.DONE)
+            elif late is None or not late.settlement.is_reported:
+                _tell(resolved, Resolved.ALREADY_RESOLVED)
+            else:  # whoever waits for the entry waits for the one that has the exact cost
+                reporting = spawn(
                     self._report_late_surely(reservation_id, late.settlement),
                     name=f"late report {reservation_id}",
                 )
-            if not resolved.done():
-                resolved.set_result(Resolved.ALREADY_RESOLVED if is_late else Resolved.DONE)
+                reporting.add_done_callback(lambda _: _tell(resolved, Resolved.ALREADY_RESOLVED))
 
         self._store.writer.submit(Unit(steps, must_keep=True)).add_done_callback(finished)
         return resolved
@@ -611,6 +614,11 @@ def _pass_on(source: "asyncio.Future[Resolved]", target: "asyncio.Future[Resolve
             target.set_result(source.result())
 
     source.add_done_callback(copy)
+
+
+def _tell(resolved: "asyncio.Future[Resolved]", found: Resolved) -> None:
+    if not resolved.done():
+        resolved.set_result(found)
 
 
 def _reduced(settlement: Settlement, hold_nanousd: int) -> Settlement:

@@ -405,14 +405,6 @@ async def test_an_extended_reservation_expires_with_all_that_it_holds(bench: Ben
     assert await bench.account() == (120, 0)
 
 
-async def late(bench: Bench, reservation: Reservation, cost: int, *, is_reported: bool = True) -> Resolved:
-    """Settle what has expired, and wait for the report that may follow."""
-    found = await bench.ledger.settle(reservation, settlement(cost, is_reported=is_reported))
-    while pending := [task for task in asyncio.all_tasks() if task.get_name().startswith("late report")]:
-        await asyncio.wait(pending)
-    return found
-
-
 LATE_REPORTS = [
     # checkpoint, cost, is_reported, spent, entries
     (30, 80, True, 80, [("expire", 30), ("adjust", 50)]),
@@ -425,13 +417,14 @@ LATE_REPORTS = [
 
 
 @pytest.mark.parametrize(("checkpoint", "cost", "is_reported", "spent", "entries"), LATE_REPORTS)
-async def test_an_exact_report_after_the_expiry_adjusts_it_once(
+async def test_a_settle_after_the_expiry_is_done_when_its_adjustment_is_durable(
     bench: Bench, checkpoint: int, cost: int, is_reported: bool, spent: int, entries: list[tuple[str, int]]
 ) -> None:
     reservation = await bench.reserve(money(100), money(100, owner="token:t1"), gauge(), floor=checkpoint)
     await bench.worker("wrk_b").expire_worker("wrk_a")
     for _ in range(2):
-        assert await late(bench, reservation, cost, is_reported=is_reported) is Resolved.ALREADY_RESOLVED
+        found = await bench.ledger.settle(reservation, settlement(cost, is_reported=is_reported))
+        assert found is Resolved.ALREADY_RESOLVED
     assert await bench.entries(reservation.id) == entries
     assert (await bench.account(), await bench.account("token:t1")) == ((spent, 0), (spent, 0))
     assert await bench.gauge() == 0
@@ -442,7 +435,7 @@ async def test_an_adjustment_counts_the_tokens_that_the_expiry_did_not(bench: Be
     bench.ledger.checkpoint(reservation, priced(30))
     await bench.ledger.void(await bench.reserve())
     await bench.ledger.expire_worker("wrk_a")
-    await late(bench, reservation, 80)
+    await bench.ledger.settle(reservation, settlement(80))
     columns = "kind, input_tokens, output_tokens"
     rows = await bench.store.readers.rows(f"SELECT {columns} FROM entries WHERE kind <> 'void' ORDER BY seq")
     assert rows == [("expire", 15, 15), ("adjust", 25, 25)]
@@ -479,8 +472,6 @@ async def test_expiry_and_settle_race_to_exactly_one_resolution(bench: Bench) ->
         await asyncio.sleep(0)
     found = await asyncio.gather(*found)
     await expiring
-    while pending := [task for task in asyncio.all_tasks() if task.get_name().startswith("late report")]:
-        await asyncio.wait(pending)
     kinds = [kind for kind, _ in await bench.entries()]
     assert kinds.count("expire") + kinds.count("settle") == 60
     assert kinds.count("expire") == kinds.count("adjust") == found.count(Resolved.ALREADY_RESOLVED)
