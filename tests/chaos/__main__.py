@@ -53,6 +53,10 @@ async def _recoveries(folder: Path, dice: random.Random, figures: Figures) -> No
     await acts.recoveries(folder, dice, figures, rounds=8)
 
 
+async def _standstills(folder: Path, dice: random.Random, figures: Figures) -> None:
+    await acts.standstills(folder, dice, figures, rounds=6)
+
+
 async def _default_waits(folder: Path, dice: random.Random, figures: Figures) -> None:
     await acts.default_waits(folder, dice, figures, rounds=4)
 
@@ -70,6 +74,7 @@ ACTS: tuple[Act, ...] = (
     _recoveries,
     _log_checkpoints,
     _two_on_a_bad_disk,
+    _standstills,
     _default_waits,
     _new_stores,
 )

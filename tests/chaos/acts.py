@@ -9,6 +9,7 @@ from tests.chaos.agents import KINDS, MIX
 from tests.chaos.audit import Figures, assert_verified
 from tests.chaos.stage import (
     at_an_end,
+    at_an_end_after_a_standstill,
     at_an_end_on_a_slow_disk,
     at_await,
     at_random,
@@ -47,6 +48,13 @@ async def one_of_two(folder: Path, dice: random.Random, figures: Figures, *, rou
     async with staged(folder, dice, figures, workers=2) as stage:
         for _ in range(rounds):
             await stage.round_of_one_worker("one of 2 workers, any moment")
+
+
+async def standstills(folder: Path, dice: random.Random, figures: Figures, *, rounds: int) -> None:
+    """A worker that is declared dead and goes on: what it reports late replaces the estimate, before the end is told."""
+    async with staged(folder, dice, figures, workers=2) as stage:
+        for _ in range(rounds):
+            await stage.round("2 workers, one had stood still, at an end", at_an_end_after_a_standstill)
 
 
 async def two_on_a_bad_disk(folder: Path, dice: random.Random, figures: Figures, *, rounds: int) -> None:

@@ -125,6 +125,15 @@ class Stage:
         assert self.server.rows(expired, survivor) == [], "the living keep what they hold"
         await self.audit(name, user_id, working, [kept])
 
+    async def expired_alive(self, victim_pid: int, victim: str) -> None:
+        """Stop a worker until another has expired all it holds, and let it go on: what it settles now comes late."""
+        os.kill(victim_pid, signal.SIGSTOP)
+        try:
+            held = "SELECT id FROM reservations WHERE state = 'HELD' AND worker_id = ?1"
+            await self.server.until(lambda: not self.server.rows(held, victim))
+        finally:
+            os.kill(victim_pid, signal.SIGCONT)
+
     async def audit(
         self, name: str, user_id: str, working: Sequence[Agent], kept: Sequence[Snapshot]
     ) -> None:
@@ -227,11 +236,11 @@ async def at_random(stage: Stage, _: Sequence[Agent]) -> None:
     stage.server.kill_group()
 
 
-async def at_an_end(stage: Stage, agents: Sequence[Agent]) -> None:
+async def at_an_end(stage: Stage, agents: Sequence[Agent], *, ends_max: int = 40) -> None:
     """The moment a client has the end of its answer. On a quick disk its entry is in by the time the signal comes,
     whether the end waited for it or not; so the disk is as slow as a real one."""
     stage.disk.set(sync_delay_us=REAL_SYNC_US)
-    left = stage.dice.randrange(1, 40)
+    left = stage.dice.randrange(1, ends_max)
     killed = asyncio.Event()
 
     def one_more() -> None:
@@ -287,6 +296,14 @@ def on_disk(name: str, **disk: int) -> Strike:
         stage.figures.instants[f"{name} ({_words(disk)})"] += 1
 
     return strike
+
+
+async def at_an_end_after_a_standstill(stage: Stage, agents: Sequence[Agent]) -> None:
+    """One of two workers stands still until the other has expired what it held; it goes on; then as `at_an_end`."""
+    await stage.some_time()
+    victim_pid, victim = stage.dice.choice(sorted(stage.server.workers_alive().items()))
+    await stage.expired_alive(victim_pid, victim)
+    await at_an_end(stage, agents, ends_max=10)
 
 
 async def at_an_end_on_a_slow_disk(stage: Stage, agents: Sequence[Agent]) -> None:

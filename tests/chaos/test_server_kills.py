@@ -85,6 +85,13 @@ async def test_killed_twice_while_it_recovers_from_a_kill_it_loses_nothing(
     assert figures.instants.total() == 4
 
 
+async def test_killed_after_a_standstill_it_has_the_late_report_of_each_end_that_a_client_saw(
+    tmp_path: Path, dice: random.Random, figures: Figures
+) -> None:
+    await acts.standstills(tmp_path, dice, figures, rounds=2)
+    assert figures.entries["expire estimated"]
+
+
 async def test_with_the_default_bound_an_end_may_precede_its_entry_which_then_is_an_estimate(
     tmp_path: Path, dice: random.Random, figures: Figures
 ) -> None:
