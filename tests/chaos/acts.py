@@ -26,7 +26,8 @@ COMMITS = ("reserve", "settle", "checkpoint", "heartbeat")
 FAULTS = ("kill_at_write", "kill_at_sync", "kill_after_sync")
 """In the middle of a write; before the sync; after it, and before anybody has heard of it."""
 TORN_WRITES_MAX = 6
-"""A commit of a few pages writes twice as often: a header and a page."""
+"""A commit writes twice for each page, a header and the page. Counted from its first write: beyond the end of a small
+commit it is the next one that is torn."""
 PASSES_MAX = 3
 """Times that requests come by an await before one dies there, at most."""
 SCHEMA_WRITES_MAX, SCHEMA_SYNCS_MAX = 40, 6
