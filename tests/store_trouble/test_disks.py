@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 
 from tests.store_trouble.stage import NOISE_S, REFUSED_WITHIN_S, Stage, stage
+from tests.support.faulty_disk import MAIN_FILE
 from tests.support.gateway import messages_body
 
 PAGE_BYTES = 4096

@@ -79,9 +79,7 @@ def test_a_way_back_to_root_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None
         step_down(SERVICE_ID)
 
 
-def test_what_cannot_be_given_away_is_one_line(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_what_cannot_be_given_away_is_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(container, "DATA", tmp_path / "absent")
     monkeypatch.setattr(os, "umask", lambda _: 0)
     monkeypatch.setattr(os, "execv", lambda *_: pytest.fail("the service was started as root"))
