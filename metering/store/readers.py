@@ -21,6 +21,8 @@ logger = logging.getLogger(__name__)
 
 READ_TIMEOUT_S = 5.0
 """A read that takes longer counts as a store in trouble."""
+ROWS_AT_ONCE = 64
+"""Of a cursor that is iterated, which none here is: aiosqlite wants to know."""
 CLOSING_S = 1.0
 """A connection that takes longer to close is waited for in the background."""
 
@@ -96,14 +98,31 @@ class Readers:
         return opened
 
     async def _connect(self) -> aiosqlite.Connection | sqlite3.Error:
+        failures: list[sqlite3.Error] = []
+
+        def connector() -> sqlite3.Connection:
+            try:
+                return sqlite3.connect(
+                    self._database.address,
+                    uri=True,
+                    timeout=self._database.busy_timeout_s,
+                    isolation_level=None,
+                )
+            except sqlite3.Error as error:
+                # A connection that fails to open ends its thread when it likes, perhaps after the event loop; one
+                # that opens something is closed as any other.
+                failures.append(error)
+                return sqlite3.connect(":memory:")
+
         try:
-            connection = await aiosqlite.connect(
-                self._database.address,
-                uri=True,
-                timeout=self._database.busy_timeout_s,
-                isolation_level=None,
-            )
-            await connection.execute("PRAGMA query_only = ON")
+            connection = await aiosqlite.Connection(connector, ROWS_AT_ONCE)
+            try:
+                if failures:
+                    raise failures[0]
+                await connection.execute("PRAGMA query_only = ON")
+            except sqlite3.Error:
+                await connection.close()
+                raise
         except sqlite3.Error as error:  # returned: each who waits raises it, none is a failed task
             return error
         finally:
