@@ -36,8 +36,8 @@ check: install ## ruff, mypy strict, import-linter, the price table up to date
 	$(BIN)/lint-imports
 	$(BIN)/python scripts/build_prices.py --check
 
-test: install $(OLD_SDK)/.installed ## every test (JOBS=1 for one process)
-	$(BIN)/python -m pytest -n $(JOBS) --dist loadgroup $(ARGS)
+test: install $(OLD_SDK)/.installed ## every test but the image's (JOBS=1 for one process)
+	$(BIN)/python -m pytest -n $(JOBS) -m "not image" $(ARGS)
 
 image-test: install ## run the Dockerfile's steps in a folder, and what they make (needs root, no Docker)
 	$(BIN)/python -m pytest -m image $(ARGS)

@@ -21,8 +21,7 @@ from scripts.image_root import Builder, Image, added_bytes
 from simulators.anthropic import VENDOR_KEY, AnthropicSimulator
 from tests.support.gateway import messages_body
 
-pytestmark = [pytest.mark.image, pytest.mark.xdist_group("image")]
-"""One process builds, and all tests of this file run there."""
+pytestmark = pytest.mark.image
 
 WITHIN_S = 60.0
 IMAGE_BYTES_MAX = 64 * 1024 * 1024
