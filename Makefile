@@ -40,7 +40,7 @@ test: install $(OLD_SDK)/.installed ## every test but the image's (JOBS=1 for on
 	$(BIN)/python -m pytest -n $(JOBS) -m "not image" $(ARGS)
 
 image-test: install ## run the Dockerfile's steps in a folder, and what they make (needs root, no Docker)
-	$(BIN)/python -m pytest -m image $(ARGS)
+	$(BIN)/python -m pytest tests/image $(ARGS)
 
 chaos: install ## kill -9 the server ROUNDS times, in every way in turn (SEED= repeats, FIGURES= takes the counts)
 	$(BIN)/python -m tests.chaos --rounds $(ROUNDS) $(if $(SEED),--seed $(SEED)) $(if $(FIGURES),--figures $(FIGURES))
