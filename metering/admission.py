@@ -129,7 +129,7 @@ class Admission:
         if balance.spent + request.ceiling_nanousd <= allowance:
             return Refused(
                 Reason.BUDGET_HELD,
-                "Requests in flight hold the rest of the monthly usage limit; retry when they have finished.",
+                "Requests in flight hold the rest of the credits; retry when they have finished.",
                 retry_after_s=HELD_RETRY_AFTER_S,
                 facts=facts,
             )

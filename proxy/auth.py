@@ -99,7 +99,7 @@ class Authenticator:
     def _caller(self, credential: Credential) -> Caller:
         now_ms = self._clock.now_ms()
         if credential.revoked_at_ms is not None:
-            raise unauthenticated("This API key has been revoked.")
+            raise unauthenticated("This API key is no longer valid: it was revoked.")
         if credential.expires_at_ms is not None and now_ms >= credential.expires_at_ms:
             raise unauthenticated("This API key has expired.")
         if credential.status != "active":

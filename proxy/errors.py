@@ -84,7 +84,7 @@ def account_busy(headers: Headers) -> Refused:
     """In place of a vendor's 429: it limits the rate of our account, whoever of its users asked too much."""
     return Refused(
         Reason.UPSTREAM_BUSY,
-        "The vendor is limiting this gateway's rate of requests. Please try again shortly.",
+        "The vendor's rate limit for this gateway is reached. Please try again shortly.",
         retry_after_s=_busy_for_s(headers),
         facts={"upstream_status": TOO_MANY_REQUESTS},
     )
@@ -106,7 +106,7 @@ class PlainJson:
         return _error(refused, request_id) + b"\n"
 
     def stream_error_from(self, status: int, body: bytes, request_id: str) -> bytes:  # noqa: ARG002 - the protocol's; a vendor's own shape is not ours to repeat
-        message = f"The vendor answered with status {status}."
+        message = f"The vendor answered with HTTP {status}."
         return orjson.dumps({"error": message, "request_id": request_id}) + b"\n"
 
     def account_problem(self, status: int, body: bytes, headers: Headers) -> Refused | None:  # noqa: ARG002 - the protocol's; plain vendors say it by status alone

@@ -331,8 +331,9 @@ class Engine:
         vendor = exchange.surface.name
         exchange.cause = str(error)
         if is_timeout:
-            return Refused(Reason.UPSTREAM_TIMEOUT, f"{vendor} did not answer in time.")
-        return Refused(Reason.UPSTREAM_UNREACHABLE, f"{vendor} cannot be reached.", retry_after_s=1.0)
+            return Refused(Reason.UPSTREAM_TIMEOUT, f"Timeout: {vendor} did not answer in time.")
+        message = f"Connection error: {vendor} cannot be reached."
+        return Refused(Reason.UPSTREAM_UNREACHABLE, message, retry_after_s=1.0)
 
     def _silence_keeper(self, exchange: Exchange) -> SilenceKeeper | None:
         comment = exchange.surface.dialect.stream_comment
@@ -433,8 +434,7 @@ class Engine:
             await send_body(exchange, b"", is_last=True)
             return
         if exchange.demand.is_streaming and relay.may_append:
-            reason = Reason.UPSTREAM_TIMEOUT if outcome is Outcome.TIMED_OUT else Reason.UPSTREAM_UNREACHABLE
-            refused = Refused(reason, f"{exchange.surface.name} broke off its answer.")
+            refused = _broken_off(exchange.surface.name, is_timeout=outcome is Outcome.TIMED_OUT)
             event = exchange.surface.dialect.stream_error(refused, exchange.request_id)
             await send_body(exchange, event, is_last=False)
         if not exchange.client_left:
@@ -646,6 +646,14 @@ class Engine:
     @property
     def open_exchanges(self) -> int:
         return len(self._open)
+
+
+def _broken_off(vendor: str, *, is_timeout: bool) -> Refused:
+    """A vendor's answer that ended too early. Inside a stream there is no status: agents (OpenClaw 2026.9.6) look
+    for words such as "connection error" and "timeout" to know that another try may help."""
+    if is_timeout:
+        return Refused(Reason.UPSTREAM_TIMEOUT, f"Timeout: {vendor} broke off its answer.")
+    return Refused(Reason.UPSTREAM_UNREACHABLE, f"Connection error: {vendor} broke off its answer.")
 
 
 def _bounded(priced: Priced, at_least_nanousd: int, at_most_nanousd: int) -> Priced:

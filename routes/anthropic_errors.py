@@ -66,7 +66,7 @@ class AnthropicDialect:
         if isinstance(error, dict) and isinstance(error.get("type"), str):
             return _event(orjson.dumps(answer))
         kind = _TYPE_OF_STATUS.get(status, "api_error")
-        return _event(_error(kind, f"The vendor answered with status {status}.", request_id))
+        return _event(_error(kind, f"The vendor answered with HTTP {status}.", request_id))
 
     def account_problem(self, status: int, body: bytes, headers: Headers) -> Refused | None:
         """401, 402, 403, 429, and a 400 about money are about our account; all else is the request's own, or

@@ -114,6 +114,7 @@ def test_an_answer_of_another_shape_is_told_by_its_status(status, body, kind):
     event = DIALECT.stream_error_from(status, body, "req_1")
     told = json.loads(event.split(b"data: ")[1])
     assert (told["error"]["type"], told["request_id"]) == (kind, "req_1")
+    assert f"HTTP {status}" in told["error"]["message"], "an agent knows by these words that it may try again"
 
 
 def error(kind, words="no", **details):
