@@ -3,6 +3,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 OLD_SDK := .venv-anthropic-0
+AGENT := tests/openclaw
 ROOMS := automna_proxy routes proxy provisioning metering simulators
 JOBS ?= auto
 ONCE ?=
@@ -11,10 +12,10 @@ SEED ?=
 FIGURES ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help install check test image-test chaos demo soak bench prices lock wheel clean
+.PHONY: help install check test image-test openclaw openclaw-test chaos demo soak bench prices lock wheel clean
 
 help: ## this list
-	@grep -hE '^[a-z-]+:.*##' Makefile | sed -E 's/:.*## /\t/' | expand -t 12
+	@grep -hE '^[a-z-]+:.*##' Makefile | sed -E 's/:.*## /\t/' | expand -t 16
 
 install: $(VENV)/.installed ## a .venv with the automna-proxy command and the tools
 
@@ -27,6 +28,10 @@ $(VENV)/.installed: requirements-dev.lock pyproject.toml
 $(OLD_SDK)/.installed: tests/sdk/anthropic-0.lock
 	$(PYTHON) -m venv $(OLD_SDK)
 	$(OLD_SDK)/bin/pip install --quiet --disable-pip-version-check --require-hashes -r tests/sdk/anthropic-0.lock
+	touch $@
+
+$(AGENT)/node_modules/.installed: $(AGENT)/package.json $(AGENT)/package-lock.json
+	cd $(AGENT) && npm ci --ignore-scripts --no-audit --no-fund --loglevel=error
 	touch $@
 
 check: install ## ruff, mypy strict, import-linter, the price table up to date
@@ -44,6 +49,11 @@ image-test: install ## run the Dockerfile's steps in a folder, and what they mak
 
 chaos: install ## kill -9 the server ROUNDS times, in every way in turn (SEED= repeats, FIGURES= takes the counts)
 	$(BIN)/python -m tests.chaos --rounds $(ROUNDS) $(if $(SEED),--seed $(SEED)) $(if $(FIGURES),--figures $(FIGURES))
+
+openclaw: $(AGENT)/node_modules/.installed ## the real agent, the JavaScript SDK and their Node, 0.9 GB (any npm)
+
+openclaw-test: install openclaw ## the real agent against the proxy, with the tests that take minutes
+	$(BIN)/python -m pytest $(AGENT) -m openclaw -rP $(ARGS)
 
 demo: install ## see it work: proxy, simulated vendor, a user, streamed requests, the ledger (ONCE=1 ends by itself)
 	$(BIN)/automna-proxy demo $(if $(ONCE),--once)
@@ -67,4 +77,4 @@ wheel: install ## build the wheel into dist/
 	$(BIN)/python -m build --wheel --no-isolation --outdir dist .
 
 clean: ## remove what was built and installed
-	rm -rf $(VENV) $(OLD_SDK) build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis
+	rm -rf $(VENV) $(OLD_SDK) $(AGENT)/node_modules build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis
