@@ -13,8 +13,11 @@ from typing import Any
 
 import pytest
 
+from tests.support.node import INSTALLED, node
+
 ROOT = Path(__file__).parents[2]
 DRIVER = ROOT / "tests" / "sdk" / "scripts" / "driver.py"
+JS_DRIVER = DRIVER.with_suffix(".cjs")
 OLD_SDK = ROOT / ".venv-anthropic-0"
 ANSWERS_WITHIN_S = 30.0
 
@@ -27,6 +30,8 @@ class Said:
     raised: Mapping[str, Any] | None = None
     seen: list[str] = field(default_factory=list)
     """What the caller had got before the end: pieces of text, or types of events."""
+    waits: list[float] = field(default_factory=list)
+    """Before each further try, in seconds: what it would have waited, if it was called without pauses."""
     elapsed_s: float = 0.0
 
     def result(self) -> Any:
@@ -45,7 +50,7 @@ class Sdk:
 
     def __init__(self, name: str, process: "subprocess.Popen[str]") -> None:
         self.name = name
-        self.is_current = name.startswith("2")
+        self.is_current = not name.startswith("0")
         self._process = process
         assert process.stdin is not None
         assert process.stdout is not None
@@ -59,15 +64,18 @@ class Sdk:
         *,
         credential: str = "api_key",
         client: Mapping[str, Any] | None = None,
+        pauses: bool = True,
         **arguments: Any,
     ) -> Said:
-        """Call the SDK as `driver.py` says; `client` are options of the client."""
+        """Call the SDK as `driver.py` says; `client` are options of the client. Without `pauses` it tries again
+        at once (sync Python and JavaScript only)."""
         asked = {
             "do": do,
             "url": f"{url}/api/llm",
             "token": token,
             "credential": credential,
             "client": dict(client or {}),
+            "pauses": pauses,
             "with": arguments,
         }
         return Said(**await self._exchange(json.dumps(asked) + "\n"))
@@ -90,11 +98,11 @@ class Sdk:
 
 @contextmanager
 def running_sdk(name: str) -> Iterator[Sdk]:
-    """`2-sync`, `2-async`, `0-sync` or `0-async`. Skips, or fails in CI, where the old one is not installed."""
+    """`2-sync`, `2-async`, `0-sync`, `0-async`, or `1-js`, that of JavaScript. Skips, or fails in CI, where it is
+    not installed."""
     version, mode = name.split("-")
-    interpreter = Path(sys.executable) if version == "2" else _old_interpreter()
     process = subprocess.Popen(
-        [interpreter, DRIVER, mode],
+        _driver(version, mode),
         env={"PATH": os.environ["PATH"]},  # no key, no base URL, no proxy
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
@@ -109,6 +117,12 @@ def running_sdk(name: str) -> Iterator[Sdk]:
         process.kill()
         with suppress(BrokenPipeError):
             process.communicate()
+
+
+def _driver(version: str, mode: str) -> list[Path | str]:
+    if mode == "js":
+        return [node(), JS_DRIVER, INSTALLED / "@anthropic-ai" / "sdk"]
+    return [Path(sys.executable) if version == "2" else _old_interpreter(), DRIVER, mode]
 
 
 def _old_interpreter() -> Path:

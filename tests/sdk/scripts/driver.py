@@ -1,14 +1,18 @@
 """The `anthropic` SDK, driven from outside: runs in any interpreter that has one, knows nothing of the gateway.
 
 Usage: driver.py sync|async. Reads one JSON object per line, `{"do": name, "url": ..., "token": ..., "credential":
-"api_key" or "auth_token", "client": {options}, "with": {arguments}}`, and answers each with one: `{"returned": ...}`
-or `{"raised": {...}}`, with `seen`, what the caller had got before. The client is what a user of the SDK writes.
+"api_key" or "auth_token", "client": {options}, "pauses": true or false, "with": {arguments}}`, and answers each with one:
+`{"returned": ...}` or `{"raised": {...}}`, with `seen`, what the caller had got before. Without pauses (only sync), what
+the SDK would wait before another try is not waited but told as `waits`, in seconds. The client is what a user of the
+SDK writes.
 """
 
 import asyncio
+import contextlib
 import json
 import sys
 import time
+from unittest import mock
 
 import anthropic
 
@@ -151,14 +155,16 @@ def client_options(asked):
 
 
 def answer(mode, asked):
-    seen = []
+    seen, waits = [], []
     began_s = time.monotonic()
+    pauses = contextlib.nullcontext() if asked["pauses"] else mock.patch("time.sleep", waits.append)
     try:
-        returned = run_sync(asked, seen) if mode == "sync" else asyncio.run(run_async(asked, seen))
+        with pauses:
+            returned = run_sync(asked, seen) if mode == "sync" else asyncio.run(run_async(asked, seen))
         told = {"returned": returned}
     except Exception as error:  # noqa: BLE001 - whatever a caller would have to catch, the test shall see
         told = {"raised": raised(error)}
-    return {**told, "seen": seen, "elapsed_s": time.monotonic() - began_s}
+    return {**told, "seen": seen, "waits": waits, "elapsed_s": time.monotonic() - began_s}
 
 
 def main(mode):
