@@ -48,7 +48,9 @@ class NotStartedError(AssertionError):
 
 
 class Serving:
-    """A server process, perhaps with workers below it. `folder` outlives it: ledger, plans, log."""
+    """A server process, perhaps with workers below it. `folder` outlives it: ledger, plans, log.
+
+    `port` is any free one; setting it keeps the next start where clients look for it."""
 
     def __init__(
         self, folder: Path, env: Mapping[str, str], *, workers: int, module: str = "automna_proxy"
@@ -58,6 +60,7 @@ class Serving:
         self.workers = workers
         self.module = module
         """What `python -m` runs: the program, or a stand-in of the tests that runs it."""
+        self.port = 0
         self.url = ""
         self.store = Path(env["DATABASE_URL"].removeprefix("sqlite:///"))
         self._process: asyncio.subprocess.Process | None = None
@@ -74,7 +77,8 @@ class Serving:
         with (self.folder / "server.log").open("ab") as log:
             offset = log.tell()
             self._process = await asyncio.create_subprocess_exec(
-                *(sys.executable, "-m", self.module, "serve", "--host", "127.0.0.1", "--port", "0"),
+                *(sys.executable, "-m", self.module, "serve", "--host", "127.0.0.1"),
+                *("--port", str(self.port)),
                 *("--workers", str(self.workers)),
                 env=dict(self.env),
                 cwd=self.folder,
@@ -246,10 +250,10 @@ async def serving(
 
 def group_members(group: int) -> list[int]:
     """Living processes of a process group (zombies are dead)."""
-    return [pid for pid in _pids() if _is_member(pid, group)]
+    return [pid for pid in pids() if _is_member(pid, group)]
 
 
-def _pids() -> list[int]:
+def pids() -> list[int]:
     return [int(path.name) for path in Path("/proc").iterdir() if path.name.isdigit()]
 
 

@@ -1,0 +1,165 @@
+"""The real agent that this service is built for, configured as the document says, before a simulated vendor."""
+
+import json
+
+import pytest
+
+from metering.tasks import spawn
+from simulators.anthropic import (
+    Ending,
+    ReportedUsage,
+    breaks_after,
+    errors_after,
+    fails,
+    hangs,
+    stalls_after,
+    streams,
+)
+from simulators.script import Gate
+from tests.support.gateway import messages_body
+from tests.support.openclaw import calls_tool, command, documented
+
+pytestmark = [
+    pytest.mark.asyncio(loop_scope="module"),
+    pytest.mark.openclaw,
+]
+
+WITHIN_S = 100.0
+"""For what OpenClaw does by itself: on a busy machine the first turn of an agent takes long."""
+TEXT = "A robin, I should say, or a wren."
+ASKED_FOR_TOOL = ReportedUsage(
+    input_tokens=101, output_tokens=20, cache_read_tokens=5_000, cache_write_5m_tokens=33
+)
+SAID = ReportedUsage(input_tokens=202, output_tokens=9)
+
+
+@pytest.mark.parametrize("agent", ["custom", "builtin"])
+async def test_a_turn_with_a_tool_ends_with_its_text_and_is_booked_exactly(stage, agent):
+    made = stage.openclaw.workspace(agent) / "made.txt"
+    stage.script += [
+        calls_tool("exec", {"command": f"echo a robin > {made}"}, ASKED_FOR_TOOL),
+        streams(text="The tool has run.", usage=SAID),
+    ]
+    turn = await stage.openclaw.turn(agent, "Please run the tool.")
+    assert (turn.status, turn.text) == (200, "The tool has run.")
+    assert made.read_text() == "a robin\n"
+    await stage.server.until_nothing_is_held()
+    rows = [(row.kind, row.basis, row.outcome, row.counts) for row in stage.bookings(agent)]
+    as_told = ("settle", "reported", "completed")
+    assert rows == [(*as_told, ASKED_FOR_TOOL.counts()), (*as_told, SAID.counts())]
+
+
+async def test_a_spent_budget_is_told_in_our_words_and_does_not_lock_the_key(stage):
+    stage.script += [streams(usage=ReportedUsage(input_tokens=10, output_tokens=60_000))]
+    assert (await stage.openclaw.turn("spent", "Spend it all.")).status == 200
+    seen = stage.vendor.requests_total
+    told = await complaint(stage, "spent")
+    (refused,) = stage.refusals("budget_exhausted", "spent")
+    used, resets = refused["used_credits"], refused["resets"]
+    assert told == f"Monthly usage limit reached ({used:,} of 5,000 credits). Resets on {resets}."
+    assert stage.vendor.requests_total == seen
+    await stage.set_plan("spent", "test")
+    assert (await stage.openclaw.turn("spent", "And now?")).status == 200, "the key is not locked"
+    assert stage.vendor.requests_total == seen + 1
+
+
+async def test_a_turn_that_may_cost_more_than_is_left_is_told_so_and_does_not_lock_the_key(stage):
+    told = await complaint(stage, "large")
+    (refused,) = stage.refusals("budget_exhausted", "large")
+    assert told.startswith("Monthly usage limit reached for a request of this size: it may cost up to ")
+    assert told.endswith(
+        f"100 of 100 are left (a lower max_tokens costs less). Resets on {refused['resets']}."
+    )
+    await stage.set_plan("large", "test")
+    assert (await stage.openclaw.turn("large", "And now?")).status == 200, "the key is not locked"
+
+
+async def complaint(stage, agent: str) -> str:
+    """What OpenClaw tells a person whose turn fails."""
+    words = ("agent", "--agent", agent, "--json", "--message", "Hello.")
+    status, output = await command(stage.openclaw.client_env, *words)
+    assert status == 1, output
+    told, _ = json.JSONDecoder().raw_decode(output[output.index("{") :])
+    return told["error"]["message"].removeprefix("⚠️ ")
+
+
+async def test_credits_that_others_hold_are_waited_for(stage):
+    gate = Gate()
+    stage.vendor.next(hangs(gate=gate))
+    async with stage.server.client(stage.openclaw.token("held")) as client:
+        body = messages_body(model="claude-sonnet-5", max_tokens=10_000)
+        other = spawn(client.post("/v1/messages", json=body), name="the request that holds the credits")
+        await gate.reached()
+        turn = spawn(stage.openclaw.turn("held", "Hello."), name="the turn")
+        await stage.server.until(lambda: stage.refusals("budget_held", "held"), within_s=WITHIN_S)
+        gate.open()
+        assert (await other).status_code == 200
+        assert (await turn).status == 200
+
+
+async def test_a_revoked_token_fails_at_once_and_nothing_is_forwarded(stage):
+    seen = stage.vendor.requests_total
+    await stage.revoke("revoked")
+    turn = await stage.openclaw.turn("revoked", "Hello.")
+    assert turn.status == 401
+    assert "This API key is no longer valid: it was revoked." in turn.text
+    assert "(authentication failed, HTTP 401)" in stage.openclaw.log()
+    assert len(stage.refusals("unauthenticated")) == 1
+    assert stage.vendor.requests_total == seen
+    assert "reason=auth_permanent" not in stage.openclaw.log(), (
+        "that would lock its successor for ten minutes"
+    )
+
+
+OUTAGES = {
+    "overloaded twice": (fails(529), fails(529)),
+    "failed once": (fails(500),),
+    "overloaded in mid-stream": (errors_after(6, text=TEXT),),
+    "closed in mid-stream": (breaks_after(6, text=TEXT),),
+    "reset in mid-stream": (breaks_after(6, ending=Ending.RESET, text=TEXT),),
+    "ended without its end": (breaks_after(6, ending=Ending.CLEAN, text=TEXT),),
+}
+
+
+@pytest.mark.parametrize("outage", OUTAGES)
+async def test_an_outage_of_the_vendor_is_ridden_out(stage, outage):
+    seen = stage.vendor.requests_total
+    stage.script += [*OUTAGES[outage], streams(text="A wren.")]
+    turn = await stage.openclaw.turn("custom", "Name a bird.")
+    assert (turn.status, turn.text) == (200, "A wren.")
+    assert stage.vendor.requests_total == seen + len(OUTAGES[outage]) + 1
+
+
+async def test_a_proxy_that_is_killed_in_mid_stream_and_comes_back_is_ridden_out(stage):
+    seen = stage.vendor.requests_total
+    gate = Gate()
+    stage.script += [stalls_after(6, gate=gate, text=TEXT), streams(text="A wren.")]
+    turn = spawn(stage.openclaw.turn("custom", "Name a bird."), name="the turn")
+    await gate.reached()
+    await stage.server.kill_all()
+    tries = stage.openclaw.log().count("ECONNREFUSED")
+    await stage.server.until(lambda: stage.openclaw.log().count("ECONNREFUSED") > tries, within_s=WITHIN_S)
+    await stage.server.start()
+    assert (await turn).text == "A wren."
+    assert stage.vendor.requests_total == seen + 2
+    await stage.server.until_nothing_is_held()
+    ends = {(row.kind, row.basis, row.outcome) for row in stage.bookings("custom")[-2:]}
+    assert ends == {("expire", "estimated", "worker_died"), ("settle", "reported", "completed")}
+
+
+async def test_the_configuration_for_what_is_served_later_is_one_that_openclaw_accepts(stage, tmp_path):
+    (tmp_path / "openclaw.json").write_text(json.dumps(documented(stage.server.url, block=1)))
+    env = {**stage.openclaw.env, "OPENCLAW_CONFIG_PATH": str(tmp_path / "openclaw.json")}
+    status, output = await command(env, "config", "validate", "--json")
+    assert (status, json.loads(output)["valid"]) == (0, True), output
+    complaints = {warning["path"] for warning in json.loads(output)["warnings"]}
+    assert complaints == {"tools.web.search.provider", "plugins.entries.brave"}, (
+        "the plugin is installed apart"
+    )
+
+
+async def test_no_vendor_is_contacted_but_through_the_proxy(stage):
+    """A running OpenClaw asks for its catalog of plugins, which no setting turns off; here it is not let out."""
+    assert (await stage.openclaw.turn("custom", "Hello.")).status == 200
+    hosts = stage.openclaw.hosts_contacted()
+    assert {"127.0.0.1"} <= hosts <= {"127.0.0.1", "::1", "localhost", "clawhub.ai"}
