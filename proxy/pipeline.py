@@ -559,7 +559,9 @@ class Engine:
     async def _refuse(self, exchange: Exchange, refused: Refused) -> None:
         """Tell the client why, in the surface's dialect: as a status, or inside a stream that has begun."""
         refused.message = without_tokens(refused.message)
-        exchange.refused = refused
+        # Its frames and causes hold the exchange and its body: a cycle, which nobody looks for until it is too late.
+        refused.__context__ = refused.__cause__ = None
+        exchange.refused = refused.with_traceback(None)
         dialect = exchange.surface.dialect
         await self._durable(exchange)
         if exchange.client_left or exchange.is_done:
