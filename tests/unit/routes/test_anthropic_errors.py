@@ -18,6 +18,7 @@ ROWS = [
     (Reason.UNAUTHENTICATED, 401, "authentication_error", False, "AuthenticationError"),
     (Reason.FORBIDDEN, 403, "permission_error", False, "PermissionDeniedError"),
     (Reason.BAD_REQUEST, 400, "invalid_request_error", False, "BadRequestError"),
+    (Reason.HEAD_TOO_LARGE, 431, "request_too_large", False, "RequestHeaderFieldsTooLargeError"),
     (Reason.TOO_LARGE, 413, "request_too_large", False, "ContentTooLargeError"),
     (Reason.MODEL_UNAVAILABLE, 404, "not_found_error", False, "NotFoundError"),
     (Reason.BUDGET_EXHAUSTED, 402, "billing_error", False, "PaymentRequiredError"),
