@@ -75,7 +75,7 @@ async def test_killed_inside_a_checkpoint_of_the_write_ahead_log_it_loses_nothin
 async def test_two_workers_killed_inside_one_s_write_lose_nothing(
     tmp_path: Path, dice: random.Random, figures: Figures
 ) -> None:
-    await acts.two_on_a_bad_disk(tmp_path, dice, figures, rounds=2)
+    await acts.two_on_a_bad_disk(tmp_path, dice, figures, rounds=1)
 
 
 async def test_killed_twice_while_it_recovers_from_a_kill_it_loses_nothing(
@@ -88,7 +88,7 @@ async def test_killed_twice_while_it_recovers_from_a_kill_it_loses_nothing(
 async def test_killed_after_a_standstill_it_has_the_late_report_of_each_end_that_a_client_saw(
     tmp_path: Path, dice: random.Random, figures: Figures
 ) -> None:
-    await acts.standstills(tmp_path, dice, figures, rounds=2)
+    await acts.standstills(tmp_path, dice, figures, rounds=1)
     assert figures.entries["expire estimated"]
 
 
@@ -102,4 +102,4 @@ async def test_with_the_default_bound_an_end_may_precede_its_entry_which_then_is
 async def test_killed_while_it_makes_its_store_it_makes_it_the_next_time(
     tmp_path: Path, dice: random.Random, figures: Figures
 ) -> None:
-    await acts.new_stores(tmp_path, dice, figures, rounds=3)
+    await acts.new_stores(tmp_path, dice, figures, rounds=2)
