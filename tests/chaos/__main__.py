@@ -91,7 +91,7 @@ def main() -> int:
     figures, home = Figures(), Path(tempfile.mkdtemp(prefix="chaos-"))
     began_s, shown = time.monotonic(), 0
     for number in range(given.rounds):
-        act = ACTS[number % len(ACTS)]
+        act = ACTS[(seed + number) % len(ACTS)]
         if figures.rounds.total() >= given.rounds:
             break
         folder = home / f"act{number}"

@@ -46,7 +46,8 @@ async def random_moments(
 
 
 async def one_of_two(folder: Path, dice: random.Random, figures: Figures, *, rounds: int) -> None:
-    async with staged(folder, dice, figures, workers=2) as stage:
+    """One worker; whoever lives must not be taken for dead, however busy the machine is with tests."""
+    async with staged(folder, dice, figures, workers=2, WORKER_DEAD_AFTER_S="2") as stage:
         for _ in range(rounds):
             await stage.round_of_one_worker("one of 2 workers, any moment")
 

@@ -4,8 +4,9 @@ import asyncio
 import os
 import random
 import signal
+import sqlite3
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, closing
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -27,6 +28,8 @@ from tests.support.process import Serving, group_members, is_alive, serving
 
 AGENTS = 50
 RARE_WITHIN_S = 10.0
+STOPS_MAX = 20
+LOCK_WITHIN_S = 1.0
 CREDITS = 9_000
 """A month's, of each round's user: above what a round can spend, below what one request may hold at most."""
 NANOUSD_PER_CREDIT = 100_000
@@ -127,12 +130,30 @@ class Stage:
 
     async def expired_alive(self, victim_pid: int, victim: str) -> None:
         """Stop a worker until another has expired all it holds, and let it go on: what it settles now comes late."""
-        os.kill(victim_pid, signal.SIGSTOP)
+        for _ in range(STOPS_MAX):
+            os.kill(victim_pid, signal.SIGSTOP)
+            if await asyncio.to_thread(self.can_be_written):
+                break
+            os.kill(
+                victim_pid, signal.SIGCONT
+            )  # stopped in its commit it holds the lock that all others wait for
         try:
             held = "SELECT id FROM reservations WHERE state = 'HELD' AND worker_id = ?1"
             await self.server.until(lambda: not self.server.rows(held, victim))
         finally:
             os.kill(victim_pid, signal.SIGCONT)
+
+    def can_be_written(self) -> bool:
+        """Whether the store's lock can be had."""
+        with closing(
+            sqlite3.connect(self.server.store, timeout=LOCK_WITHIN_S, isolation_level=None)
+        ) as connection:
+            try:
+                connection.execute("BEGIN IMMEDIATE")
+            except sqlite3.OperationalError:
+                return False
+            connection.execute("ROLLBACK")
+        return True
 
     async def audit(
         self, name: str, user_id: str, working: Sequence[Agent], kept: Sequence[Snapshot]
