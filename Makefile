@@ -42,10 +42,10 @@ check: install ## ruff, mypy strict, import-linter, the price table up to date
 	$(BIN)/python scripts/build_prices.py --check
 
 test: install $(OLD_SDK)/.installed ## every test but the image's (JOBS=1 for one process)
-	$(BIN)/python -m pytest -n $(JOBS) -m "not image" $(ARGS)
+	$(BIN)/python -m pytest -n $(JOBS) $(ARGS)
 
 image-test: install ## run the Dockerfile's steps in a folder, and what they make (needs root, no Docker)
-	$(BIN)/python -m pytest tests/image $(ARGS)
+	$(BIN)/python -m pytest tests/image -m image $(ARGS)
 
 chaos: install ## kill -9 the server ROUNDS times, in every way in turn (SEED= repeats, FIGURES= takes the counts)
 	$(BIN)/python -m tests.chaos --rounds $(ROUNDS) $(if $(SEED),--seed $(SEED)) $(if $(FIGURES),--figures $(FIGURES))
