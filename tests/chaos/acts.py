@@ -54,7 +54,7 @@ async def one_of_two(folder: Path, dice: random.Random, figures: Figures, *, rou
 
 async def standstills(folder: Path, dice: random.Random, figures: Figures, *, rounds: int) -> None:
     """A worker that is declared dead and goes on: what it reports late replaces the estimate, before the end is told."""
-    async with staged(folder, dice, figures, workers=2) as stage:
+    async with staged(folder, dice, figures, workers=2, may_be_refused=True) as stage:
         for _ in range(rounds):
             await stage.round("2 workers, one had stood still, at an end", at_an_end_after_a_standstill)
 

@@ -19,6 +19,7 @@ ANSWERS_WITHIN_S = 60.0
 INPUT_NANOUSD, OUTPUT_NANOUSD = 3_000, 15_000
 """A token of claude-sonnet-4-5 (its list price: 3 and 15 USD a million)."""
 BODY_BYTES_PER_TOKEN = 2
+STORE_UNAVAILABLE = 503
 TOKENS_AT_LEAST = 20
 """`max_tokens` of an agent's first request; each next one asks for one more, so that its hold tells which it is."""
 TOO_MANY_TOKENS = 63_000
@@ -100,6 +101,8 @@ class Asked:
     """Ours, when the head of the answer arrived."""
     has_end: bool = False
     """The agent has the last byte of the answer."""
+    is_refused: bool = False
+    """The store was in trouble (503): nothing was sent."""
 
 
 @dataclass
@@ -112,6 +115,8 @@ class Agent:
     kinds: Sequence[str] = MIX
     on_end: Callable[[], None] = lambda: None
     """Called the moment it has the end of an answer."""
+    may_be_refused: bool = False
+    """The store may be in trouble, and answers say so: expected of a worker whose clock has jumped."""
     asked: list[Asked] = field(default_factory=list)
     broken_off: int = 0
     """Connections that the server's death cut or refused."""
@@ -166,6 +171,9 @@ class Agent:
             if kind.leaves and answer.has_body:
                 return
             if answer.is_whole:
+                if answer.status == STORE_UNAVAILABLE and self.may_be_refused:
+                    asked.is_refused = True
+                    return
                 assert answer.status == kind.status, (asked, answer.status, bytes(answer.body))
                 assert not kind.cuts_off, (asked, "ended cleanly though the vendor broke off")
                 asked.has_end = True

@@ -207,6 +207,7 @@ class Audit:
             figures.sent[asked.kind.name] += 1
             figures.ends_seen_by_clients += asked.has_end
             seen = self._seen.get(asked.tag)
+            assert not (asked.is_refused and seen), (asked, "refused, and sent all the same")
             figures.seen_by_vendor += seen is not None
             if asked.kind.status == 402:
                 assert seen is None, (asked, "refused, and sent all the same")
@@ -225,7 +226,7 @@ class Audit:
         is_settle_awaited: bool,
     ) -> None:
         assert len(rows) <= 1, ("twice in the ledger", asked, rows)
-        assert rows or not asked.request_id, ("lost", asked)
+        assert rows or not asked.request_id or asked.is_refused, ("lost", asked)
         if not rows:
             assert seen is None, ("the vendor saw it, the ledger not", asked)
             return

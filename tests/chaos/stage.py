@@ -68,6 +68,7 @@ class Stage:
     figures: Figures
     prober: Agent
     is_settle_awaited: bool
+    may_be_refused: bool
     number: int = 0
     is_over: bool = False
     """The agents shall stop though the server lives."""
@@ -171,7 +172,7 @@ class Stage:
             await directory.add_user(user_id, plan="test")
             made = await asyncio.gather(*(directory.create_token(user_id, label=tag) for tag in tags))
         return [
-            Agent(token, tag, random.Random(self.dice.random()), kinds)
+            Agent(token, tag, random.Random(self.dice.random()), kinds, may_be_refused=self.may_be_refused)
             for tag, (token, _) in zip(tags, made, strict=True)
         ]
 
@@ -372,6 +373,7 @@ async def staged(
     *,
     workers: int = 1,
     is_settle_awaited: bool = True,
+    may_be_refused: bool = False,
     **env: str,
 ) -> AsyncIterator[Stage]:
     """A running server, one of whose workers can be told where to die; `env` are further settings."""
@@ -400,4 +402,4 @@ async def staged(
             await directory.add_user("prober", plan="test")
             token, _ = await directory.create_token("prober")
         prober = Agent(token, "prober", dice)
-        yield Stage(server, vendor, disk, orders, dice, figures, prober, is_settle_awaited)
+        yield Stage(server, vendor, disk, orders, dice, figures, prober, is_settle_awaited, may_be_refused)
