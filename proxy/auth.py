@@ -43,10 +43,19 @@ def find_gateway_tokens(places: Sequence[HeaderKey], headers: Headers) -> set[by
     return found
 
 
-def without_tokens(message: str) -> str:
-    """An error's words without the gateway tokens that a request's own words brought in: errors are logged and
-    shown to people."""
-    return _TOKEN.sub(f"{TOKEN_PREFIX}...", message) if TOKEN_PREFIX in message else message
+def conceal_tokens(refused: Refused) -> None:
+    """Take the gateway tokens that a request's own words brought in out of an error: it is logged, and shown to
+    people."""
+    refused.message = _without_tokens(refused.message)
+    if refused.facts:
+        refused.facts = {
+            name: _without_tokens(fact) if isinstance(fact, str) else fact
+            for name, fact in refused.facts.items()
+        }
+
+
+def _without_tokens(text: str) -> str:
+    return _TOKEN.sub(f"{TOKEN_PREFIX}...", text) if TOKEN_PREFIX in text else text
 
 
 def unauthenticated(message: str) -> Refused:

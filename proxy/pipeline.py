@@ -28,7 +28,7 @@ from metering.money import credits_left, credits_of
 from metering.prices import Priced, PriceTable
 from metering.usage import NOTHING, Usage
 from proxy import forbidden
-from proxy.auth import Authenticator, find_gateway_tokens, without_tokens
+from proxy.auth import Authenticator, conceal_tokens, find_gateway_tokens
 from proxy.bounds import Bounds
 from proxy.decoding import decoder_for
 from proxy.downstream import BODILESS, CONNECTION, Connection
@@ -558,7 +558,7 @@ class Engine:
 
     async def _refuse(self, exchange: Exchange, refused: Refused) -> None:
         """Tell the client why, in the surface's dialect: as a status, or inside a stream that has begun."""
-        refused.message = without_tokens(refused.message)
+        conceal_tokens(refused)
         # Its frames and causes hold the exchange and its body: a cycle, which nobody looks for until it is too late.
         refused.__context__ = refused.__cause__ = None
         exchange.refused = refused.with_traceback(None)

@@ -5,7 +5,7 @@ declare, and no surface takes, ends here as 404.
 """
 
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass
 
 import orjson
@@ -21,7 +21,7 @@ from metering.errors import Refused
 from metering.ids import new_id
 from metering.rate_limits import RateLimits
 from metering.store.store import Store
-from proxy.auth import Authenticator, without_tokens
+from proxy.auth import Authenticator, conceal_tokens
 from proxy.errors import PLAIN_JSON
 from proxy.telemetry import OWN_EXCHANGE, OwnExchange, Telemetry
 from routes.health import health_routes
@@ -63,7 +63,7 @@ def own_app(context: OwnContext) -> Starlette:
         assert isinstance(error, Refused)
         own: OwnExchange = request.scope[OWN_EXCHANGE]
         own.refused = error
-        error.message = without_tokens(error.message)
+        conceal_tokens(error)
         rendered = PLAIN_JSON.refusal(error, own.request_id)
         response = Response(rendered.body, rendered.status)
         response.raw_headers += rendered.headers
@@ -115,12 +115,20 @@ class CanonicalLines:
             self._telemetry.finish_own(own, time.monotonic(), is_told=own.operation not in MACHINES)
 
 
-async def _no_such_route(request: Request, error: Exception) -> Response:  # noqa: ARG001 - Starlette's signature
+async def _no_such_route(request: Request, error: Exception) -> Response:
     assert isinstance(error, HTTPException)
-    body = orjson.dumps({"error": _MESSAGES.get(error.status_code, error.detail)})
-    return Response(body, error.status_code, error.headers, media_type="application/json")
+    message = _MESSAGES.get(error.status_code, error.detail)
+    return _plain_error(request, error.status_code, message, headers=error.headers)
 
 
 async def _defect(request: Request, error: Exception) -> Response:  # noqa: ARG001 - Starlette's signature
     """Starlette raises the error again after this is sent, so that the server logs it."""
-    return Response(orjson.dumps({"error": "The proxy failed."}), 500, media_type="application/json")
+    return _plain_error(request, 500, "The proxy failed.")
+
+
+def _plain_error(
+    request: Request, status: int, message: str, *, headers: Mapping[str, str] | None = None
+) -> Response:
+    own: OwnExchange = request.scope[OWN_EXCHANGE]
+    body = orjson.dumps({"error": message, "request_id": own.request_id})
+    return Response(body, status, headers, media_type="application/json")

@@ -73,6 +73,8 @@ class Readers:
         if self._opening is not None:
             await asyncio.wait({self._opening}, timeout=CLOSING_S)
         await self._discard(self._connection)
+        if self._closing is not None:  # begun by a reader that was cancelled since
+            await asyncio.wait({self._closing}, timeout=CLOSING_S)
 
     async def _discard(self, connection: aiosqlite.Connection | None) -> None:
         """Close the connection in use. What others have closed or replaced meanwhile is left to them: aiosqlite

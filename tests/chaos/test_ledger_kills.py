@@ -14,7 +14,7 @@ from metering.heartbeat import Heartbeat
 from metering.ledger import MONEY, Reservation, decode_lines
 from metering.store.database import Database
 from tests.chaos.ledger_victim import HOLD
-from tests.support.faulty_disk import BESIDE_IT, FaultyDisk
+from tests.support.faulty_disk import THE_LOG, FaultyDisk
 from tests.support.kill_points import Orders
 from tests.support.ledger import PERIOD, Bench, gauge, intent, money, new_database, open_bench
 
@@ -160,7 +160,7 @@ async def test_killed_inside_a_commit_that_extends_a_hold_both_or_neither_are_th
         victim = await Victim.start(database, f"wrk_{number}", number, **env)
         victims.append(victim)
         await victim.heard("extended")
-        orders.break_commit("extend", nth=number + 1, **{fault: number + 1, "kill_in_file": BESIDE_IT})
+        orders.break_commit("extend", nth=number + 1, **{fault: number + 1, "only": THE_LOG})
         await victim.dead()
         assert orders.told()[0]["died"] == "extend"
         disk.mend()

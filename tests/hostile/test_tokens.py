@@ -110,7 +110,7 @@ async def test_a_head_with_a_token_of_100_kb_is_431(stage):
 
 async def test_a_revoked_token_is_401(stage):
     answer = await ask(stage, b"x-api-key: REVOKED\r\n")
-    assert (answer.status, answer.message) == (401, "This API key has been revoked.")
+    assert (answer.status, answer.message) == (401, "This API key is no longer valid: it was revoked.")
 
 
 RIGHT = {
