@@ -137,6 +137,7 @@ async def test_while_a_connection_hangs_no_other_is_opened_and_nobody_waits_for_
                 await asyncio.wait_for(bench.store.readers.rows("SELECT * FROM nowhere"), 5)
         assert set(threading.enumerate()) <= threads
         goes_on.set_result(None)
+        monkeypatch.setattr(readers_module, "_begin_closing", begin_closing)
         assert await bench.store.readers.row("SELECT 1") == (1,)
 
 

@@ -191,7 +191,8 @@ async def test_metrics_name_no_user(own: Own) -> None:
 async def test_an_unknown_path_is_404(own: Own, path: str) -> None:
     answer = await own.get(path)
     assert answer.status_code == 404
-    assert set(answer.json()) == {"error"}
+    assert set(answer.json()) == {"error", "request_id"}
+    assert answer.json()["request_id"] == answer.headers["x-automna-request-id"]
 
 
 @pytest.mark.parametrize("path", ["/health", "/metrics", "/api/user/usage"])
@@ -199,7 +200,8 @@ async def test_another_method_is_405_and_names_those_there_are(own: Own, path: s
     answer = await own.get(path, method="POST")
     assert answer.status_code == 405
     assert {method.strip() for method in answer.headers["allow"].split(",")} == {"GET", "HEAD"}
-    assert set(answer.json()) == {"error"}
+    assert set(answer.json()) == {"error", "request_id"}
+    assert answer.json()["request_id"] == answer.headers["x-automna-request-id"]
 
 
 async def test_a_defect_of_ours_is_a_plain_500(own: Own) -> None:
@@ -208,7 +210,7 @@ async def test_a_defect_of_ours_is_a_plain_500(own: Own) -> None:
 
     own.context = replace(own.context, not_ready=broken)
     answer = await own.get("/readyz")
-    assert (answer.status_code, answer.json()) == (500, {"error": "The proxy failed."})
+    assert (answer.status_code, answer.json()["error"]) == (500, "The proxy failed.")
 
 
 # --- a token's holder -------------------------------------------------------------------------------------
