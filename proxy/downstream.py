@@ -203,6 +203,11 @@ class Connection(HttpToolsProtocol):
         on_gone, self._on_gone = self._on_gone, None
         if on_gone is not None:
             on_gone()
+        # The scope names us, and holds what nobody read of a body: a cycle that strangers could fill memory with.
+        self.scope = {}  # type: ignore[typeddict-item]  # nothing asks a lost connection for its scope
+        self.cycle = None  # type: ignore[assignment]  # as uvicorn has it before the first request
+        self._running = None
+        self.pipeline.clear()
 
     def data_received(self, data: bytes) -> None:
         if self._is_deaf:

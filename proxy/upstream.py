@@ -27,6 +27,7 @@ import ssl
 from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from math import inf
 from typing import Literal, Protocol, cast
 from urllib.parse import urlsplit
@@ -277,7 +278,9 @@ class UpstreamClient:
             answer.waiter = None
         if answer.has_head:
             return answer
-        raise answer.error or Unreachable("the answer was closed before it came", is_sent=True)
+        if answer.failure is not None:
+            raise answer.failure()
+        raise Unreachable("the answer was closed before it came", is_sent=True)
 
     async def aclose(self) -> None:
         """Close every connection, used ones too, and refuse what waits. Idempotent."""
@@ -512,7 +515,7 @@ class _OpenAnswer:
         "buffered_bytes",
         "chunks",
         "connection",
-        "error",
+        "failure",
         "has_head",
         "headers",
         "is_complete",
@@ -530,13 +533,15 @@ class _OpenAnswer:
         self.is_complete = False
         self.chunks: list[bytes] = []
         self.buffered_bytes = 0
-        self.error: UpstreamError | None = None
+        self.failure: Callable[[], UpstreamError] | None = None
+        """Makes the error to raise. One that is kept and raised would be a cycle: it holds the frames it passed,
+        which hold us and the request's body, and nobody looks for cycles until it is too late."""
         self.waiter: asyncio.Future[None] | None = None
 
     async def read(self) -> bytes:
         while not self.chunks:
-            if self.error is not None:
-                raise self.error
+            if self.failure is not None:
+                raise self.failure()
             connection = self.connection
             if connection is None or self.is_complete:
                 return b""
@@ -683,9 +688,10 @@ class _Connection(asyncio.Protocol):
         """Give up whatever is going on, and close."""
         answer = self._answer
         if answer is not None and answer.has_head:
-            self._break_off(Broken(f"{self.origin}: {reason}"))
+            self._break_off(partial(Broken, f"{self.origin}: {reason}"))
         else:
-            self._break_off(Unreachable(f"{self.origin}: {reason}", is_sent=answer is not None))
+            is_sent = answer is not None
+            self._break_off(partial(Unreachable, f"{self.origin}: {reason}", is_sent=is_sent))
 
     def abort(self) -> None:
         """Close without ceremony (no lingering, no TLS goodbye: it could wait). Idempotent."""
@@ -868,10 +874,10 @@ class _Connection(asyncio.Protocol):
                 self._transport.resume_reading()
         self.give_back()
 
-    def _break_off(self, error: UpstreamError) -> None:
+    def _break_off(self, failure: Callable[[], UpstreamError]) -> None:
         answer = self._answer
         if answer is not None:
-            answer.error = error
+            answer.failure = failure
             self._detach(answer)
         self.abort()
 
@@ -921,7 +927,8 @@ class _Connection(asyncio.Protocol):
         if self.loop.time() < self._deadline_s:
             self._set_timer(self._deadline_s)
             return
-        self._break_off(TimedOut(self._phase, f"{self.origin}: {_MISSED[self._phase]} in time", is_sent=True))
+        words = f"{self.origin}: {_MISSED[self._phase]} in time"
+        self._break_off(partial(TimedOut, self._phase, words, is_sent=True))
 
 
 _MISSED: dict[Phase, str] = {

@@ -2,6 +2,7 @@
 
 import asyncio
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 from urllib.parse import urlsplit
@@ -49,6 +50,38 @@ async def raw_request(
             return await _read(reader)
         finally:
             writer.close()
+
+
+async def exchange_bytes(
+    url: str,
+    target: bytes,
+    headers: Sequence[tuple[bytes, bytes]],
+    body: bytes,
+    *,
+    length: int | None = None,
+) -> bytes:
+    """POST on a connection of its own; all that comes until the other side closes or resets it, whole or not.
+    `length`: announced instead of the body's."""
+    address = urlsplit(url)
+    lines = [
+        b"POST %s HTTP/1.1" % target,
+        b"host: x",
+        b"connection: close",
+        b"content-type: application/json",
+    ]
+    lines += [b"%s: %s" % pair for pair in headers]
+    lines.append(b"content-length: %d" % (len(body) if length is None else length))
+    async with asyncio.timeout(ANSWER_WITHIN_S):
+        reader, writer = await asyncio.open_connection(address.hostname, address.port)
+        received = b""
+        with suppress(ConnectionError):
+            writer.write(b"\r\n".join(lines) + b"\r\n\r\n" + body)
+            while data := await reader.read(65_536):
+                received += data
+        writer.close()
+        with suppress(ConnectionError):
+            await writer.wait_closed()
+    return received
 
 
 class _Collector:
