@@ -47,14 +47,14 @@ class App:
                 return
         await own(scope, receive, send)
 
-    def refusal(self, target: bytes, refused: Refused) -> Rendered:
+    def refusal(self, target: bytes, refused: Refused, request_id: str | None) -> Rendered:
         """What a connection answers to bytes that never became a request, in the dialect of the surface that
-        `target` begins with: plain JSON where it names none, or was not read so far."""
+        `target` begins with: plain JSON where it names none, or was not read so far. A new id if it has none."""
         dialect = next(
             (mounted.surface.dialect for mount, mounted in self._mounts if target.startswith(mount + b"/")),
             PLAIN_JSON,
         )
-        request_id = new_id("req", self._clock.now_ms())
+        request_id = request_id or new_id("req", self._clock.now_ms())
         rendered = dialect.refusal(refused, request_id)
         headers = [*rendered.headers, (b"x-automna-request-id", request_id.encode())]
         return Rendered(rendered.status, headers, rendered.body)

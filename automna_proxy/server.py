@@ -39,10 +39,18 @@ GC_THRESHOLDS = (50_000, 20, 50)
 a request in flight, thousands of them fit below the first."""
 STARTUP_FAILED = 3
 """uvicorn's exit status of a worker whose application did not start: its successor would not either."""
+CLEAN_STATUSES = frozenset({0, -signal.SIGTERM})
+"""Of a worker that was told to stop; one that had just been started dies of the signal, before it served anything."""
+WATCH_S = 0.1
+"""Between two looks at the workers."""
 THREADS_END_WITHIN_S = 1.0
 """After the application's end: what a thread may still need to close its connection to the store."""
-KILL_GRACE_S = 12.0
+KILL_GRACE_S = 18.0
 """Beyond notice, streams and the store's busy timeout, for the flush; then a worker is killed."""
+
+
+class ListenError(RuntimeError):
+    """An address cannot be listened on; the message names it."""
 
 
 class Server(uvicorn.Server):
@@ -86,9 +94,8 @@ def serve(settings: Settings, *, host: str, port: int, workers: int) -> int:
     database = Database.from_url(settings.database_url, busy_timeout_s=settings.store_busy_timeout_s)
     for name in migrate(database, SystemClock()):
         logger.info("migrated the store: %s", name)
-    listeners = [listen(host, port)]
-    if settings.metrics_port:
-        listeners.append(listen(host, settings.metrics_port))
+    ports = [port, settings.metrics_port] if settings.metrics_port else [port]
+    listeners = [listen(host, each) for each in ports]
     shown_host, shown_port = listeners[0].getsockname()[:2]
     logger.info("serving on http://%s:%d with %d worker(s)", shown_host, shown_port, workers)
     if workers == 1:
@@ -103,7 +110,7 @@ def raise_descriptor_limit() -> None:
 
 
 def listen(host: str, port: int) -> socket.socket:
-    """A listening socket; `::` takes IPv4 too, whatever the machine's default is. Raises OSError."""
+    """A listening socket; `::` takes IPv4 too, whatever the machine's default is. Raises ListenError."""
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     listener = socket.socket(family, socket.SOCK_STREAM)
     listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
@@ -112,9 +119,9 @@ def listen(host: str, port: int) -> socket.socket:
     try:
         listener.bind((host, port))
         listener.listen(BACKLOG)
-    except OSError:
+    except OSError as error:
         listener.close()
-        raise
+        raise ListenError(f"cannot listen on {host}:{port}: {error}") from error
     listener.setblocking(False)
     return listener
 
@@ -204,27 +211,29 @@ class _Supervisor:
         self._metrics_dir = metrics_dir
         self._is_stopping = False
         self._processes: list[subprocess.Popen[bytes]] = []
+        self._told: set[int] = set()
         self._workers = workers
 
     def run(self) -> int:
         for sig in (signal.SIGTERM, signal.SIGINT):
             signal.signal(sig, self._pass_on)
-        self._processes = [self._start() for _ in range(self._workers)]
         while not self._is_stopping:
-            for index, process in enumerate(self._processes):
-                status = process.poll()
-                if status is None or self._is_stopping:
-                    continue
+            for process in [dead for dead in self._processes if dead.poll() is not None]:
+                self._processes.remove(process)
                 self._bury(process)
-                if status == STARTUP_FAILED:
+                if process.returncode == STARTUP_FAILED:
                     logger.error("a worker could not start; stopping")
                     self._stop()
                     self._wait()
                     return STARTUP_FAILED
-                logger.error("worker %d died with status %d; starting another", process.pid, status)
+                logger.error(
+                    "worker %d died with status %d; starting another", process.pid, process.returncode
+                )
                 time.sleep(RESTART_PAUSE_S)
-                self._processes[index] = self._start()
-            time.sleep(0.1)
+            while len(self._processes) < self._workers and not self._is_stopping:
+                self._processes.append(self._start())
+            time.sleep(WATCH_S)
+        self._stop()  # whoever was being started when the signal came was not told yet
         return self._wait()
 
     def _start(self) -> "subprocess.Popen[bytes]":
@@ -239,9 +248,11 @@ class _Supervisor:
         self._stop()
 
     def _stop(self) -> None:
+        """Once each: a second signal would end a worker's notice."""
         self._is_stopping = True
         for process in self._processes:
-            if process.poll() is None:
+            if process.pid not in self._told and process.poll() is None:
+                self._told.add(process.pid)
                 process.send_signal(signal.SIGTERM)
 
     def _wait(self) -> int:
@@ -258,7 +269,7 @@ class _Supervisor:
             except subprocess.TimeoutExpired:
                 process.kill()
                 statuses.append(process.wait())
-        return 0 if all(status == 0 for status in statuses) else 1
+        return 0 if set(statuses) <= CLEAN_STATUSES else 1
 
     def _bury(self, process: "subprocess.Popen[bytes]") -> None:
         """Let the metrics of a dead worker's gauges go; its counters stay."""

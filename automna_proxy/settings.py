@@ -17,8 +17,10 @@ class SettingError(ValueError):
     """A setting cannot be used: names the variable, what was given and what is expected."""
 
 
-def _setting(default: Any, meaning: str, *, unit: str = "", minimum: float | None = None) -> Any:
-    metadata = {"meaning": meaning, "unit": unit, "minimum": minimum}
+def _setting(
+    default: Any, meaning: str, *, unit: str = "", minimum: float | None = None, maximum: float | None = None
+) -> Any:
+    metadata = {"meaning": meaning, "unit": unit, "minimum": minimum, "maximum": maximum}
     return dataclasses.field(default=default, metadata=metadata)
 
 
@@ -31,12 +33,15 @@ class Settings:
     )
     plans_file: str = _setting("", "a TOML file that replaces the plans that ship with the package")
     prices_file: str = _setting("", "a JSON file that replaces the price table that ships with the package")
-    metrics_token: str = _setting("", "bearer token of `/metrics`; unset, it is open")
+    metrics_token: str = _setting(
+        "", "bearer token of `/metrics`; unset, it is open, unless METRICS_PORT is set"
+    )
     metrics_port: int = _setting(
         0,
         "a further port, for scrapers that cannot send a token: there `/metrics` is open, elsewhere it is not; 0: none",
         unit="port",
         minimum=0,
+        maximum=65_535,
     )
     log_format: str = _setting("console", "`console` or `json`: one line per request either way")
     log_level: str = _setting("info", "`debug`, `info`, `warning` or `error`")
@@ -158,13 +163,15 @@ def _fields() -> list["dataclasses.Field[Any]"]:
 
 def _read(field: "dataclasses.Field[Any]", text: str) -> Any:
     kind: Callable[[str], Any] = type(field.default)
-    minimum = field.metadata["minimum"]
+    minimum, maximum = field.metadata["minimum"], field.metadata["maximum"]
     try:
         value = kind(text.strip())
     except ValueError:
         value = None
-    if value is None or (minimum is not None and not (math.isfinite(value) and value >= minimum)):
+    highest = math.inf if maximum is None else maximum
+    if value is None or (minimum is not None and not (math.isfinite(value) and minimum <= value <= highest)):
         expected = f"a number of {field.metadata['unit']} from {minimum:g}"
+        expected += "" if maximum is None else f" to {maximum:g}"
         raise SettingError(f"{field.name.upper()}: given {text!r}, expected {expected}")
     return value
 

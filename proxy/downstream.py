@@ -34,8 +34,8 @@ FRAMING = frozenset({b"content-length", b"transfer-encoding"})
 LAST_WORDS = frozenset({b"expect", b"upgrade"})
 """A request with one of these headers is the last of its connection."""
 VERSIONS = frozenset({"1.0", "1.1"})
-Refusal = Callable[[bytes, Refused], Rendered]
-"""Words for a request that never became one: its target, as far as it came, and why."""
+Refusal = Callable[[bytes, Refused, str | None], Rendered]
+"""Words for a request that never became one: its target, as far as it came; why; and its id, if it had got one."""
 
 
 class Connection(HttpToolsProtocol):
@@ -74,6 +74,10 @@ class Connection(HttpToolsProtocol):
         self._stall_timer: asyncio.TimerHandle | None = None
         self._linger_timer: asyncio.TimerHandle | None = None
         self.is_gone = False
+        self.request_id: str | None = None
+        """Of the running exchange; the engine sets it."""
+        self.told: tuple[Refused, int] | None = None
+        """What its client was told here, and with which status, because the rest of its body is no HTTP."""
 
     # --- for the engine ----------------------------------------------------------------------------
 
@@ -267,6 +271,7 @@ class Connection(HttpToolsProtocol):
             # Whoever stands before us may have changed protocols: what follows is no body then.
             self._refuse(Reason.BAD_REQUEST, "A request with a body cannot ask for a websocket.")
             return
+        self.request_id = None
         super().on_headers_complete()
         self._is_in_body = True
         self._waits_for_body_parser = has_skipped_body
@@ -355,7 +360,11 @@ class Connection(HttpToolsProtocol):
             running.disconnected = True  # its body went wrong: nobody may wait for the rest, or answer it
             running.waiting_for_100_continue = False
             running.message_event.set()
-        answer = type(self).refusal(self.url, Refused(reason, message))
+        else:
+            self.request_id = None
+        refused = Refused(reason, message)
+        answer = type(self).refusal(self.url, refused, self.request_id)
+        self.told = refused, answer.status
         fields = [*answer.headers, (b"content-length", b"%d" % len(answer.body)), (b"connection", b"close")]
         lines = b"".join([b"%b: %b\r\n" % pair for pair in fields])
         self.transport.write(STATUS_LINE[answer.status] + lines + b"\r\n" + answer.body)

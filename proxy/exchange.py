@@ -36,6 +36,7 @@ class Exchange:
         "inbound",
         "is_done",
         "is_estimated",
+        "is_forwarded",
         "notes",
         "observer",
         "on_client_gone",
@@ -82,6 +83,8 @@ class Exchange:
 
         self.admitted_s: float | None = None
         """Monotonic: when the reservation was durable."""
+        self.is_forwarded = False
+        """From here on the vendor may see it."""
         self.observer: Observer | None = None
         self.upstream_status: int | None = None
         self.upstream_request_id: str | None = None

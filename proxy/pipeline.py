@@ -108,12 +108,16 @@ class Engine:
             request_id=new_id("req", self._clock.now_ms()),
             started_s=time.monotonic(),
         )
+        connection.request_id = exchange.request_id
         try:
             await self._serve(exchange, mounted, path)
         except Refused as refused:
             await self._refuse(exchange, refused)
         except ClientLeftError:
-            exchange.outcome = exchange.outcome or Outcome.CLIENT_LEFT
+            if connection.told is not None:
+                exchange.refused, exchange.status = connection.told
+            else:
+                exchange.outcome = exchange.outcome or Outcome.CLIENT_LEFT
         except asyncio.CancelledError:
             # By our own timer, or by the server at its end, which would log a traceback for what it did itself.
             connection.cut()
@@ -261,7 +265,9 @@ class Engine:
             exchange.drain_timer.cancel()
             self._drains -= 1
             self._telemetry.drains.dec()
-        if exchange.settled is None:
+        if exchange.settled is None and not exchange.is_forwarded:
+            self._void(exchange)
+        elif exchange.settled is None:
             outcome = Outcome.CLIENT_LEFT if exchange.client_left else Outcome.TIMED_OUT
             try:
                 self._settle(exchange, outcome, self._known_usage(exchange), notes=("interrupted",))
@@ -308,6 +314,7 @@ class Engine:
         headers.append((b"accept-encoding", b"gzip" if accepts_gzip(inbound.headers) else b"identity"))
         headers.append(credential)
         target = path + b"?" + inbound.query if inbound.query else path
+        exchange.is_forwarded = True
         body, inbound.body = inbound.body, b""  # streams are many and long: the body is not kept beside them
         try:
             return await self._client.open(
@@ -452,7 +459,10 @@ class Engine:
         body, is_complete = await self._error_body(answer)
         plain = _decoded(body, head.header(b"content-encoding"))
         self._settle(exchange, Outcome.UPSTREAM_FAILED, NOTHING)
-        self._refuse_instead(mounted, answer, plain)
+        self._refuse_instead(mounted, answer, plain or b"")
+        if plain is None:  # who knows what it says, and about whom
+            name = mounted.surface.name
+            raise Refused(Reason.UPSTREAM_UNREACHABLE, f"{name} answered with an error that cannot be read.")
         await self._durable(exchange)
         if silence is not None:
             await silence.hush()
@@ -684,7 +694,10 @@ def _json_object(body: bytes) -> dict[str, Any]:
     return fields
 
 
-def _decoded(body: bytes, coding: bytes) -> bytes:
-    """An error's body as we read it; the client gets it as it came."""
+def _decoded(body: bytes, coding: bytes) -> bytes | None:
+    """An error's body as we read it, the client gets it as it came; None when it cannot be read."""
     decoder = decoder_for(coding, decoded_bytes_max=ERROR_BODY_BYTES_MAX)
-    return body if decoder is None else b"".join(decoder.feed(body))
+    if decoder is None:
+        return body
+    plain = b"".join(decoder.feed(body))
+    return plain if decoder.is_intact else None

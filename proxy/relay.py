@@ -91,7 +91,7 @@ class Relay:
 
     async def _pass_on(self, chunk: bytes, settle: Settle, *, is_last: bool) -> None:
         exchange = self._exchange
-        if exchange.first_byte_s is None:
+        if exchange.first_byte_s is None and self.is_shown:
             exchange.first_byte_s = time.monotonic()
             if self._silence is not None:
                 await self._silence.hush()

@@ -18,7 +18,7 @@ from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, gene
 from prometheus_client.multiprocess import MultiProcessCollector
 
 from metering.admission import Caller
-from metering.errors import Refused
+from metering.errors import Reason
 from metering.money import usd
 from metering.prices import Priced, PriceTable
 from metering.store.writer import CommitStats
@@ -34,13 +34,15 @@ MODEL_NAMES_MAX = 1_000
 """Names whose label is remembered; dated names share the label of their model."""
 
 UNITS = frozenset({*PROMPT_UNITS, OUTPUT, WEB_SEARCHES})
-PATH_BYTES_MAX, SEGMENT_CHARS_MAX = 200, 24
+PATH_CHARS_MAX, SEGMENT_CHARS_MAX = 200, 24
 """Of a path that nobody serves, in a log line. Tokens and keys are longer than a segment may be."""
 OWN = "own"
 """The surface of our own endpoints."""
 OWN_EXCHANGE = "automna_proxy.exchange"
 """Where an ASGI scope has its `OwnExchange`."""
 CLIENT_ERROR = 400
+INTERNAL = "internal"
+"""The outcome of what failed by a defect of ours; the ledger has what is known of it."""
 OTHER = "other"
 """The label of what vendors or requests name and we do not know: names from outside must not make labels."""
 _OWN_WORDS = frozenset(
@@ -96,7 +98,7 @@ class OwnExchange:
     status: int = 0
     operation: str | None = None
     caller: Caller | None = None
-    refused: Refused | None = None
+    reason: Reason | None = None
 
 
 class Telemetry:
@@ -229,10 +231,7 @@ class Telemetry:
         operation = exchange.operation.name if exchange.operation else "unknown"
         if exchange.refused is not None:
             self._refusals[surface, exchange.refused.reason.value].inc()
-        if exchange.outcome is not None:  # as the ledger has it, whatever we told the client about it
-            outcome = exchange.outcome.value
-        else:
-            outcome = "internal" if exchange.refused is None else "refused"
+        outcome = _outcome(exchange)
         self._requests[surface, operation, outcome, str(exchange.status)].inc()
         self._seconds[surface, operation, outcome].observe(ended_s - exchange.started_s)
         if exchange.first_byte_s is not None:
@@ -260,9 +259,9 @@ class Telemetry:
         operation = own.operation or "unknown"
         outcome = "refused" if own.status >= CLIENT_ERROR else "completed"
         if not own.status:
-            outcome = "internal"
-        if own.refused is not None:
-            self._refusals[OWN, own.refused.reason.value].inc()
+            outcome = INTERNAL
+        if own.reason is not None:
+            self._refusals[OWN, own.reason.value].inc()
         self._requests[OWN, operation, outcome, str(own.status)].inc()
         self._seconds[OWN, operation, outcome].observe(ended_s - own.began_s)
         if is_told and logger.isEnabledFor(logging.INFO):
@@ -285,6 +284,16 @@ class Telemetry:
             MultiProcessCollector(registry)  # type: ignore[no-untyped-call]  # the library's
             return generate_latest(registry)
         return generate_latest(self.registry)
+
+
+def _outcome(exchange: Exchange) -> str:
+    """As the ledger has it, whatever we told the client about it; but a defect of ours is named as one."""
+    refused = exchange.refused
+    if refused is not None and refused.reason is Reason.INTERNAL:
+        return INTERNAL
+    if exchange.outcome is not None:
+        return exchange.outcome.value
+    return INTERNAL if refused is None else "refused"
 
 
 def _fields(exchange: Exchange, outcome: str, operation: str, ended_s: float) -> dict[str, Any]:
@@ -352,8 +361,8 @@ def _own_fields(own: OwnExchange, outcome: str, operation: str, ended_s: float) 
     if own.caller is not None:
         fields["user"] = own.caller.user_id
         fields["gateway_token"] = own.caller.token_id
-    if own.refused is not None:
-        fields["reason"] = own.refused.reason.value
+    if own.reason is not None:
+        fields["reason"] = own.reason.value
     if own.operation is None:
         fields["method"], fields["path"] = own.method, shown_path(own.raw_path)
     return fields
@@ -378,8 +387,9 @@ def _tokens(priced: Priced) -> tuple[int, int]:
 def shown_path(raw_path: bytes) -> str:
     """A path that nobody serves, for the log: enough to see what was meant. Whatever is as long as a secret is
     left out."""
-    segments = raw_path[:PATH_BYTES_MAX].decode("latin-1").split("/")
-    return "/".join(segment if len(segment) <= SEGMENT_CHARS_MAX else "..." for segment in segments)
+    segments = raw_path.decode("latin-1").split("/")
+    shown = "/".join(segment if len(segment) <= SEGMENT_CHARS_MAX else "..." for segment in segments)
+    return shown[:PATH_CHARS_MAX]  # not before: half a secret is as short as a name
 
 
 def _as_json(fields: dict[str, Any]) -> str:

@@ -47,7 +47,12 @@ def health_routes(
 
     async def metrics(request: Request) -> Response:
         if not may_read_metrics(request):
-            raise Refused(Reason.UNAUTHENTICATED, "Send METRICS_TOKEN as Authorization: Bearer.")
+            advice = (
+                "Send METRICS_TOKEN as Authorization: Bearer."
+                if metrics_token
+                else "The metrics are on a port of their own; METRICS_TOKEN opens them here, too."
+            )
+            raise Refused(Reason.UNAUTHENTICATED, advice)
         # In a thread: with several workers it reads a file of each.
         exposition = await asyncio.to_thread(telemetry.exposition)
         return Response(exposition, media_type=CONTENT_TYPE_LATEST)

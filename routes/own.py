@@ -62,7 +62,7 @@ def own_app(context: OwnContext) -> Starlette:
     async def refuse(request: Request, error: Exception) -> Response:
         assert isinstance(error, Refused)
         own: OwnExchange = request.scope[OWN_EXCHANGE]
-        own.refused = error
+        own.reason = error.reason
         conceal_tokens(error)
         rendered = PLAIN_JSON.refusal(error, own.request_id)
         response = Response(rendered.body, rendered.status)

@@ -32,7 +32,8 @@ def serve(
 
     Example: ANTHROPIC_API_KEY=... automna-proxy serve --host 0.0.0.0 --workers 4
     """
-    from automna_proxy.server import serve as run_server  # noqa: PLC0415 - other commands start faster without
+    from automna_proxy.server import ListenError  # noqa: PLC0415 - other commands start faster without
+    from automna_proxy.server import serve as run_server  # noqa: PLC0415 - as above
 
     settings, database = current_settings(), current_database()
     try:
@@ -40,7 +41,9 @@ def serve(
     except sqlite3.Error as error:
         raise unusable(database, error) from error
     except OSError as error:
-        raise CommandError(Status.CONFIGURATION, f"cannot serve on {host}:{port}: {error}") from error
+        raise unusable(database, error) from error
+    except ListenError as error:
+        raise CommandError(Status.CONFIGURATION, str(error)) from error
     raise typer.Exit(status)
 
 

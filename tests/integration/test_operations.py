@@ -12,6 +12,7 @@ import pytest
 from metering.errors import Reason
 from metering.ledger import Outcome
 from proxy.telemetry import shown_path
+from routes.anthropic_meter import MessagesMeter
 from simulators.anthropic import AnthropicSimulator, breaks_after, drops, errors_after, fails, streams
 from tests.support.gateway import client_of, messages_body, running_gateway
 
@@ -136,3 +137,57 @@ async def test_the_document_names_every_field_metric_reason_and_outcome(tmp_path
     assert metrics <= NAMED
     assert {name for name in NAMED if name.startswith("automna_")} <= metrics, "a metric that is no more"
     assert {*Reason, *Outcome} <= NAMED
+
+
+async def test_a_defect_of_ours_is_named_as_one_and_costs_nothing_before_anything_is_sent(
+    tmp_path, monkeypatch
+):
+    async with AnthropicSimulator() as vendor, running_gateway(tmp_path, upstream=vendor.url) as gateway:
+        async with client_of(gateway, await gateway.new_token()) as client:
+            with monkeypatch.context() as patch:
+                patch.setattr(MessagesMeter, "read", broken)
+                before_admission = await client.post("/v1/messages", json=messages_body())
+            with monkeypatch.context() as patch:
+                patch.setattr(gateway.service.engine, "_silence_keeper", broken)
+                after_it = await client.post("/v1/messages", json=messages_body())
+        entries = await gateway.entries()
+        counted = sum(
+            sample.value
+            for metric in gateway.service.telemetry.registry.collect()
+            for sample in metric.samples
+            if sample.name == "automna_requests_total" and sample.labels["outcome"] == "internal"
+        )
+        defects, gateway.defects[:] = list(gateway.defects), []
+    assert (before_admission.status_code, after_it.status_code) == (500, 500)
+    assert [(line["status"], line["outcome"]) for line in gateway.lines] == [(500, "internal")] * 2
+    assert [(entry["kind"], entry["cost_nanousd"]) for entry in entries] == [("void", 0)]
+    assert (counted, len(defects), vendor.requests_total) == (2, 2, 0)
+
+
+def broken(*_):
+    raise RuntimeError("a defect")
+
+
+async def test_a_body_that_stops_being_http_is_refused_under_one_id_in_answer_and_line(tmp_path):
+    async with running_gateway(tmp_path) as gateway:
+        address = httpx.URL(gateway.url)
+        reader, writer = await asyncio.open_connection(address.host, address.port)
+        writer.write(
+            b"POST /api/llm/v1/messages HTTP/1.1\r\nhost: x\r\ncontent-type: application/json\r\n"
+            b'x-api-key: %b\r\ntransfer-encoding: chunked\r\n\r\n5\r\n{"a":'
+            % (await gateway.new_token()).encode()
+        )
+        await gateway.until(lambda: gateway.server.server_state.tasks)
+        writer.write(b"\r\nno chunk\r\n")
+        answer = await reader.read()
+        writer.close()
+        await gateway.quiet()
+    (line,) = gateway.lines
+    assert answer.startswith(b"HTTP/1.1 400 ")
+    assert json.loads(answer.partition(b"\r\n\r\n")[2])["request_id"] == line["request"]
+    assert (line["status"], line["outcome"], line["reason"]) == (400, "refused", "bad_request")
+
+
+def test_a_token_at_the_end_of_a_long_path_is_not_shown_in_part():
+    token = "amp_" + "x" * 43
+    assert shown_path(b"/abc" * 45 + b"/" + token.encode()) == "/abc" * 45 + "/..."

@@ -1,6 +1,7 @@
 """How the service stops: not ready while it still serves, then what runs finishes, then the ledger is whole."""
 
 import asyncio
+import os
 import signal
 from contextlib import asynccontextmanager
 
@@ -10,7 +11,7 @@ import pytest
 from simulators.anthropic import ReportedUsage, stalls_after
 from simulators.script import Gate
 from tests.support.gateway import messages_body
-from tests.support.process import serving
+from tests.support.process import group_members, serving
 
 USAGE = ReportedUsage(input_tokens=100, output_tokens=50)
 EXACT_NANOUSD = 100 * 3_000 + 50 * 15_000
@@ -132,3 +133,23 @@ async def test_workers_whose_supervisor_was_killed_stop_by_themselves(tmp_path, 
         await server.exit_status()
         await server.until(lambda: not server.rows("SELECT * FROM workers"))
         await until_status(server.url, "/health", None)
+
+
+async def test_told_to_stop_while_its_workers_are_being_started_it_stops_too(tmp_path, vendor):
+    async with running(tmp_path, vendor, workers=2) as (server, _):
+        server.signal(signal.SIGTERM)
+        assert await server.exit_status() == 0
+        for workers_there in (1, 2):
+            await server.spawn()
+            await server.until(lambda wanted=workers_there: len(group_members(server.pid)) > wanted)
+            server.signal(signal.SIGTERM)
+            assert await server.exit_status() == 0
+
+
+async def test_told_to_stop_while_it_replaces_a_dead_worker_it_stops_too(tmp_path, vendor):
+    async with running(tmp_path, vendor, workers=2) as (server, _):
+        victim = next(iter(server.workers_alive()))
+        os.kill(victim, signal.SIGKILL)
+        await server.until(lambda: f"worker {victim} died" in server.log())
+        server.signal(signal.SIGTERM)
+        assert await server.exit_status() == 0

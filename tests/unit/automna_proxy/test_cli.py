@@ -13,6 +13,7 @@ import subprocess
 import sys
 import termios
 from collections.abc import Iterator
+from contextlib import closing
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import SimpleNamespace
@@ -541,14 +542,20 @@ def test_serve_hands_its_options_on_and_ends_with_the_servers_status(
     assert seen == [(cli.env["DATABASE_URL"], {"host": "::1", "port": 0, "workers": 2})]
 
 
-def test_serve_on_a_port_in_use_is_status_5(cli: Cli, monkeypatch: pytest.MonkeyPatch) -> None:
-    def serve(*_: Any, **__: Any) -> int:
-        raise OSError(98, "Address already in use")
-
-    monkeypatch.setattr(server, "serve", serve)
+def test_serve_on_a_port_in_use_is_status_5_and_names_it(cli: Cli) -> None:
+    with closing(server.listen("127.0.0.1", 0)) as taken:
+        port = str(taken.getsockname()[1])
+        done = cli.process("serve", "--port", port)
+        assert done.returncode == 5
+        assert f"cannot listen on 127.0.0.1:{port}: " in one_line(done.stderr)
+        cli.env["METRICS_PORT"] = port
+        done = cli.process("serve", "--port", "0")
+        assert done.returncode == 5
+        assert f"cannot listen on 127.0.0.1:{port}: " in one_line(done.stderr)
+    cli.env["METRICS_PORT"] = "70000"
     result = cli.run("serve")
     assert result.exit_code == 5
-    assert "127.0.0.1:8080" in one_line(result.stderr)
+    assert "METRICS_PORT: given '70000', expected a number of port from 0 to 65535" in one_line(result.stderr)
     assert cli.run("serve", "--workers", "0").exit_code == 2
 
 
