@@ -11,8 +11,7 @@ import typer
 
 from automna_proxy.commands.session import CommandError, Json, Status, current_database, require_store
 from automna_proxy.terminal import note, say, show_json
-from metering.backup import Contents, back_up
-from metering.backup import restore as put_back
+from metering import backup as backups
 from metering.reports import instant
 
 NoVerify = Annotated[
@@ -38,7 +37,7 @@ def backup(
     database = current_database()
     require_store(database)
     with _said(f"cannot copy {database.path} to {file}"):
-        contents = back_up(database, file, may_replace=is_forced, is_verified=not is_unverified)
+        contents = backups.back_up(database, file, may_replace=is_forced, is_verified=not is_unverified)
     _show(file, contents, "backed up to", as_json=as_json)
 
 
@@ -59,7 +58,7 @@ def restore(
     """
     database = current_database()
     with _said(f"cannot restore {database.path} from {file}"):
-        contents = put_back(file, database, may_replace=is_forced, is_verified=not is_unverified)
+        contents = backups.restore(file, database, may_replace=is_forced, is_verified=not is_unverified)
     _show(database.path, contents, "restored", as_json=as_json)
     if contents.held_reservations:
         note(
@@ -79,7 +78,7 @@ def _said(what: str) -> Iterator[None]:
         raise CommandError(Status.STORE, f"{what}: {error}") from error
 
 
-def _show(path: Path, contents: Contents, done: str, *, as_json: bool) -> None:
+def _show(path: Path, contents: backups.Contents, done: str, *, as_json: bool) -> None:
     newest_at = None if contents.newest_at_ms is None else instant(contents.newest_at_ms)
     if as_json:
         show_json({"file": str(path), **_as_json(contents), "newest_entry_at": newest_at})
@@ -92,5 +91,5 @@ def _show(path: Path, contents: Contents, done: str, *, as_json: bool) -> None:
     )
 
 
-def _as_json(contents: Contents) -> dict[str, Any]:
+def _as_json(contents: backups.Contents) -> dict[str, Any]:
     return {name: value for name, value in asdict(contents).items() if name != "newest_at_ms"}

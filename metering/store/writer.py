@@ -95,7 +95,8 @@ class _Ticket:
         self.on_unclaimed = on_unclaimed
 
 
-_Outcome = tuple[_Ticket, Result | Exception]
+_Delivery = tuple[_Ticket, Result | Exception]
+"""What is to be told to whoever waits."""
 
 
 class CommitStats(NamedTuple):
@@ -248,7 +249,7 @@ class GroupCommitWriter:
         self._disconnect()
         self._call_loop(self._flushed.set_result, None)
 
-    def _hand_over(self, results: list[_Outcome], stats: CommitStats) -> None:
+    def _hand_over(self, results: list[_Delivery], stats: CommitStats) -> None:
         with self._wake:
             self._undelivered_batches += 1
             self._batch, self._looks_at_batch, self._is_stalled = [], 0, False
@@ -281,9 +282,9 @@ class GroupCommitWriter:
         """Not before all results are delivered: what nobody claims makes new units."""
         return self._is_stopped or (self._is_closing and not self._undelivered_batches)
 
-    def _attempt(self, batch: list[_Ticket]) -> list[_Outcome]:
+    def _attempt(self, batch: list[_Ticket]) -> list[_Delivery]:
         """Commit a batch. In trouble, what is not committed goes back into the queue or is refused."""
-        results: list[_Outcome] = []
+        results: list[_Delivery] = []
         try:
             self._database.require_same_file()
             connection = self._connection = self._connection or self._database.connect()
@@ -300,7 +301,7 @@ class GroupCommitWriter:
         self._log.worked()
         return results
 
-    def _commit(self, connection: sqlite3.Connection, batch: list[_Ticket], results: list[_Outcome]) -> None:
+    def _commit(self, connection: sqlite3.Connection, batch: list[_Ticket], results: list[_Delivery]) -> None:
         """Together; or, when a unit in the batch is defective, one by one, so that it fails alone.
 
         Appends to `results` as commits succeed: trouble half-way takes none of them back.
@@ -313,7 +314,7 @@ class GroupCommitWriter:
             for ticket in batch:
                 results.append(self._commit_alone(connection, ticket))
 
-    def _commit_alone(self, connection: sqlite3.Connection, ticket: _Ticket) -> _Outcome:
+    def _commit_alone(self, connection: sqlite3.Connection, ticket: _Ticket) -> _Delivery:
         try:
             ((_, result),) = self._commit_together(connection, [ticket])
         except Exception as error:
@@ -324,13 +325,13 @@ class GroupCommitWriter:
             return ticket, error
         return ticket, result
 
-    def _commit_together(self, connection: sqlite3.Connection, batch: list[_Ticket]) -> list[_Outcome]:
+    def _commit_together(self, connection: sqlite3.Connection, batch: list[_Ticket]) -> list[_Delivery]:
         execute = (
             connection.cursor().execute
         )  # one for all: a cursor a statement costs as much as a short one
         execute("BEGIN IMMEDIATE")
         try:
-            results: list[_Outcome] = [(ticket, _run_unit(execute, ticket.unit.steps)) for ticket in batch]
+            results: list[_Delivery] = [(ticket, _run_unit(execute, ticket.unit.steps)) for ticket in batch]
             execute("COMMIT")
         except BaseException:
             if connection.in_transaction:
@@ -338,7 +339,7 @@ class GroupCommitWriter:
             raise
         return results
 
-    def _keep_or_refuse(self, batch: list[_Ticket]) -> list[_Outcome]:
+    def _keep_or_refuse(self, batch: list[_Ticket]) -> list[_Delivery]:
         """Put back what must be kept, in its order; refuse all else that waits, or it would wait for ever
         behind a full batch of the kept."""
         with self._wake:
@@ -355,7 +356,9 @@ class GroupCommitWriter:
         if not self._queue:
             return
         self._log_unwritten(len(self._queue))
-        results: list[_Outcome] = [(ticket, store_unavailable("cannot be written")) for ticket in self._queue]
+        results: list[_Delivery] = [
+            (ticket, store_unavailable("cannot be written")) for ticket in self._queue
+        ]
         self._queue.clear()
         self._hand_over(results, CommitStats(len(results), 0.0, is_ok=False))
 
@@ -376,7 +379,7 @@ class GroupCommitWriter:
 
     # --- back on the loop --------------------------------------------------------------------------
 
-    def _deliver(self, results: list[_Outcome], stats: CommitStats) -> None:
+    def _deliver(self, results: list[_Delivery], stats: CommitStats) -> None:
         for ticket, result in results:
             future = ticket.future
             if future.done():
