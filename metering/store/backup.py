@@ -27,6 +27,8 @@ STEP_PAGES = 2_048
 PROBLEMS_MAX = 10
 """Lines of `integrity_check` that are said."""
 PARTIAL = ".partial"
+CLAIM_ATTEMPTS_MAX = 2
+"""To claim the temporary name: the second one when a killed run left it on a finished copy."""
 SIDE_FILES = ("-wal", "-shm", "-journal")
 """What SQLite keeps beside a store."""
 LOCK_BYTES = (0x4000_0000, 512)
@@ -75,17 +77,34 @@ def _refuse_own_files(source: Database, target: Path) -> None:
 @contextmanager
 def _claimed(partial: Path) -> Iterator[int]:
     """An empty file of ours. What a killed run left is used again; a run under way is not disturbed."""
-    descriptor = os.open(partial, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
+    descriptor = _open_alone(partial)
     try:
-        try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise BackupError(f"another backup is writing {partial}") from None
         os.fchmod(descriptor, 0o600)
         os.ftruncate(descriptor, 0)
         yield descriptor
     finally:
         os.close(descriptor)
+
+
+def _open_alone(partial: Path) -> int:
+    """The file under this name, locked: it has this name and no other, so emptying it empties nothing else."""
+    for _ in range(CLAIM_ATTEMPTS_MAX):
+        descriptor = os.open(partial, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            opened, named = os.fstat(descriptor), partial.stat(follow_symlinks=False)
+            if (opened.st_dev, opened.st_ino) != (named.st_dev, named.st_ino):
+                break
+            if opened.st_nlink == 1:
+                return os.dup(descriptor)
+            # Killed between giving the copy its name and taking this one away. Whoever has the lock may do so.
+            partial.unlink()
+        except (BlockingIOError, FileNotFoundError):
+            break
+        finally:
+            os.close(descriptor)
+    # Not locked, or no longer under this name: another run has it, or gave it its final name since we opened it.
+    raise BackupError(f"another backup is writing {partial}")
 
 
 def _copy(source: Database, partial: Path, descriptor: int) -> None:

@@ -147,6 +147,43 @@ async def test_a_second_copy_to_the_same_file_is_refused_while_the_first_is_made
     assert names(tmp_path) == ["copy", "store"]
 
 
+@pytest.mark.parametrize("may_replace", [True, False])
+async def test_a_copy_that_was_finished_while_a_second_one_began_is_not_emptied(
+    bench: Bench, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, *, may_replace: bool
+) -> None:
+    """The second run has opened the temporary file; then the first gives it its name."""
+    lock, finished = fcntl.flock, []
+
+    def finishes_first(descriptor: int, how: int) -> None:
+        monkeypatch.setattr(fcntl, "flock", lock)
+        finished.append(back_up(bench.store.database, tmp_path / "copy", may_replace=may_replace))
+        lock(descriptor, how)
+
+    monkeypatch.setattr(fcntl, "flock", finishes_first)
+    with pytest.raises(BackupError, match="another backup"):
+        back_up(bench.store.database, tmp_path / "copy", may_replace=True)
+    assert finished == [look_at(tmp_path / "copy", is_verified=True)]
+    assert names(tmp_path) == ["copy", "store"]
+
+
+async def test_a_finished_copy_that_a_killed_run_left_with_two_names_is_not_emptied(
+    bench: Bench, tmp_path: Path
+) -> None:
+    back_up(bench.store.database, tmp_path / "copy", may_replace=False)
+    (tmp_path / "copy.partial").hardlink_to(tmp_path / "copy")
+    made = (tmp_path / "copy").read_bytes()
+
+    def stops(*_: object, **__: object) -> None:
+        raise OSError("full")
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(store_backup, "_copy", stops)
+        with pytest.raises(OSError, match="full"):
+            back_up(bench.store.database, tmp_path / "copy", may_replace=True)
+    assert (tmp_path / "copy").read_bytes() == made
+    assert back_up(bench.store.database, tmp_path / "copy", may_replace=True).entries == 3
+
+
 async def test_a_partial_file_that_is_a_link_is_not_followed(bench: Bench, tmp_path: Path) -> None:
     (tmp_path / "precious").write_text("precious")
     (tmp_path / "copy.partial").symlink_to(tmp_path / "precious")
