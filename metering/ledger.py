@@ -28,7 +28,7 @@ from metering.clock import Clock
 from metering.errors import Refused
 from metering.prices import Priced, PricedLine
 from metering.store.store import Store
-from metering.store.writer import Declined, Done, Result, Row, Step, Unit
+from metering.store.writer import Declined, Done, Result, Row, Step, Unit, store_unavailable
 from metering.tasks import spawn
 from metering.usage import CACHE_READ, CACHE_WRITE_1H, CACHE_WRITE_5M, INPUT, OUTPUT, UsageLine
 
@@ -209,6 +209,8 @@ COST_NANOUSD_MAX = 10**15
 """A million USD: what claims to cost more is a defect of ours or the vendor's. It keeps sums inside 64 bits."""
 UNBOOKABLE_REPORT = "unbookable_report"
 """The note on an entry that lost its details."""
+EXTEND_TIMEOUT_S = 3.0
+"""As long as the writer lets a commit hang at its usual busy timeout."""
 LATE_REPORT_ATTEMPTS_MAX = 5
 """A late report loses the race against the expiry at most once; the rest is for a store in trouble."""
 
@@ -284,8 +286,12 @@ class Ledger:
     async def extend(self, reservation: Reservation, more: Sequence[Hold]) -> bool:
         """Hold more on a reservation; False when an account has not enough left or it is resolved already.
 
-        One extension of a reservation at a time. Raises Refused(STORE_UNAVAILABLE).
+        One extension of a reservation at a time. Raises Refused(STORE_UNAVAILABLE): it is not granted by
+        EXTEND_TIMEOUT_S, or the one before is not in yet. What is refused so may still come to be held; the
+        resolution, which waits for it, gives it back.
         """
+        if reservation.extension is not None:
+            raise store_unavailable("the last extension is not written yet")
         lines = _added(reservation.lines, more)
         steps = [Step(HOLD_ACCOUNT, _hold_params(hold), refusal=hold.meter) for hold in sorted(more)]
         steps.append(
@@ -301,10 +307,16 @@ class Ledger:
             if waiting.exception() is None and isinstance(waiting.result(), Done):
                 reservation.lines = lines
 
-        waiting = self._store.writer.submit(Unit(steps))
+        # Kept: a unit that the writer may refuse can be committed after it was refused, by a disk that hung, and
+        # then nobody would know that it must be given back.
+        waiting = self._store.writer.submit(Unit(steps, must_keep=True))
         waiting.add_done_callback(apply)
         reservation.extension = waiting
-        return isinstance(await asyncio.shield(waiting), Done)
+        try:
+            async with asyncio.timeout(EXTEND_TIMEOUT_S):
+                return isinstance(await asyncio.shield(waiting), Done)
+        except TimeoutError:
+            raise store_unavailable("does not answer") from None
 
     def checkpoint(self, reservation: Reservation, priced: Priced) -> None:
         """Note durably what has been used so far; booked if this worker dies. Never waits, may be lost."""

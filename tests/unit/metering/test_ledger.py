@@ -3,13 +3,15 @@
 import asyncio
 import contextlib
 import sqlite3
+import threading
 from collections.abc import AsyncIterator
 from contextlib import closing
 from pathlib import Path
 
 import pytest
 
-from metering.errors import Refused
+from metering import ledger as ledger_module
+from metering.errors import Reason, Refused
 from metering.ledger import (
     COST_NANOUSD_MAX,
     MONEY,
@@ -23,7 +25,8 @@ from metering.ledger import (
     Settlement,
 )
 from metering.prices import Priced, PricedLine
-from metering.store.writer import Declined
+from metering.store import writer as writer_module
+from metering.store.writer import Declined, Done
 from metering.usage import CACHE_READ, CACHE_WRITE_1H, CACHE_WRITE_5M, INPUT, OUTPUT
 from metering.verify import verify
 from tests.support.ledger import (
@@ -554,7 +557,10 @@ async def test_a_clock_set_back_gives_no_negative_duration(bench: Bench) -> None
 # --- the store in trouble ----------------------------------------------------------------------------
 
 
-async def test_a_locked_store_refuses_reservations_and_settles_when_it_is_free_again(tmp_path: Path) -> None:
+async def test_a_locked_store_refuses_reservations_and_settles_when_it_is_free_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(ledger_module, "EXTEND_TIMEOUT_S", 0.2)
     async with open_bench(tmp_path, busy_timeout_s=0.05) as bench:
         reservation = await bench.reserve(money(100), gauge())
         with closing(sqlite3.connect(bench.store.database.path, isolation_level=None)) as other:
@@ -571,7 +577,10 @@ async def test_a_locked_store_refuses_reservations_and_settles_when_it_is_free_a
         await bench.assert_clean()
 
 
-async def test_a_settle_whose_extension_found_the_store_locked_is_booked_afterwards(tmp_path: Path) -> None:
+async def test_a_settle_whose_extension_found_the_store_locked_is_booked_afterwards(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(ledger_module, "EXTEND_TIMEOUT_S", 0.2)
     async with open_bench(tmp_path, busy_timeout_s=0.05) as bench:
         reservation = await bench.reserve(money(100), gauge())
         with closing(sqlite3.connect(bench.store.database.path, isolation_level=None)) as other:
@@ -583,6 +592,45 @@ async def test_a_settle_whose_extension_found_the_store_locked_is_booked_afterwa
             other.execute("ROLLBACK")
         assert await resolved is Resolved.DONE
         assert (await bench.account(), await bench.gauge()) == ((60, 0), 0)
+        await bench.assert_clean()
+
+
+@pytest.mark.parametrize("end", ["settle_meanwhile", "settle_afterwards", "void_meanwhile", "expire"])
+async def test_an_extension_that_a_disk_which_hung_commits_after_its_refusal_is_given_back(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, end: str
+) -> None:
+    monkeypatch.setattr(ledger_module, "EXTEND_TIMEOUT_S", 0.2)
+    monkeypatch.setattr(writer_module, "STALL_GRACE_S", 0.1)
+    monkeypatch.setattr(writer_module, "WATCH_EVERY_S", 0.02)
+    commit_together, goes_on = writer_module.GroupCommitWriter._commit_together, threading.Event()
+
+    def hangs(*args):
+        goes_on.wait(10)
+        return commit_together(*args)
+
+    async with open_bench(tmp_path, busy_timeout_s=0.0) as bench:
+        reservation = await bench.reserve(money(100), gauge())
+        monkeypatch.setattr(writer_module.GroupCommitWriter, "_commit_together", hangs)
+        with pytest.raises(Refused) as refusal:
+            await bench.ledger.extend(reservation, [money(50)])
+        assert refusal.value.reason is Reason.STORE_UNAVAILABLE
+        with pytest.raises(Refused, match="the last extension"):
+            await bench.ledger.extend(reservation, [money(50)])
+        if end == "settle_meanwhile":
+            resolved = bench.ledger.settle(reservation, settlement(130))
+        elif end == "void_meanwhile":
+            resolved = bench.ledger.void(reservation)
+        goes_on.set()
+        if end == "settle_afterwards":
+            resolved = bench.ledger.settle(reservation, settlement(130))
+        if end == "expire":
+            assert isinstance(await reservation.extension, Done)
+            assert await bench.worker("wrk_b").expire_worker("wrk_a") == 1
+        else:
+            assert await resolved is Resolved.DONE
+        assert (await bench.account())[1] == 0
+        assert await bench.gauge() == 0
+        assert len(await bench.entries()) == 1
         await bench.assert_clean()
 
 
