@@ -9,6 +9,7 @@ import logging
 import sqlite3
 from collections.abc import Iterable, Sequence
 from contextlib import suppress
+from typing import Any
 
 import aiosqlite
 
@@ -46,7 +47,6 @@ class Readers:
         """All rows. Raises Refused(STORE_UNAVAILABLE) when the store cannot be read."""
         connection = None
         try:
-            self._database.require_same_file()
             async with asyncio.timeout(READ_TIMEOUT_S):
                 connection = await self._open()
                 found: Iterable[sqlite3.Row] = await connection.execute_fetchall(sql, params)
@@ -104,12 +104,7 @@ class Readers:
 
         def connector() -> sqlite3.Connection:
             try:
-                return sqlite3.connect(
-                    self._database.address,
-                    uri=True,
-                    timeout=self._database.busy_timeout_s,
-                    isolation_level=None,
-                )
+                return self._connected()
             except sqlite3.Error as error:
                 # A connection that fails to open ends its thread when it likes, perhaps after the event loop; one
                 # that opens something is closed as any other.
@@ -131,6 +126,34 @@ class Readers:
             self._opening = None
         self._connection = connection
         return connection
+
+    def _connected(self) -> sqlite3.Connection:
+        """In the reading thread. Raises sqlite3.Error."""
+        connection = sqlite3.connect(
+            self._database.address,
+            uri=True,
+            timeout=self._database.busy_timeout_s,
+            isolation_level=None,
+            factory=_SameFileConnection,
+        )
+        connection.database = self._database
+        try:
+            self._database.require_same_file()  # opened is what was there a moment ago
+        except sqlite3.Error:
+            connection.close()
+            raise
+        return connection
+
+
+class _SameFileConnection(sqlite3.Connection):
+    """Looks before each statement whether the store's file is still the one that was opened: in the reading thread,
+    because on a disk that hangs that look hangs too."""
+
+    database: Database
+
+    def execute(self, sql: str, parameters: Any = (), /) -> sqlite3.Cursor:
+        self.database.require_same_file()
+        return super().execute(sql, parameters)
 
 
 async def _begin_closing(connection: aiosqlite.Connection) -> "asyncio.Future[object] | None":

@@ -1,6 +1,8 @@
 """Reading beside the writer, and the store as a whole."""
 
 import asyncio
+import os
+import shutil
 import sqlite3
 import threading
 from contextlib import closing
@@ -116,6 +118,49 @@ async def test_a_file_that_was_moved_away_is_refused_until_it_is_back(
         assert await readers.row("SELECT 1") == (1,)
         assert await another.row("SELECT 1") == (1,)
         await another.aclose()
+
+
+async def test_a_disk_that_hangs_when_the_file_is_looked_at_does_not_hold_the_event_loop(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    looked, look = set(), Path.stat
+
+    def noted(path: Path, **options: bool) -> os.stat_result:
+        looked.add(threading.current_thread())
+        return look(path, **options)
+
+    async with open_bench(tmp_path) as bench:
+        monkeypatch.setattr(Path, "stat", noted)
+        for _ in range(2):
+            assert await bench.store.readers.row("SELECT 1") == (1,)
+    assert looked
+    assert threading.main_thread() not in looked
+
+
+async def test_a_file_that_is_replaced_while_it_is_opened_is_not_read(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    connect = sqlite3.connect
+    async with open_bench(tmp_path) as bench:
+        path = bench.store.database.path
+        aside = path.with_name("other.db")
+        shutil.copy(path, aside)
+
+        def replaced_first(database: str, **options: object) -> sqlite3.Connection:
+            if database != ":memory:":
+                path.rename(path.with_name("away.db"))
+                aside.rename(path)
+            connection = connect(database, **options)
+            if database != ":memory:":
+                path.rename(aside)
+            return connection
+
+        monkeypatch.setattr(readers_module.sqlite3, "connect", replaced_first)
+        with pytest.raises(Refused):
+            await bench.store.readers.row("SELECT 1")
+        monkeypatch.undo()
+        path.with_name("away.db").rename(path)
+        assert await bench.store.readers.row("SELECT 1") == (1,)
 
 
 async def test_while_a_connection_hangs_no_other_is_opened_and_nobody_waits_for_it(
