@@ -120,8 +120,10 @@ class Reports:
         try:
             yield readers
         finally:
-            self._turns.release()
-            await readers.aclose()
+            try:
+                await readers.aclose()
+            finally:
+                self._turns.release()
 
 
 def usage_routes(reports: Reports) -> list[Route]:

@@ -38,13 +38,16 @@ class Readers:
         self._connection: aiosqlite.Connection | None = None
         self._opening: asyncio.Task[aiosqlite.Connection | sqlite3.Error] | None = None
         self._closing: asyncio.Future[object] | None = None
+        self._is_closed = False
 
     def another(self) -> "Readers":
         """Readers of the same store on a connection of their own."""
         return Readers(self._database, self._log)
 
     async def rows(self, sql: str, params: Sequence[Value] = ()) -> list[Row]:
-        """All rows. Raises Refused(STORE_UNAVAILABLE) when the store cannot be read."""
+        """All rows. Raises Refused(STORE_UNAVAILABLE) when the store cannot be read, or these readers are closed."""
+        if self._is_closed:
+            raise store_unavailable("shutting down")
         connection = None
         try:
             async with asyncio.timeout(READ_TIMEOUT_S):
@@ -70,6 +73,8 @@ class Readers:
         return found[0] if found else None
 
     async def aclose(self) -> None:
+        """Close, for good: what is being opened now is closed once it is open."""
+        self._is_closed = True
         if self._opening is not None:
             await asyncio.wait({self._opening}, timeout=CLOSING_S)
         await self._discard(self._connection)
@@ -124,6 +129,9 @@ class Readers:
             return error
         finally:
             self._opening = None
+        if self._is_closed:  # meanwhile: who closes has stopped waiting for us
+            self._closing = await _begin_closing(connection)
+            return sqlite3.OperationalError("closed while it was opened")
         self._connection = connection
         return connection
 

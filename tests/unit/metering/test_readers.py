@@ -163,6 +163,49 @@ async def test_a_file_that_is_replaced_while_it_is_opened_is_not_read(
         assert await bench.store.readers.row("SELECT 1") == (1,)
 
 
+async def test_closed_readers_read_no_more(tmp_path: Path) -> None:
+    async with open_bench(tmp_path) as bench:
+        readers = bench.store.readers.another()
+        assert await readers.row("SELECT 1") == (1,)
+        await readers.aclose()
+        threads = set(threading.enumerate())
+        found = await asyncio.gather(readers.row("SELECT 1"), return_exceptions=True)
+        has_opened = not set(threading.enumerate()) <= threads
+        await readers.aclose()  # a thread that stayed would keep the interpreter from ending
+        assert [type(each) for each in found] == [Refused]
+        assert not has_opened
+
+
+async def test_a_connection_that_opens_after_its_readers_were_closed_is_closed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(readers_module, "READ_TIMEOUT_S", 0.05)
+    monkeypatch.setattr(readers_module, "CLOSING_S", 0.05)
+    connect, goes_on, opened = sqlite3.connect, threading.Event(), []
+
+    def hangs(*args: object, **options: object) -> sqlite3.Connection:
+        goes_on.wait(10)
+        opened.append(connect(*args, **options, check_same_thread=False))
+        return opened[-1]
+
+    async with open_bench(tmp_path) as bench:
+        readers = bench.store.readers.another()
+        before = set(threading.enumerate())
+        monkeypatch.setattr(readers_module.sqlite3, "connect", hangs)
+        with pytest.raises(Refused):
+            await readers.row("SELECT 1")
+        await readers.aclose()
+        (thread,) = set(threading.enumerate()) - before
+        goes_on.set()
+        await asyncio.to_thread(thread.join, 5)
+        has_ended = not thread.is_alive()
+        await readers.aclose()  # a thread that stayed would keep the interpreter from ending
+        assert has_ended
+        (connection,) = opened
+        with pytest.raises(sqlite3.ProgrammingError, match="closed"):
+            connection.execute("SELECT 1")
+
+
 async def test_while_a_connection_hangs_no_other_is_opened_and_nobody_waits_for_it(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -1,5 +1,6 @@
 """Our own endpoints, over ASGI: health, readiness, metrics, and what a token's holder may ask."""
 
+import asyncio
 from collections.abc import AsyncIterator
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -8,6 +9,7 @@ from typing import Any
 import httpx
 import pytest
 
+from metering.admission import Caller
 from metering.clock import ManualClock
 from metering.errors import Reason, Refused
 from metering.ledger import (
@@ -26,6 +28,7 @@ from metering.prices import Priced, PricedLine, PriceTable
 from metering.rate_limits import RateLimits
 from metering.store.database import Database
 from metering.store.migrate import migrate
+from metering.store.readers import Readers
 from metering.store.store import open_store
 from metering.users import Directory
 from proxy.auth import Authenticator
@@ -33,7 +36,7 @@ from proxy.errors import BUSY_RETRY_AFTER_MAX_S, PLAIN_JSON, RETRY_CANNOT_HELP, 
 from proxy.surface import LimitView
 from proxy.telemetry import Telemetry
 from routes.own import OwnContext, own_app
-from routes.usage import REPORTS_PER_MINUTE
+from routes.usage import REPORTS_AT_ONCE_MAX, REPORTS_PER_MINUTE, Reports
 
 NOON = 1_795_176_000_000
 """2026-11-20T12:00:00Z."""
@@ -331,6 +334,41 @@ async def test_a_store_that_cannot_be_read_is_503(own: Own, tmp_path: Path) -> N
     answer = await own.ask("/api/user/usage")
     assert answer.status_code == 503
     assert int(answer.headers["retry-after"]) > 0
+
+
+async def test_a_report_keeps_its_turn_until_its_connection_is_closed(
+    own: Own, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    open_now, open_most = 0, 0
+    another, aclose = Readers.another, Readers.aclose
+
+    def opened(readers: Readers) -> Readers:
+        nonlocal open_now, open_most
+        open_now += 1
+        open_most = max(open_most, open_now)
+        return another(readers)
+
+    async def closes_slowly(readers: Readers) -> None:
+        nonlocal open_now
+        await aclose(readers)
+        if readers is own.context.store.readers:
+            return
+        for _ in range(50):
+            await asyncio.sleep(0)
+        open_now -= 1
+
+    monkeypatch.setattr(Readers, "another", opened)
+    monkeypatch.setattr(Readers, "aclose", closes_slowly)
+    context = own.context
+    reports = Reports(
+        authenticator=context.authenticator,
+        readers=context.store.readers,
+        rate_limits=context.rate_limits,
+        clock=own.clock,
+    )
+    caller = Caller("alice", "tok", load_plans()["free"])
+    await asyncio.gather(*(reports.usage(caller, {}) for _ in range(12)))
+    assert (open_now, open_most) == (0, REPORTS_AT_ONCE_MAX)
 
 
 # --- the plain dialect --------------------------------------------------------------------------------------
