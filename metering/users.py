@@ -96,7 +96,7 @@ SELECT_CREDENTIAL = """
 SELECT t.id, u.id, u.plan, u.status, t.expires_at_ms, t.revoked_at_ms
 FROM gateway_tokens t JOIN users u ON u.id = t.user_id WHERE t.token_hash = ?1"""
 INSERT_CHANGE = "INSERT INTO changes (kind, subject, at_ms) VALUES (?1, ?2, ?3)"
-SELECT_CHANGES = "SELECT seq, kind, subject FROM changes WHERE seq > ?1 ORDER BY seq LIMIT ?2"
+SELECT_CHANGES = "SELECT seq, kind, subject FROM changes WHERE seq >= ?1 ORDER BY seq LIMIT ?2"
 SELECT_LAST_CHANGE = "SELECT COALESCE(MAX(seq), 0) FROM changes"
 
 
@@ -249,10 +249,17 @@ class Directory:
         assert row is not None
         return cast("int", row[0])
 
-    async def changes_since(self, seq: int, *, changes_max: int = 1_000) -> list[tuple[int, str, str]]:
-        """(seq, kind, subject) of what happened after `seq`, oldest first."""
-        rows = await self._store.readers.rows(SELECT_CHANGES, (seq, changes_max))
-        return cast("list[tuple[int, str, str]]", rows)
+    async def changes_since(self, seq: int, *, changes_max: int = 1_000) -> list[tuple[int, str, str]] | None:
+        """(seq, kind, subject) of what happened after the change `seq` (0: from the first), oldest first.
+
+        None when the store has no such change, though none is ever deleted: it was restored from a backup.
+        """
+        rows = await self._store.readers.rows(SELECT_CHANGES, (seq, changes_max + 1))
+        if not seq:
+            return cast("list[tuple[int, str, str]]", rows[:changes_max])
+        if not rows or rows[0][0] != seq:
+            return None
+        return cast("list[tuple[int, str, str]]", rows[1:])
 
 
 def _token(row: Row) -> GatewayToken:

@@ -170,6 +170,11 @@ class Authenticator:
                 await self.start()
                 return
             changes = await self._directory.changes_since(self._seen_seq)
+            if changes is None:  # what we know is of a store that is no more
+                self._cache.clear()
+                self._seen_seq = None
+                await self.start()
+                return
         except Refused:
             self._failed_at_s = self._clock.monotonic_s()
             return

@@ -10,6 +10,7 @@ import pytest
 from metering.clock import ManualClock
 from metering.errors import Reason, Refused
 from metering.plans import load_plans
+from metering.store.writer import Step, Unit
 from metering.users import Directory
 from proxy.auth import Authenticator
 from tests.support.ledger import open_bench
@@ -24,7 +25,7 @@ class CountingDirectory(Directory):
     looks = 0
     is_broken = False
 
-    async def changes_since(self, seq: int, *, changes_max: int = 1_000) -> list[tuple[int, str, str]]:
+    async def changes_since(self, seq: int, *, changes_max: int = 1_000) -> list[tuple[int, str, str]] | None:
         self.looks += 1
         if self.is_broken:
             raise Refused(Reason.STORE_UNAVAILABLE, "broken")
@@ -133,4 +134,23 @@ async def test_who_could_not_begin_to_look_begins_when_the_store_works(
     await late.look_for_changes()
     with pytest.raises(Refused) as refusal:
         await late.authenticate({door.token})
+    assert refusal.value.reason is Reason.UNAUTHENTICATED
+
+
+async def test_who_looks_into_a_store_with_fewer_changes_than_were_heard_of_begins_anew(door: Door) -> None:
+    """As after a restore: what is known of tokens is of another store, and its next changes have old numbers."""
+    for number in range(5):
+        await door.directory.add_user(f"user{number}", plan="pro")
+        await door.directory.disable(f"user{number}")
+    await door.authenticator.look_for_changes()
+    assert await door.admits()
+    writer = door.directory._store.writer
+    await writer.submit(Unit([Step("DELETE FROM changes WHERE seq > 1", ())]))
+    await door.authenticator.look_for_changes()
+    assert not door.authenticator._cache
+    assert await door.admits()
+    await door.directory.revoke(door.token_id)
+    await door.authenticator.look_for_changes()
+    with pytest.raises(Refused) as refusal:
+        await door.admits()
     assert refusal.value.reason is Reason.UNAUTHENTICATED
