@@ -27,6 +27,7 @@ from automna_proxy.settings import Settings
 from metering.clock import Clock, SystemClock
 from metering.store.database import Database
 from metering.store.migrate import migrate
+from metering.store.serving import serving
 from proxy.downstream import bounded
 
 logger = logging.getLogger(__name__)
@@ -100,7 +101,8 @@ def serve(settings: Settings, *, host: str, port: int, workers: int) -> int:
     logger.info("serving on http://%s:%d with %d worker(s)", shown_host, shown_port, workers)
     if workers == 1:
         return run_worker(settings, listeners)
-    return _supervise(listeners, workers, settings)
+    with serving(database):  # also while a worker that died has no successor yet
+        return _supervise(listeners, workers, settings)
 
 
 def raise_descriptor_limit() -> None:

@@ -19,6 +19,7 @@ from metering.plans import load_plans
 from metering.prices import PriceTable
 from metering.rate_limits import RateLimits
 from metering.store.database import Database
+from metering.store.serving import serving
 from metering.store.store import Store, open_store
 from metering.tasks import spawn, stop
 from metering.users import Directory
@@ -88,7 +89,8 @@ async def running_service(settings: Settings, *, clock: Clock | None = None) -> 
     """A worker, from its first heartbeat to the last flush.
 
     The store must be migrated; it may be in trouble. Raises SettingError, PlansFileError, PriceFileError,
-    DatabaseUrlError, ValueError (upstream override), StoreMovedError (there is no store).
+    DatabaseUrlError, ValueError (upstream override), StoreMovedError (there is no store), StoreInUseError (it is being
+    restored).
     """
     clock = clock or SystemClock()
     plans, prices = load_plans(settings.plans_path), PriceTable.load(settings.prices_path)
@@ -96,6 +98,7 @@ async def running_service(settings: Settings, *, clock: Clock | None = None) -> 
     database = Database.from_url(settings.database_url, busy_timeout_s=settings.store_busy_timeout_s)
     bounds = bounds_of(settings)
     async with AsyncExitStack() as stack:
+        stack.enter_context(serving(database))
         store = await stack.enter_async_context(open_store(database, on_commit=telemetry.committed))
         worker_id = new_id(f"wrk_{socket.gethostname()[:20]}", clock.now_ms())
         ledger = Ledger(store, clock, worker_id)

@@ -21,6 +21,7 @@ from metering.reports import PeriodError
 from metering.store.backup import BackupError
 from metering.store.database import Database, DatabaseUrlError
 from metering.store.migrate import SchemaTooNewError, is_current, migrate
+from metering.store.serving import StoreInUseError
 from metering.store.store import Store, open_store
 from metering.store.trouble import explained
 from metering.users import DirectoryError, NotFoundError
@@ -56,6 +57,7 @@ _STATUS_OF_ERROR: tuple[tuple[type[Exception], Status], ...] = (
     (NotFoundError, Status.NOT_FOUND),
     (DirectoryError, Status.NO),
     (BackupError, Status.NO),
+    (StoreInUseError, Status.STORE),
     (PeriodError, Status.USAGE),
     (SettingError, Status.CONFIGURATION),
     (PlansFileError, Status.CONFIGURATION),

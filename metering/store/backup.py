@@ -9,7 +9,7 @@ one long flush at the end that every commit would wait behind.
 **Restore.** The store's content is replaced in one SQLite transaction under an exclusive lock, in the same file.
 Renaming a file over a store would be quicker, and wrong: whoever opened the old one meanwhile would write into a
 file that no longer has a name, and the old write-ahead log would be applied to the new content. So a store that
-anybody has open is refused, a crash half-way leaves the old content, owner and mode of the file stay.
+anybody has open, or serves, is refused, a crash half-way leaves the old content, owner and mode of the file stay.
 """
 
 import fcntl
@@ -21,6 +21,7 @@ from pathlib import Path
 
 from metering.store.database import Database
 from metering.store.migrate import SchemaTooNewError, migrations, version_of
+from metering.store.serving import StoreInUseError, not_served, serving_file
 
 STEP_PAGES = 2_048
 """Copied and flushed at once: 8 MiB at SQLite's page size."""
@@ -69,7 +70,7 @@ def new_copy(source: Database, target: Path, *, may_replace: bool) -> Iterator[P
 
 
 def _refuse_own_files(source: Database, target: Path) -> None:
-    own = {path.resolve() for path in (source.path, *_beside(source.path))}
+    own = {path.resolve() for path in (source.path, *_beside(source.path), serving_file(source))}
     if target.resolve() in own or target.with_name(target.name + PARTIAL).resolve() in own:
         raise BackupError(f"{target} is the store itself, or a file of it")
 
@@ -151,8 +152,15 @@ def put_back(copy: Path, target: Database, *, may_replace: bool) -> None:
     if not may_replace and path.exists() and path.stat().st_size:
         raise BackupError(f"there is a store at {path}; --force replaces it")
     path.parent.mkdir(parents=True, exist_ok=True)
-    with closing(Database(copy).connect_read_only()) as source, closing(_alone_on(target)) as store:
-        source.backup(store)
+    try:
+        with (
+            not_served(target),
+            closing(Database(copy).connect_read_only()) as source,
+            closing(_alone_on(target)) as store,
+        ):
+            source.backup(store)
+    except StoreInUseError:
+        raise _in_use(target) from None
     _flush_folder(path.parent)
 
 

@@ -10,7 +10,11 @@ import sys
 from contextlib import asynccontextmanager, closing
 from pathlib import Path
 
+import pytest
+
 from automna_proxy.commands.session import Status
+from metering.store.database import Database
+from metering.store.serving import StoreInUseError, not_served
 from simulators.anthropic import ReportedUsage, stalls_after
 from tests.support.gateway import messages_body
 from tests.support.ledger import new_database
@@ -113,6 +117,27 @@ async def test_copies_made_under_load_are_whole_and_a_server_on_one_admits_again
             answer = await client.post("/v1/messages", json=messages_body(stream=True))
             assert answer.status_code == 200
         await server.until_nothing_is_held()
+        await server.assert_verified()
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+async def test_a_server_beside_a_damaged_store_that_it_cannot_open_keeps_it_from_being_replaced(
+    tmp_path, vendor, workers
+):
+    async with serving(tmp_path, upstream=vendor.url, workers=workers) as server:
+        assert command(server.store, "backup", tmp_path / "copy").returncode == 0
+        with server.store.open("r+b") as file:
+            file.write(b"\xff" * 4_096)
+        await server.until(lambda: "file is not a database" in server.log())
+        for _ in range(100):  # between two attempts of the server nobody has the store open
+            with pytest.raises(StoreInUseError), not_served(Database(server.store)):
+                pass
+            await asyncio.sleep(0)
+        refused = await asyncio.to_thread(command, server.store, "restore", tmp_path / "copy", "--force")
+        assert "in use" in one_line(refused, Status.NO)
+        await server.kill_all()
+        assert command(server.store, "restore", tmp_path / "copy", "--force").returncode == 0
+        await server.start()
         await server.assert_verified()
 
 

@@ -1,5 +1,6 @@
 """Backup and restore: one instant of the store, whole or not there, and back without a trace of what was."""
 
+import errno
 import fcntl
 import os
 import sqlite3
@@ -18,6 +19,7 @@ from metering.store import backup as store_backup
 from metering.store.backup import BackupError, DamagedError
 from metering.store.database import Database
 from metering.store.migrate import SchemaTooNewError, migrate
+from metering.store.serving import StoreInUseError, not_served, serving
 from metering.verify import verify_file
 from tests.support.ledger import NOW_MS, Bench, gauge, money, new_database, open_bench, settlement
 
@@ -123,7 +125,7 @@ async def test_a_file_that_appears_during_the_copy_is_not_replaced(
     assert names(tmp_path) == ["copy", "store"]
 
 
-@pytest.mark.parametrize("suffix", ["", "-wal", "-shm", "-journal"])
+@pytest.mark.parametrize("suffix", ["", "-wal", "-shm", "-journal", "-serving"])
 async def test_a_copy_never_goes_over_the_store_or_its_files(
     bench: Bench, tmp_path: Path, suffix: str
 ) -> None:
@@ -253,7 +255,7 @@ async def test_a_write_ahead_log_that_was_left_behind_is_not_applied_to_the_copy
     other.path.write_bytes(store)  # as a killed server leaves them
     log.write_bytes(left)
     restore(copy, other, may_replace=True)
-    assert names(other.path.parent) == ["ledger.db"]
+    assert names(other.path.parent) == ["ledger.db", "ledger.db-serving"]
     with closing(other.connect_read_only()) as connection:
         assert connection.execute("SELECT * FROM users WHERE id = 'late'").fetchall() == []
 
@@ -266,7 +268,7 @@ async def test_a_log_without_its_store_is_not_applied_to_the_copy(
         log.write_bytes(bench.store.database.path.with_name("ledger.db-wal").read_bytes())
     other.path.unlink()
     assert restore(copy, other, may_replace=False).entries == 3
-    assert names(other.path.parent) == ["ledger.db"]
+    assert names(other.path.parent) == ["ledger.db", "ledger.db-serving"]
 
 
 async def test_a_store_that_somebody_has_open_is_refused(bench: Bench, copy: Path, other: Database) -> None:
@@ -281,13 +283,43 @@ async def test_a_store_that_somebody_has_open_is_refused(bench: Bench, copy: Pat
             restore(copy, other, may_replace=True)
 
 
+async def test_a_damaged_store_that_is_served_is_refused_though_nobody_has_it_open(
+    copy: Path, other: Database
+) -> None:
+    other.path.write_bytes(b"x" * 9_000)
+    with serving(other), serving(other):
+        with pytest.raises(BackupError, match="in use"):
+            restore(copy, other, may_replace=True)
+        assert other.path.read_bytes() == b"x" * 9_000
+    assert restore(copy, other, may_replace=True).entries == 3
+
+
+async def test_nobody_begins_to_serve_a_store_that_is_being_restored(other: Database) -> None:
+    with not_served(other), pytest.raises(StoreInUseError), serving(other):
+        pass
+
+
+async def test_a_folder_that_takes_no_lock_is_said_and_does_not_keep_a_server_from_serving(
+    other: Database, caplog: pytest.LogCaptureFixture
+) -> None:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(fcntl, "flock", _no_locks)
+        with serving(other):
+            pass
+    assert "would not be refused" in caplog.text
+
+
+def _no_locks(*_: object) -> None:
+    raise OSError(errno.ENOLCK, os.strerror(errno.ENOLCK))
+
+
 @pytest.mark.parametrize("content", [b"x" * 9_000, b"SQLite format 3\0" + b"\xff" * 5_000, b"short"])
 async def test_a_store_that_cannot_be_read_is_replaced(copy: Path, other: Database, content: bytes) -> None:
     other.path.write_bytes(content)
     other.path.with_name("ledger.db-wal").write_bytes(content)
     restore(copy, other, may_replace=True)
     assert verify_file(other).is_clean
-    assert names(other.path.parent) == ["ledger.db"]
+    assert names(other.path.parent) == ["ledger.db", "ledger.db-serving"]
 
 
 async def test_a_store_that_cannot_be_read_but_is_locked_is_refused(copy: Path, other: Database) -> None:
