@@ -148,13 +148,19 @@ class Authenticator:
         return self._clock.monotonic_s() - self._looked_at_s > self._stale_after_s
 
     async def _catch_up(self) -> None:
-        """Look now, for so long; not when a look has just failed. Raises Refused(STORE_UNAVAILABLE)."""
-        if self._clock.monotonic_s() - self._failed_at_s > self._poll_s:
-            with suppress(TimeoutError):
-                async with asyncio.timeout(self._stale_after_s):
+        """Look now, for so long; not when a look has just failed. Raises Refused(STORE_UNAVAILABLE).
+
+        A look that was slow is out of date when it is over: it tells what was so when it began. Then once more.
+        """
+        with suppress(TimeoutError):
+            async with asyncio.timeout(self._stale_after_s):
+                while self._is_stale() and not self._has_just_failed():
                     await self.look_for_changes()
         if self._is_stale():
             raise store_unavailable("revocations cannot be read")
+
+    def _has_just_failed(self) -> bool:
+        return self._clock.monotonic_s() - self._failed_at_s <= self._poll_s
 
     async def look_for_changes(self) -> None:
         """Forget what has changed since the last look. One look at a time: who comes during one waits for it."""

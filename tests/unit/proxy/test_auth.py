@@ -110,6 +110,21 @@ async def test_a_look_that_hangs_is_waited_for_no_longer_than_the_bound(
     assert await door.admits()
 
 
+async def test_after_a_look_that_was_slow_those_who_waited_for_it_look_once_more(
+    door: Door, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    changes_since, delays_s = door.directory.changes_since, [STALE_AFTER_S + 0.02, 0.0]
+
+    async def slow(seq: int) -> list[tuple[int, str, str]] | None:
+        door.clock.advance(delays_s.pop(0))
+        return await changes_since(seq)
+
+    monkeypatch.setattr(door.directory, "changes_since", slow)
+    door.clock.advance(STALE_AFTER_S + 5)
+    assert await asyncio.gather(*(door.admits() for _ in range(20))) == [True] * 20
+    assert delays_s == []
+
+
 async def test_who_could_not_begin_to_look_begins_when_the_store_works(
     door: Door, monkeypatch: pytest.MonkeyPatch
 ) -> None:
