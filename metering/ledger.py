@@ -471,6 +471,7 @@ class Ledger:
                     self._report_late_surely(reservation_id, late.settlement),
                     name=f"late report {reservation_id}",
                 )
+                self._store.writer.stay_open_for(reporting)
                 reporting.add_done_callback(lambda _: _tell(resolved, Resolved.ALREADY_RESOLVED))
 
         self._store.writer.submit(Unit(steps, must_keep=True)).add_done_callback(finished)
@@ -481,7 +482,8 @@ class Ledger:
             try:
                 await self.report_late(reservation_id, settlement)
             except Refused as error:
-                logger.warning("late report of %s, attempt %d: %s", reservation_id, attempt, error)
+                cause = self._store.writer.trouble or error.__cause__ or "it did not take it"
+                logger.warning("late report of %s, attempt %d: the store: %s", reservation_id, attempt, cause)
                 await asyncio.sleep(attempt)
             else:
                 return

@@ -130,6 +130,7 @@ class GroupCommitWriter:
         self._is_stopped = False
         self._closing_ends_s = 0.0
         self._undelivered_batches = 0
+        self._followers: set[asyncio.Future[None]] = set()
         self._connection: sqlite3.Connection | None = None
         self._trouble: str | None = None
         self._log = TroubleLog(logger, "the store")
@@ -182,6 +183,17 @@ class GroupCommitWriter:
             self._wake.notify()
         return ticket.future
 
+    def stay_open_for(self, follower: "asyncio.Future[None]") -> None:
+        """Closing waits, within its bound, for a task that makes further units of what was delivered."""
+        with self._wake:
+            self._followers.add(follower)
+        follower.add_done_callback(self._follower_ended)
+
+    def _follower_ended(self, follower: "asyncio.Future[None]") -> None:
+        with self._wake:
+            self._followers.discard(follower)
+            self._wake.notify()
+
     async def aclose(self) -> None:
         """Commit what is queued, then stop. Units of a store that stays in trouble are given up on, loudly."""
         with self._wake:
@@ -200,12 +212,16 @@ class GroupCommitWriter:
             self._watcher.cancel()
 
     def _abandon_thread(self) -> None:
-        """It hangs in a system call, and nothing can end it but the end of the process."""
+        """It hangs in a system call, and nothing can end it but the end of the process; or it waits for a follower."""
         with self._wake:
             self._is_stopped = True
             waiting = [*self._batch, *self._queue]
             self._queue.clear()
-        self._log_unwritten(sum(ticket.unit.must_keep for ticket in waiting))
+            self._wake.notify()
+        if self._followers:
+            logger.error("stopping with %d late reports unwritten: the estimates stand", len(self._followers))
+        if waiting:
+            self._log_unwritten(sum(ticket.unit.must_keep for ticket in waiting))
         for ticket in waiting:
             if not ticket.future.done():
                 _failed(ticket.future, store_unavailable("cannot be written"))
@@ -279,8 +295,10 @@ class GroupCommitWriter:
             return self._batch
 
     def _may_stop(self) -> bool:
-        """Not before all results are delivered: what nobody claims makes new units."""
-        return self._is_stopped or (self._is_closing and not self._undelivered_batches)
+        """Not before all results are delivered: what nobody claims, or what follows from a result, makes new
+        units."""
+        has_more = self._undelivered_batches or self._followers
+        return self._is_stopped or (self._is_closing and not has_more)
 
     def _attempt(self, batch: list[_Ticket]) -> list[_Delivery]:
         """Commit a batch. In trouble, what is not committed goes back into the queue or is refused."""
@@ -388,11 +406,14 @@ class GroupCommitWriter:
                 _failed(future, result)
             else:
                 future.set_result(result)
+        self._loop.call_soon(self._delivered)  # after the callbacks of these futures: they may make new units
+        if self._on_commit is not None:
+            self._on_commit(stats)
+
+    def _delivered(self) -> None:
         with self._wake:
             self._undelivered_batches -= 1
             self._wake.notify()
-        if self._on_commit is not None:
-            self._on_commit(stats)
 
 
 def _require_tables(connection: sqlite3.Connection) -> None:

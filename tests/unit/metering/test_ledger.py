@@ -444,6 +444,32 @@ async def test_an_adjustment_counts_the_tokens_that_the_expiry_did_not(bench: Be
     assert rows == [("expire", 15, 15), ("adjust", 25, 25)]
 
 
+@pytest.mark.parametrize("reports", [1, 30])
+async def test_late_reports_under_way_at_the_end_are_written_before_the_store_closes(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, reports: int
+) -> None:
+    async with open_bench(tmp_path) as bench:
+        reservations = [await bench.reserve(money(100, of=10_000), floor=10) for _ in range(reports)]
+        await bench.worker("wrk_b").expire_worker("wrk_a")
+        resolved = [bench.ledger.settle(reservation, settlement(70)) for reservation in reservations]
+    assert [future.result() for future in resolved] == [Resolved.ALREADY_RESOLVED] * reports
+    async with open_bench(tmp_path, database=bench.store.database) as again:
+        assert await again.account() == (70 * reports, 0)
+        assert len(await again.entries()) == 2 * reports
+        await again.assert_clean()
+    assert not caplog.records
+
+
+async def test_a_settle_that_waits_for_an_extension_at_the_end_is_written(tmp_path: Path) -> None:
+    async with open_bench(tmp_path) as bench:
+        reservation = await bench.reserve(money(100))
+        extending = asyncio.gather(bench.ledger.extend(reservation, [money(50)]))
+        await asyncio.sleep(0)
+        resolved = bench.ledger.settle(reservation, settlement(60))
+    assert await extending == [True]
+    assert resolved.result() is Resolved.DONE
+
+
 async def test_late_reports_that_race_adjust_once(bench: Bench) -> None:
     reservation = await bench.reserve(money(100), floor=30)
     await bench.ledger.expire_worker("wrk_a")

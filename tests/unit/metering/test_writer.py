@@ -370,6 +370,19 @@ async def test_closing_a_store_that_hangs_ends_within_a_bound_and_says_what_stay
     assert not writer._thread.is_alive()
 
 
+async def test_closing_waits_for_a_follower_within_a_bound_and_says_what_it_left(
+    database: Database, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(writer_module, "CLOSING_S", 0.1)
+    writer = GroupCommitWriter(Database(database.path, busy_timeout_s=0.1))
+    writer.stay_open_for(asyncio.get_running_loop().create_future())
+    await asyncio.wait_for(writer.aclose(), 5)
+    assert "stopping with 1 late reports unwritten" in caplog.text
+    assert "units unwritten" not in caplog.text
+    await asyncio.to_thread(writer._thread.join, 5)
+    assert not writer._thread.is_alive()
+
+
 async def test_a_file_that_was_deleted_is_trouble_and_no_empty_one_takes_its_place(
     database: Database,
 ) -> None:
