@@ -262,12 +262,13 @@ class Report:
         is_known = self.is_sound and {"input_tokens", "output_tokens"} <= self._counts.keys()
         if not self.is_sound:
             found.append(NOTE_UNSOUND)
-        if output_guess is not None:
+        is_exact = is_final and is_known
+        if output_guess is not None and not is_exact:
             if not is_known:
                 lines = _with_floor(lines, demand)
             if not is_known or self._stop_reason is None:
                 lines = _with_output(lines, min(output_guess, demand.ceiling.total(OUTPUT)))
-        return Usage(tuple(lines), is_exact=is_final and is_known, notes=tuple(dict.fromkeys(found)))
+        return Usage(tuple(lines), is_exact=is_exact, notes=tuple(dict.fromkeys(found)))
 
     def _overlay(self, usage: Any) -> None:
         if not isinstance(usage, dict):

@@ -376,6 +376,11 @@ def test_a_whole_answer_without_usage_is_never_complete_nor_exact(body):
     assert (reader.is_complete, reader.usage().is_exact) == (False, False)
 
 
+def test_a_whole_answer_that_gives_no_reason_to_stop_costs_what_it_reported_all_the_same():
+    usage = read(message({"input_tokens": 4, "output_tokens": 3}, stop_reason=None) + b" " * 900)
+    assert (usage.total(INPUT), usage.total(OUTPUT), usage.is_exact) == (4, 3, True)
+
+
 def test_a_whole_answer_whose_transfer_never_ended_stands_as_reported():
     reader = observer("application/json")
     body = message({"input_tokens": 9, "output_tokens": 700})
