@@ -1,9 +1,11 @@
-"""What holds for every test: where CI says so, a skip is a failure."""
+"""What holds for every test: where CI says so, a skip is a failure. And a vendor to stand before."""
 
 import os
+from collections.abc import AsyncIterator
 
 import pytest
 
+from simulators.anthropic import AnthropicSimulator
 from tests.fixtures_llm import FOLDER
 
 
@@ -17,3 +19,9 @@ def pytest_runtest_makereport(item, call):
         if str(FOLDER) not in reason:
             report.outcome = "failed"
             report.longrepr = f"skipped, which is a failure under CI: {reason}"
+
+
+@pytest.fixture
+async def vendor() -> AsyncIterator[AnthropicSimulator]:
+    async with AnthropicSimulator() as simulator:
+        yield simulator

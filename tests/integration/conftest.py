@@ -1,19 +1,10 @@
-"""The loop that the service runs on, and a vendor to stand before."""
+"""The loop that the service runs on."""
 
 import asyncio
-from collections.abc import AsyncIterator, Callable, Mapping
+from collections.abc import Callable, Mapping
 
-import pytest
 import uvloop
-
-from simulators.anthropic import AnthropicSimulator
 
 
 def pytest_asyncio_loop_factories() -> Mapping[str, Callable[[], asyncio.AbstractEventLoop]]:
     return {"uvloop": uvloop.new_event_loop}
-
-
-@pytest.fixture
-async def vendor() -> AsyncIterator[AnthropicSimulator]:
-    async with AnthropicSimulator() as simulator:
-        yield simulator

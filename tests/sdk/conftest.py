@@ -1,23 +1,16 @@
-"""The loop that the service runs on, a vendor to stand before, and the SDKs."""
+"""The loop that the service runs on, and the SDKs."""
 
 import asyncio
-from collections.abc import AsyncIterator, Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 
 import pytest
 import uvloop
 
-from simulators.anthropic import AnthropicSimulator
 from tests.support.sdk import Sdk, running_sdk
 
 
 def pytest_asyncio_loop_factories() -> Mapping[str, Callable[[], asyncio.AbstractEventLoop]]:
     return {"uvloop": uvloop.new_event_loop}
-
-
-@pytest.fixture
-async def vendor() -> AsyncIterator[AnthropicSimulator]:
-    async with AnthropicSimulator() as simulator:
-        yield simulator
 
 
 @pytest.fixture(scope="module", params=["2-sync", "2-async", "0-sync", "0-async"])
