@@ -32,17 +32,14 @@ def serve(
 
     Example: ANTHROPIC_API_KEY=... automna-proxy serve --host 0.0.0.0 --workers 4
     """
-    from automna_proxy.server import ListenError  # noqa: PLC0415 - other commands start faster without
-    from automna_proxy.server import serve as run_server  # noqa: PLC0415 - as above
+    from automna_proxy import server  # noqa: PLC0415 - other commands start faster without
 
     settings, database = current_settings(), current_database()
     try:
-        status = run_server(settings, host=host, port=port, workers=workers)
-    except sqlite3.Error as error:
+        status = server.serve(settings, host=host, port=port, workers=workers)
+    except (sqlite3.Error, OSError) as error:
         raise unusable(database, error) from error
-    except OSError as error:
-        raise unusable(database, error) from error
-    except ListenError as error:
+    except server.ListenError as error:
         raise CommandError(Status.CONFIGURATION, str(error)) from error
     raise typer.Exit(status)
 

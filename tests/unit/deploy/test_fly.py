@@ -77,7 +77,8 @@ def test_paths_are_those_that_the_server_answers() -> None:
 
 def test_fly_waits_until_streams_have_ended_and_the_ledger_is_flushed(settings: Settings) -> None:
     assert FLY["kill_signal"] == "SIGTERM" == told(STAGES["fly"], "STOPSIGNAL")[0]
-    takes_s = settings.drain_notice_s + settings.drain_streams_s + KILL_GRACE_S
+    streams_s = settings.drain_notice_s + settings.drain_streams_s
+    takes_s = streams_s + settings.store_busy_timeout_s + KILL_GRACE_S
     assert takes_s < FLY["kill_timeout"] <= FLY_KILL_TIMEOUT_MAX_S
 
 
