@@ -20,7 +20,8 @@ from metering.plans import Plans
 from metering.store.writer import store_unavailable
 from metering.tasks import spawn
 from metering.users import TOKEN_PREFIX, Credential, Directory, hash_of
-from proxy.surface import HeaderKey, Headers
+from proxy.query import name_of, parameters
+from proxy.surface import HeaderKey, Headers, QueryKey, TokenPlace
 
 GATEWAY_TOKEN_BYTES_MAX = 512
 """Longer ones are not ours: they are not even hashed."""
@@ -28,19 +29,40 @@ GATEWAY_TOKEN_BYTES_MAX = 512
 _TOKEN = re.compile(rf"{TOKEN_PREFIX}[\w-]+", re.ASCII)
 
 
-def find_gateway_tokens(places: Sequence[HeaderKey], headers: Headers) -> set[bytes]:
-    """The distinct credentials a request carries in the places where the surface looks for them."""
-    found = set()
-    for name, value in headers:
-        for place in places:
-            if name == place.name.encode():
-                scheme = place.scheme.encode().lower()
-                if not scheme:
-                    found.add(value.strip())
-                elif value[: len(scheme)].lower() == scheme:
-                    found.add(value[len(scheme) :].strip())
-    found.discard(b"")
-    return found
+class TokenPlaces:
+    """Where a surface looks for gateway tokens, made ready."""
+
+    __slots__ = ("_headers", "_parameters")
+
+    def __init__(self, places: Sequence[TokenPlace]) -> None:
+        self._headers = [
+            (place.name.encode(), place.scheme.encode().lower())
+            for place in places
+            if isinstance(place, HeaderKey)
+        ]
+        self._parameters = frozenset(place.name for place in places if isinstance(place, QueryKey))
+
+    def find(self, headers: Headers, query: bytes) -> set[bytes]:
+        """The distinct credentials a request carries in these places."""
+        found = set()
+        for name, value in headers:
+            for known, scheme in self._headers:
+                if name == known:
+                    if not scheme:
+                        found.add(value.strip())
+                    elif value[: len(scheme)].lower() == scheme:
+                        found.add(value[len(scheme) :].strip())
+        if self._parameters and query:
+            found.update(value for name, value in parameters(query) if name in self._parameters)
+        found.discard(b"")
+        return found
+
+    def removed(self, query: bytes) -> bytes:
+        """The query without them; what is left is byte for byte as it was."""
+        if not self._parameters or not query:
+            return query
+        kept = [piece for piece in query.split(b"&") if name_of(piece) not in self._parameters]
+        return b"&".join(kept)
 
 
 def conceal_tokens(refused: Refused) -> None:

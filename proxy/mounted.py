@@ -5,6 +5,7 @@ import urllib.parse
 from collections.abc import Iterable, Mapping
 
 from metering.errors import Reason, Refused
+from proxy.auth import TokenPlaces
 from proxy.bounds import Bounds
 from proxy.headers import answer_filter, request_filter
 from proxy.surface import Headers, Operation, Surface
@@ -14,6 +15,10 @@ _UNSAFE = re.compile(rb"%2f|%5c|%00|//|\\|(?:^|/)(?:\.|%2e){1,2}(?:/|$)", re.IGN
 """Encoded slashes, empty and dot segments: no declared path has them, and vendors may resolve them."""
 
 
+_PIECE = re.compile(r"\{(?P<name>\w+)(?::(?P<choices>[^{}]*))?\}")
+"""A named piece of an operation's path."""
+
+
 class Mounted:
     """One surface of this process. Raises ValueError when an upstream override is malformed."""
 
@@ -21,6 +26,7 @@ class Mounted:
         upstream = surface.upstream
         self.surface = surface
         self.request_filter = request_filter(surface)
+        self.token_places = TokenPlaces(surface.token_places)
         self._key = variables.get(upstream.key_env, "")
         self.answer_filter = answer_filter(surface)
         self.options = {name: variables.get(name, default) for name, default, _ in surface.options}
@@ -90,10 +96,12 @@ class Mounted:
         if "{" not in operation.path:
             self._exact[operation.method, operation.path.encode()] = operation
             return
-        pieces = re.split(r"\{(\w+)\}", operation.path)
-        pattern = "".join(
-            f"(?P<{piece}>[^/]+)" if index % 2 else re.escape(piece) for index, piece in enumerate(pieces)
-        )
+        pattern, written = "", 0
+        for piece in _PIECE.finditer(operation.path):
+            choices = "|".join(map(re.escape, piece["choices"].split("|"))) if piece["choices"] else "[^/]+"
+            pattern += f"{re.escape(operation.path[written : piece.start()])}(?P<{piece['name']}>{choices})"
+            written = piece.end()
+        pattern += re.escape(operation.path[written:])
         self._templates.append((operation.method, re.compile(pattern.encode()), operation))
 
 

@@ -16,6 +16,7 @@ import time
 from collections import Counter
 from dataclasses import replace
 from typing import Any
+from urllib.parse import unquote_to_bytes
 
 import orjson
 
@@ -28,13 +29,14 @@ from metering.money import credits_left, credits_of
 from metering.prices import Priced, PriceTable
 from metering.usage import NOTHING, Usage
 from proxy import forbidden
-from proxy.auth import Authenticator, conceal_tokens, find_gateway_tokens
+from proxy.auth import Authenticator, conceal_tokens
 from proxy.bounds import Bounds
 from proxy.decoding import decoder_for
 from proxy.downstream import BODILESS, CONNECTION, Connection
 from proxy.exchange import Exchange, Receive, Scope
 from proxy.headers import accepts_gzip
 from proxy.mounted import Mounted
+from proxy.query import check as check_query
 from proxy.relay import Relay, send_body
 from proxy.silence import SilenceKeeper
 from proxy.surface import AnswerHead, Headers, Inbound, LimitView, Pricing, Rendered
@@ -135,13 +137,16 @@ class Engine:
         await exchange.connection.drain()  # sent ahead: nothing is done for who does not read what it has
         scope = exchange.scope
         exchange.operation, params = mounted.match(scope["method"], path)
-        tokens = find_gateway_tokens(mounted.surface.token_places, scope["headers"])
+        tokens = mounted.token_places.find(scope["headers"], scope["query_string"])
         exchange.caller = await self._authenticator.authenticate(tokens)
         (exchange.gateway_token,) = tokens
-        if exchange.gateway_token in path or exchange.gateway_token in scope["query_string"]:
-            raise Refused(Reason.BAD_REQUEST, "The gateway token belongs into a header, not into the URL.")
+        query = mounted.token_places.removed(scope["query_string"])
+        if exchange.gateway_token in path or (query and exchange.gateway_token in unquote_to_bytes(query)):
+            raise Refused(Reason.BAD_REQUEST, "The gateway token does not belong into the URL.")
+        if query and exchange.operation.query is not None:
+            check_query(exchange.operation.query, query)
         credential = mounted.credential
-        exchange.inbound = await self._read(exchange, params)
+        exchange.inbound = await self._read(exchange, params, query)
         request = self._price(exchange, mounted)
         exchange.admitted = await self._admission.admit(exchange.caller, request)
         exchange.admitted_s = time.monotonic()
@@ -156,11 +161,11 @@ class Engine:
 
     # --- read ----------------------------------------------------------------------------------------
 
-    async def _read(self, exchange: Exchange, params: Any) -> Inbound:
+    async def _read(self, exchange: Exchange, params: Any, query: bytes) -> Inbound:
         """The body, bounded, as it came; and its fields where there is one."""
         scope, operation = exchange.scope, exchange.operation
         assert operation is not None
-        inbound = Inbound(scope["method"], params, scope["query_string"], scope["headers"], b"", {})
+        inbound = Inbound(scope["method"], params, query, scope["headers"], b"", {})
         if inbound.method == "GET":
             if not exchange.connection.has_whole_request:
                 await self._body(exchange)  # not passed on; but what is not whole, or breaks, is no request

@@ -3,13 +3,17 @@
 When a vendor seems to need an `if` in the engine, a word is missing here: add the word.
 """
 
-from collections.abc import Mapping, Sequence
+import re
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 from metering.errors import Refused
 from metering.prices import PriceTable
 from metering.usage import NOTHING, Usage
+
+_CHOICES = re.compile(r":[^{}]*\}")
+"""The words that a piece of a path is limited to, as they stand in its template."""
 
 Headers = list[tuple[bytes, bytes]]
 """Header names are lower case on both sides of the proxy (ASGI's rule); order and repetition are kept."""
@@ -31,6 +35,17 @@ class HeaderKey:
 
 
 BEARER = HeaderKey("authorization", "Bearer ")
+
+
+@dataclass(frozen=True, slots=True)
+class QueryKey:
+    """A query parameter that carries a gateway token. It is taken out on the way up; the rest of the query
+    stays byte for byte."""
+
+    name: str
+
+
+TokenPlace = HeaderKey | QueryKey
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,6 +105,18 @@ class Pricing:
 
 
 @dataclass(frozen=True, slots=True)
+class AddedEvent:
+    """The one event of a stream that is there only because we asked for it: it does not go down.
+
+    `is_it` decides by an event's data; only events in whose bytes `marker` stands are asked about. The first
+    that is it is taken out, with its framing; a second is the vendor's own doing and passes.
+    """
+
+    marker: bytes
+    is_it: Callable[[bytes], bool]
+
+
+@dataclass(frozen=True, slots=True)
 class Demand:
     """What a request may cause. `ceiling` is the most it can use (held); `floor` is what it uses as soon as
     the vendor has it (booked when nothing better is ever learnt). `models` are all models it may run on."""
@@ -98,6 +125,12 @@ class Demand:
     is_streaming: bool = False
     ceiling: Usage = NOTHING
     floor: Usage = NOTHING
+    body: bytes | None = None
+    """What goes up instead of the client's body, where a stream tells its usage only when asked to."""
+    added_event: AddedEvent | None = None
+    """What such a stream then has too much."""
+    is_deferred: bool = False
+    """The work may go on after its answer (see Deferred)."""
 
 
 NO_DEMAND = Demand()
@@ -175,6 +208,58 @@ class ForbiddenField:
 
 
 @dataclass(frozen=True, slots=True)
+class HandsOut:
+    """Where an answer carries the id of an object that the vendor keeps for the user who asked.
+
+    It is bound to that user, durably, before the client sees the bytes that carry it: the whole body, or in a
+    stream the first event with it. `path`: keys joined by dots from the top of the body or of an event's
+    data; a list on the way stands for each of its items. `when` tells requests whose answer hands out nothing
+    that lasts.
+    """
+
+    kind: str
+    path: str
+    when: Callable[[Inbound], bool] | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Names:
+    """Where a request names an object: in its path, its query, or its body (one of the three).
+
+    Checked on the decoded value. Another user's is 404, in `words` ({id} is replaced); so is one that nobody
+    owns, unless `may_be_unknown` (clients invent ids of their own for some kinds, which reach nothing).
+    `body_field` is as HandsOut.path; `when` narrows it to objects, those that hold the id, of which it is true.
+    `facts` go to the dialect: how the vendor tells which parameter was wrong.
+    """
+
+    kind: str
+    words: str
+    path_param: str = ""
+    query_param: str = ""
+    body_field: str = ""
+    may_be_unknown: bool = False
+    when: Callable[[Mapping[str, Any]], bool] | None = None
+    facts: Mapping[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class Deferred:
+    """Work that goes on after the request that started it; its hold stays until a poll finds it ended.
+
+    `kind`: of the object under which it goes on (handed out by the same operation). `path`: where the vendor
+    is asked about it, {id} is replaced. `is_running` reads an answer's observer, of the first answer and of
+    every poll: whether the work goes on. The observer of a poll is the operation's own, given `poll_demand`.
+    Times in seconds: a poll every `poll_s`, given up after `due_s`: then it is booked as an estimate.
+    """
+
+    kind: str
+    path: str
+    is_running: Callable[[Observer], bool]
+    poll_s: float = 10.0
+    due_s: float = 3_600.0
+
+
+@dataclass(frozen=True, slots=True)
 class Example:
     """One exchange of an operation: the conformance suite tests every operation from it."""
 
@@ -187,18 +272,27 @@ class Example:
 
 @dataclass(frozen=True, slots=True)
 class Operation:
-    """One metered method and path. `path` may hold `{name}` segments; what is not declared is 404."""
+    """One metered method and path. `path` may hold `{name}` pieces, which match anything but a slash, and
+    `{name:this|that}`, which match these words; what is not declared is 404.
+
+    `query`: the parameters that may stand in the query, others are 400; None where no parameter of the vendor
+    can reach anything.
+    """
 
     method: str
     path: str
     meter: Meter
     example: Example
     forbidden: tuple[ForbiddenField, ...] = ()
+    query: tuple[str, ...] | None = None
+    names: tuple[Names, ...] = ()
+    hands_out: tuple[HandsOut, ...] = ()
+    deferred: Deferred | None = None
 
     @property
     def name(self) -> str:
         """The label in metrics and entries: `POST /v1/messages`."""
-        return f"{self.method} {self.path}"
+        return f"{self.method} {_CHOICES.sub('}', self.path)}"
 
 
 # --- how a surface speaks -----------------------------------------------------------------------------
@@ -262,7 +356,7 @@ class Surface:
     """The vendor's id in the price table."""
     mounts: tuple[str, ...]
     upstream: Upstream
-    token_places: tuple[HeaderKey, ...]
+    token_places: tuple[TokenPlace, ...]
     operations: Sequence[Operation]
     dialect: Dialect
     dropped_request_headers: tuple[str, ...] = ()

@@ -11,10 +11,11 @@ from starlette.responses import Response
 from starlette.routing import Route
 
 from metering.errors import Reason, Refused
-from proxy.auth import find_gateway_tokens
+from proxy.auth import TokenPlaces
 from proxy.surface import BEARER
 from proxy.telemetry import Telemetry
 
+_OPERATORS_TOKEN = TokenPlaces((BEARER,))
 NOT_READY_RETRY_AFTER_S = 2
 """A store in trouble or a worker that stops: either is over, or somebody else's, in seconds."""
 _OK = orjson.dumps({"status": "ok"})
@@ -77,6 +78,6 @@ def _port_of(request: Request) -> int | None:
 
 
 def _carries(request: Request, metrics_token: str) -> bool:
-    given = find_gateway_tokens((BEARER,), list(request.scope["headers"]))
+    given = _OPERATORS_TOKEN.find(list(request.scope["headers"]), b"")
     expected = metrics_token.encode("utf-8", "surrogateescape")
     return len(given) == 1 and hmac.compare_digest(given.pop(), expected)

@@ -21,7 +21,7 @@ from metering.rate_limits import RateLimits
 from metering.reports import GroupBy, PeriodError, balances_of, credits_as_json, instant, period_of, usage_of
 from metering.store.readers import Readers
 from metering.store.writer import store_unavailable
-from proxy.auth import Authenticator, find_gateway_tokens
+from proxy.auth import Authenticator, TokenPlaces
 from proxy.surface import BEARER, HeaderKey, Headers
 from proxy.telemetry import OWN_EXCHANGE
 
@@ -31,7 +31,7 @@ TURN_TIMEOUT_S = 5.0
 """For a turn: only a store that hangs lets a report wait so long."""
 REPORTS_PER_MINUTE = 60
 """Per user, beside the plan's requests per minute: looking at one's limits must not use them up."""
-TOKEN_PLACES = (BEARER, HeaderKey("authorization"), HeaderKey("x-api-key"))
+TOKEN_PLACES = TokenPlaces((BEARER, HeaderKey("authorization"), HeaderKey("x-api-key")))
 
 
 class Reports:
@@ -94,7 +94,7 @@ class Reports:
     async def caller(self, request: Request) -> Caller:
         """Whose gateway token it is. Raises Refused: no token, or too many reports a minute."""
         headers: Headers = list(request.scope["headers"])
-        found = find_gateway_tokens(TOKEN_PLACES, headers)
+        found = TOKEN_PLACES.find(headers, b"")
         # The bare form of the header also finds `Bearer X`, which is X and not a second token.
         tokens = {token for token in found if token[:7].lower() != b"bearer "}
         caller = await self._authenticator.authenticate(tokens)
