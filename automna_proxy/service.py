@@ -11,10 +11,12 @@ from typing import Any
 from automna_proxy.settings import Settings
 from metering.admission import Admission
 from metering.clock import Clock, SystemClock
+from metering.deferred import DeferredWorks
 from metering.errors import Refused
 from metering.heartbeat import Heartbeat
 from metering.ids import new_id
 from metering.ledger import Ledger
+from metering.objects import Objects
 from metering.plans import load_plans
 from metering.prices import PriceTable
 from metering.rate_limits import RateLimits
@@ -25,6 +27,7 @@ from metering.tasks import spawn, stop
 from metering.users import Directory
 from proxy.auth import Authenticator
 from proxy.bounds import Bounds
+from proxy.deferral import Deferrals
 from proxy.mounted import Mounted
 from proxy.pipeline import Engine
 from proxy.telemetry import Telemetry
@@ -125,6 +128,16 @@ async def running_service(settings: Settings, *, clock: Clock | None = None) -> 
         stack.push_async_callback(_leave, heartbeat)
         client = UpstreamClient(connections_max=settings.upstream_connections_max)
         stack.push_async_callback(client.aclose)
+        mounted = tuple(Mounted(surface, settings.vendors, bounds) for surface in SURFACES)
+        deferrals = Deferrals(
+            works=DeferredWorks(store, clock),
+            mounted=mounted,
+            ledger=ledger,
+            prices=prices,
+            client=client,
+            telemetry=telemetry,
+            clock=clock,
+        )
         engine = Engine(
             bounds=bounds,
             authenticator=authenticator,
@@ -134,9 +147,10 @@ async def running_service(settings: Settings, *, clock: Clock | None = None) -> 
             client=client,
             telemetry=telemetry,
             clock=clock,
+            objects=Objects(store, clock),
+            deferrals=deferrals,
         )
         stack.push_async_callback(engine.wait_until_idle)
-        mounted = tuple(Mounted(surface, settings.vendors, bounds) for surface in SURFACES)
 
         async def not_ready() -> str | None:
             return await service.not_ready()
@@ -155,6 +169,7 @@ async def running_service(settings: Settings, *, clock: Clock | None = None) -> 
         _in_background(stack, "changes", authenticator.follow_changes())
         _in_background(stack, "heartbeat", heartbeat.run())
         _in_background(stack, "checkpoints", engine.keep_checkpointing())
+        _in_background(stack, "deferred work", deferrals.keep_polling())
         _in_background(stack, "gauges", service.keep_gauges())
         yield service
 

@@ -34,6 +34,8 @@ class Request:
     models: tuple[str, ...]
     ceiling_nanousd: int
     floor_nanousd: int
+    due_in_s: float | None = None
+    """The work may go on after its request; its hold lives for so long without a word of it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -106,6 +108,9 @@ class Admission:
             model=request.models[0] if request.models else None,
             holds=holds,
             floor_nanousd=request.floor_nanousd,
+            due_at_ms=(
+                None if request.due_in_s is None else self._clock.now_ms() + round(request.due_in_s * 1000)
+            ),
         )
         reservation = await self._ledger.reserve(intent)
         if isinstance(reservation, Declined):

@@ -22,6 +22,8 @@ class Reason(enum.StrEnum):
     """413: the body is longer than BODY_BYTES_MAX."""
     MODEL_UNAVAILABLE = "model_unavailable"
     """404: the model is not in the plan, or has no price."""
+    OBJECT_NOT_FOUND = "object_not_found"
+    """404: the request names an object that is not this user's: for them it does not exist."""
     BUDGET_EXHAUSTED = "budget_exhausted"
     """402 (OpenAI, Gemini: 429): the period's allowance cannot cover this request. Waiting does not help."""
     BUDGET_HELD = "budget_held"

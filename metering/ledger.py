@@ -56,6 +56,8 @@ class Outcome(enum.StrEnum):
     TIMED_OUT = "timed_out"
     WORKER_DIED = "worker_died"
     NOT_SENT = "not_sent"
+    DEFERRED = "deferred"
+    """In logs and metrics only: the work goes on, its entry comes when it has ended."""
 
 
 class Hold(NamedTuple):
@@ -194,6 +196,9 @@ WHERE worker_id = ?1 AND state = 'HELD' AND due_at_ms IS NULL ORDER BY id LIMIT 
 SELECT_HELD_OVERDUE = f"""
 SELECT {HELD_COLUMNS} FROM reservations
 WHERE state = 'HELD' AND due_at_ms IS NOT NULL AND due_at_ms < ?1 ORDER BY id LIMIT ?2"""
+
+SELECT_HELD = f"""
+SELECT {HELD_COLUMNS} FROM reservations WHERE id = ?1 AND state = 'HELD'"""
 
 SELECT_BOOKED = """
 SELECT state, booked_nanousd, lines, adjusted_at_ms FROM reservations WHERE id = ?1"""
@@ -438,6 +443,25 @@ class Ledger:
         row = await self._store.readers.row(SELECT_ACCOUNT, (owner, meter, period))
         return Balance(*cast("tuple[int, int, int]", row)) if row else Balance(0, 0, 0)
 
+    async def held(self, reservation_id: str) -> Reservation | None:
+        """A reservation that nobody has resolved yet, whichever worker made it; None when there is none.
+
+        Raises Refused(STORE_UNAVAILABLE).
+        """
+        row = await self._store.readers.row(SELECT_HELD, (reservation_id,))
+        if row is None:
+            return None
+        intent, lines, _, _, created_at_ms = _held(row)
+        return Reservation(intent, lines, created_at_ms, {})
+
+    async def awaits_report(self, reservation_id: str) -> bool:
+        """Whether an exact report would still be booked: it is held, or expired and not adjusted yet.
+
+        Raises Refused(STORE_UNAVAILABLE).
+        """
+        row = await self._store.readers.row(SELECT_BOOKED, (reservation_id,))
+        return row is not None and (row[0] == "HELD" or (row[0] == "EXPIRED" and row[3] is None))
+
     # --- inside ----------------------------------------------------------------------------------
 
     def _resolve(
@@ -547,6 +571,14 @@ class Ledger:
 # --- rows --------------------------------------------------------------------------------------------
 
 NO_COST = Priced(cost_nanousd=0, lines=(), flags=())
+
+
+def bounded(priced: Priced, at_least_nanousd: int, at_most_nanousd: int) -> Priced:
+    """An estimate: never below the last checkpoint and never above the hold."""
+    cost_nanousd = min(max(priced.cost_nanousd, at_least_nanousd), at_most_nanousd)
+    if cost_nanousd == priced.cost_nanousd:
+        return priced
+    return replace(priced, cost_nanousd=cost_nanousd, flags=(*priced.flags, NOT_FROM_USAGE))
 
 
 class _Booked(NamedTuple):

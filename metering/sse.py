@@ -165,6 +165,68 @@ class SseScanner:
             yield SseEvent(kind, b"\n".join(data), start)
 
 
+class EventCutter:
+    """Cuts a stream after its events: bytes in, out comes what is whole. No byte is changed, added or lost.
+
+    An event longer than `event_bytes_max` sets `is_too_long`, and nothing more comes out.
+    """
+
+    __slots__ = ("_event_bytes_max", "_pending", "is_too_long")
+
+    def __init__(self, *, event_bytes_max: int = EVENT_BYTES_MAX) -> None:
+        self._event_bytes_max = event_bytes_max
+        self._pending = bytearray()
+        self.is_too_long = False
+
+    def feed(self, chunk: bytes) -> bytes:
+        """The whole events that `chunk` completes, with their framing."""
+        if not self._pending and chunk.endswith(b"\n\n"):  # the usual case: vendors flush after each event
+            return chunk
+        before = bytes(self._pending[-3:])
+        window = before + chunk
+        end = _last_blank_line(window)
+        if end <= len(before):  # in what was here already there was none
+            self._pending += chunk
+            self.is_too_long = self.is_too_long or len(self._pending) > self._event_bytes_max
+            return b""
+        cut = end - len(before)
+        whole = bytes(self._pending) + chunk[:cut]
+        self._pending = bytearray(chunk[cut:])
+        return whole
+
+    def end(self) -> bytes:
+        """The stream is over: what is left, an event that only lacks its empty line."""
+        rest = bytes(self._pending)
+        self._pending.clear()
+        return rest
+
+    @staticmethod
+    def events(whole: bytes) -> list[bytes]:
+        """The events in what `feed` or `end` gave, each with its framing."""
+        ends = [0, *(match.end() for match in _BLANK_LINE.finditer(whole))]
+        if ends[-1] < len(whole):
+            ends.append(len(whole))
+        return [whole[begin:end] for begin, end in pairwise(ends)]
+
+
+def data_of(event: bytes) -> bytes:
+    """The data of one event, as `EventCutter.events` gives it: its data lines joined with LF."""
+    lines = event.removeprefix(_BYTE_ORDER_MARK).splitlines()
+    fields = [line.partition(b":") for line in lines]
+    return b"\n".join(value.removeprefix(b" ") for name, _, value in fields if name == b"data")
+
+
+def _last_blank_line(window: bytes) -> int:
+    """Where the last empty line in `window` ends, 0 when there is none."""
+    if b"\r" not in window:
+        at = window.rfind(b"\n\n")
+        return 0 if at < 0 else at + 2
+    end = 0
+    for match in _BLANK_LINE.finditer(window):
+        end = match.end()
+    return end
+
+
 def _all_crlf(chunk: bytes, start: int) -> bool:
     pairs = chunk.count(b"\r\n", start)
     return pairs == chunk.count(b"\r", start) == chunk.count(b"\n", start)

@@ -19,6 +19,7 @@ STATUS: Mapping[Reason, int] = {
     Reason.HEAD_TOO_LARGE: 431,
     Reason.TOO_LARGE: 413,
     Reason.MODEL_UNAVAILABLE: 404,
+    Reason.OBJECT_NOT_FOUND: 404,
     Reason.BUDGET_EXHAUSTED: 402,
     Reason.BUDGET_HELD: 429,
     Reason.RATE_LIMITED: 429,
@@ -43,6 +44,7 @@ RETRY_CANNOT_HELP = frozenset(
         Reason.HEAD_TOO_LARGE,
         Reason.TOO_LARGE,
         Reason.MODEL_UNAVAILABLE,
+        Reason.OBJECT_NOT_FOUND,
         Reason.BUDGET_EXHAUSTED,
         Reason.NOT_CONFIGURED,
     }

@@ -34,6 +34,7 @@ class Exchange:
         "gateway_token",
         "head_is_out",
         "inbound",
+        "is_deferred",
         "is_done",
         "is_estimated",
         "is_forwarded",
@@ -106,6 +107,8 @@ class Exchange:
         self.outcome: Outcome | None = None
         self.settled: asyncio.Future[Resolved] | None = None
         """The resolution of the reservation, from the moment it is queued."""
+        self.is_deferred = False
+        """It is written where to ask about its work, should that go on."""
         self.priced: Priced | None = None
         self.is_estimated = False
         """What is booked is no report of the vendor's."""

@@ -1,7 +1,7 @@
 """Refuses bodies that would reach another user's objects, and bodies that can be read in two ways."""
 
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any, NoReturn
@@ -9,7 +9,7 @@ from typing import Any, NoReturn
 import orjson
 
 from metering.errors import Reason, Refused
-from proxy.json_walk import may_name, objects
+from proxy.json_walk import may_name, objects, values_at
 from proxy.surface import ForbiddenField
 
 ANYWHERE = "**"
@@ -68,7 +68,7 @@ class _Rule:
     field: ForbiddenField
 
     def refuse_in(self, node: Mapping[str, Any]) -> None:
-        for value in _values(node, self.keys):
+        for value in values_at(node, self.keys):
             if value is not None and self.field.value in (None, value):
                 self.refuse()
 
@@ -137,16 +137,3 @@ def _at(node: Any, keys: tuple[str, ...]) -> Any:
     for key in keys:
         node = node.get(key) if isinstance(node, Mapping) else None
     return node
-
-
-def _values(node: Mapping[str, Any], keys: tuple[str, ...]) -> Iterator[Any]:
-    """What stands at a path below an object; a list on the way stands for each of its items."""
-    if keys[0] not in node:
-        return
-    value = node[keys[0]]
-    if len(keys) == 1:
-        yield value
-        return
-    for item in value if isinstance(value, list) else (value,):
-        if isinstance(item, Mapping):
-            yield from _values(item, keys[1:])

@@ -2,7 +2,7 @@
 
 from collections.abc import Iterable
 
-from proxy.surface import Headers, Surface
+from proxy.surface import HeaderKey, Headers, Surface
 
 HOP_BY_HOP = frozenset(
     {
@@ -70,7 +70,8 @@ class HeaderFilter:
 def request_filter(surface: Surface) -> HeaderFilter:
     """For headers on their way up."""
     names, prefixes = _split(surface.dropped_request_headers)
-    tokens = {place.name.lower().encode() for place in surface.token_places}
+    places = [place for place in surface.token_places if isinstance(place, HeaderKey)]
+    tokens = {place.name.lower().encode() for place in places}
     return HeaderFilter(
         HOP_BY_HOP | CREDENTIALS | OURS_UPSTREAM | WAY | names | tokens, (*WAY_PREFIXES, *prefixes)
     )

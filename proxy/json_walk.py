@@ -1,7 +1,7 @@
 """Looking through decoded JSON for objects at any depth, without walking every large body to its end."""
 
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 OBJECTS_WALKED_FREELY = 1_000
@@ -32,6 +32,19 @@ def objects(root: Any, *, worth_it: Callable[[], bool]) -> Iterator[dict[str, An
                 return
         level = [value for node in found for value in node.values() if type(value) is not str]
         level += [value for node in inside for value in node if type(value) is not str]
+
+
+def values_at(node: Mapping[str, Any], keys: tuple[str, ...]) -> Iterator[Any]:
+    """What stands at a path below an object; a list on the way stands for each of its items."""
+    if keys[0] not in node:
+        return
+    value = node[keys[0]]
+    if len(keys) == 1:
+        yield value
+        return
+    for item in value if isinstance(value, list) else (value,):
+        if isinstance(item, Mapping):
+            yield from values_at(item, keys[1:])
 
 
 def may_name(body: bytes, names: tuple[bytes, ...]) -> bool:

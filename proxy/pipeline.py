@@ -14,6 +14,7 @@ import asyncio
 import logging
 import time
 from collections import Counter
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 from urllib.parse import unquote_to_bytes
@@ -24,18 +25,23 @@ from metering.admission import Admission, Request
 from metering.clock import Clock
 from metering.errors import Reason, Refused
 from metering.ids import new_id
-from metering.ledger import NO_COST, NOT_FROM_USAGE, Ledger, Outcome, Resolved, Settlement
+from metering.ledger import NO_COST, Ledger, Outcome, Resolved, Settlement, bounded
 from metering.money import credits_left, credits_of
-from metering.prices import Priced, PriceTable
+from metering.objects import ObjectId, Objects
+from metering.prices import PriceTable
+from metering.store.writer import Result
 from metering.usage import NOTHING, Usage
 from proxy import forbidden
 from proxy.auth import Authenticator, conceal_tokens
 from proxy.bounds import Bounds
-from proxy.decoding import decoder_for
+from proxy.decoding import Decoder, decoder_for
+from proxy.deferral import Deferrals
 from proxy.downstream import BODILESS, CONNECTION, Connection
 from proxy.exchange import Exchange, Receive, Scope
+from proxy.gate import BodyGate, EventGate, Gate
 from proxy.headers import accepts_gzip
 from proxy.mounted import Mounted
+from proxy.ownership import check_owner
 from proxy.query import check as check_query
 from proxy.relay import Relay, send_body
 from proxy.silence import SilenceKeeper
@@ -81,6 +87,8 @@ class Engine:
         client: UpstreamClient,
         telemetry: Telemetry,
         clock: Clock,
+        objects: Objects,
+        deferrals: Deferrals,
     ) -> None:
         self._bounds = bounds
         self._authenticator = authenticator
@@ -90,6 +98,8 @@ class Engine:
         self._client = client
         self._telemetry = telemetry
         self._clock = clock
+        self._objects = objects
+        self._deferrals = deferrals
         self._open: set[Exchange] = set()
         self._drains = 0
         self._bodies: Counter[str] = Counter()
@@ -147,6 +157,9 @@ class Engine:
             check_query(exchange.operation.query, query)
         credential = mounted.credential
         exchange.inbound = await self._read(exchange, params, query)
+        if exchange.operation.names:
+            user_id, names = exchange.caller.user_id, exchange.operation.names
+            await check_owner(self._objects, mounted.surface.name, user_id, names, exchange.inbound)
         request = self._price(exchange, mounted)
         exchange.admitted = await self._admission.admit(exchange.caller, request)
         exchange.admitted_s = time.monotonic()
@@ -176,6 +189,8 @@ class Engine:
         if length.isdigit() and int(length) > self._bounds.body_bytes_max:
             raise self._too_large()
         inbound.body = await self._body(exchange)
+        if not inbound.body and operation.may_lack_body:
+            return inbound
         inbound.fields = _json_object(inbound.body)
         forbidden.check(operation.forbidden, inbound.fields, inbound.body)
         return inbound
@@ -249,6 +264,7 @@ class Engine:
             models=demand.models,
             ceiling_nanousd=ceiling.cost_nanousd,
             floor_nanousd=floor.cost_nanousd,
+            due_in_s=operation.deferred.due_s if operation.deferred and demand.is_deferred else None,
         )
 
     def _enter(self, exchange: Exchange) -> None:
@@ -316,11 +332,15 @@ class Engine:
         headers = mounted.request_filter.passed(inbound.headers, secret=exchange.gateway_token)
         names = {name for name, _ in headers}
         headers += [pair for pair in mounted.fixed_headers if pair[0] not in names]
-        headers.append((b"accept-encoding", b"gzip" if accepts_gzip(inbound.headers) else b"identity"))
+        is_gzip_fine = not _has_gate(exchange) and accepts_gzip(inbound.headers)
+        headers.append((b"accept-encoding", b"gzip" if is_gzip_fine else b"identity"))
         headers.append(credential)
         target = path + b"?" + inbound.query if inbound.query else path
         exchange.is_forwarded = True
         body, inbound.body = inbound.body, b""  # streams are many and long: the body is not kept beside them
+        if exchange.demand.body is not None:
+            body = exchange.demand.body
+            exchange.demand = replace(exchange.demand, body=None)
         try:
             return await self._client.open(
                 mounted.origin, inbound.method.encode(), target, headers, body, mounted.timeouts
@@ -395,13 +415,18 @@ class Engine:
         is_head_early = exchange.head_is_out
         decoder = decoder_for(head.header(b"content-encoding"))
         exchange.observer = operation.meter.observe(inbound, exchange.demand, head)
+        gate = self._gate(exchange, inbound, head)
         inbound.fields = {}  # as its body
-        if not is_head_early:
-            headers = mounted.answer_headers(answer.headers)
-            if exchange.demand.is_streaming:  # framed anew: an event of our own may have to follow
-                headers = [pair for pair in headers if pair[0] != b"content-length"]
-            self._begin(exchange, answer.status, headers)
-        is_plain = is_head_early or decoder is None
+        dropped = _head_names_dropped(exchange, gate, decoder)
+        headers = [pair for pair in mounted.answer_headers(answer.headers) if pair[0] not in dropped]
+
+        def begin() -> None:
+            if not exchange.head_is_out:
+                self._begin(exchange, answer.status, headers)
+
+        if not isinstance(gate, BodyGate):  # which lets nothing pass before all of it can
+            begin()
+        is_plain = is_head_early or gate is not None or decoder is None
         if silence is not None and is_plain and exchange.observer.at_boundary:  # which a JSON body never is
             silence.start()
         else:
@@ -412,6 +437,10 @@ class Engine:
             exchange.observer,
             decoder,
             silence=silence,
+            begin=begin,
+            bind=lambda ids: self._bind(exchange, ids),
+            refuse=lambda refused: self._withhold(exchange, refused),
+            gate=gate,
             is_head_early=is_head_early,
             is_shown=not is_head_early or _is_event_stream(head),
         )
@@ -433,8 +462,36 @@ class Engine:
         await settle(outcome)
         await self._end(exchange, relay, outcome)
 
+    def _gate(self, exchange: Exchange, inbound: Inbound, head: AnswerHead) -> Gate | None:
+        """What the answer must pass, where its operation has an added event or hands out ids."""
+        operation, vendor = exchange.operation, exchange.surface.name
+        assert operation is not None
+        places = [place for place in operation.hands_out if place.when is None or place.when(inbound)]
+        is_stream = exchange.demand.is_streaming and _is_event_stream(head)
+        if is_stream and (places or exchange.demand.added_event is not None):
+            return EventGate(vendor, exchange.demand.added_event, places)
+        return BodyGate(vendor, places) if places else None
+
+    async def _withhold(self, exchange: Exchange, refused: Refused) -> None:
+        """Tell the client that nothing more comes of an answer that a gate has stopped."""
+        if not (exchange.head_is_out and exchange.demand.is_streaming):
+            await self._refuse(exchange, refused)
+            return
+        _make_showable(refused)
+        exchange.refused = refused
+        event = exchange.surface.dialect.stream_error(refused, exchange.request_id)
+        await send_body(exchange, event, is_last=True)
+
+    def _bind(self, exchange: Exchange, ids: Sequence[ObjectId]) -> "asyncio.Future[Result]":
+        """Give what an answer hands out to its user, and note where its work may go on."""
+        assert exchange.caller is not None
+        steps = self._deferrals.steps(exchange, ids)
+        return self._objects.bind(ids, exchange.caller.user_id, exchange.request_id, *steps)
+
     async def _end(self, exchange: Exchange, relay: Relay, outcome: Outcome) -> None:
         """End the client's answer as the vendor ended its own; what broke off never ends cleanly."""
+        if relay.withheld is not None:  # the client has been told
+            return
         if not relay.is_shown:
             refused = Refused(
                 Reason.UPSTREAM_UNREACHABLE, f"{exchange.surface.name} answered without a stream."
@@ -443,8 +500,10 @@ class Engine:
             await send_body(exchange, event, is_last=True)
             return
         if relay.is_whole:
-            await send_body(exchange, b"", is_last=True)
+            await relay.finish()
             return
+        if not exchange.head_is_out:
+            raise _broken_off(exchange.surface.name, is_timeout=outcome is Outcome.TIMED_OUT)
         if exchange.demand.is_streaming and relay.may_append:
             refused = _broken_off(exchange.surface.name, is_timeout=outcome is Outcome.TIMED_OUT)
             event = exchange.surface.dialect.stream_error(refused, exchange.request_id)
@@ -528,9 +587,12 @@ class Engine:
             return
         assert exchange.admitted is not None
         reservation = exchange.admitted.reservation
+        if _goes_on(exchange):
+            exchange.outcome, exchange.settled = Outcome.DEFERRED, _deferred()
+            return
         priced = self._prices.price(exchange.surface.provider, usage, at_ms=self._clock.now_ms())
         if not usage.is_exact:
-            priced = _bounded(priced, exchange.checkpoint_nanousd, reservation.hold_nanousd)
+            priced = bounded(priced, exchange.checkpoint_nanousd, reservation.hold_nanousd)
         exchange.outcome, exchange.priced = outcome, priced
         exchange.is_estimated, exchange.notes = not usage.is_exact, (*usage.notes, *notes)
         settlement = Settlement(
@@ -573,10 +635,8 @@ class Engine:
 
     async def _refuse(self, exchange: Exchange, refused: Refused) -> None:
         """Tell the client why, in the surface's dialect: as a status, or inside a stream that has begun."""
-        conceal_tokens(refused)
-        # Its frames and causes hold the exchange and its body: a cycle, which nobody looks for until it is too late.
-        refused.__context__ = refused.__cause__ = None
-        exchange.refused = refused.with_traceback(None)
+        _make_showable(refused)
+        exchange.refused = refused
         dialect = exchange.surface.dialect
         await self._durable(exchange)
         if exchange.client_left or exchange.is_done:
@@ -642,7 +702,7 @@ class Engine:
         reservation = exchange.admitted.reservation
         usage = self._known_usage(exchange)
         priced = self._prices.price(exchange.surface.provider, usage, at_ms=self._clock.now_ms())
-        priced = _bounded(priced, exchange.checkpoint_nanousd, reservation.hold_nanousd)
+        priced = bounded(priced, exchange.checkpoint_nanousd, reservation.hold_nanousd)
         if priced.cost_nanousd > exchange.checkpoint_nanousd:
             exchange.checkpoint_nanousd = priced.cost_nanousd
             self._ledger.checkpoint(reservation, priced)
@@ -673,12 +733,42 @@ def _broken_off(vendor: str, *, is_timeout: bool) -> Refused:
     return Refused(Reason.UPSTREAM_UNREACHABLE, f"Connection error: {vendor} broke off its answer.")
 
 
-def _bounded(priced: Priced, at_least_nanousd: int, at_most_nanousd: int) -> Priced:
-    """An estimate is never below the last checkpoint and never above the hold."""
-    cost_nanousd = min(max(priced.cost_nanousd, at_least_nanousd), at_most_nanousd)
-    if cost_nanousd == priced.cost_nanousd:
-        return priced
-    return replace(priced, cost_nanousd=cost_nanousd, flags=(*priced.flags, NOT_FROM_USAGE))
+def _make_showable(refused: Refused) -> None:
+    conceal_tokens(refused)
+    # Its frames and causes hold the exchange and its body: a cycle, which nobody looks for until it is too late.
+    refused.__context__ = refused.__cause__ = refused.__traceback__ = None
+
+
+def _head_names_dropped(exchange: Exchange, gate: Gate | None, decoder: Decoder | None) -> frozenset[bytes]:
+    """A stream is framed anew: an event of our own may have to follow. What a gate has read goes down decoded."""
+    if gate is not None and decoder is not None:
+        return frozenset({b"content-length", b"content-encoding"})
+    return frozenset({b"content-length"}) if exchange.demand.is_streaming else frozenset()
+
+
+def _has_gate(exchange: Exchange) -> bool:
+    """Whether the answer may have to pass one, which reads plain bytes."""
+    operation = exchange.operation
+    return operation is not None and (bool(operation.hands_out) or exchange.demand.added_event is not None)
+
+
+def _goes_on(exchange: Exchange) -> bool:
+    """Whether the work goes on after its request: then a poll settles it, as it is written where to ask."""
+    operation = exchange.operation
+    return (
+        exchange.is_deferred
+        and exchange.observer is not None
+        and operation is not None
+        and operation.deferred is not None
+        and operation.deferred.is_running(exchange.observer)
+    )
+
+
+def _deferred() -> "asyncio.Future[Resolved]":
+    """Nothing to wait for: what is written of the work was written before its id went down."""
+    done: asyncio.Future[Resolved] = asyncio.get_running_loop().create_future()
+    done.set_result(Resolved.DONE)
+    return done
 
 
 def _is_event_stream(head: AnswerHead) -> bool:

@@ -1,22 +1,34 @@
-"""Bytes from a vendor's answer to the client, and a copy to the observer. Nothing is changed on the way.
+"""Bytes from a vendor's answer to the client, and a copy to the observer. Nothing is changed on the way, but
+what a gate takes out (see gate.py).
 
-The end of an answer (the event that ends a stream, the last chunk of a body) waits for the settle; every
-other byte passes when it comes. When the client has left, the rest is read for the meter alone.
+The end of an answer (the event that ends a stream, the last chunk of a body) waits for the settle, and what
+carries an id for its owner; every other byte passes when it comes. When the client has left, the rest is read
+for the meter alone.
 """
 
+import asyncio
+import logging
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 
+from metering.errors import UPSTREAM_REASONS, Reason, Refused
 from metering.ledger import Outcome
+from metering.objects import ObjectId
+from metering.store.writer import Declined, Result
 from proxy.decoding import Decoder
 from proxy.downstream import BODILESS
 from proxy.exchange import Exchange
+from proxy.gate import EventGate, Gate
 from proxy.silence import SilenceKeeper
 from proxy.surface import PASS_ALL, Observer
 from proxy.upstream import Answer, Broken, TimedOut
 
+logger = logging.getLogger(__name__)
+
 Settle = Callable[[Outcome], Awaitable[None]]
 """Book the exchange and wait, within its bound, until that is durable."""
+Bind = Callable[[Sequence[ObjectId]], "asyncio.Future[Result]"]
+"""Give ids their owner; queued at once, done when it is durable."""
 
 IN_STREAM = "error in the stream"
 ENDED_EARLY = "ended before its last event"
@@ -29,7 +41,20 @@ ERROR_TYPE_CHARS_MAX = 100
 class Relay:
     """One successful (2xx) answer on its way down."""
 
-    __slots__ = ("_answer", "_decoder", "_exchange", "_is_decoded", "_observer", "_silence", "is_shown")
+    __slots__ = (
+        "_answer",
+        "_begin",
+        "_bind",
+        "_decoder",
+        "_exchange",
+        "_gate",
+        "_is_decoded",
+        "_observer",
+        "_refuse",
+        "_silence",
+        "is_shown",
+        "withheld",
+    )
 
     def __init__(
         self,
@@ -39,16 +64,28 @@ class Relay:
         decoder: Decoder | None,
         *,
         silence: SilenceKeeper | None,
+        begin: Callable[[], None],
+        bind: Bind,
+        refuse: Callable[[Refused], Awaitable[None]],
+        gate: Gate | None,
         is_head_early: bool,
         is_shown: bool = True,
     ) -> None:
+        """`begin` sends the answer's head if that has not been done; `refuse` tells the client that nothing more
+        comes."""
         self._exchange = exchange
         self._answer = answer
         self._observer = observer
         self._decoder = decoder
-        self._is_decoded = is_head_early and decoder is not None
-        """The head that went out early names no coding: the client gets decoded bytes."""
+        self._is_decoded = (is_head_early or gate is not None) and decoder is not None
+        """The head that goes down names no coding: the client gets decoded bytes."""
         self._silence = silence
+        self._begin = begin
+        self._bind = bind
+        self._refuse = refuse
+        self.withheld: Refused | None = None
+        """Why the rest may not go down: an id in it has no owner."""
+        self._gate = gate
         self.is_shown = is_shown
         """False: the head that went out early promises a stream, and this is none. A client would read nothing
         in it and take that for an answer; it is read for the meter alone, and an error says what happened."""
@@ -68,6 +105,8 @@ class Relay:
     @property
     def may_append(self) -> bool:
         """An event of our own can follow: no event is half passed on, and the client reads plain bytes."""
+        if isinstance(self._gate, EventGate):  # which lets nothing pass but whole events
+            return True
         return self._observer.at_boundary and (self._decoder is None or self._is_decoded)
 
     async def run(self, settle: Settle) -> Outcome:
@@ -100,6 +139,9 @@ class Relay:
             self._observer.end()
             if hold_at == PASS_ALL and self.is_whole:
                 hold_at = 0
+        if self._gate is not None:
+            await self._pass_gate(self._gate, chunk, hold_at, settle, is_last=is_last)
+            return
         if hold_at == PASS_ALL:
             await self.send(chunk)
             return
@@ -108,6 +150,59 @@ class Relay:
             chunk = chunk[hold_at:]
         await settle(self._outcome())
         await self.send(chunk, is_last=is_last)
+
+    async def _pass_gate(
+        self, gate: Gate, chunk: bytes, hold_at: int, settle: Settle, *, is_last: bool
+    ) -> None:
+        """As `_pass_on`, for what the gate lets through; what cannot pass is withheld for good."""
+        is_held = hold_at != PASS_ALL
+        try:
+            before = gate.feed(chunk[:hold_at] if is_held else chunk)
+            await self._bound(self._binding(gate))
+            await self.send(before)
+            if not is_held:
+                return
+            after = gate.feed(chunk[hold_at:]) + (gate.end() if is_last else b"")
+            binding = self._binding(gate)  # in one commit with the settle
+        except Refused as refused:
+            await self._withhold(refused)
+            if is_held:
+                await settle(self._outcome())
+            return
+        await settle(self._outcome())
+        try:
+            await self._bound(binding)
+        except Refused as refused:
+            await self._withhold(refused)
+        await self.send(after, is_last=is_last)
+
+    async def finish(self) -> None:
+        """The answer is whole and settled: what is left of it, and its end."""
+        rest = b""
+        if self._gate is not None and self.withheld is None:
+            try:
+                rest = self._gate.end()
+                await self._bound(self._binding(self._gate))
+            except Refused as refused:
+                await self._withhold(refused)
+        await self.send(rest, is_last=True)
+
+    def _binding(self, gate: Gate) -> "asyncio.Future[Result] | None":
+        ids = gate.take_ids()
+        return self._bind(ids) if ids else None
+
+    async def _bound(self, binding: "asyncio.Future[Result] | None") -> None:
+        if binding is not None and isinstance(await asyncio.shield(binding), Declined):
+            logger.error("%s handed out an object of another user", self._exchange.surface.name)
+            raise Refused(
+                Reason.UPSTREAM_UNREACHABLE,
+                f"{self._exchange.surface.name} answered with an object that is not this user's.",
+            )
+
+    async def _withhold(self, refused: Refused) -> None:
+        """Tell the client why nothing more comes, and read on for the meter alone."""
+        self.withheld, self._gate = refused, None
+        await self._refuse(refused)
 
     def _observe(self, chunk: bytes) -> tuple[bytes, int]:
         """What to send, and from where on it must wait."""
@@ -125,14 +220,19 @@ class Relay:
         if self._observer.error is not None:
             self._exchange.cause = f"{IN_STREAM}: {self._observer.error[:ERROR_TYPE_CHARS_MAX]}"
             return Outcome.UPSTREAM_FAILED
-        if not self.is_whole or not self.is_shown:
+        if not self.is_whole or not self.is_shown or self._is_vendors_fault:
             self._exchange.cause = self._exchange.cause or (ENDED_EARLY if self.is_shown else NOT_A_STREAM)
             return Outcome.UPSTREAM_FAILED
         return Outcome.CLIENT_LEFT if self._exchange.client_left else Outcome.COMPLETED
 
+    @property
+    def _is_vendors_fault(self) -> bool:
+        return self.withheld is not None and self.withheld.reason in UPSTREAM_REASONS
+
     async def send(self, chunk: bytes, *, is_last: bool = False) -> None:
-        """Pass bytes on, unless the client has left or cannot read them."""
-        if self.is_shown:
+        """Pass bytes on, unless the client has left, cannot read them or must not."""
+        if self.is_shown and self.withheld is None and (chunk or is_last):
+            self._begin()
             await send_body(self._exchange, chunk, is_last=is_last)
 
 

@@ -247,16 +247,17 @@ class Deferred:
     """Work that goes on after the request that started it; its hold stays until a poll finds it ended.
 
     `kind`: of the object under which it goes on (handed out by the same operation). `path`: where the vendor
-    is asked about it, {id} is replaced. `is_running` reads an answer's observer, of the first answer and of
-    every poll: whether the work goes on. The observer of a poll is the operation's own, given `poll_demand`.
-    Times in seconds: a poll every `poll_s`, given up after `due_s`: then it is booked as an estimate.
+    is asked about it, {id} is replaced. `is_running` reads the observer of the first answer, and of every
+    poll's: whether the work goes on. Times in seconds: a poll every `poll_s`; a hold of which nothing was heard
+    for `due_s` expires (a report that comes later adjusts it); given up after `given_up_after_s`.
     """
 
     kind: str
     path: str
     is_running: Callable[[Observer], bool]
     poll_s: float = 10.0
-    due_s: float = 3_600.0
+    due_s: float = 900.0
+    given_up_after_s: float = 86_400.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -276,7 +277,7 @@ class Operation:
     `{name:this|that}`, which match these words; what is not declared is 404.
 
     `query`: the parameters that may stand in the query, others are 400; None where no parameter of the vendor
-    can reach anything.
+    can reach anything. `may_lack_body`: a POST that is understood without one.
     """
 
     method: str
@@ -285,6 +286,7 @@ class Operation:
     example: Example
     forbidden: tuple[ForbiddenField, ...] = ()
     query: tuple[str, ...] | None = None
+    may_lack_body: bool = False
     names: tuple[Names, ...] = ()
     hands_out: tuple[HandsOut, ...] = ()
     deferred: Deferred | None = None

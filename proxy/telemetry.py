@@ -19,11 +19,13 @@ from prometheus_client.multiprocess import MultiProcessCollector
 
 from metering.admission import Caller
 from metering.errors import Reason
+from metering.ledger import Settlement
 from metering.money import usd
 from metering.prices import Priced, PriceTable
 from metering.store.writer import CommitStats
 from metering.usage import OUTPUT, PROMPT_UNITS, WEB_SEARCHES
 from proxy.exchange import Exchange
+from proxy.surface import Surface
 
 logger = logging.getLogger("automna_proxy.requests")
 alarms = logging.getLogger("automna_proxy.alarms")
@@ -63,6 +65,7 @@ _OWN_WORDS = frozenset(
         "hold_usd",
         "estimated",
         "reason",
+        "polls",
     }
 )
 """Fields of our own making: one word each, whatever happens."""
@@ -236,23 +239,48 @@ class Telemetry:
         self._seconds[surface, operation, outcome].observe(ended_s - exchange.started_s)
         if exchange.first_byte_s is not None:
             self._first_byte[surface, operation].observe(exchange.first_byte_s - exchange.started_s)
-        self._count_booked(exchange, surface, outcome)
+        self._count_booked(exchange.surface, exchange.priced, outcome, is_estimated=exchange.is_estimated)
         if logger.isEnabledFor(logging.INFO):
             logger.info(self._render(_fields(exchange, outcome, operation, ended_s)))
 
-    def _count_booked(self, exchange: Exchange, surface: str, outcome: str) -> None:
-        if exchange.is_estimated:
-            self._estimates[surface, outcome].inc()
-        if (priced := exchange.priced) is not None:
-            provider = exchange.surface.provider
+    def _count_booked(
+        self, surface: Surface, priced: Priced | None, outcome: str, *, is_estimated: bool
+    ) -> None:
+        if is_estimated:
+            self._estimates[surface.name, outcome].inc()
+        if priced is not None:
             for line in priced.lines:
-                model = self._model_label(provider, line.model)
+                model = self._model_label(surface.provider, line.model)
                 for unit, count in line.counts.items():
                     if count:
-                        self._tokens[surface, model, outcome, unit if unit in UNITS else OTHER].inc(count)
+                        unit_label = unit if unit in UNITS else OTHER
+                        self._tokens[surface.name, model, outcome, unit_label].inc(count)
             if priced.lines:
-                model = self._model_label(provider, priced.lines[0].model)
-                self._cost[surface, model, outcome].inc(priced.cost_nanousd)
+                model = self._model_label(surface.provider, priced.lines[0].model)
+                self._cost[surface.name, model, outcome].inc(priced.cost_nanousd)
+
+    def finish_deferred(
+        self, surface: Surface, operation: str, request_id: str, settlement: Settlement, *, polls: int
+    ) -> None:
+        """Once per deferred work, when it has been booked: its cost, and the second line of its request."""
+        priced, outcome = settlement.priced, settlement.outcome.value
+        self._count_booked(surface, priced, outcome, is_estimated=not settlement.is_reported)
+        if not logger.isEnabledFor(logging.INFO):
+            return
+        fields: dict[str, Any] = {
+            "request": request_id,
+            "surface": surface.name,
+            "operation": operation,
+            "outcome": outcome,
+            "polls": polls,
+        }
+        fields["input_tokens"], fields["output_tokens"] = _tokens(priced)
+        fields["cost_usd"] = usd(priced.cost_nanousd)
+        if not settlement.is_reported:
+            fields["estimated"] = True
+        if notes := (*settlement.notes, *priced.flags):
+            fields["notes"] = ",".join(notes)
+        logger.info(self._render(fields))
 
     def finish_own(self, own: OwnExchange, ended_s: float, *, is_told: bool) -> None:
         """Once per request to an endpoint of our own."""

@@ -1,0 +1,232 @@
+"""Work that goes on after its request, polled to its end. Knows no vendor: the declaration says where to ask and
+how to read the answer.
+
+A row is written before the client knows the work's id (see metering/deferred.py). From then on any worker may
+ask the vendor about it, with the operation's own reader; the first that finds it ended settles its reservation.
+Reading the same result again, by us or by its user, books nothing.
+"""
+
+import asyncio
+import logging
+import urllib.parse
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import orjson
+
+from metering.clock import Clock
+from metering.deferred import DeferredWork, DeferredWorks
+from metering.errors import Refused
+from metering.ledger import Ledger, Outcome, Resolved, Settlement, bounded
+from metering.objects import ObjectId
+from metering.prices import PriceTable
+from metering.store.writer import Step
+from metering.usage import Usage, UsageLine
+from proxy.exchange import Exchange
+from proxy.mounted import Mounted
+from proxy.surface import AnswerHead, Deferred, Demand, Inbound, Observer, Operation
+from proxy.telemetry import Telemetry
+from proxy.upstream import UpstreamClient, UpstreamError
+
+logger = logging.getLogger(__name__)
+
+LOOK_EVERY_S = 1.0
+"""Between two looks for work that is due."""
+POLLS_AT_ONCE = 16
+"""Per look and worker."""
+ANSWER_BYTES_MAX = 32 * 1024 * 1024
+"""A poll's answer that is longer is not read: what it was about expires as an estimate."""
+OK, NOT_FOUND = 200, 404
+NOTE_LOST = "lost_at_vendor"
+"""The vendor knows nothing of the work any more: it is booked at its estimate."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Kind:
+    """A declared kind of deferred work, where it is mounted."""
+
+    mounted: Mounted
+    operation: Operation
+    deferred: Deferred
+
+
+class Deferrals:
+    """The deferred work of all surfaces, as one worker sees it."""
+
+    def __init__(
+        self,
+        *,
+        works: DeferredWorks,
+        mounted: Sequence[Mounted],
+        ledger: Ledger,
+        prices: PriceTable,
+        client: UpstreamClient,
+        telemetry: Telemetry,
+        clock: Clock,
+    ) -> None:
+        self._works = works
+        self._ledger = ledger
+        self._prices = prices
+        self._client = client
+        self._telemetry = telemetry
+        self._clock = clock
+        self._kinds: Mapping[tuple[str, str], _Kind] = {
+            (item.surface.name, operation.name): _Kind(item, operation, operation.deferred)
+            for item in mounted
+            for operation in item.surface.operations
+            if operation.deferred is not None
+        }
+
+    def steps(self, exchange: Exchange, ids: Sequence[ObjectId]) -> tuple[Step, ...]:
+        """What must be written with ids that an answer hands out, where its work may go on under one of them."""
+        operation, demand = exchange.operation, exchange.demand
+        assert operation is not None
+        if operation.deferred is None or not demand.is_deferred or exchange.is_deferred:
+            return ()
+        for one in ids:
+            if one.kind == operation.deferred.kind:
+                exchange.is_deferred = True
+                work = DeferredWork(
+                    exchange.request_id, one.vendor, operation.name, one.upstream_id, _encoded(demand)
+                )
+                return (self._works.adding(work, poll_in_s=operation.deferred.poll_s),)
+        return ()
+
+    async def keep_polling(self) -> None:
+        """Look forever; a store in trouble is waited out."""
+        while self._kinds:
+            try:
+                await self.poll_due()
+            except Refused as error:
+                logger.debug(
+                    "no look for deferred work: %s", error
+                )  # the store has said what is wrong with it
+            await asyncio.sleep(LOOK_EVERY_S)
+
+    async def poll_due(self) -> int:
+        """Ask about all work that is due, at most POLLS_AT_ONCE; how much of it was asked about."""
+        due = await self._works.due(at_most=POLLS_AT_ONCE)
+        asked = await asyncio.gather(*(self._poll_safely(work) for work in due))
+        return sum(asked)
+
+    async def _poll_safely(self, work: DeferredWork) -> bool:
+        """One bad row must not keep the others from being asked about."""
+        try:
+            return await self._poll(work)
+        except Refused as error:
+            logger.warning("deferred work of %s was not asked about: %s", work.reservation_id, error)
+        except Exception:
+            logger.exception("deferred work of %s cannot be read", work.reservation_id)
+        return False
+
+    async def _poll(self, work: DeferredWork) -> bool:
+        kind = self._kinds.get((work.surface, work.operation))
+        if kind is None:  # another release's: its hold expires
+            await self._works.forget(work)
+            return False
+        if not await self._works.claim(work, next_poll_in_s=kind.deferred.poll_s):
+            return False
+        is_old = work.polls * kind.deferred.poll_s > kind.deferred.given_up_after_s
+        if is_old or not await self._ledger.awaits_report(work.reservation_id):
+            await self._works.forget(work)
+            return False
+        demand = _decoded(work.demand)
+        status, observer = await self._ask(kind, work, demand)
+        if status == NOT_FOUND:
+            await self._book(
+                kind, work, Usage(demand.floor.lines, is_exact=False, notes=(NOTE_LOST,)), status
+            )
+        elif observer is not None and kind.deferred.is_running(observer):
+            await self._works.keep(work, due_in_s=kind.deferred.due_s)
+        elif observer is not None and observer.is_complete:
+            await self._book(kind, work, observer.usage(), status)
+        return True
+
+    async def _ask(self, kind: _Kind, work: DeferredWork, demand: Demand) -> tuple[int, Observer | None]:
+        """The vendor's status, and the observer of a good answer; (0, None) when there was none."""
+        mounted = kind.mounted
+        path = kind.deferred.path.replace("{id}", urllib.parse.quote(work.upstream_id, safe=""))
+        headers = [*mounted.fixed_headers, (b"accept-encoding", b"identity"), mounted.credential]
+        try:
+            answer = await self._client.open(
+                mounted.origin, b"GET", path.encode(), headers, b"", mounted.timeouts
+            )
+        except UpstreamError as error:
+            logger.warning("%s was not asked about deferred work: %s", mounted.surface.name, error)
+            return 0, None
+        try:
+            if answer.status != OK:
+                logger.warning(
+                    "%s answered %d about deferred work of %s",
+                    mounted.surface.name,
+                    answer.status,
+                    work.reservation_id,
+                )
+                return answer.status, None
+            head = AnswerHead(answer.status, answer.headers)
+            observer = kind.operation.meter.observe(Inbound("GET", {}, b"", [], b"", {}), demand, head)
+            size = 0
+            while chunk := await answer.read():
+                size += len(chunk)
+                if size > ANSWER_BYTES_MAX:
+                    return answer.status, None
+                observer.feed(chunk)
+            observer.end()
+        except UpstreamError as error:
+            logger.warning("%s broke off its word of deferred work: %s", mounted.surface.name, error)
+            return 0, None
+        else:
+            return answer.status, observer
+        finally:
+            answer.close()
+
+    async def _book(self, kind: _Kind, work: DeferredWork, usage: Usage, status: int) -> None:
+        """Settle, or adjust what has expired meanwhile. Only then is the row forgotten."""
+        priced = self._prices.price(kind.mounted.surface.provider, usage, at_ms=self._clock.now_ms())
+        reservation = await self._ledger.held(work.reservation_id)
+        if not usage.is_exact and reservation is not None:
+            priced = bounded(priced, 0, reservation.hold_nanousd)
+        settlement = Settlement(
+            Outcome.COMPLETED,
+            priced,
+            is_reported=usage.is_exact,
+            notes=usage.notes,
+            price_version=self._prices.version,
+            upstream_status=status,
+        )
+        if reservation is not None:
+            is_booked = await self._ledger.settle(reservation, settlement) is Resolved.DONE
+        else:
+            is_booked = usage.is_exact and await self._ledger.report_late(work.reservation_id, settlement)
+        await self._works.forget(work)
+        if is_booked:
+            self._telemetry.finish_deferred(
+                kind.mounted.surface,
+                work.operation,
+                work.reservation_id,
+                settlement,
+                polls=work.polls + 1,
+            )
+
+
+def _encoded(demand: Demand) -> str:
+    return orjson.dumps(
+        {
+            "models": demand.models,
+            "ceiling": [_line_as_json(line) for line in demand.ceiling.lines],
+            "floor": [_line_as_json(line) for line in demand.floor.lines],
+        }
+    ).decode()
+
+
+def _line_as_json(line: UsageLine) -> list[object]:
+    return [line.model, dict(line.counts), dict(line.modifiers)]
+
+
+def _decoded(text: str) -> Demand:
+    fields = orjson.loads(text)
+    return Demand(
+        models=tuple(fields["models"]),
+        ceiling=Usage(tuple(UsageLine(*line) for line in fields["ceiling"]), is_exact=False),
+        floor=Usage(tuple(UsageLine(*line) for line in fields["floor"]), is_exact=False),
+    )

@@ -1,0 +1,90 @@
+"""Which objects a request names, and which an answer hands out, as the declarations say.
+
+A request that names another user's object is refused as if the object did not exist. An answer's new ids are
+bound to its user before the bytes that carry them go down (see gate.py).
+"""
+
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+from metering.errors import Reason, Refused
+from metering.objects import ObjectId, Objects
+from proxy.json_walk import values_at
+from proxy.query import parameters
+from proxy.surface import HandsOut, Inbound, Names
+
+ID_CHARS_MAX = 512
+"""Longer ones are no vendor's: they are refused before they are looked up."""
+NAMED_MAX = 20_000
+"""Objects that one request may name; a conversation of a million tokens has fewer items."""
+
+
+async def check_owner(
+    objects: Objects, vendor: str, user_id: str, names: Sequence[Names], inbound: Inbound
+) -> None:
+    """Refuse a request that names what is not its user's. Raises Refused: OBJECT_NOT_FOUND, BAD_REQUEST,
+    STORE_UNAVAILABLE."""
+    named = [
+        (ObjectId(vendor, name.kind, upstream_id), name)
+        for name in names
+        for upstream_id in _ids_of(name, inbound)
+    ]
+    if not named:
+        return
+    if len(named) > NAMED_MAX:
+        raise Refused(Reason.BAD_REQUEST, f"The request names more than {NAMED_MAX:,} objects.")
+    owners = await objects.owners({one for one, _ in named})
+    for one, name in named:
+        owner = owners.get(one)
+        if owner != user_id and not (owner is None and name.may_be_unknown):
+            raise Refused(
+                Reason.OBJECT_NOT_FOUND,
+                name.words.replace("{id}", one.upstream_id),
+                facts={"kind": one.kind, **name.facts},
+            )
+
+
+def handed_out(vendor: str, places: Sequence[HandsOut], answer: Any) -> list[ObjectId]:
+    """The ids that a decoded body, or an event's data, carries; each once."""
+    if not isinstance(answer, Mapping):
+        return []
+    found = [
+        ObjectId(vendor, place.kind, value)
+        for place in places
+        for value in values_at(answer, tuple(place.path.split(".")))
+        if isinstance(value, str) and 0 < len(value) <= ID_CHARS_MAX
+    ]
+    return list(dict.fromkeys(found))
+
+
+def _ids_of(name: Names, inbound: Inbound) -> Iterator[str]:
+    if name.path_param:
+        values: Sequence[Any] = [inbound.path_params[name.path_param]]
+    elif name.query_param:
+        values = [
+            value.decode("utf-8", "replace")
+            for parameter, value in parameters(inbound.query)
+            if parameter == name.query_param
+        ]
+    else:
+        values = list(_in_body(name, inbound.fields))
+    for value in values:
+        if not isinstance(value, str) or not 0 < len(value) <= ID_CHARS_MAX:
+            where = name.path_param or name.query_param or name.body_field
+            raise Refused(
+                Reason.BAD_REQUEST, f"{where}: an id of at most {ID_CHARS_MAX} characters is expected."
+            )
+        yield value
+
+
+def _in_body(name: Names, fields: Mapping[str, Any]) -> Iterator[Any]:
+    """Nulls name nothing."""
+    *way, last = name.body_field.split(".")
+    holders = values_at(fields, tuple(way)) if way else (fields,)
+    for holder in holders:
+        for item in holder if isinstance(holder, list) else (holder,):
+            if isinstance(item, Mapping) and (name.when is None or name.when(item)):
+                if isinstance(value := item.get(last), list):
+                    yield from value
+                elif value is not None:
+                    yield value
