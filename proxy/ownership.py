@@ -27,7 +27,7 @@ async def check_owner(
     named = [
         (ObjectId(vendor, name.kind, upstream_id), name)
         for name in names
-        for upstream_id in _ids_of(name, inbound)
+        for upstream_id in ids_of(name, inbound)
     ]
     if not named:
         return
@@ -57,7 +57,8 @@ def handed_out(vendor: str, places: Sequence[HandsOut], answer: Any) -> list[Obj
     return list(dict.fromkeys(found))
 
 
-def _ids_of(name: Names, inbound: Inbound) -> Iterator[str]:
+def ids_of(name: Names, inbound: Inbound) -> Iterator[str]:
+    """What stands in a place where a request names objects. Raises Refused(BAD_REQUEST) where that is no id."""
     if name.path_param:
         values: Sequence[Any] = [inbound.path_params[name.path_param]]
     elif name.query_param:

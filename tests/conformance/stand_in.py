@@ -20,8 +20,15 @@ class StandIn(SimulatorServer):
         self.fails_with: tuple[int, bytes] | None = None
         """Status and body of an error instead of every answer."""
 
+        self.answers_with: Ready | None = None
+        """Instead of every answer, an error or not."""
+        self.answers_any_path_of: Operation | None = None
+        """Answer with this one's example, whatever ids stand in the path."""
+
     def answer(self, request: ReceivedRequest) -> Ready:
-        example = self._operation(request).example
+        if self.answers_with is not None:
+            return self.answers_with
+        example = (self.answers_any_path_of or self._operation(request)).example
         status, body = self.fails_with or (200, example.answer)
         headers = [
             ("Content-Type", example.answer_content_type if self.fails_with is None else "application/json"),

@@ -2,7 +2,7 @@
 before its own first test."""
 
 import logging
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -10,8 +10,12 @@ from typing import Any
 import orjson
 import pytest
 
+from automna_proxy.service import bounds_of
 from metering.errors import Reason, Refused
-from proxy.surface import ForbiddenField, HeaderKey, Operation, Surface
+from metering.objects import ObjectId, Objects
+from proxy.mounted import Mounted
+from proxy.ownership import ids_of
+from proxy.surface import ForbiddenField, HeaderKey, Inbound, Operation, Surface
 from routes import SURFACES
 from tests.conformance.stand_in import StandIn
 from tests.support.gateway import Gateway, running_gateway
@@ -63,17 +67,35 @@ class Stage:
         *headers: tuple[bytes, bytes],
         body: bytes | None = None,
         mount: str | None = None,
+        path: str | None = None,
+        token: str | None = None,
         has_token: bool = True,
     ) -> RawAnswer:
-        """Send the operation's example, with the gateway token in its first place."""
+        """Send the operation's example, with the gateway token in its first place; what it names is the user's."""
         example = operation.example
-        target = f"{mount or self.surface.mounts[0]}{example.path}".encode()
-        token = [in_place(self.surface.token_places[0], self.token)] if has_token else []
+        await self._own_named(operation)
+        target = f"{mount or self.surface.mounts[0]}{path or example.path}".encode()
+        given = [in_place(self.surface.token_places[0], token or self.token)] if has_token else []
         body = example.body if body is None else body
         content = [(b"content-type", b"application/json")] if body else []
         return await raw_request(
-            self.gateway.url, operation.method, target, [*token, *content, *headers], body
+            self.gateway.url, operation.method, target, [*given, *content, *headers], body
         )
+
+    def named_by_example(self, operation: Operation) -> set[tuple[str, str]]:
+        """Kinds and ids of the objects that the example names."""
+        example = operation.example
+        path, _, query = example.path.partition("?")
+        fields = orjson.loads(example.body) if example.body else {}
+        mounted = Mounted(self.surface, {}, bounds_of(self.gateway.service.settings))
+        _, params = mounted.match(operation.method, path.encode())
+        inbound = Inbound(operation.method, params, query.encode(), [], example.body, fields)
+        return {(name.kind, one) for name in operation.names for one in ids_of(name, inbound)}
+
+    async def _own_named(self, operation: Operation) -> None:
+        objects = Objects(self.gateway.service.store, self.gateway.clock)
+        for kind, upstream_id in self.named_by_example(operation):
+            await objects.bind([ObjectId(self.surface.name, kind, upstream_id)], "u1", "req_before")
 
     async def send(self, method: str, target: str) -> RawAnswer:
         """Anything below the mount, with the gateway token and no body."""
@@ -82,10 +104,12 @@ class Stage:
             self.gateway.url, method, (self.surface.mounts[0] + target).encode(), headers
         )
 
-    def assert_dialect(self, answer: RawAnswer, reason: Reason) -> str:
+    def assert_dialect(
+        self, answer: RawAnswer, reason: Reason, facts: Mapping[str, int | str] | None = None
+    ) -> str:
         """A refusal in the surface's own shape; its message."""
         request_id = answer.header(b"x-automna-request-id").decode()
-        expected = self.surface.dialect.refusal(Refused(reason, ANY_TEXT), request_id)
+        expected = self.surface.dialect.refusal(Refused(reason, ANY_TEXT, facts=facts or {}), request_id)
         assert request_id.startswith("req_")
         assert answer.status == expected.status
         assert answer.header(b"content-type") == dict(expected.headers)[b"content-type"]
