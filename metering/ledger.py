@@ -30,7 +30,7 @@ from metering.prices import Priced, PricedLine
 from metering.store.store import Store
 from metering.store.writer import Declined, Done, Result, Row, Step, Unit, store_unavailable
 from metering.tasks import spawn
-from metering.usage import CACHE_READ, CACHE_WRITE_1H, CACHE_WRITE_5M, INPUT, OUTPUT, UsageLine
+from metering.usage import CACHE_READ_UNITS, CACHE_WRITE_UNITS, INPUT_UNITS, OUTPUT_UNITS, UsageLine
 
 logger = logging.getLogger(__name__)
 
@@ -698,15 +698,21 @@ def encode_usage(priced: Priced) -> str | None:
     return orjson.dumps(priced.lines).decode()
 
 
+TOKEN_COLUMNS = {
+    unit: column
+    for column, units in enumerate((INPUT_UNITS, CACHE_READ_UNITS, CACHE_WRITE_UNITS, OUTPUT_UNITS))
+    for unit in units
+}
+"""Which of an entry's four token columns counts a unit."""
+
+
 def token_counts(lines: Sequence[UsageLine | PricedLine]) -> tuple[int, int, int, int]:
-    """Uncached input, cache read, cache write (both lifetimes) and output tokens over all lines."""
+    """Uncached input, cache read, cache write and output tokens over all lines, of every kind and lifetime."""
     totals = [0, 0, 0, 0]
     for line in lines:
-        counts = line.counts.get
-        totals[0] += counts(INPUT, 0)
-        totals[1] += counts(CACHE_READ, 0)
-        totals[2] += counts(CACHE_WRITE_5M, 0) + counts(CACHE_WRITE_1H, 0)
-        totals[3] += counts(OUTPUT, 0)
+        for unit, count in line.counts.items():
+            if (column := TOKEN_COLUMNS.get(unit)) is not None:
+                totals[column] += count
     return totals[0], totals[1], totals[2], totals[3]
 
 

@@ -4,15 +4,43 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 INPUT = "input_tokens"
-"""Prompt tokens that were neither read from nor written to a cache."""
+"""Prompt tokens that were neither read from nor written to a cache; text, and what the vendor does not tell
+apart from text."""
+INPUT_AUDIO = "input_audio_tokens"
+"""Uncached prompt tokens of sound, where the vendor reports them apart; so the next two. What a model does
+not price apart costs what its text costs: `metering.prices` says how."""
+INPUT_IMAGE = "input_image_tokens"
+INPUT_VIDEO = "input_video_tokens"
 CACHE_READ = "cache_read_tokens"
+"""Prompt tokens read from a cache; text, and what the vendor does not tell apart from text."""
+CACHE_AUDIO_READ = "cache_audio_read_tokens"
+"""Of sound, read from a cache; so the next two."""
+CACHE_IMAGE_READ = "cache_image_read_tokens"
+CACHE_VIDEO_READ = "cache_video_read_tokens"
 CACHE_WRITE_5M = "cache_write_5m_tokens"
+"""Prompt tokens written to a cache that keeps them for five minutes (Anthropic)."""
 CACHE_WRITE_1H = "cache_write_1h_tokens"
+"""For an hour (Anthropic)."""
+CACHE_WRITE_30M = "cache_write_30m_tokens"
+"""For thirty minutes (OpenAI, from GPT-5.6 on)."""
+CACHE_WRITE_12H = "cache_write_12h_tokens"
+"""For twelve hours (OpenAI, from GPT-5.6 on)."""
 OUTPUT = "output_tokens"
-"""Everything the model wrote, thinking included."""
+"""Everything the model wrote, thinking included; text, and what the vendor does not tell apart from text."""
+OUTPUT_AUDIO = "output_audio_tokens"
+"""Of sound, where the vendor reports it apart; so the next two."""
+OUTPUT_IMAGE = "output_image_tokens"
+OUTPUT_VIDEO = "output_video_tokens"
 WEB_SEARCHES = "web_searches"
+"""Searches of the web that the vendor ran; for some models of Gemini, requests that did any."""
+STORAGE_SEARCHES = "storage_searches"
+"""Searches of files kept at the vendor (OpenAI's file search)."""
 
-PROMPT_UNITS = (INPUT, CACHE_READ, CACHE_WRITE_5M, CACHE_WRITE_1H)
+INPUT_UNITS = (INPUT, INPUT_AUDIO, INPUT_IMAGE, INPUT_VIDEO)
+CACHE_READ_UNITS = (CACHE_READ, CACHE_AUDIO_READ, CACHE_IMAGE_READ, CACHE_VIDEO_READ)
+CACHE_WRITE_UNITS = (CACHE_WRITE_5M, CACHE_WRITE_1H, CACHE_WRITE_30M, CACHE_WRITE_12H)
+OUTPUT_UNITS = (OUTPUT, OUTPUT_AUDIO, OUTPUT_IMAGE, OUTPUT_VIDEO)
+PROMPT_UNITS = (*INPUT_UNITS, *CACHE_READ_UNITS, *CACHE_WRITE_UNITS)
 """The buckets whose sum is the length of the prompt: what long-context price tiers look at."""
 
 

@@ -19,11 +19,11 @@ from prometheus_client.multiprocess import MultiProcessCollector
 
 from metering.admission import Caller
 from metering.errors import Reason
-from metering.ledger import Settlement
+from metering.ledger import Settlement, token_counts
 from metering.money import usd
 from metering.prices import Priced, PriceTable
 from metering.store.writer import CommitStats
-from metering.usage import OUTPUT, PROMPT_UNITS, WEB_SEARCHES
+from metering.usage import OUTPUT_UNITS, PROMPT_UNITS, STORAGE_SEARCHES, WEB_SEARCHES
 from proxy.exchange import Exchange
 from proxy.surface import Surface
 
@@ -35,7 +35,7 @@ COMMIT_BUCKETS_S = (0.0002, 0.0005, 0.001, 0.002, 0.005, 0.01, 0.025, 0.05, 0.1,
 MODEL_NAMES_MAX = 1_000
 """Names whose label is remembered; dated names share the label of their model."""
 
-UNITS = frozenset({*PROMPT_UNITS, OUTPUT, WEB_SEARCHES})
+UNITS = frozenset({*PROMPT_UNITS, *OUTPUT_UNITS, WEB_SEARCHES, STORAGE_SEARCHES})
 PATH_CHARS_MAX, SEGMENT_CHARS_MAX = 200, 24
 """Of a path that nobody serves, in a log line. Tokens and keys are longer than a segment may be."""
 OWN = "own"
@@ -402,14 +402,8 @@ def _ms(began_s: float, then_s: float) -> float:
 
 def _tokens(priced: Priced) -> tuple[int, int]:
     """Prompt tokens of all buckets, and output tokens."""
-    prompt = output = 0
-    for line in priced.lines:
-        for unit, count in line.counts.items():
-            if unit in PROMPT_UNITS:
-                prompt += count
-            elif unit == OUTPUT:
-                output += count
-    return prompt, output
+    *prompt, output = token_counts(priced.lines)
+    return sum(prompt), output
 
 
 def shown_path(raw_path: bytes) -> str:

@@ -127,8 +127,12 @@ def test_a_prompt_over_the_threshold_reprices_the_whole_request() -> None:
 
 
 @pytest.mark.parametrize("unit", PROMPT_UNITS)
-def test_every_prompt_bucket_counts_towards_the_threshold(unit: str) -> None:
+def test_every_prompt_bucket_is_known_as_one(unit: str) -> None:
     assert is_prompt_unit(unit)
+
+
+@pytest.mark.parametrize("unit", [INPUT, CACHE_READ, CACHE_WRITE_5M, CACHE_WRITE_1H])
+def test_every_prompt_bucket_counts_towards_the_threshold(unit: str) -> None:
     below = cost(usage("claude-haiku-5-5", {unit: 100_000}))
     above = cost(usage("claude-haiku-5-5", {unit: 100_001}))
     assert above * 100_000 == below * 5 * 100_001

@@ -1,0 +1,45 @@
+"""The names of what is counted, and the token columns that count them."""
+
+import pytest
+
+from metering import usage
+from metering.ledger import token_counts
+from metering.prices import PricedLine
+from metering.usage import (
+    CACHE_AUDIO_READ,
+    CACHE_READ,
+    CACHE_WRITE_5M,
+    CACHE_WRITE_12H,
+    CACHE_WRITE_30M,
+    INPUT,
+    INPUT_AUDIO,
+    INPUT_IMAGE,
+    OUTPUT,
+    OUTPUT_AUDIO,
+    PROMPT_UNITS,
+    STORAGE_SEARCHES,
+    WEB_SEARCHES,
+    UsageLine,
+)
+
+NAMES = [value for name, value in vars(usage).items() if name.isupper() and isinstance(value, str)]
+COLUMN_OF_PREFIX = {"input_": 0, "cache_": 1, "cache_write_": 2, "output_": 3}
+
+
+@pytest.mark.parametrize("unit", [name for name in NAMES if name.endswith("_tokens")])
+def test_every_token_unit_is_counted_in_the_column_its_name_says(unit: str) -> None:
+    counts = token_counts([UsageLine("m", {unit: 7})])
+    (prefix,) = sorted((p for p in COLUMN_OF_PREFIX if unit.startswith(p)), key=len)[-1:]
+    assert counts == tuple(7 if column == COLUMN_OF_PREFIX[prefix] else 0 for column in range(4))
+    assert (unit in PROMPT_UNITS) == (not unit.startswith("output_"))
+
+
+def test_columns_add_up_over_units_and_lines() -> None:
+    first = {INPUT: 1, INPUT_AUDIO: 2, INPUT_IMAGE: 4, CACHE_READ: 8, CACHE_AUDIO_READ: 16, OUTPUT: 32}
+    second = {CACHE_WRITE_5M: 1, CACHE_WRITE_30M: 2, CACHE_WRITE_12H: 4, OUTPUT: 8, OUTPUT_AUDIO: 16}
+    lines = [PricedLine("m", counts, {}, {}) for counts in (first, second)]
+    assert token_counts(lines) == (7, 24, 7, 56)
+
+
+def test_what_is_no_token_is_in_no_column() -> None:
+    assert token_counts([UsageLine("m", {WEB_SEARCHES: 1, STORAGE_SEARCHES: 1, "smells": 1})]) == (0, 0, 0, 0)
