@@ -7,6 +7,10 @@ table that ships with the package; a PRICES_FILE of the same shape replaces it.
 Nothing is guessed. A model is found by its exact id, or by its id plus a version suffix of that vendor
 (`-20251001`, `-latest`); what else looks similar is unknown. What has no price is booked at the dearest
 known rate of its vendor and flagged, and admission refuses what would be flagged.
+
+Vendors print one price for what they do not price apart: sound or images at the text's rate where a model's
+list has no line for them, cached tokens at the rate of new ones where it has no cached rate. GENERAL_UNITS
+says which line is meant; what it charges is exact.
 """
 
 import json
@@ -20,7 +24,21 @@ from pathlib import Path
 from typing import Any
 
 from metering.money import nanousd_of_picousd
-from metering.usage import Usage
+from metering.usage import (
+    CACHE_AUDIO_READ,
+    CACHE_IMAGE_READ,
+    CACHE_READ,
+    CACHE_VIDEO_READ,
+    INPUT,
+    INPUT_AUDIO,
+    INPUT_IMAGE,
+    INPUT_VIDEO,
+    OUTPUT,
+    OUTPUT_AUDIO,
+    OUTPUT_IMAGE,
+    OUTPUT_VIDEO,
+    Usage,
+)
 
 SCHEMA = 1
 """The shape of the file; a table of another shape is refused."""
@@ -38,6 +56,25 @@ UNITS_MAX = 256
 GIVEN_CHARS_MAX = 400
 """How much of a wrong value an error shows: a path in full, not a table."""
 
+GENERAL_UNITS: Mapping[str, tuple[str, ...]] = {
+    INPUT_AUDIO: (INPUT,),
+    INPUT_IMAGE: (INPUT,),
+    INPUT_VIDEO: (INPUT,),
+    CACHE_READ: (INPUT,),
+    CACHE_AUDIO_READ: (INPUT_AUDIO, CACHE_READ, INPUT),
+    CACHE_IMAGE_READ: (INPUT_IMAGE, CACHE_READ, INPUT),
+    CACHE_VIDEO_READ: (INPUT_VIDEO, CACHE_READ, INPUT),
+    OUTPUT_AUDIO: (OUTPUT,),
+    OUTPUT_IMAGE: (OUTPUT,),
+    OUTPUT_VIDEO: (OUTPUT,),
+}
+"""Where a model's price list has no line for a unit: the lines that hold for it, the first that is there.
+
+Special kinds are charged like text of their side. Cached tokens without a cached rate are charged as new ones
+(OpenAI's and Google's lists show no cached price for such models, and bill the prompt whole), those of a kind
+that is priced apart at that kind's rate, because the text's discount was not given for it. A cache write has
+no such line: it costs more than input, and how much more only the vendor can say."""
+
 _TOKENS = "_tokens"
 _ALWAYS_MS = -(1 << 62)
 
@@ -47,11 +84,18 @@ _ALWAYS_MS = -(1 << 62)
 
 @dataclass(frozen=True, slots=True)
 class ModelInfo:
-    """A priced model. `id` is its name in the table; limits in tokens, defaults where unknown."""
+    """A priced model. `id` is its name in the table; limits in tokens, defaults where unknown.
+
+    `max_output_tokens` is 0 for a model that writes nothing (embeddings). `limit_unknown_because` is the reason
+    why the table names no maximum output, where that is meant: no operation that writes tokens serves it.
+    """
 
     id: str
     context_tokens: int
     max_output_tokens: int
+    limit_unknown_because: str | None = None
+    has_own_limit: bool = True
+    """Whether the table names the maximum output, rather than the default standing in for it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -143,11 +187,13 @@ def recompute(lines: Iterable[PricedLine]) -> int:
 class PriceTable:
     """Prices of all vendors, immutable after loading; `price` is made for the hot path."""
 
-    __slots__ = ("_dearest", "_found", "_resolutions", "_vendors", "version")
+    __slots__ = ("_dearest", "_found", "_resolutions", "_vendors", "as_of", "version")
 
-    def __init__(self, version: str, vendors: Mapping[str, "_Vendor"]) -> None:
+    def __init__(self, version: str, vendors: Mapping[str, "_Vendor"], as_of: date | None = None) -> None:
         self.version = version
         """Names date, source and content of the table; kept with every entry."""
+        self.as_of = as_of
+        """The day on which the table was last checked against its sources; None when it does not say."""
         self._vendors = vendors
         self._dearest = _dearest_of(vendor.dearest for vendor in vendors.values())
         self._resolutions: dict[tuple[Any, ...], tuple[_Resolved, ...]] = {}
@@ -157,11 +203,22 @@ class PriceTable:
     def load(cls, path: Path | None = None) -> "PriceTable":
         """Read the table at `path`, or the packaged one. Raises PriceFileError."""
         root = _Node(_json_of(path), "")
-        root.only("schema", "version", "as_of", "sources", "providers")
+        root.only("schema", "version", "as_of", "overrides", "sources", "providers")
         if root["schema"].integer() != SCHEMA:
             raise root["schema"].wrong(f"{SCHEMA}, the only shape this release reads")
         vendors = {name: _vendor_of(node) for name, node in root["providers"].items()}
-        return cls(root["version"].text(), vendors)
+        as_of = root.get("as_of")
+        return cls(root["version"].text(), vendors, None if as_of is None else as_of.day())
+
+    @property
+    def providers(self) -> tuple[str, ...]:
+        """The vendors that have prices."""
+        return tuple(self._vendors)
+
+    def standard_values(self, provider: str) -> Mapping[str, frozenset[str]]:
+        """By modifier, the values that change no price at a vendor."""
+        vendor = self._vendors.get(provider)
+        return {} if vendor is None else vendor.standard_values
 
     def model(self, provider: str, name: str) -> ModelInfo | None:
         """The priced model that a vendor would serve under `name`; None when unknown."""
@@ -172,6 +229,11 @@ class PriceTable:
         """All priced models of a vendor; none for a vendor without prices."""
         vendor = self._vendors.get(provider)
         return () if vendor is None else tuple(model.rates.info for model in vendor.models)
+
+    def all_rates(self, provider: str) -> tuple[ModelRates, ...]:
+        """Everything the table knows of every model of a vendor, none for a vendor without prices."""
+        vendor = self._vendors.get(provider)
+        return () if vendor is None else tuple(model.rates for model in vendor.models)
 
     def rates(self, provider: str, name: str) -> ModelRates | None:
         """Every period, tier and modifier of a model; None when unknown."""
@@ -195,7 +257,8 @@ class PriceTable:
         prompt_tokens: int = 0,
         modifiers: Mapping[str, str] | None = None,
     ) -> Mapping[str, int] | None:
-        """Pico-USD per unit at an instant, for a prompt so long; None where a usage would be flagged."""
+        """Pico-USD per unit of the price list that holds at an instant, for a prompt so long; None where a
+        usage would be flagged. What the list has no line for may still be priced: see GENERAL_UNITS."""
         resolved = _at(self._resolve(provider, name, modifiers or {}), at_ms)
         return None if resolved.flags else _tier_for(resolved.tiers, prompt_tokens).units
 
@@ -216,7 +279,7 @@ class PriceTable:
             unit_prices = {}
             for unit, count in counts.items():
                 unit_price = units.get(unit)
-                if unit_price is None:
+                if unit_price is None and (unit_price := _general_rate(units, unit)) is None:
                     flags.append(f"unpriced_unit:{unit}")
                     unit_price = self._dearest_rate(provider, unit)
                 unit_prices[unit] = unit_price
@@ -351,6 +414,17 @@ def _tier_for(tiers: Sequence[Tier], prompt_tokens: int) -> Tier:
     return chosen
 
 
+def _general_rate(units: Mapping[str, int], unit: str) -> int | None:
+    """What a unit costs that a price list has no line for; None when no other line holds for it."""
+    return next((units[general] for general in GENERAL_UNITS.get(unit, ()) if general in units), None)
+
+
+def _with_general_rates(units: Mapping[str, int]) -> dict[str, int]:
+    """A price list with a line for everything it charges for."""
+    general = {unit: rate for unit in GENERAL_UNITS if (rate := _general_rate(units, unit)) is not None}
+    return {**general, **units}
+
+
 def _prompt_tokens(counts: Mapping[str, int]) -> int:
     """The length of the prompt: everything read, from a cache or not, and everything written to one."""
     return sum([count for unit, count in counts.items() if is_prompt_unit(unit)])
@@ -403,8 +477,11 @@ def _dearest_of(rates: Iterable[Mapping[str, int]]) -> dict[str, int]:
 
 def _dearest_of_model(rates: ModelRates) -> dict[str, int]:
     """Per unit the most this model can cost: any date, tier and price list, under all surcharges at once."""
-    price_lists = [part.tiers for part in rates.periods] + [part.tiers for part in rates.modifiers]
-    dearest = _dearest_of(tier.units for tiers in price_lists for tier in tiers)
+    standard = [period.tiers for period in rates.periods]
+    special = [
+        _replaced(tiers, rate.tiers) for tiers in standard for rate in rates.modifiers if rate.times is None
+    ]
+    dearest = _dearest_of(_with_general_rates(tier.units) for tiers in standard + special for tier in tiers)
     surcharges: dict[str, tuple[int, int]] = {}
     for rate in rates.modifiers:
         numerator, denominator = surcharges.get(rate.modifier, (1, 1))
@@ -515,15 +592,21 @@ def _vendor_of(node: _Node) -> _Vendor:
 
 
 def _model_of(node: _Node, suffix: str) -> _Model:
-    node.only("id", "context_tokens", "match", "max_output_tokens", "modifiers", "prices")
+    node.only(
+        "id", "context_tokens", "match", "max_output_tokens", "modifiers", "prices", "limit_unknown_because"
+    )
     context, output = node.get("context_tokens"), node.get("max_output_tokens")
     context_tokens = DEFAULT_CONTEXT_TOKENS if context is None else context.integer(1)
     info = ModelInfo(
         id=node["id"].text(),
         context_tokens=context_tokens,
         max_output_tokens=(
-            min(DEFAULT_MAX_OUTPUT_TOKENS, context_tokens) if output is None else output.integer(1)
+            min(DEFAULT_MAX_OUTPUT_TOKENS, context_tokens) if output is None else output.integer()
         ),
+        limit_unknown_because=None
+        if (reason := node.get("limit_unknown_because")) is None
+        else reason.text(),
+        has_own_limit=output is not None,
     )
     rates = ModelRates(
         info, _periods_of(node["prices"]), tuple(map(_modifier_of, node["modifiers"].elements()))

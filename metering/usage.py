@@ -32,7 +32,11 @@ OUTPUT_AUDIO = "output_audio_tokens"
 OUTPUT_IMAGE = "output_image_tokens"
 OUTPUT_VIDEO = "output_video_tokens"
 WEB_SEARCHES = "web_searches"
-"""Searches of the web that the vendor ran; for some models of Gemini, requests that did any."""
+"""Searches of the web that the vendor ran; for Gemini 2.5 and older, requests that did any."""
+WEB_SEARCHES_PREVIEW = "web_searches_preview"
+"""Searches by OpenAI's preview tools (`web_search_preview`), which cost more on models that do not reason."""
+MAPS_SEARCHES = "maps_searches"
+"""Searches of Google Maps; for Gemini 2.5, requests that did any."""
 STORAGE_SEARCHES = "storage_searches"
 """Searches of files kept at the vendor (OpenAI's file search)."""
 
@@ -40,6 +44,7 @@ INPUT_UNITS = (INPUT, INPUT_AUDIO, INPUT_IMAGE, INPUT_VIDEO)
 CACHE_READ_UNITS = (CACHE_READ, CACHE_AUDIO_READ, CACHE_IMAGE_READ, CACHE_VIDEO_READ)
 CACHE_WRITE_UNITS = (CACHE_WRITE_5M, CACHE_WRITE_1H, CACHE_WRITE_30M, CACHE_WRITE_12H)
 OUTPUT_UNITS = (OUTPUT, OUTPUT_AUDIO, OUTPUT_IMAGE, OUTPUT_VIDEO)
+SEARCH_UNITS = (WEB_SEARCHES, WEB_SEARCHES_PREVIEW, MAPS_SEARCHES, STORAGE_SEARCHES)
 PROMPT_UNITS = (*INPUT_UNITS, *CACHE_READ_UNITS, *CACHE_WRITE_UNITS)
 """The buckets whose sum is the length of the prompt: what long-context price tiers look at."""
 

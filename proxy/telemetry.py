@@ -23,7 +23,7 @@ from metering.ledger import Settlement, token_counts
 from metering.money import usd
 from metering.prices import Priced, PriceTable
 from metering.store.writer import CommitStats
-from metering.usage import OUTPUT_UNITS, PROMPT_UNITS, STORAGE_SEARCHES, WEB_SEARCHES
+from metering.usage import OUTPUT_UNITS, PROMPT_UNITS, SEARCH_UNITS
 from proxy.exchange import Exchange
 from proxy.surface import Surface
 
@@ -35,7 +35,7 @@ COMMIT_BUCKETS_S = (0.0002, 0.0005, 0.001, 0.002, 0.005, 0.01, 0.025, 0.05, 0.1,
 MODEL_NAMES_MAX = 1_000
 """Names whose label is remembered; dated names share the label of their model."""
 
-UNITS = frozenset({*PROMPT_UNITS, *OUTPUT_UNITS, WEB_SEARCHES, STORAGE_SEARCHES})
+UNITS = frozenset((*PROMPT_UNITS, *OUTPUT_UNITS, *SEARCH_UNITS))
 PATH_CHARS_MAX, SEGMENT_CHARS_MAX = 200, 24
 """Of a path that nobody serves, in a log line. Tokens and keys are longer than a segment may be."""
 OWN = "own"

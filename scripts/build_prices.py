@@ -12,7 +12,7 @@ import hashlib
 import json
 import sys
 import tomllib
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from datetime import UTC, date, datetime
 from decimal import Decimal
 from fnmatch import fnmatchcase
@@ -27,6 +27,8 @@ from genai_prices.data_units import unit_data
 
 ROOT = Path(__file__).resolve().parent.parent
 TABLE = ROOT / "metering" / "prices.json"
+GENAI = "genai-prices"
+"""The id of the source that every price without a rule of ours comes from."""
 OVERRIDE = ROOT / "scripts" / "prices_override.toml"
 SCHEMA = 1
 PICO_PER_USD = 10**12
@@ -47,15 +49,31 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--table", type=Path, default=TABLE)
     parser.add_argument("--override", type=Path, default=OVERRIDE)
     options = parser.parse_args(arguments)
-    table = render(build(tomllib.loads(options.override.read_text(encoding="utf-8"))))
+    built = build(tomllib.loads(options.override.read_text(encoding="utf-8")))
+    table = render(built)
     if not options.check:
         options.table.write_text(table, encoding="utf-8")
+        print("\n".join(provenance(built)))
         return 0
     on_disk = options.table.read_text(encoding="utf-8") if options.table.exists() else ""
     if on_disk != table:
         print(f"{options.table} is out of date: run python scripts/build_prices.py", file=sys.stderr)
         return 1
     return 0
+
+
+def provenance(table: Json) -> list[str]:
+    """Where each figure comes from, a line per source and rule."""
+    names = {source["id"]: f"{source['name']} ({source['url']})" for source in table["sources"]}
+    package = names[GENAI]
+    lines = [
+        f"{provider}: {len(vendor['models'])} models: every price not named below: {package}"
+        for provider, vendor in table["providers"].items()
+    ]
+    return lines + [
+        f"{rule['provider']}: {rule['what']}: {len(rule['models'])} models: {names[rule['source']]}"
+        for rule in table["overrides"]
+    ]
 
 
 def render(table: Json) -> str:
@@ -65,19 +83,27 @@ def render(table: Json) -> str:
 def build(override: Json) -> Json:
     package = version("genai-prices")
     by_id = {provider.id: provider for provider in providers}
-    vendors = {
-        name: convert_provider(by_id[rules["genai_id"]], rules)
-        for name, rules in override["providers"].items()
-    }
+    sources = [
+        {"id": GENAI, "name": f"genai-prices {package}", "url": "https://github.com/pydantic/genai-prices"},
+        *override["sources"],
+    ]
+    overrides: list[Json] = []
+    vendors = {}
+    for name, rules in override["providers"].items():
+        vendors[name] = convert_provider(by_id[rules["genai_id"]], rules)
+        overrides += [{"provider": name, **rule} for rule in apply_rules(vendors[name]["models"], rules)]
+    known = {source["id"] for source in sources}
+    if unknown := {rule["source"] for rule in overrides} - known:
+        raise ValueError(f"prices_override.toml: no such source: {', '.join(sorted(unknown))}")
+    if unused := known - {rule["source"] for rule in overrides} - {GENAI}:
+        raise ValueError(f"prices_override.toml: nothing comes from {', '.join(sorted(unused))}")
     digest = hashlib.sha256(render(vendors).encode()).hexdigest()[:8]
     return {
         "schema": SCHEMA,
         "as_of": override["as_of"],
         "version": f"{override['as_of']}+genai-prices-{package}+{digest}",
-        "sources": [
-            {"name": f"genai-prices {package}", "url": "https://github.com/pydantic/genai-prices"},
-            *override["sources"],
-        ],
+        "sources": sources,
+        "overrides": overrides,
         "providers": vendors,
     }
 
@@ -88,23 +114,102 @@ def convert_provider(provider: genai.Provider, rules: Json) -> Json:
         for model in provider.models
         if not any(fnmatchcase(model.id, pattern) for pattern in rules["excluded_models"])
     ]
-    models = [model for model in (convert_model(model, rules) for model in kept) if model is not None]
-    by_id = {model["id"]: model for model in models}
-    for rule in rules.get("matches", ()):
-        by_id[rule["model"]]["match"] += [{"equals": name} for name in rule["equals"]]
-    for rule in rules.get("max_output_tokens", ()):
-        for model in selected(models, rule["models"]):
-            if model.setdefault("max_output_tokens", rule["tokens"]) != rule["tokens"]:
-                raise ValueError(f"two rules for max_output_tokens of {model['id']}")
-    for rule in rules.get("multipliers", ()):
-        for model in selected(models, rule["models"]):
-            model["modifiers"].append(multiplier(rule["modifier"], rule["value"], None, rule["times"]))
     return {
-        "models": models,
+        "models": [model for model in (convert_model(model, rules) for model in kept) if model is not None],
         "sources": sorted(provider.pricing_urls or []),
         "standard_values": rules["standard_values"],
         "version_suffix": rules["version_suffix"],
     }
+
+
+# --- the override file --------------------------------------------------------------------------------
+
+
+def apply_rules(models: list[Json], rules: Json) -> list[Json]:
+    """Change `models` by every rule of a provider; what each rule changed, and where it comes from."""
+    applied = []
+    for kind, apply in RULES.items():
+        for rule in rules.get(kind, ()):
+            meant = selected(models, rule["models"])
+            what = [apply(model, rule) for model in meant]
+            applied.append(
+                {"what": what[0], "models": [model["id"] for model in meant], "source": rule["source"]}
+            )
+    if nameless := [
+        model["id"]
+        for model in models
+        if "max_output_tokens" not in model and "limit_unknown_because" not in model
+    ]:
+        raise ValueError(f"no rule for max_output_tokens of {', '.join(nameless)}")
+    return applied
+
+
+def add_names(model: Json, rule: Json) -> str:
+    model["match"] += [{"equals": name} for name in rule["equals"]]
+    return f"also named {', '.join(rule['equals'])}"
+
+
+def add_limit(model: Json, rule: Json) -> str:
+    if "max_output_tokens" in model or "limit_unknown_because" in model:
+        raise ValueError(f"two rules for max_output_tokens of {model['id']}")
+    if "because" in rule:
+        model["limit_unknown_because"] = rule["because"]
+        return f"no max_output_tokens: {rule['because']}"
+    model["max_output_tokens"] = rule["tokens"]
+    return f"max_output_tokens {rule['tokens']:,}"
+
+
+def add_multiplier(model: Json, rule: Json) -> str:
+    taken = {(entry["modifier"], entry["value"]) for entry in model["modifiers"]}
+    for value in rule["values"]:
+        if (rule["modifier"], value) in taken:
+            raise ValueError(f"two prices for {rule['modifier']}={value} of {model['id']}")
+        model["modifiers"].append(multiplier(rule["modifier"], value, rule.get("from"), rule["times"]))
+    numerator, denominator = rule["times"]
+    return f"{rule['modifier']}={'|'.join(rule['values'])} x{numerator}/{denominator}"
+
+
+def add_derived_unit(model: Json, rule: Json) -> str:
+    """A unit whose price is a multiple of another's, in every price list that names the other."""
+    numerator, denominator = rule["times"]
+    for units in price_lists_of(model):
+        if rule["of"] in units:
+            picousd = Fraction(units[rule["of"]] * numerator, denominator)
+            if picousd.denominator != 1:
+                raise ValueError(f"{model['id']}: {rule['unit']} is no whole number of pico-USD")
+            add_unit(model, units, rule["unit"], picousd.numerator)
+    return f"{rule['unit']} = {rule['of']} x{numerator}/{denominator}"
+
+
+def add_fee(model: Json, rule: Json) -> str:
+    """A fee for each of something, given as decimal USD per thousand."""
+    picousd = Fraction(rule["usd_per_1000"]) * PICO_PER_USD / 1000
+    for period in model["prices"]:
+        for units in (period["units"], *(tier["units"] for tier in period["tiers"])):
+            add_unit(model, units, rule["unit"], int(picousd))
+    return f"{rule['unit']} at USD {rule['usd_per_1000']} per 1,000"
+
+
+def add_unit(model: Json, units: dict[str, int], unit: str, picousd: int) -> None:
+    if unit in units:
+        raise ValueError(f"two prices for {unit} of {model['id']}")
+    units[unit] = picousd
+
+
+def price_lists_of(model: Json) -> list[dict[str, int]]:
+    """Every mapping of units to prices within a model: periods, modifiers, and the tiers of both."""
+    parts = [*model["prices"], *(entry for entry in model["modifiers"] if "units" in entry)]
+    return [units for part in parts for units in (part["units"], *(tier["units"] for tier in part["tiers"]))]
+
+
+RULES: dict[str, Callable[[Json, Json], str]] = {
+    "matches": add_names,
+    "max_output_tokens": add_limit,
+    "derived_units": add_derived_unit,
+    "fees": add_fee,
+    "multipliers": add_multiplier,
+}
+"""The kinds of rules in the override file, in the order in which they apply; each says what it changed."""
 
 
 def selected(models: Iterable[Json], patterns: Iterable[str]) -> list[Json]:

@@ -59,3 +59,22 @@ def each_recorded(vendor: str) -> pytest.MarkDecorator:
         absent = pytest.param(None, marks=pytest.mark.skip(reason=f"no recorded bodies at {FOLDER}"))
         return pytest.mark.parametrize("recording", [absent])
     return pytest.mark.parametrize("recording", found, ids=[one.file for one in found])
+
+
+@cache
+def recorded_prices() -> dict[str, dict[str, str]]:
+    """List prices of 2026-11-20 that the recordings are priced at: by model (`model/tier`), USD per million
+    tokens by kind; {} when absent."""
+    if not FOLDER.is_dir():
+        return {}
+    index = json.loads((FOLDER / "INDEX.json").read_text(encoding="utf-8"))
+    prices: dict[str, dict[str, str]] = index["prices_used"]
+    return prices
+
+
+each_recorded_price = pytest.mark.parametrize(
+    ("name", "prices"),
+    list(recorded_prices().items())
+    or [pytest.param("", {}, marks=pytest.mark.skip(reason=f"no recorded prices at {FOLDER}"))],
+)
+"""Parametrize a test with `name` and `prices`; one skipped case where the folder is absent."""

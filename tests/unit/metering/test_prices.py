@@ -3,6 +3,7 @@
 import json
 import tempfile
 from datetime import UTC, datetime
+from decimal import Decimal
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ from hypothesis import strategies as st
 from metering.prices import (
     DEFAULT_CONTEXT_TOKENS,
     DEFAULT_MAX_OUTPUT_TOKENS,
+    GENERAL_UNITS,
     MODEL_NAME_CHARS_MAX,
     RESOLUTIONS_MAX,
     PricedLine,
@@ -22,17 +24,30 @@ from metering.prices import (
     recompute,
 )
 from metering.usage import (
+    CACHE_AUDIO_READ,
+    CACHE_IMAGE_READ,
     CACHE_READ,
     CACHE_WRITE_1H,
     CACHE_WRITE_5M,
+    CACHE_WRITE_12H,
+    CACHE_WRITE_30M,
     INPUT,
+    INPUT_AUDIO,
+    INPUT_IMAGE,
+    INPUT_VIDEO,
+    MAPS_SEARCHES,
     NOTHING,
     OUTPUT,
+    OUTPUT_AUDIO,
+    OUTPUT_IMAGE,
     PROMPT_UNITS,
+    STORAGE_SEARCHES,
     WEB_SEARCHES,
+    WEB_SEARCHES_PREVIEW,
     Usage,
     UsageLine,
 )
+from tests.fixtures_llm import each_recorded_price
 
 
 def ms(day: str) -> int:
@@ -98,6 +113,256 @@ def test_list_prices_of_the_other_vendors(
     provider: str, model: str, counts: dict[str, int], tier: str, cost_nanousd: int
 ) -> None:
     assert cost(usage(model, counts, service_tier=tier), provider=provider) == cost_nanousd
+
+
+# --- OpenAI and Gemini --------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("provider", "model", "counts", "modifiers", "cost_nanousd"),
+    [
+        # OpenAI: $4 in, $20 out; a twelve-hour write 2.5 x in, a half-hour one 1.25 x in.
+        ("openai", "gpt-5.6-sol", {CACHE_WRITE_12H: 1000, CACHE_WRITE_30M: 1000}, {}, 15_000_000),
+        ("openai", "gpt-5.6-sol", {CACHE_WRITE_12H: 1000}, {"service_tier": "flex"}, 5_000_000),
+        ("openai", "gpt-5.6-sol", {INPUT: 1000, OUTPUT: 1000}, {"region": "eu"}, 26_400_000),
+        ("openai", "gpt-5", {INPUT: 1000, OUTPUT: 1000}, {"region": "eu"}, 11_250_000),
+        ("openai", "gpt-6-astra", {INPUT: 1000, OUTPUT: 1000}, {"service_tier": "ultrafast"}, 360_000_000),
+        ("openai", "gpt-6.1-sol", {INPUT: 1000, OUTPUT: 1000}, {"service_tier": "ultrafast"}, 72_000_000),
+        (
+            "openai",
+            "gpt-6.1-sol",
+            {INPUT: 1000, CACHE_READ: 1000, OUTPUT: 1000},
+            {"service_tier": "ultrafast", "region": "us"},
+            79_860_000,
+        ),
+        (
+            "openai",
+            "gpt-5.4",
+            {INPUT: 1000, CACHE_READ: 1000, OUTPUT: 1000},
+            {"service_tier": "fast"},
+            35_500_000,
+        ),
+        ("openai", "gpt-5.5", {INPUT: 1000, OUTPUT: 1000}, {"service_tier": "priority"}, 87_500_000),
+        # The whole request is dearer above 272,000 prompt tokens: twice in, 1.5 times out, in every tier.
+        ("openai", "gpt-5.4", {INPUT: 272_000, OUTPUT: 10}, {}, 680_150_000),
+        ("openai", "gpt-5.4", {INPUT: 272_001, OUTPUT: 10}, {}, 1_360_230_000),
+        ("openai", "gpt-5.4", {INPUT: 272_001, OUTPUT: 10}, {"service_tier": "flex"}, 680_115_000),
+        ("openai", "gpt-5.4", {INPUT: 272_001, OUTPUT: 10}, {"service_tier": "priority"}, 2_720_460_000),
+        (
+            "openai",
+            "gpt-6.1-sol",
+            {INPUT: 200_000, CACHE_READ: 70_000, CACHE_WRITE_12H: 2_001, OUTPUT: 10},
+            {"service_tier": "priority", "region": "jp"},
+            (200_000 * 4_000 + 70_000 * 200 + 2_001 * 10_000 + 10 * 15_000) * 22 // 10,
+        ),
+        # Tools by the call, at the same fee in every tier.
+        ("openai", "gpt-5", {WEB_SEARCHES: 3, STORAGE_SEARCHES: 2}, {"service_tier": "flex"}, 35_000_000),
+        ("openai", "gpt-4o", {WEB_SEARCHES_PREVIEW: 1}, {}, 25_000_000),
+        ("openai", "o3", {WEB_SEARCHES_PREVIEW: 1}, {}, 10_000_000),
+        ("openai", "gpt-4o-search-preview", {WEB_SEARCHES: 1}, {}, 25_000_000),
+        # Gemini: flex at half, priority at 1.8 times, also above 200,000 prompt tokens.
+        ("gemini", "gemini-2.5-pro", {INPUT: 1000, OUTPUT: 1000}, {"service_tier": "flex"}, 5_625_000),
+        ("gemini", "gemini-2.5-pro", {INPUT: 1000, OUTPUT: 1000}, {"service_tier": "priority"}, 20_250_000),
+        (
+            "gemini",
+            "gemini-3.1-pro-preview",
+            {INPUT: 100_000, CACHE_READ: 100_001, OUTPUT: 10},
+            {"service_tier": "priority"},
+            (100_000 * 4_000 + 100_001 * 400 + 10 * 18_000) * 18 // 10,
+        ),
+        (
+            "gemini",
+            "gemini-3.1-pro-preview",
+            {INPUT: 200_000, OUTPUT: 10},
+            {"service_tier": "flex"},
+            (200_000 * 2_000 + 10 * 12_000) // 2,
+        ),
+        (
+            "gemini",
+            "gemini-2.5-flash",
+            {INPUT_AUDIO: 1000, CACHE_AUDIO_READ: 1000},
+            {"service_tier": "flex"},
+            550_000,
+        ),
+        (
+            "gemini",
+            "gemini-3.8-flash",
+            {INPUT: 1000, OUTPUT: 1000},
+            {"service_tier": "service_tier_flex"},
+            2_250_000,
+        ),
+        # Grounding: by the search on 3.x, by the request on 2.5.
+        (
+            "gemini",
+            "gemini-3.6-flash",
+            {WEB_SEARCHES: 1, MAPS_SEARCHES: 1},
+            {"service_tier": "priority"},
+            28_000_000,
+        ),
+        ("gemini", "gemini-2.5-flash", {WEB_SEARCHES: 1}, {}, 35_000_000),
+        ("gemini", "gemini-2.5-flash", {MAPS_SEARCHES: 1}, {}, 25_000_000),
+    ],
+)
+def test_tiers_regions_and_tools_of_the_other_vendors(
+    provider: str, model: str, counts: dict[str, int], modifiers: dict[str, str], cost_nanousd: int
+) -> None:
+    assert cost(usage(model, counts, **modifiers), provider=provider) == cost_nanousd
+
+
+@pytest.mark.parametrize(
+    ("provider", "value"),
+    [
+        ("openai", "default"),
+        ("openai", "standard"),
+        ("openai", "scale"),
+        ("gemini", "standard"),
+        ("gemini", "unspecified"),
+        ("gemini", "service_tier_standard"),
+    ],
+)
+def test_the_standard_tier_has_many_names(provider: str, value: str) -> None:
+    model = {"openai": "gpt-5.6-sol", "gemini": "gemini-3.6-flash"}[provider]
+    counts = {INPUT: 1000, OUTPUT: 1000}
+    assert cost(usage(model, counts, service_tier=value), provider=provider) == cost(
+        usage(model, counts), provider=provider
+    )
+
+
+@pytest.mark.parametrize(
+    ("provider", "model", "modifiers"),
+    [
+        ("openai", "gpt-5.6-sol", {"service_tier": "auto"}),  # A wish, no tier.
+        ("openai", "gpt-5.6-sol", {"service_tier": "ultrafast"}),  # A preview without a public price.
+        ("openai", "gpt-5.6-sol", {"region": "mars"}),
+        ("openai", "gpt-5-nano", {"service_tier": "priority"}),
+        ("gemini", "gemini-2.5-flash-image", {"service_tier": "priority"}),
+        ("gemini", "gemini-3.6-flash", {"service_tier": "ultrafast"}),
+    ],
+)
+def test_a_tier_without_a_price_is_flagged(provider: str, model: str, modifiers: dict[str, str]) -> None:
+    ((modifier, value),) = modifiers.items()
+    flags = TABLE.unpriced(provider, usage(model, {INPUT: 1}, **modifiers), at_ms=AT_MS)
+    assert flags == (f"unpriced_modifier:{modifier}={value}",)
+
+
+@pytest.mark.parametrize(
+    ("provider", "model", "unit", "like"),
+    [
+        ("openai", "gpt-5.6-sol", INPUT_IMAGE, INPUT),
+        ("openai", "gpt-5.6-sol", INPUT_AUDIO, INPUT),
+        ("openai", "gpt-5.6-sol", OUTPUT_AUDIO, OUTPUT),
+        ("openai", "gpt-5.6-sol", CACHE_AUDIO_READ, CACHE_READ),
+        ("openai", "gpt-5.6-sol", CACHE_IMAGE_READ, CACHE_READ),
+        ("openai", "gpt-5-pro", CACHE_READ, INPUT),
+        ("openai", "gpt-5-pro", CACHE_IMAGE_READ, INPUT),
+        ("openai", "gpt-audio", CACHE_AUDIO_READ, INPUT_AUDIO),
+        ("gemini", "gemini-3.6-flash", INPUT_VIDEO, INPUT),
+        ("gemini", "gemini-3.6-flash", INPUT_AUDIO, INPUT),
+        ("gemini", "gemini-2.5-flash", INPUT_IMAGE, INPUT),
+        ("gemini", "gemini-2.5-flash", CACHE_IMAGE_READ, CACHE_READ),
+        ("gemini", "gemini-2.5-flash", OUTPUT_IMAGE, OUTPUT),
+        ("gemini", "gemini-2.0-flash-lite", CACHE_READ, INPUT),
+    ],
+)
+def test_what_a_model_does_not_price_apart_costs_what_its_list_says_for_all(
+    provider: str, model: str, unit: str, like: str
+) -> None:
+    assert cost(usage(model, {unit: 1_003}), provider=provider) == cost(
+        usage(model, {like: 1_003}), provider=provider
+    )
+
+
+def test_a_line_that_holds_for_others_is_multiplied_and_has_tiers_as_well() -> None:
+    long_prompt = {INPUT_IMAGE: 150_000, CACHE_IMAGE_READ: 50_001, OUTPUT_IMAGE: 10}
+    charged = cost(usage("gemini-2.5-pro", long_prompt, service_tier="flex"), provider="gemini")
+    assert charged == (150_000 * 2_500 + 50_001 * 250 + 10 * 15_000) // 2
+
+
+@pytest.mark.parametrize("provider", ["anthropic", "openai", "gemini"])
+@pytest.mark.parametrize("unit", [*GENERAL_UNITS, INPUT, OUTPUT])
+def test_what_a_line_for_others_charges_is_no_dearer_than_the_dearest_rate(provider: str, unit: str) -> None:
+    unknown = TABLE.price(provider, usage("unknown", {unit: 1_000}), at_ms=AT_MS).cost_nanousd
+    for info in TABLE.models(provider):
+        priced = TABLE.price(provider, usage(info.id, {unit: 1_000}), at_ms=AT_MS)
+        assert priced.flags or priced.cost_nanousd <= unknown, info.id
+
+
+@pytest.mark.parametrize(
+    ("provider", "model", "unit", "usd_per_million"),
+    [
+        ("gemini", "gemini-2.5-flash", INPUT_AUDIO, "1.00"),
+        ("gemini", "gemini-2.5-flash", CACHE_AUDIO_READ, "0.10"),
+        ("gemini", "gemini-2.5-flash-image", OUTPUT_IMAGE, "30"),
+        ("openai", "gpt-audio", INPUT_AUDIO, "32"),
+        ("openai", "gpt-audio", OUTPUT_AUDIO, "64"),
+    ],
+)
+def test_what_a_model_prices_apart_costs_its_own_price(
+    provider: str, model: str, unit: str, usd_per_million: str
+) -> None:
+    assert cost(usage(model, {unit: MILLION}), provider=provider) == Decimal(usd_per_million) * USD
+
+
+@pytest.mark.parametrize(
+    ("provider", "model", "unit"),
+    [
+        ("openai", "gpt-5", CACHE_WRITE_30M),
+        ("openai", "gpt-5", CACHE_WRITE_12H),
+        ("openai", "text-embedding-3-small", OUTPUT),
+        ("openai", "text-embedding-3-small", OUTPUT_AUDIO),
+        ("openai", "gpt-5", MAPS_SEARCHES),
+        ("gemini", "gemini-3.8-flash-tts", WEB_SEARCHES),
+    ],
+)
+def test_a_counter_that_no_line_holds_for_stays_flagged(provider: str, model: str, unit: str) -> None:
+    assert TABLE.unpriced(provider, usage(model, {unit: 1}), at_ms=AT_MS) == (f"unpriced_unit:{unit}",)
+
+
+@pytest.mark.parametrize(
+    ("provider", "model", "max_output_tokens"),
+    [
+        ("openai", "gpt-5", 128_000),
+        ("openai", "gpt-6.1-sol", 128_000),
+        ("openai", "gpt-5-pro", 272_000),
+        ("openai", "o3", 100_000),
+        ("openai", "o4-mini", 100_000),
+        ("openai", "gpt-4.1-mini", 32_768),
+        ("openai", "gpt-4o-mini-2024-07-18", 16_384),
+        ("openai", "gpt-3.5-turbo", 4_096),
+        ("openai", "text-embedding-3-large", 0),
+        ("gemini", "gemini-2.5-pro", 65_536),
+        ("gemini", "gemini-3.8-flash", 65_536),
+        ("gemini", "gemini-4-argon", 1_048_576),
+        ("gemini", "gemini-embedding-2", 0),
+    ],
+)
+def test_the_most_that_a_model_writes(provider: str, model: str, max_output_tokens: int) -> None:
+    info = TABLE.model(provider, model)
+    assert info is not None
+    assert (info.max_output_tokens, info.has_own_limit) == (max_output_tokens, True)
+
+
+RECORDED_UNITS = {"i": INPUT, "o": OUTPUT, "r": CACHE_READ, "w5": CACHE_WRITE_5M, "w1": CACHE_WRITE_1H}
+"""How the list of recorded prices calls the units; a half-hour write stands where others have five minutes."""
+
+
+@each_recorded_price
+def test_the_prices_of_recorded_bodies_come_out_of_the_table(name: str, prices: dict[str, str]) -> None:
+    model, _, tier = name.partition("/")
+    providers = [each for each in TABLE.providers if TABLE.model(each, model) is not None]
+    assert len(providers) == 1
+    for key, usd in prices.items():
+        if key == "o" and not Decimal(usd):  # Writes nothing.
+            info = TABLE.model(providers[0], model)
+            assert info is not None
+            assert info.max_output_tokens == 0
+            continue
+        unit = CACHE_WRITE_30M if key == "w5" and providers == ["openai"] else RECORDED_UNITS[key]
+        charged = cost(usage(model, {unit: 10_000}, service_tier=tier), provider=providers[0])
+        assert charged == Decimal(usd) * USD / 100, (name, unit)
+
+
+# --- any vendor ---------------------------------------------------------------------------------------
 
 
 def test_nothing_costs_nothing() -> None:
@@ -298,10 +563,10 @@ def test_ids_dates_and_aliases_of_the_vendor_are_known(name: str, model: str) ->
 
 
 def test_an_unknown_model_is_booked_at_the_dearest_rate_and_flagged() -> None:
-    """Fable 5.2, fast, in the US: $8 and $40 x 2 x 1.1. Cache reads: Opus 4 at $1.5 (1.1 x 1 elsewhere)."""
+    """Fable 5.2, fast, in the US: $8 and $40 x 2 x 1.1. Cache reads: $8, like any input of Claude 2."""
     priced = TABLE.price("anthropic", usage("claude-x", {INPUT: 10, CACHE_READ: 10, OUTPUT: 10}), at_ms=AT_MS)
     assert priced.flags == ("unpriced_model:claude-x",)
-    assert priced.cost_nanousd == 10 * 17_600 + 10 * 1_500 + 10 * 88_000
+    assert priced.cost_nanousd == 10 * 17_600 + 10 * 8_000 + 10 * 88_000
 
 
 @pytest.mark.parametrize("unit", [INPUT, CACHE_READ, CACHE_WRITE_5M, CACHE_WRITE_1H, OUTPUT, WEB_SEARCHES])
@@ -545,6 +810,12 @@ MODEL = "providers.v.models[0]"
         (("providers", "v", "version_suffix"), "(", "providers.v.version_suffix", "regular expression"),
         (("providers", "v", "models", 0, "max_output_token"), 5, f"{MODEL}.max_output_token", "no such key"),
         (("providers", "v", "models", 0, "context_tokens"), 0, f"{MODEL}.context_tokens", "at least 1"),
+        (
+            ("providers", "v", "models", 0, "max_output_tokens"),
+            -1,
+            f"{MODEL}.max_output_tokens",
+            "at least 0",
+        ),
         (("providers", "v", "models", 0, "match"), [{}], f"{MODEL}.match[0]", "exactly one"),
         (("providers", "v", "models", 0, "match"), [{"like": "m"}], f"{MODEL}.match[0].like", "no such key"),
         (("providers", "v", "models", 0, "prices"), [], f"{MODEL}.prices", "at least one period"),

@@ -5,6 +5,7 @@ import tomllib
 from collections.abc import Mapping
 from datetime import UTC, date, datetime
 from decimal import ROUND_HALF_UP, Decimal
+from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,16 @@ import pytest
 from genai_prices.data import providers
 
 from metering.prices import PriceTable
-from metering.usage import CACHE_READ, CACHE_WRITE_1H, CACHE_WRITE_5M, INPUT, OUTPUT, WEB_SEARCHES, UsageLine
+from metering.usage import (
+    CACHE_READ,
+    CACHE_WRITE_1H,
+    CACHE_WRITE_5M,
+    CACHE_WRITE_12H,
+    INPUT,
+    OUTPUT,
+    WEB_SEARCHES,
+    UsageLine,
+)
 from metering.usage import Usage as OurUsage
 from scripts import build_prices
 
@@ -96,6 +106,23 @@ def genai_nanousd(
     return int((price * 10**9).quantize(Decimal(1), rounding=ROUND_HALF_UP))
 
 
+def is_ours(vendor: str, model_id: str, modifier: tuple[str, str] | None) -> bool:
+    """Whether the price of a modifier comes from the override file: the package does not know it."""
+    return modifier is not None and any(
+        modifier[0] == rule["modifier"]
+        and modifier[1] in rule["values"]
+        and any(fnmatchcase(model_id, pattern) for pattern in rule["models"])
+        for rule in RULES[vendor]["multipliers"]
+    )
+
+
+def is_our_fee(vendor: str, model_id: str, unit: str) -> bool:
+    return any(
+        rule["unit"] == unit and any(fnmatchcase(model_id, pattern) for pattern in rule["models"])
+        for rule in RULES[vendor].get("fees", ())
+    )
+
+
 @pytest.mark.parametrize("vendor", ["anthropic", "openai", "gemini"])
 @pytest.mark.parametrize("day", DAYS)
 def test_every_model_costs_what_the_package_computes(vendor: str, day: date) -> None:
@@ -112,7 +139,7 @@ def test_every_model_costs_what_the_package_computes(vendor: str, day: date) -> 
             given = dict([modifiers]) if modifiers else {}
             prices = TABLE.unit_prices(vendor, model.id, at_ms=at_ms, modifiers=given)
             standard = modifiers and modifiers[1] in RULES[vendor]["standard_values"].get(modifiers[0], ())
-            if prices is None or INPUT not in prices or standard:
+            if prices is None or INPUT not in prices or standard or is_ours(vendor, model.id, modifiers):
                 continue
             for scale in (1, 97):
                 ours = {
@@ -125,7 +152,8 @@ def test_every_model_costs_what_the_package_computes(vendor: str, day: date) -> 
                         (OUTPUT, 777),
                         (WEB_SEARCHES, 3),
                     )
-                    if unit in prices
+                    # A cached token without a cached rate is charged like any other.
+                    if (unit in prices and not is_our_fee(vendor, model.id, unit)) or unit == CACHE_READ
                 }
                 theirs = {"write" if unit == write_unit else unit: count for unit, count in ours.items()}
                 priced = TABLE.price(vendor, OurUsage((UsageLine(model.id, ours, given),)), at_ms=at_ms)
@@ -143,9 +171,73 @@ def test_every_anthropic_model_of_the_package_is_priced() -> None:
         assert TABLE.model("anthropic", info.id) == info
 
 
-def test_every_anthropic_model_has_its_own_output_limit() -> None:
-    shipped = json.loads(build_prices.TABLE.read_text())["providers"]["anthropic"]["models"]
-    assert [model["id"] for model in shipped if "max_output_tokens" not in model] == []
+@pytest.mark.parametrize("vendor", ["anthropic", "openai", "gemini"])
+def test_every_model_has_its_own_output_limit_or_a_reason_why_not(vendor: str) -> None:
+    """What writes tokens has a limit; what has none is served by no operation that does."""
+    for rates in TABLE.all_rates(vendor):
+        info = rates.info
+        assert info.has_own_limit != bool(info.limit_unknown_because), info.id
+        assert info.max_output_tokens > 0 or not any(
+            OUTPUT in tier.units for period in rates.periods for tier in period.tiers
+        ), info.id
+
+
+def test_every_figure_of_ours_names_its_source(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    assert build_prices.main(["--table", str(tmp_path / "prices.json")]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    table = json.loads((tmp_path / "prices.json").read_text())
+    assert len(lines) == len(table["providers"]) + len(table["overrides"])
+    assert all("https://" in line for line in lines)
+    rules = sum(len(RULES[vendor].get(kind, ())) for vendor in RULES for kind in build_prices.RULES)
+    assert len(table["overrides"]) == rules
+    assert any(line.startswith("openai: cache_write_12h_tokens = input_tokens x5/2: 11") for line in lines)
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "complaint"),
+    [
+        ('source = "openai-ultrafast"', 'source = "hearsay"', "no such source: hearsay"),
+        ('source = "anthropic-geo"', 'source = "litellm"', "nothing comes from anthropic-geo"),
+        ('models = ["gpt-6.1-sol"]', 'models = ["gpt-6-astra"]', "service_tier=ultrafast of gpt-6-astra"),
+        ('models = ["gpt-4.1-nano",', 'models = ["gpt-4.1",', "two prices for storage_searches of gpt-4.1"),
+        ('"gemini-pro",\n', "", "no rule for max_output_tokens of gemini-pro"),
+        ('"gpt-5.6-*", "gpt-6*"', '"gpt-5.6-*", "gpt-6*", "gpt-4.1-nano"', None),
+        ('times = [5, 2]\nmodels = ["gpt-5.6-*', 'times = [1, 7]\nmodels = ["gpt-5.6-*', "no whole number"),
+    ],
+)
+def test_a_rule_that_contradicts_the_table_stops_the_build(
+    tmp_path: Path, old: str, new: str, complaint: str | None
+) -> None:
+    override = tmp_path / "override.toml"
+    text = build_prices.OVERRIDE.read_text()
+    assert old in text
+    override.write_text(text.replace(old, new, 1))
+    arguments = ["--override", str(override), "--table", str(tmp_path / "prices.json")]
+    if complaint is None:
+        assert build_prices.main(arguments) == 0
+        return
+    with pytest.raises(ValueError, match=complaint):
+        build_prices.main(arguments)
+
+
+def test_a_derived_unit_stands_in_every_price_list_that_has_its_base() -> None:
+    model: dict[str, Any] = {
+        "id": "m",
+        "prices": [
+            {
+                "from": None,
+                "units": {INPUT: 10},
+                "tiers": [{"above_prompt_tokens": 5, "units": {INPUT: 20, OUTPUT: 1}}],
+            }
+        ],
+        "modifiers": [
+            {"modifier": "a", "value": "b", "units": {INPUT: 4}, "tiers": []},
+            {"modifier": "a", "value": "c", "units": {OUTPUT: 4}, "tiers": []},
+            {"modifier": "a", "value": "d", "times": [2, 1]},
+        ],
+    }
+    build_prices.add_derived_unit(model, {"unit": CACHE_WRITE_12H, "of": INPUT, "times": [5, 2]})
+    assert [units.get(CACHE_WRITE_12H) for units in build_prices.price_lists_of(model)] == [25, 50, 10, None]
 
 
 # --- what is left out ---------------------------------------------------------------------------------
