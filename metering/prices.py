@@ -202,7 +202,7 @@ class PriceTable:
     @classmethod
     def load(cls, path: Path | None = None) -> "PriceTable":
         """Read the table at `path`, or the packaged one. Raises PriceFileError."""
-        root = _Node(_json_of(path), "")
+        root = _Node(table_content(path), "")
         root.only("schema", "version", "as_of", "overrides", "sources", "providers")
         if root["schema"].integer() != SCHEMA:
             raise root["schema"].wrong(f"{SCHEMA}, the only shape this release reads")
@@ -567,7 +567,8 @@ class _Node:
             raise self.wrong(f"a regular expression ({error})") from None
 
 
-def _json_of(path: Path | None) -> Any:
+def table_content(path: Path | None) -> Any:
+    """The table at `path`, or the packaged one, as JSON that nobody has looked at. Raises PriceFileError."""
     source = resources.files("metering").joinpath("prices.json") if path is None else path
     try:
         return json.loads(source.read_text(encoding="utf-8"))

@@ -4,21 +4,32 @@ import os
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict
 from difflib import get_close_matches
+from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
 from automna_proxy.commands.session import (
+    CLOCK,
     CommandError,
     Json,
     Status,
     current_plans,
     current_settings,
 )
-from automna_proxy.settings import SettingRow, table
+from automna_proxy.price_check import (
+    OVERRIDE,
+    STALE_DAYS,
+    Finding,
+    check_litellm,
+    check_sources,
+    check_table,
+)
+from automna_proxy.settings import SettingRow
+from automna_proxy.settings import table as settings_table
 from automna_proxy.tables import Table
 from automna_proxy.terminal import say, show, show_json
-from metering.prices import ModelRates, PriceTable, Tier
+from metering.prices import ModelRates, PriceTable, Tier, table_content
 from routes import SURFACES
 
 plan_app = typer.Typer(no_args_is_help=True, help="Plans: what a user may.")
@@ -70,12 +81,83 @@ def show_prices(
         show(_rates_table(provider, rates, prices.version))
 
 
+@prices_app.command("check")
+def check_prices(
+    prices_path: Annotated[
+        Path | None,
+        typer.Option(
+            "--prices", metavar="FILE", help="The table to check; else the one in use.", show_default=False
+        ),
+    ] = None,
+    stale_days: Annotated[
+        int, typer.Option("--stale-days", min=0, metavar="N", help="How old as_of may be.")
+    ] = STALE_DAYS,
+    override: Annotated[
+        Path,
+        typer.Option("--override", metavar="FILE", help="What is added to genai-prices.", show_default=False),
+    ] = OVERRIDE,
+    litellm: Annotated[
+        Path | None,
+        typer.Option(
+            "--litellm",
+            metavar="FILE",
+            help="Compare with prices in LiteLLM's format, too.",
+            show_default=False,
+        ),
+    ] = None,
+    as_json: Json = False,
+) -> None:
+    """Look for what is missing in the price table, out of date, or different from its sources.
+
+    Exit status 1 when something is wrong: a model that writes without a maximum output, a tier that its vendor
+    offers without a price, a table not checked for too long, a price that its sources do not give (compared
+    where genai-prices is installed, in a development checkout). Prices that start later are only named.
+
+    Example: automna-proxy prices check --stale-days 14 --litellm model_prices.json
+    """
+    path = prices_path or current_settings().prices_path
+    table = PriceTable.load(path)
+    now_ms = CLOCK.now_ms()
+    findings = check_table(table, now_ms=now_ms, stale_days=stale_days)
+    findings += check_sources(table_content(path), override)
+    if litellm is not None:
+        findings += check_litellm(table, litellm, now_ms=now_ms)
+    wrong = [finding for finding in findings if finding.is_wrong]
+    if as_json:
+        show_json(
+            {
+                "version": table.version,
+                "as_of": table.as_of,
+                "is_clean": not wrong,
+                "findings": [asdict(finding) for finding in findings],
+            }
+        )
+    else:
+        _show_findings(findings, table.version)
+    if wrong:
+        raise typer.Exit(Status.NO)
+
+
+def _show_findings(findings: Sequence[Finding], version: str) -> None:
+    wrong = [finding for finding in findings if finding.is_wrong]
+    say(f"{f'NOT CLEAN: {len(wrong)} findings' if wrong else 'clean'}: price table {version}")
+    if wrong:
+        show(_findings_table("Wrong", wrong))
+    if worth_knowing := [finding for finding in findings if not finding.is_wrong]:
+        show(_findings_table("Worth knowing", worth_knowing))
+
+
+def _findings_table(title: str, findings: Sequence[Finding]) -> Table:
+    rows = [(each.check, each.provider, each.model, each.detail) for each in findings]
+    return Table(title, ("check", "provider", "model", "detail"), rows)
+
+
 def settings(
     as_json: Json = False,
     as_markdown: Annotated[bool, typer.Option("--markdown", help="The table for README.md.")] = False,
 ) -> None:
     """List every setting: an environment variable with default, unit and meaning. No values are shown."""
-    rows = table()
+    rows = settings_table()
     if as_markdown:
         say("\n".join(settings_markdown(rows)))
     elif as_json:

@@ -13,6 +13,7 @@ import genai_prices.types as genai
 import pytest
 from genai_prices.data import providers
 
+from automna_proxy import price_sources
 from metering.prices import PriceTable
 from metering.usage import (
     CACHE_READ,
@@ -54,7 +55,7 @@ def test_the_file_is_canonical_and_holds_no_float() -> None:
         raise AssertionError(f"a float in the table: {text}")
 
     text = build_prices.TABLE.read_text()
-    assert build_prices.render(json.loads(text, parse_float=refuse)) == text
+    assert price_sources.render(json.loads(text, parse_float=refuse)) == text
     assert text.endswith("}\n")
 
 
@@ -188,7 +189,7 @@ def test_every_figure_of_ours_names_its_source(capsys: pytest.CaptureFixture[str
     table = json.loads((tmp_path / "prices.json").read_text())
     assert len(lines) == len(table["providers"]) + len(table["overrides"])
     assert all("https://" in line for line in lines)
-    rules = sum(len(RULES[vendor].get(kind, ())) for vendor in RULES for kind in build_prices.RULES)
+    rules = sum(len(RULES[vendor].get(kind, ())) for vendor in RULES for kind in price_sources.RULES)
     assert len(table["overrides"]) == rules
     assert any(line.startswith("openai: cache_write_12h_tokens = input_tokens x5/2: 11") for line in lines)
 
@@ -236,8 +237,8 @@ def test_a_derived_unit_stands_in_every_price_list_that_has_its_base() -> None:
             {"modifier": "a", "value": "d", "times": [2, 1]},
         ],
     }
-    build_prices.add_derived_unit(model, {"unit": CACHE_WRITE_12H, "of": INPUT, "times": [5, 2]})
-    assert [units.get(CACHE_WRITE_12H) for units in build_prices.price_lists_of(model)] == [25, 50, 10, None]
+    price_sources.add_derived_unit(model, {"unit": CACHE_WRITE_12H, "of": INPUT, "times": [5, 2]})
+    assert [units.get(CACHE_WRITE_12H) for units in price_sources.price_lists_of(model)] == [25, 50, 10, None]
 
 
 # --- what is left out ---------------------------------------------------------------------------------
@@ -253,12 +254,12 @@ PLAIN = {"standard_values": {}, "cache_write_unit": "cache_write_5m_tokens"}
 
 
 def test_a_model_without_prices_is_left_out() -> None:
-    assert build_prices.convert_model(model_info(genai.ModelPrice()), PLAIN) is None
+    assert price_sources.convert_model(model_info(genai.ModelPrice()), PLAIN) is None
 
 
 def test_a_price_that_is_no_whole_number_of_picousd_is_left_out() -> None:
     prices = genai.ModelPrice(input_mtok=Decimal("0.0000001"), output_mtok=Decimal(1))
-    model = build_prices.convert_model(model_info(prices), PLAIN)
+    model = price_sources.convert_model(model_info(prices), PLAIN)
     assert model is not None
     assert model["prices"][0]["units"] == {"output_tokens": 1_000_000}
 
@@ -266,7 +267,7 @@ def test_a_price_that_is_no_whole_number_of_picousd_is_left_out() -> None:
 def test_a_tier_whose_long_prompts_have_no_price_is_left_out() -> None:
     tiered = genai.TieredPrices(Decimal(1), [genai.Tier(200_000, Decimal(2))])
     flex = genai.PriceVariant({"service_tier": "flex"}, genai.ModelPrice(input_mtok=Decimal("0.5")))
-    model = build_prices.convert_model(model_info(genai.ModelPrice(input_mtok=tiered), [flex]), PLAIN)
+    model = price_sources.convert_model(model_info(genai.ModelPrice(input_mtok=tiered), [flex]), PLAIN)
     assert model is not None
     assert model["modifiers"] == []
 
@@ -279,7 +280,7 @@ def test_a_uniform_price_list_becomes_a_multiplier_and_another_stays_a_list() ->
         {"speed": "fast"}, genai.ModelPrice(input_mtok=Decimal(2), output_mtok=Decimal(8))
     )
     flex = genai.PriceVariant({"service_tier": "flex"}, genai.ModelPrice(output_mtok=Decimal(3)))
-    model = build_prices.convert_model(model_info(standard, [fast, flex]), PLAIN)
+    model = price_sources.convert_model(model_info(standard, [fast, flex]), PLAIN)
     assert model is not None
     assert model["modifiers"] == [
         {
@@ -297,7 +298,7 @@ def test_prefixes_become_families() -> None:
     clause = genai.ClauseOr(
         [genai.ClauseStartsWith("a-1"), genai.ClauseContains("b@"), genai.ClauseEquals("c")]
     )
-    assert build_prices.match_of(clause) == [{"family": "a-1"}, {"family": "b"}, {"equals": "c"}]
+    assert price_sources.match_of(clause) == [{"family": "a-1"}, {"family": "b"}, {"equals": "c"}]
 
 
 def test_a_price_by_the_hour_of_the_day_stops_the_build() -> None:
@@ -307,7 +308,7 @@ def test_a_price_by_the_hour_of_the_day_stops_the_build() -> None:
     )
     prices = [genai.ConditionalPrice(night, prices=genai.ModelPrice(input_mtok=Decimal(1)))]
     with pytest.raises(TypeError, match="not understood"):
-        build_prices.convert_model(model_info(prices), PLAIN)
+        price_sources.convert_model(model_info(prices), PLAIN)
 
 
 def test_a_price_under_two_conditions_stops_the_build() -> None:
@@ -315,9 +316,9 @@ def test_a_price_under_two_conditions_stops_the_build() -> None:
         {"speed": "fast", "processing": "batch"}, genai.ModelPrice(input_mtok=Decimal(1))
     )
     with pytest.raises(ValueError, match="several conditions"):
-        build_prices.convert_model(model_info(genai.ModelPrice(input_mtok=Decimal(1)), [variant]), PLAIN)
+        price_sources.convert_model(model_info(genai.ModelPrice(input_mtok=Decimal(1)), [variant]), PLAIN)
 
 
 def test_a_fee_per_request_stops_the_build() -> None:
     with pytest.raises(ValueError, match="counter of requests"):
-        build_prices.convert_model(model_info(genai.ModelPrice(requests_kcount=Decimal(5))), PLAIN)
+        price_sources.convert_model(model_info(genai.ModelPrice(requests_kcount=Decimal(5))), PLAIN)
