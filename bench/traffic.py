@@ -10,11 +10,11 @@ from simulators.anthropic_messages import (
     Message,
     ReportedUsage,
     events_besides_deltas,
-    filler,
     message_events,
     message_json,
 )
 from simulators.script import chunk
+from simulators.text import filler
 
 PATH = "/v1/messages"
 MOUNT = "/api/llm"

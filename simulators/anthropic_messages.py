@@ -4,25 +4,18 @@ Shapes as in the API reference and in answers recorded in 2026 (Anthropic docs, 
 """
 
 import functools
-import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from itertools import cycle, islice
 from typing import Any
 
 import orjson
 
 from metering.usage import CACHE_READ, CACHE_WRITE_1H, CACHE_WRITE_5M, INPUT, OUTPUT, WEB_SEARCHES
 from simulators.script import chunk
+from simulators.text import text_pieces
 
-BYTES_PER_TOKEN = 4
-"""How the simulator counts: one token for so many bytes of text."""
 PLACEHOLDER_OUTPUT_TOKENS = 3
 """`message_start` reports a few output tokens, before there are any."""
-DELTAS_DEFAULT_MAX = 24
-"""A text is streamed in at most so many pieces, unless the number of events is given."""
-WORDS = ("The ", "quick ", "brown ", "fox ", "jumps ", "over ", "the ", "lazy ", "dog. ")
-WORD_BYTES_MIN = min(map(len, WORDS))
 
 ERROR_TYPES = {
     400: "invalid_request_error",
@@ -239,26 +232,6 @@ def events_besides_deltas(*, has_thinking: bool) -> int:
     start_ping_delta_stop, block = 4, 2
     thinking = 4 if has_thinking else 0  # its start, thinking_delta, signature_delta, stop
     return start_ping_delta_stop + block + thinking
-
-
-def text_pieces(text: str, count: int | None) -> list[str]:
-    """`text` in `count` pieces of about the same length; without a count, in groups of words."""
-    if count is None:
-        words = re.findall(r"\s*\S+\s*", text) or [text]
-        count = min(len(words), DELTAS_DEFAULT_MAX)
-        return ["".join(words[len(words) * i // count : len(words) * (i + 1) // count]) for i in range(count)]
-    return [text[len(text) * i // count : len(text) * (i + 1) // count] for i in range(count)]
-
-
-@functools.lru_cache(maxsize=64)
-def filler(words: int) -> str:
-    """A text of so many words."""
-    return "".join(islice(cycle(WORDS), words))
-
-
-def tokens_of(text: str) -> int:
-    """How many tokens the simulator says that a text has: at least one, if there is any text."""
-    return -(-len(text.encode()) // BYTES_PER_TOKEN)
 
 
 def event(name: str, data: Mapping[str, Any], *, blanks: int = 0) -> bytes:

@@ -13,7 +13,6 @@ from simulators.anthropic_messages import (
     Message,
     error_event,
     error_json,
-    filler,
     message_events,
     message_json,
 )
@@ -31,6 +30,7 @@ from simulators.script import (
     chunk,
     head,
 )
+from simulators.text import filler
 from tests.matrix import tables
 from tests.matrix.tables import USAGE, Act, Cell, Part
 
