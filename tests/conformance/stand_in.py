@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 
 from proxy.surface import Operation, Surface
-from simulators.script import Ready, head
+from simulators.script import Ready, Script, head
 from simulators.server import ReceivedRequest, SimulatorServer
 
 Pairs = Sequence[tuple[str, str]]
@@ -20,12 +20,12 @@ class StandIn(SimulatorServer):
         self.fails_with: tuple[int, bytes] | None = None
         """Status and body of an error instead of every answer."""
 
-        self.answers_with: Ready | None = None
+        self.answers_with: Ready | Script | None = None
         """Instead of every answer, an error or not."""
         self.answers_any_path_of: Operation | None = None
         """Answer with this one's example, whatever ids stand in the path."""
 
-    def answer(self, request: ReceivedRequest) -> Ready:
+    def answer(self, request: ReceivedRequest) -> Ready | Script:
         if self.answers_with is not None:
             return self.answers_with
         example = (self.answers_any_path_of or self._operation(request)).example

@@ -73,7 +73,7 @@ class Stage:
     ) -> RawAnswer:
         """Send the operation's example, with the gateway token in its first place; what it names is the user's."""
         example = operation.example
-        await self._own_named(operation)
+        await self.own_named(operation)
         target = f"{mount or self.surface.mounts[0]}{path or example.path}".encode()
         given = [in_place(self.surface.token_places[0], token or self.token)] if has_token else []
         body = example.body if body is None else body
@@ -92,7 +92,7 @@ class Stage:
         inbound = Inbound(operation.method, params, query.encode(), [], example.body, fields)
         return {(name.kind, one) for name in operation.names for one in ids_of(name, inbound)}
 
-    async def _own_named(self, operation: Operation) -> None:
+    async def own_named(self, operation: Operation) -> None:
         objects = Objects(self.gateway.service.store, self.gateway.clock)
         for kind, upstream_id in self.named_by_example(operation):
             await objects.bind([ObjectId(self.surface.name, kind, upstream_id)], "u1", "req_before")

@@ -74,11 +74,13 @@ async def exchange_bytes(
     async with asyncio.timeout(ANSWER_WITHIN_S):
         reader, writer = await asyncio.open_connection(address.hostname, address.port)
         received = b""
-        with suppress(ConnectionError):
-            writer.write(b"\r\n".join(lines) + b"\r\n\r\n" + body)
-            while data := await reader.read(65_536):
-                received += data
-        writer.close()
+        try:
+            with suppress(ConnectionError):
+                writer.write(b"\r\n".join(lines) + b"\r\n\r\n" + body)
+                while data := await reader.read(65_536):
+                    received += data
+        finally:
+            writer.close()
         with suppress(ConnectionError):
             await writer.wait_closed()
     return received
