@@ -10,6 +10,8 @@ class Reason(enum.StrEnum):
 
     UNKNOWN_OPERATION = "unknown_operation"
     """404: only declared operations exist."""
+    WEBSOCKET_UNAVAILABLE = "websocket_unavailable"
+    """426: the request asks for a websocket where there is none."""
     UNAUTHENTICATED = "unauthenticated"
     """401: no gateway token, or one that is unknown, revoked, expired, or two that differ."""
     FORBIDDEN = "forbidden"

@@ -19,6 +19,7 @@ from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol
 from uvicorn.server import ServerState
 
 from metering.errors import Reason, Refused
+from proxy.headers import asks_for_websocket
 from proxy.surface import Headers, Rendered
 
 CONNECTION = "automna_proxy.connection"
@@ -267,7 +268,7 @@ class Connection(HttpToolsProtocol):
         is_upgrade = self.parser.should_upgrade()  # also CONNECT
         is_last = is_upgrade or any(name in LAST_WORDS for name, _ in self.headers)
         has_skipped_body = is_upgrade and self._announces_body()
-        if has_skipped_body and self._asks_for_websocket():
+        if has_skipped_body and asks_for_websocket(self.headers):
             # Whoever stands before us may have changed protocols: what follows is no body then.
             self._refuse(Reason.BAD_REQUEST, "A request with a body cannot ask for a websocket.")
             return
@@ -382,9 +383,6 @@ class Connection(HttpToolsProtocol):
         self.parser.feed_data(
             b"POST / HTTP/1.1\r\n" + b"".join([b"%b: %b\r\n" % pair for pair in framing]) + b"\r\n"
         )
-
-    def _asks_for_websocket(self) -> bool:
-        return any(name == b"upgrade" and b"websocket" in value.lower() for name, value in self.headers)
 
     def _announces_body(self) -> bool:
         return any(

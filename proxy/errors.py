@@ -13,6 +13,7 @@ from proxy.surface import Headers, LimitView, Rendered
 
 STATUS: Mapping[Reason, int] = {
     Reason.UNKNOWN_OPERATION: 404,
+    Reason.WEBSOCKET_UNAVAILABLE: 426,
     Reason.UNAUTHENTICATED: 401,
     Reason.FORBIDDEN: 403,
     Reason.BAD_REQUEST: 400,
@@ -38,6 +39,7 @@ STATUS: Mapping[Reason, int] = {
 RETRY_CANNOT_HELP = frozenset(
     {
         Reason.UNKNOWN_OPERATION,
+        Reason.WEBSOCKET_UNAVAILABLE,
         Reason.UNAUTHENTICATED,
         Reason.FORBIDDEN,
         Reason.BAD_REQUEST,
@@ -64,7 +66,10 @@ BUSY_RETRY_AFTER_MAX_S = 60.0
 
 def retry_headers(refused: Refused) -> Headers:
     """`x-should-retry: false` where waiting cannot help (the vendors' SDKs obey it before the status), else
-    `retry-after` in whole seconds where a time is known."""
+    `retry-after` in whole seconds where a time is known; with a 426, the protocol that is served (RFC 9110
+    section 15.5.22)."""
+    if refused.reason is Reason.WEBSOCKET_UNAVAILABLE:
+        return [(b"x-should-retry", b"false"), (b"upgrade", b"HTTP/1.1")]
     if refused.reason in RETRY_CANNOT_HELP:
         return [(b"x-should-retry", b"false")]
     if refused.retry_after_s is None:

@@ -98,6 +98,11 @@ def accepts_gzip(headers: Headers) -> bool:
     return False
 
 
+def asks_for_websocket(headers: Iterable[tuple[bytes, bytes]]) -> bool:
+    """Whether a request offers to go on as a websocket (RFC 6455 section 4.1)."""
+    return any(name == b"upgrade" and b"websocket" in value.lower() for name, value in headers)
+
+
 def _split(names: Iterable[str]) -> tuple[frozenset[bytes], tuple[bytes, ...]]:
     encoded = [name.lower().encode() for name in names]
     exact = frozenset(name for name in encoded if not name.endswith(b"*"))

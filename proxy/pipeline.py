@@ -39,7 +39,7 @@ from proxy.deferral import Deferrals
 from proxy.downstream import BODILESS, CONNECTION, Connection
 from proxy.exchange import Exchange, Receive, Scope
 from proxy.gate import BodyGate, EventGate, Gate
-from proxy.headers import accepts_gzip
+from proxy.headers import accepts_gzip, asks_for_websocket
 from proxy.mounted import Mounted
 from proxy.ownership import check_owner
 from proxy.query import check as check_query
@@ -146,6 +146,10 @@ class Engine:
             raise Refused(Reason.DRAINING, "The proxy is restarting; retry shortly.", retry_after_s=2.0)
         await exchange.connection.drain()  # sent ahead: nothing is done for who does not read what it has
         scope = exchange.scope
+        if asks_for_websocket(scope["headers"]):
+            # At once, and by this status: agents (Codex 0.153) try any other several times before they use HTTP.
+            message = f"There is no websocket at {exchange.surface.name} here: use HTTP."
+            raise Refused(Reason.WEBSOCKET_UNAVAILABLE, message)
         exchange.operation, params = mounted.match(scope["method"], path)
         tokens = mounted.token_places.find(scope["headers"], scope["query_string"])
         exchange.caller = await self._authenticator.authenticate(tokens)

@@ -34,6 +34,7 @@ _TYPE_OF_STATUS = {
     403: "permission_error",
     404: "not_found_error",
     413: "request_too_large",
+    426: "invalid_request_error",
     429: "rate_limit_error",
     431: "request_too_large",
     504: "timeout_error",

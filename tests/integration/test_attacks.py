@@ -106,7 +106,7 @@ async def post(gateway, *, stream, **headers):
 async def test_an_upgrade_without_a_body_is_passed_over_and_ends_its_connection(tmp_path, vendor):
     async with attacking(tmp_path, vendor) as (gateway, client):
         client.send(
-            client.head("connection: upgrade", "upgrade: websocket", method="GET", path="/api/llm/v1/models")
+            client.head("connection: upgrade", "upgrade: h2c", method="GET", path="/api/llm/v1/models")
         )
         received = await client.end()
         assert received.startswith(b"HTTP/1.1 200 ")

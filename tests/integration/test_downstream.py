@@ -217,7 +217,10 @@ async def test_other_spellings_of_a_path_are_not_it(tmp_path, vendor, target):
         assert vendor.requests_total == 0
 
 
-async def test_a_websocket_upgrade_is_not_served(tmp_path, vendor):
+@pytest.mark.parametrize("path", ["/api/llm/v1/realtime", "/api/llm/v1/models"])
+async def test_a_websocket_is_refused_at_once_with_the_status_that_makes_agents_use_http(
+    tmp_path, vendor, path
+):
     async with serving(tmp_path, vendor) as (gateway, _), wire(gateway) as client:
         headers = [
             "connection: upgrade",
@@ -225,8 +228,11 @@ async def test_a_websocket_upgrade_is_not_served(tmp_path, vendor):
             "sec-websocket-key: eA==",
             "sec-websocket-version: 13",
         ]
-        client.send(method="GET", path="/api/llm/v1/realtime", headers=headers)
-        assert (await client.answer())[0] == 404
+        client.send(method="GET", path=path, headers=headers)
+        status, body = await client.answer()
+        assert status == 426
+        assert b"use HTTP" in body
+        assert vendor.requests_total == 0
 
 
 async def test_a_request_that_is_already_refused_does_not_spoil_its_connection(tmp_path, vendor):
