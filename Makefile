@@ -2,7 +2,7 @@
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
-OLD_SDK := .venv-anthropic-0
+OLD_SDKS := anthropic-0 openai-2
 AGENT := tests/openclaw
 ROOMS := automna_proxy routes proxy provisioning metering simulators
 JOBS ?= auto
@@ -25,9 +25,9 @@ $(VENV)/.installed: requirements-dev.lock pyproject.toml
 	$(BIN)/pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation -e .
 	touch $@
 
-$(OLD_SDK)/.installed: tests/sdk/anthropic-0.lock
-	$(PYTHON) -m venv $(OLD_SDK)
-	$(OLD_SDK)/bin/pip install --quiet --disable-pip-version-check --require-hashes -r tests/sdk/anthropic-0.lock
+.venv-%/.installed: tests/sdk/%.lock
+	$(PYTHON) -m venv .venv-$*
+	.venv-$*/bin/pip install --quiet --disable-pip-version-check --require-hashes -r $<
 	touch $@
 
 $(AGENT)/node_modules/.installed: $(AGENT)/package.json $(AGENT)/package-lock.json
@@ -41,7 +41,7 @@ check: install ## ruff, mypy strict, import-linter, the price table up to date
 	$(BIN)/lint-imports
 	$(BIN)/python scripts/build_prices.py --check
 
-test: install $(OLD_SDK)/.installed ## every test but the image's (JOBS=1 for one process)
+test: install $(OLD_SDKS:%=.venv-%/.installed) ## every test but the image's (JOBS=1 for one process)
 	$(BIN)/python -m pytest -n $(JOBS) $(ARGS)
 
 image-test: install ## run the Dockerfile's steps in a folder, and what they make (needs root, no Docker)
@@ -71,10 +71,12 @@ lock: ## resolve the locks anew (needs uv)
 	uv pip compile --quiet --universal --generate-hashes --python-version 3.11 pyproject.toml -o requirements.lock
 	uv pip compile --quiet --universal --generate-hashes --python-version 3.11 requirements-build.in -o requirements-build.lock
 	uv pip compile --quiet --universal --generate-hashes --python-version 3.11 pyproject.toml --extra dev -o requirements-dev.lock
-	uv pip compile --quiet --universal --generate-hashes --python-version 3.11 tests/sdk/anthropic-0.in -o tests/sdk/anthropic-0.lock
+	for sdk in $(OLD_SDKS); do \
+	  uv pip compile --quiet --universal --generate-hashes --python-version 3.11 tests/sdk/$$sdk.in -o tests/sdk/$$sdk.lock || exit; \
+	done
 
 wheel: install ## build the wheel into dist/
 	$(BIN)/python -m build --wheel --no-isolation --outdir dist .
 
 clean: ## remove what was built and installed
-	rm -rf $(VENV) $(OLD_SDK) $(AGENT)/node_modules build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis
+	rm -rf $(VENV) $(OLD_SDKS:%=.venv-%) $(AGENT)/node_modules build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis

@@ -1,15 +1,23 @@
-"""A simulated vendor in a process of its own: `python -m simulators anthropic --port 9001`."""
+"""A simulated vendor in a process of its own: `python -m simulators openai --port 9001`."""
 
 import argparse
 import asyncio
 import signal
 import sys
 from pathlib import Path
+from typing import Any
 
 import uvloop
 
-from simulators.anthropic import VENDOR_KEY, AnthropicSimulator, Behaviour
+from simulators import anthropic, openai
 from simulators.server import SimulatorServer
+from simulators.vendor import VendorSimulator
+
+VENDORS: dict[str, tuple[type[VendorSimulator[Any, Any]], str]] = {
+    "anthropic": (anthropic.AnthropicSimulator, anthropic.VENDOR_KEY),
+    "openai": (openai.OpenAISimulator, openai.VENDOR_KEY),
+}
+"""The simulator of each vendor, and the platform's own key there."""
 
 
 async def serve(simulator: SimulatorServer, *, host: str = "127.0.0.1", port: int = 0) -> None:
@@ -27,10 +35,11 @@ async def serve(simulator: SimulatorServer, *, host: str = "127.0.0.1", port: in
 
 def main() -> None:
     options = _options()
-    key = options.api_key or None
-    simulator = AnthropicSimulator(
-        api_key=key,
-        default=Behaviour(events=options.burst_events, pace_s=options.pace_ms / 1000),
+    kind, platform_key = VENDORS[options.vendor]
+    key = platform_key if options.api_key is None else options.api_key
+    simulator = kind(
+        api_key=key or None,
+        default=kind.behaviour_type(events=options.burst_events, pace_s=options.pace_ms / 1000),
         gzip=options.gzip,
         keeps_record=not options.no_record,
         record_to=options.record_to,
@@ -41,10 +50,12 @@ def main() -> None:
 
 def _options() -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m simulators", description=__doc__)
-    parser.add_argument("vendor", choices=["anthropic"])
+    parser.add_argument("vendor", choices=sorted(VENDORS))
     parser.add_argument("--host", default="127.0.0.1")
     parser.add_argument("--port", type=int, default=0, help="0 takes a free one; the URL is printed")
-    parser.add_argument("--api-key", default=VENDOR_KEY, help="the key to ask for; empty accepts any")
+    parser.add_argument(
+        "--api-key", help="the key to ask for (default: the simulator's own); empty accepts any"
+    )
     parser.add_argument("--burst-events", type=int, help="events of a stream (default: as the text needs)")
     parser.add_argument("--pace-ms", type=float, default=0.0, help="between two events of a stream")
     parser.add_argument("--gzip", action="store_true", help="compress for clients that accept it")

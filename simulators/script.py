@@ -5,7 +5,7 @@ import contextlib
 import enum
 import random
 import threading
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from http import HTTPStatus
 from typing import Any, Protocol
@@ -59,6 +59,10 @@ class Gate:
         """Let every script pass that stands here or comes by later; from any thread."""
         self._open.set()
 
+    @property
+    def is_open(self) -> bool:
+        return self._open.is_set()
+
     async def wait(self) -> None:
         self._reached.set()
         await self._open.wait()
@@ -74,6 +78,13 @@ class Send:
     """Bytes of the body (in `Script.before`: bytes of the wire)."""
 
     data: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class SendLate:
+    """Bytes of the body that are known only when it is their turn. Not for bodies whose length the head tells."""
+
+    data: Callable[[], bytes]
 
 
 @dataclass(frozen=True, slots=True)
@@ -103,7 +114,7 @@ class Reset:
     """Break the connection (RST); what the other side had not read may be lost."""
 
 
-Step = Send | Pause | WaitFor | Stall | Disconnect | Reset
+Step = Send | SendLate | Pause | WaitFor | Stall | Disconnect | Reset
 
 
 class Framing(enum.StrEnum):

@@ -39,6 +39,7 @@ from simulators.script import (
     Reset,
     Script,
     Send,
+    SendLate,
     Stall,
     Step,
     WaitFor,
@@ -544,6 +545,8 @@ class _Player:
         match step:
             case Send(data):
                 await send(data)
+            case SendLate(data_of):
+                await send(data_of())
             case Pause(seconds):
                 await asyncio.sleep(seconds)
             case WaitFor(gate):

@@ -7,23 +7,34 @@ import sys
 import httpx
 import pytest
 
-from simulators.anthropic import VENDOR_KEY
+from simulators import anthropic, openai
 from simulators.server import read_record
 
-HEADERS = {"x-api-key": VENDOR_KEY, "anthropic-version": "2026-10-21"}
-ASKED = {"model": "claude-sonnet-5", "max_tokens": 100, "messages": [], "stream": True}
+ASKED = {
+    "anthropic": (
+        "/v1/messages",
+        {"x-api-key": anthropic.VENDOR_KEY, "anthropic-version": "2026-10-21"},
+        {"model": "claude-sonnet-5", "max_tokens": 100, "messages": [], "stream": True},
+    ),
+    "openai": (
+        "/v1/responses",
+        {"authorization": f"Bearer {openai.VENDOR_KEY}"},
+        {"model": "gpt-5", "input": "", "stream": True},
+    ),
+}
 
 
-@pytest.mark.parametrize("stopped_by", [signal.SIGTERM, signal.SIGINT])
-async def test_it_prints_its_url_serves_and_ends_on_a_signal(tmp_path, stopped_by):
+@pytest.mark.parametrize(("vendor", "stopped_by"), [("anthropic", signal.SIGTERM), ("openai", signal.SIGINT)])
+async def test_it_prints_its_url_serves_and_ends_on_a_signal(tmp_path, vendor, stopped_by):
     record = tmp_path / "record.jsonl"
-    arguments = ["anthropic", "--burst-events", "30", "--no-record", "--record-to", str(record)]
+    path, headers, asked = ASKED[vendor]
+    arguments = [vendor, "--burst-events", "30", "--no-record", "--record-to", str(record)]
     process = await asyncio.create_subprocess_exec(
         sys.executable, "-m", "simulators", *arguments, stdout=asyncio.subprocess.PIPE
     )
     url = (await asyncio.wait_for(process.stdout.readline(), 20)).decode().strip()
-    async with httpx.AsyncClient(base_url=url, headers=HEADERS) as client:
-        answer = await client.post("/v1/messages", json=ASKED)
+    async with httpx.AsyncClient(base_url=url, headers=headers) as client:
+        answer = await client.post(path, json=asked)
     assert answer.content.count(b"event: ") == 30
     process.send_signal(stopped_by)
     assert await asyncio.wait_for(process.wait(), 20) == 0

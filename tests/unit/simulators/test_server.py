@@ -19,6 +19,7 @@ from simulators.script import (
     Reset,
     Script,
     Send,
+    SendLate,
     Stall,
     WaitFor,
     head,
@@ -160,6 +161,22 @@ async def test_a_script_waits_at_its_gate():
         gate.open()
         assert await anext(chunks) == b"world"
         assert [rest async for rest in chunks] == []
+
+
+async def test_late_bytes_are_asked_for_when_it_is_their_turn():
+    gate, said = Gate(), [b"too early"]
+    script = Script(steps=(Send(b"first "), WaitFor(gate), SendLate(lambda: said[0])))
+    async with (
+        Scripted(script) as simulator,
+        httpx.AsyncClient() as client,
+        client.stream("GET", simulator.url) as answer,
+    ):
+        await gate.reached()
+        said[0] = b"in time"
+        assert not gate.is_open
+        gate.open()
+        assert await answer.aread() == b"first in time"
+    assert gate.is_open
 
 
 async def test_a_pause_delays_what_follows():
