@@ -6,7 +6,6 @@ before the status; an agent that reads 401, 403 or words about a credit balance 
 """
 
 from functools import lru_cache
-from typing import Any
 
 import orjson
 
@@ -21,6 +20,7 @@ from proxy.errors import (
     retry_headers,
 )
 from proxy.surface import Headers, LimitView, Rendered
+from routes.counting import object_of
 
 ACCOUNT_PHRASES = ("credit balance", "usage limit", "spend limit", "spending limit")
 """Words of a 400 or 429 about the account: it has run dry, or met a limit that its owner set."""
@@ -62,7 +62,7 @@ class AnthropicDialect:
 
     def stream_error_from(self, status: int, body: bytes, request_id: str) -> bytes:
         """The vendor's own words where it sent its own shape; else its status in this shape."""
-        answer = _json_of(body)
+        answer = object_of(body)
         error = answer.get("error")
         if isinstance(error, dict) and isinstance(error.get("type"), str):
             return _event(orjson.dumps(answer))
@@ -100,7 +100,7 @@ def _event(data: bytes) -> bytes:
 
 
 def _is_about_money(body: bytes) -> bool:
-    error = _json_of(body).get("error")
+    error = object_of(body).get("error")
     if not isinstance(error, dict):
         return False
     details = error.get("details")
@@ -111,14 +111,6 @@ def _is_about_money(body: bytes) -> bool:
         or code == "enforced_spend_limit_reached"
         or any(phrase in message for phrase in ACCOUNT_PHRASES)
     )
-
-
-def _json_of(body: bytes) -> dict[str, Any]:
-    try:
-        answer = orjson.loads(body)
-    except orjson.JSONDecodeError:
-        return {}
-    return answer if isinstance(answer, dict) else {}
 
 
 @lru_cache(maxsize=RESETS_KEPT)

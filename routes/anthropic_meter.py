@@ -6,7 +6,7 @@ Facts about request fields: Anthropic docs and Python SDK 2.11.0 (`message_creat
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, TypeGuard
+from typing import Any
 
 from metering.errors import Reason, Refused
 from metering.prices import ModelInfo
@@ -22,6 +22,7 @@ from metering.usage import (
 from proxy.json_walk import may_name, objects
 from proxy.surface import AnswerHead, Demand, Inbound, Observer, Pricing
 from routes import anthropic_usage
+from routes.counting import is_number, model_named, optional_text
 
 PROVIDER = "anthropic"
 DEFAULT_GEO_ENV = "ANTHROPIC_DEFAULT_INFERENCE_GEO"
@@ -35,7 +36,6 @@ SEARCHES_WHEN_UNSET = 20
 USES_MAX = 1_000
 """The largest `max_uses` that is let through; it keeps a hold within 64 bits."""
 FALLBACKS_MAX = 8
-MODEL_NAME_CHARS_MAX = 128
 
 _CLIENT_TOOLS = ("custom", "bash_", "text_editor_", "computer_", "browser_toolset_", "memory_")
 """Tools that the agent runs itself: they cost their tokens, which stand in the body."""
@@ -63,7 +63,7 @@ class MessagesMeter:
 
 def models_of(request: Inbound, pricing: Pricing) -> tuple[str, ...]:
     """The model that a body names, if it can be served; for operations that cost nothing."""
-    name, _ = _model(request.fields, "model", pricing)
+    name, _ = model_named(request.fields, "model", PROVIDER, pricing)
     return (name,)
 
 
@@ -132,13 +132,13 @@ class _Reading:
     def _attempts(self) -> list[_Pass]:
         """The call itself, and the fallbacks that follow where a model declines. All of them count: a hop
         that declines after it has written something is billed beside the one that takes over."""
-        name, info = _model(self._fields, "model", self._pricing)
+        name, info = model_named(self._fields, "model", PROVIDER, self._pricing)
         max_tokens = self._fields.get("max_tokens")
-        speed = _optional_text(self._fields, "speed")
+        speed = optional_text(self._fields, "speed")
         attempts = [_Pass(name, info, max_tokens, self._modifiers(name, speed))]
         for entry in _fallbacks_of(self._fields.get("fallbacks")):
-            name, info = _model(entry, "fallbacks.model", self._pricing)
-            modifiers = self._modifiers(name, _optional_text(entry, "speed"))
+            name, info = model_named(entry, "fallbacks.model", PROVIDER, self._pricing)
+            modifiers = self._modifiers(name, optional_text(entry, "speed"))
             if "speed" not in entry and speed is not None:
                 # It inherits the request's speed where the model has it.
                 modifiers = self._if_priced(name, {**modifiers, "speed": speed}) or modifiers
@@ -150,7 +150,7 @@ class _Reading:
         """What changes the price besides the model. What is named is taken as it is (and refused by admission
         when it has no price); the operator's default region only where the model can be bound to it."""
         modifiers = {} if speed in (None, "standard") else {"speed": speed}
-        geo = _optional_text(self._fields, "inference_geo")
+        geo = optional_text(self._fields, "inference_geo")
         if geo is None:
             geo = self._pricing.options.get(DEFAULT_GEO_ENV) or DEFAULT_GEO
             if geo != DEFAULT_GEO and self._if_priced(name, {"inference_geo": geo}) is None:
@@ -166,11 +166,11 @@ class _Reading:
         limit = attempt.info.max_output_tokens
         if self._has_long_output:
             limit = max(limit, LONG_OUTPUT_TOKENS)
-        return min(attempt.max_tokens, limit) if _is_count(attempt.max_tokens) else limit
+        return min(attempt.max_tokens, limit) if is_number(attempt.max_tokens) else limit
 
     def _advisor_line(self, tool: Mapping[str, Any]) -> UsageLine:
         """An advisor reads the conversation each time it is asked, whatever it has grown to by then."""
-        name, info = _model(tool, "tools.advisor.model", self._pricing)
+        name, info = model_named(tool, "tools.advisor.model", PROVIDER, self._pricing)
         uses = _uses(tool, "advisor", default=None)
         output_tokens = self._output_tokens(_Pass(name, info, tool.get("max_tokens"), {}))
         caching = tool.get("caching")
@@ -180,17 +180,6 @@ class _Reading:
 
 
 # --- fields -------------------------------------------------------------------------------------------
-
-
-def _model(fields: Mapping[str, Any], field: str, pricing: Pricing) -> tuple[str, ModelInfo]:
-    name = fields.get("model")
-    if not isinstance(name, str) or not name:
-        raise Refused(Reason.BAD_REQUEST, f"{field}: a model name is required.")
-    info = pricing.table.model(PROVIDER, name) if len(name) <= MODEL_NAME_CHARS_MAX else None
-    if info is None:
-        shown = name[:MODEL_NAME_CHARS_MAX]
-        raise Refused(Reason.MODEL_UNAVAILABLE, f"model: {shown}", facts={"model": shown})
-    return name, info
 
 
 def _fallbacks_of(value: Any) -> Sequence[Mapping[str, Any]]:
@@ -204,13 +193,6 @@ def _fallbacks_of(value: Any) -> Sequence[Mapping[str, Any]]:
     if len(value) > FALLBACKS_MAX:
         raise Refused(Reason.BAD_REQUEST, f"fallbacks: at most {FALLBACKS_MAX} models.")
     return value
-
-
-def _optional_text(fields: Mapping[str, Any], name: str) -> str | None:
-    value = fields.get(name)
-    if value is None or isinstance(value, str):
-        return value or None
-    raise Refused(Reason.BAD_REQUEST, f"{name}: must be a string.")
 
 
 def _compacts(fields: Mapping[str, Any]) -> bool:
@@ -255,7 +237,7 @@ def _uses(tool: Mapping[str, Any], name: str, *, default: int | None) -> int:
     uses = tool.get("max_uses")
     if uses is None and default is not None:
         return default
-    if not _is_count(uses) or uses > USES_MAX:
+    if not is_number(uses) or uses > USES_MAX:
         raise Refused(Reason.BAD_REQUEST, f"tools.{name}.max_uses: a number up to {USES_MAX} is required.")
     return uses
 
@@ -291,7 +273,3 @@ def _prompt_bucket(ttls: Sequence[str] | set[str]) -> str:
     if "1h" in ttls:
         return CACHE_WRITE_1H
     return CACHE_WRITE_5M if ttls else INPUT
-
-
-def _is_count(value: Any) -> TypeGuard[int]:
-    return isinstance(value, int) and not isinstance(value, bool) and value >= 0

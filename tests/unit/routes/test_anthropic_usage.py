@@ -11,9 +11,10 @@ from metering.money import usd
 from metering.prices import PriceTable
 from metering.usage import CACHE_READ, CACHE_WRITE_1H, CACHE_WRITE_5M, INPUT, OUTPUT, WEB_SEARCHES, UsageLine
 from proxy.surface import PASS_ALL, AnswerHead
-from routes import anthropic_usage
+from routes import counting
 from routes.anthropic import SURFACE
-from routes.anthropic_usage import BodyObserver, StreamObserver, observe
+from routes.anthropic_usage import observe
+from routes.counting import BodyObserver, StreamObserver
 from tests.fixtures_llm import each_recorded
 from tests.unit.routes.anthropic_bodies import (
     MODEL,
@@ -392,7 +393,7 @@ def test_a_whole_answer_whose_transfer_never_ended_stands_as_reported():
 
 
 def test_a_whole_answer_too_long_to_keep_is_estimated(monkeypatch):
-    monkeypatch.setattr(anthropic_usage, "BODY_COPY_BYTES_MAX", 100)
+    monkeypatch.setattr(counting, "BODY_COPY_BYTES_MAX", 100)
     usage = read(message({"input_tokens": 4, "output_tokens": 3}) + b" " * 900, step=40)
     assert not usage.is_exact
     assert usage.notes == ("usage_not_looked_at",)

@@ -1,0 +1,275 @@
+"""What readers of usage have in common, whichever vendor reports it: how the two kinds of answers are fed, what
+a count is, how lines are added up and estimated."""
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
+from typing import Any, Protocol, TypeGuard
+
+import orjson
+
+from metering.errors import Reason, Refused
+from metering.prices import ModelInfo
+from metering.sse import SseEvent, SseScanner
+from metering.usage import OUTPUT, PROMPT_UNITS, Usage, UsageLine
+from proxy.surface import PASS_ALL, AnswerHead, Demand, Pricing
+
+BODY_COPY_BYTES_MAX = 8 * 1024 * 1024
+"""The longest whole answer that is kept to read its usage; 128,000 tokens of text are about half a megabyte."""
+BODY_BYTES_PER_OUTPUT_TOKEN = 3
+"""For whole answers that were cut before their counts came: they have hardly any framing."""
+COUNT_MAX = 1_000_000_000
+"""A count above this is nonsense; it also keeps every product with a price within 64 bits."""
+NAME_CHARS_MAX = 128
+"""Longer names of models and modifiers are nobody's."""
+
+NOTE_UNSOUND = "usage_malformed"
+NOTE_TOO_LONG = "usage_not_looked_at"
+
+
+class Report(Protocol):
+    """What a vendor has said about one answer so far."""
+
+    is_sound: bool
+    """Nothing in it was of a wrong type."""
+
+    def read_body(self, body: Mapping[str, Any]) -> bool:
+        """Take a whole answer; False when it is none (it has no usage)."""
+
+    def usage(
+        self, demand: Demand, *, is_final: bool, output_guess: int | None, notes: Sequence[str] = ()
+    ) -> Usage:
+        """The counts as billed. What the vendor has not counted yet is estimated: the input as the request's
+        floor, the output as `output_guess` (None: estimate nothing)."""
+
+
+# --- the two kinds of answers -------------------------------------------------------------------------
+
+
+def is_stream(demand: Demand, answer: AnswerHead) -> bool:
+    """Whether an answer comes as events: by its content type, and by the request where it has none."""
+    content_type = answer.header(b"content-type").lower()
+    return content_type.startswith(b"text/event-stream") if content_type else demand.is_streaming
+
+
+class StreamObserver(ABC):
+    """Reads a stream of events. The event that ends it, or tells the vendor's error, waits for the settle."""
+
+    __slots__ = (
+        "_bytes_fed",
+        "_bytes_per_output_token",
+        "_demand",
+        "_error",
+        "_is_complete",
+        "_report",
+        "_scanner",
+    )
+
+    def __init__(
+        self, demand: Demand, report: Report, markers: Sequence[bytes], *, bytes_per_output_token: int
+    ) -> None:
+        self._demand = demand
+        self._report = report
+        self._scanner = SseScanner(markers)
+        self._bytes_per_output_token = bytes_per_output_token
+        self._bytes_fed = 0
+        self._is_complete = False
+        self._error: str | None = None
+
+    @abstractmethod
+    def _read(self, event: SseEvent) -> None:
+        """Take an event that holds a marker."""
+
+    def _is_whole(self, data: bytes) -> bool:
+        """Whether the data of an event whose end is missing is all of it."""
+        return json_of(data) is not None
+
+    def feed(self, chunk: bytes) -> int:
+        self._bytes_fed += len(chunk)
+        hold_from = 0 if self._has_ended else PASS_ALL
+        for event in self._scanner.feed(chunk):
+            self._read(event)
+            if self._has_ended and hold_from == PASS_ALL:
+                hold_from = event.start
+        return hold_from
+
+    def end(self) -> None:
+        for event in self._scanner.end():
+            if self._is_whole(event.data):  # Else the stream was cut within it.
+                self._read(event)
+
+    @property
+    def is_complete(self) -> bool:
+        return self._is_complete
+
+    @property
+    def at_boundary(self) -> bool:
+        return self._scanner.at_boundary
+
+    @property
+    def error(self) -> str | None:
+        return self._error
+
+    def usage(self) -> Usage:
+        notes = (NOTE_TOO_LONG,) if self._scanner.events_skipped else ()
+        # A stream that ends in an error is not charged by its vendor: no guess on top of what it reported.
+        guess = None if self._error is not None else self._bytes_fed // self._bytes_per_output_token
+        is_final = self._is_complete and self._error is None and not notes
+        return self._report.usage(self._demand, is_final=is_final, output_guess=guess, notes=notes)
+
+    @property
+    def _has_ended(self) -> bool:
+        return self._is_complete or self._error is not None
+
+
+class BodyObserver:
+    """Reads a whole answer from a bounded copy, when it has ended."""
+
+    __slots__ = ("_bytes_fed", "_copy", "_demand", "_is_complete", "_report")
+
+    def __init__(self, demand: Demand, report: Report) -> None:
+        self._demand = demand
+        self._report = report
+        self._copy: list[bytes] = []
+        self._bytes_fed = 0
+        self._is_complete = False
+
+    def feed(self, chunk: bytes) -> int:
+        self._bytes_fed += len(chunk)
+        if self._bytes_fed <= BODY_COPY_BYTES_MAX:
+            self._copy.append(chunk)
+        else:
+            self._copy.clear()
+        return PASS_ALL
+
+    def end(self) -> None:
+        self._is_complete = self._read()
+        self._copy.clear()
+
+    @property
+    def is_complete(self) -> bool:
+        return self._is_complete
+
+    @property
+    def at_boundary(self) -> bool:
+        return False
+
+    @property
+    def error(self) -> str | None:
+        return None
+
+    def usage(self) -> Usage:
+        notes = (NOTE_TOO_LONG,) if self._bytes_fed > BODY_COPY_BYTES_MAX else ()
+        if self._copy and self._copy[-1].endswith(b"}"):
+            self._read()  # Whole, but for the end of its framing: what it reports stands.
+        guess = self._bytes_fed // BODY_BYTES_PER_OUTPUT_TOKEN
+        return self._report.usage(self._demand, is_final=self._is_complete, output_guess=guess, notes=notes)
+
+    def _read(self) -> bool:
+        body = json_of(b"".join(self._copy))
+        return isinstance(body, dict) and self._report.read_body(body)
+
+
+# --- lines --------------------------------------------------------------------------------------------
+
+
+def with_floor(lines: list[UsageLine], demand: Demand) -> list[UsageLine]:
+    """What the vendor has had from the request, while it has not counted the input itself."""
+    if any(line.counts.get(unit) for line in lines for unit in PROMPT_UNITS):
+        return lines
+    return added_up([*demand.floor.lines, *lines])
+
+
+def with_output(lines: list[UsageLine], at_least: int) -> list[UsageLine]:
+    """Raise the output to an estimate; never below what was reported."""
+    missing = at_least - sum(line.counts.get(OUTPUT, 0) for line in lines)
+    if missing <= 0 or not lines:
+        return lines
+    last = lines[-1]
+    return with_counts(lines, UsageLine(last.model, {OUTPUT: missing}, last.modifiers))
+
+
+def with_counts(lines: list[UsageLine], more: UsageLine) -> list[UsageLine]:
+    """Add counts to the last line of the same model, or as a line of their own."""
+    if not more.counts:
+        return lines
+    for index in reversed(range(len(lines))):
+        line = lines[index]
+        if (line.model, line.modifiers) == (more.model, more.modifiers):
+            return [*lines[:index], *added_up([line, more]), *lines[index + 1 :]]
+    return [*lines, more]
+
+
+def added_up(lines: Sequence[UsageLine]) -> list[UsageLine]:
+    """One line per model and modifiers."""
+    sums: dict[tuple[Any, ...], UsageLine] = {}
+    for line in lines:
+        key = (line.model, *sorted(line.modifiers.items()))
+        before = sums[key].counts if key in sums else {}
+        counts = dict(before)
+        for unit, count in line.counts.items():
+            counts[unit] = counts.get(unit, 0) + count
+        sums[key] = UsageLine(line.model, counts, line.modifiers)
+    return list(sums.values())
+
+
+# --- values -------------------------------------------------------------------------------------------
+
+
+def json_of(data: bytes) -> Any:
+    """Decoded JSON; None for what is none."""
+    try:
+        return orjson.loads(data)
+    except orjson.JSONDecodeError:
+        return None
+
+
+def object_of(data: bytes) -> dict[str, Any]:
+    """A decoded JSON object; an empty one for what is none."""
+    found = json_of(data)
+    return found if isinstance(found, dict) else {}
+
+
+def is_number(value: Any) -> TypeGuard[int]:
+    """A whole number from 0, however large: as a request may name one."""
+    return isinstance(value, int) and not isinstance(value, bool) and value >= 0
+
+
+def is_count(value: Any) -> TypeGuard[int]:
+    """A number that an answer may count with."""
+    return is_number(value) and value <= COUNT_MAX
+
+
+def count_in(counts: Mapping[str, Any], name: str) -> int:
+    """The count of that name, 0 for what is none."""
+    value = counts.get(name)
+    return value if is_count(value) else 0
+
+
+def is_name(value: Any) -> TypeGuard[str]:
+    return isinstance(value, str) and 0 < len(value) <= NAME_CHARS_MAX
+
+
+# --- requests -----------------------------------------------------------------------------------------
+
+
+def model_named(
+    fields: Mapping[str, Any], field: str, provider: str, pricing: Pricing
+) -> tuple[str, ModelInfo]:
+    """The model that `fields` name as `model`, and what is known of it; `field` is what an error calls it.
+    Raises Refused(BAD_REQUEST | MODEL_UNAVAILABLE)."""
+    name = fields.get("model")
+    if not isinstance(name, str) or not name:
+        raise Refused(Reason.BAD_REQUEST, f"{field}: a model name is required.")
+    info = pricing.table.model(provider, name) if len(name) <= NAME_CHARS_MAX else None
+    if info is None:
+        shown = name[:NAME_CHARS_MAX]
+        raise Refused(Reason.MODEL_UNAVAILABLE, f"model: {shown}", facts={"model": shown})
+    return name, info
+
+
+def optional_text(fields: Mapping[str, Any], name: str) -> str | None:
+    """A string, or None where it is absent, null or empty. Raises Refused(BAD_REQUEST)."""
+    value = fields.get(name)
+    if value is None or isinstance(value, str):
+        return value or None
+    raise Refused(Reason.BAD_REQUEST, f"{name}: must be a string.")
