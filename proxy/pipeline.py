@@ -680,6 +680,7 @@ class Engine:
                 budget_limit_nanousd=admitted.budget_limit_nanousd,
                 budget_remaining_nanousd=admitted.budget_remaining_nanousd,
                 budget_reset_ms=admitted.budget_reset_ms,
+                now_ms=self._clock.now_ms(),
             )
         )
         if admitted.budget_remaining_nanousd is not None:

@@ -320,6 +320,8 @@ class LimitView:
     budget_remaining_nanousd: int | None
     """None for a free operation: its admission looks at no budget."""
     budget_reset_ms: int
+    now_ms: int
+    """When that was; some vendors tell the time left instead of the instant."""
 
 
 class Dialect(Protocol):

@@ -179,7 +179,7 @@ def test_the_words_for_an_account_problem_do_not_lock_an_agents_key():
 
 
 def test_limits_stand_under_the_vendors_names():
-    limits = LimitView(60, 0, 1_795_000_000_001, 1, 1, 1)
+    limits = LimitView(60, 0, 1_795_000_000_001, 1, 1, 1, 1)
     assert DIALECT.limit_headers(limits) == [
         (b"anthropic-ratelimit-requests-limit", b"60"),
         (b"anthropic-ratelimit-requests-remaining", b"0"),

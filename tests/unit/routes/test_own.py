@@ -427,7 +427,7 @@ def test_the_plain_dialect_has_words_for_streams_and_limits() -> None:
         == b'{"error":"words","request_id":"r"}\n'
     )
     assert b"HTTP 529" in PLAIN_JSON.stream_error_from(529, b"{}", "r")
-    limits = LimitView(5, 4, NOON + 1, 0, None, NOON)
+    limits = LimitView(5, 4, NOON + 1, 0, None, NOON, NOON)
     assert dict(PLAIN_JSON.limit_headers(limits)) == {
         b"x-ratelimit-limit": b"5",
         b"x-ratelimit-remaining": b"4",
