@@ -113,8 +113,13 @@ class StreamObserver(ABC):
         notes = (NOTE_TOO_LONG,) if self._scanner.events_skipped else ()
         # A stream that ends in an error is not charged by its vendor: no guess on top of what it reported.
         guess = None if self._error is not None else self._bytes_fed // self._bytes_per_output_token
-        is_final = self._is_complete and self._error is None and not notes
+        is_final = self._is_final and not notes
         return self._report.usage(self._demand, is_final=is_final, output_guess=guess, notes=notes)
+
+    @property
+    def _is_final(self) -> bool:
+        """What has been reported is the vendor's last word."""
+        return self._is_complete and self._error is None
 
     @property
     def _has_ended(self) -> bool:
