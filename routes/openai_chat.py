@@ -61,7 +61,7 @@ class ChatMeter:
         written += _predicted_tokens(fields.get("prediction"), pricing)
         counts = {
             rates.prompt_unit(traits, prompt): prompt,
-            rates.output_unit(prompt, has_audio=_speaks(request)): written * choices(fields, "n"),
+            rates.output_unit(prompt, has_audio=speaks(request)): written * choices(fields, "n"),
         }
         if is_searched:
             counts[WEB_SEARCHES] = 1
@@ -142,7 +142,8 @@ def _listed(value: Any) -> Sequence[Any]:
     return value if isinstance(value, list) else ()
 
 
-def _speaks(request: Inbound) -> bool:
+def speaks(request: Inbound) -> bool:
+    """Whether sound is asked for: it costs its own rate, and the vendor keeps it for a while, to be named again."""
     modalities = request.fields.get("modalities")
     return request.fields.get("audio") is not None or "audio" in _listed(modalities)
 
