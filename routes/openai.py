@@ -208,6 +208,7 @@ SURFACE = Surface(
             meter=ReplayMeter(),
             query=("include", "include[]", "include_obfuscation", "starting_after", "stream"),
             names=_NAMED_IN_PATH,
+            hands_out=_KEPT_RESPONSE,  # items that work in the background has made since
             example=Example(path="/v1/responses/resp_example1", answer=_RESPONSE),
         ),
         Operation(
@@ -217,10 +218,12 @@ SURFACE = Surface(
             query=(),
             may_lack_body=True,
             names=_NAMED_IN_PATH,
+            hands_out=_KEPT_RESPONSE,
             example=Example(
                 path="/v1/responses/resp_example1/cancel",
                 answer=b'{"id":"resp_example1","object":"response","created_at":1795000000,'
-                b'"status":"cancelled","background":true,"error":null,"model":"gpt-5.6-sol","output":[],'
+                b'"status":"cancelled","background":true,"error":null,"model":"gpt-5.6-sol",'
+                b'"output":[{"id":"rs_example1","type":"reasoning","summary":[]}],'
                 b'"usage":null}',
             ),
         ),

@@ -10,7 +10,6 @@ from typing import Any
 import orjson
 import pytest
 
-from automna_proxy.service import bounds_of
 from metering.errors import Reason, Refused
 from metering.objects import ObjectId, Objects
 from proxy.mounted import Mounted
@@ -82,13 +81,23 @@ class Stage:
             self.gateway.url, operation.method, target, [*given, *content, *headers], body
         )
 
+    @property
+    def mounted(self) -> Mounted:
+        return next(item for item in self.gateway.service.mounted if item.surface is self.surface)
+
+    def is_declared(self, method: str, path: str) -> bool:
+        try:
+            self.mounted.match(method, path.encode())
+        except Refused:
+            return False
+        return True
+
     def named_by_example(self, operation: Operation) -> set[tuple[str, str]]:
         """Kinds and ids of the objects that the example names."""
         example = operation.example
         path, _, query = example.path.partition("?")
         fields = orjson.loads(example.body) if example.body else {}
-        mounted = Mounted(self.surface, {}, bounds_of(self.gateway.service.settings))
-        _, params = mounted.match(operation.method, path.encode())
+        _, params = self.mounted.match(operation.method, path.encode())
         inbound = Inbound(operation.method, params, query.encode(), [], example.body, fields)
         return {(name.kind, one) for name in operation.names for one in ids_of(name, inbound)}
 
@@ -237,10 +246,10 @@ async def test_the_example_passes_unchanged_and_is_booked_exactly_once(tmp_path,
 async def test_other_methods_on_a_declared_path_do_not_exist(tmp_path, case: Case):
     surface, operation = case
     path = operation.example.path.partition("?")[0]
-    declared = {other.method for other in surface.operations if other.example.path.partition("?")[0] == path}
     async with staged(surface, tmp_path) as stage:
-        for method in sorted(set(METHODS) - declared - {"HEAD"}):
-            stage.assert_dialect(await stage.send(method, path), Reason.UNKNOWN_OPERATION)
+        for method in sorted(set(METHODS) - {"HEAD"}):
+            if not stage.is_declared(method, path):
+                stage.assert_dialect(await stage.send(method, path), Reason.UNKNOWN_OPERATION)
         assert stage.vendor.requests_total == 0
 
 
@@ -267,12 +276,12 @@ ALTERATIONS = {
 
 
 @each_operation
-@pytest.mark.parametrize("alteration", ALTERATIONS)
-async def test_what_only_looks_like_a_declared_path_does_not_exist(tmp_path, case: Case, alteration: str):
+async def test_what_only_looks_like_a_declared_path_does_not_exist(tmp_path, case: Case):
     surface, operation = case
-    path = ALTERATIONS[alteration](operation.example.path.partition("?")[0])
     async with staged(surface, tmp_path) as stage:
-        stage.assert_dialect(await stage.send(operation.method, path), Reason.UNKNOWN_OPERATION)
+        for alter in ALTERATIONS.values():
+            path = alter(operation.example.path.partition("?")[0])
+            stage.assert_dialect(await stage.send(operation.method, path), Reason.UNKNOWN_OPERATION)
         assert stage.vendor.requests_total == 0
         assert await stage.gateway.entries() == []
 
