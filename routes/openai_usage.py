@@ -190,12 +190,14 @@ class ChatReport:
         return self._usage is not None
 
     def take(self, answer: Mapping[str, Any]) -> None:
-        """A whole answer, or a chunk of one."""
-        if (usage := answer.get("usage")) is not None:
-            if not isinstance(usage, dict):
-                self.is_sound = False
-                return
-            self._usage = usage
+        """A whole answer, or a chunk of one: of many chunks, those with usage name the model and tier of it."""
+        usage = answer.get("usage")
+        if usage is None:
+            return
+        if not isinstance(usage, dict):
+            self.is_sound = False
+            return
+        self._usage = usage
         self._model = self._name(answer, "model") or self._model
         tier = self._name(answer, "service_tier")
         self._tier = self._tier if tier in (None, UNDECIDED_TIER) else tier

@@ -6,7 +6,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from proxy.surface import PASS_ALL
+from routes.openai_usage import observe_chat, observe_response
 from tests.fixtures_llm import recorded
+from tests.unit.routes import openai_bodies as openai
 from tests.unit.routes.anthropic_bodies import (
     PING,
     STOP,
@@ -30,38 +32,82 @@ SEARCHED = stream(
     START, block(), delta({"output_tokens": 3, "server_tool_use": {"web_search_requests": 2}}), STOP
 )
 
+CHAT = openai.chat_stream(
+    openai.chunk('says "prompt_tokens" \n\n and [DONE]'),
+    openai.chunk("é" * 40),
+    openai.chunk(usage=openai.chat_usage(50, 9, of_prompt={"cached_tokens": 20})),
+    openai.chunk(moderation={"input": {"type": "error"}}),
+)
+CHAT_FAILED = openai.chat_stream(openai.chunk("half"), {"error": {"type": "server_error"}}, is_done=False)
+RESPONSE = openai.response_stream(
+    openai.STARTED, openai.KEEPALIVE, openai.DELTA, openai.terminal(usage=openai.usage_of(50, 9))
+)
+RESPONSE_FAILED = openai.response_stream(
+    openai.STARTED, openai.terminal("failed", error={"code": "server_error"})
+)
+
+
+def recorded_streams(vendor, part=""):
+    return [one.body for one in recorded(vendor) if one.file.endswith(".sse") and part in one.file]
+
+
+def anthropic_observer():
+    return observer(wanted=demand(ttl="1h"))
+
+
+def chat_observer():
+    return openai.observer(observe_chat, "text/event-stream")
+
+
+def response_observer():
+    return openai.observer(observe_response, "text/event-stream")
+
+
+OURS = [
+    *((anthropic_observer, body) for body in (WHOLE, FAILED, REFUSED, SEARCHED)),
+    *((chat_observer, body) for body in (CHAT, CHAT_FAILED)),
+    *((response_observer, body) for body in (RESPONSE, RESPONSE_FAILED)),
+]
+LINE_ENDS = [
+    (make, body.replace(b"\n", line_end))
+    for make, body in (OURS[0], OURS[4], OURS[6])
+    for line_end in (b"\r\n", b"\r")
+]
 STREAMS = [
-    *(WHOLE, FAILED, REFUSED, SEARCHED),
-    WHOLE.replace(b"\n", b"\r\n"),
-    WHOLE.replace(b"\n", b"\r"),
-    *(one.body for one in recorded("anthropic") if one.file.endswith(".sse")),
+    *OURS,
+    *LINE_ENDS,
+    *((anthropic_observer, body) for body in recorded_streams("anthropic")),
+    *((chat_observer, body) for body in recorded_streams("openai", "chat")),
+    *((response_observer, body) for body in recorded_streams("openai", "responses")),
 ]
 streams = st.sampled_from(STREAMS)
 
 
 @settings(deadline=None)
 @given(streams, st.lists(st.integers(0, 60_000), max_size=30))
-def test_any_chunking_gives_the_same_usage_and_the_same_held_bytes(body, cuts):
-    assert relayed(body, cuts) == relayed(body, [])
+def test_any_chunking_gives_the_same_usage_and_the_same_held_bytes(stream, cuts):
+    assert relayed(*stream, cuts) == relayed(*stream, [])
 
 
 @settings(deadline=None, max_examples=30)
-@given(st.sampled_from(STREAMS[:6]), st.integers(1, 9))
-def test_small_pieces_give_the_same_usage_and_the_same_held_bytes(body, step):
-    assert relayed(body, range(step, len(body), step)) == relayed(body, [])
+@given(st.sampled_from([*OURS, *LINE_ENDS]), st.integers(1, 9))
+def test_small_pieces_give_the_same_usage_and_the_same_held_bytes(stream, step):
+    assert relayed(*stream, range(step, len(stream[1]), step)) == relayed(*stream, [])
 
 
 @settings(deadline=None)
 @given(streams, st.integers(0, 60_000))
-def test_a_stream_cut_anywhere_is_exact_only_if_it_was_whole(body, cut):
-    reader = observer(wanted=demand(ttl="1h"))
+def test_a_stream_cut_anywhere_is_exact_only_if_it_was_whole(stream, cut):
+    make, body = stream
+    whole, _, *_ = relayed(make, body, [])
+    reader = make()
     reader.feed(body[: cut % (len(body) + 1)])
-    assert reader.usage().is_exact == reader.is_complete
+    assert reader.usage().is_exact == (reader.is_complete and whole.is_exact)
 
 
-def relayed(body, cuts):
+def relayed(make, body, cuts):
     """(usage, how it ended, held bytes without the rest of an event that was already on its way)."""
-    reader = observer(wanted=demand(ttl="1h"))
+    reader = make()
     edges = [0, *sorted(cut for cut in cuts if cut < len(body)), len(body)]
     passed = b""
     for a, b in pairwise(edges):
