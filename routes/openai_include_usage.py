@@ -19,8 +19,7 @@ _OPTIONS = "stream_options"
 _WISH = "include_usage"
 _WISHED = '"include_usage":true'
 _BLANKS = re.compile(r"[ \t\n\r]*")
-_DECODER = json.JSONDecoder(parse_int=str, parse_float=str)
-"""Numbers are only passed over: as text, none is too long."""
+_DECODER = json.JSONDecoder()
 
 
 def with_usage_asked_for(fields: Mapping[str, Any], body: bytes) -> bytes | None:
