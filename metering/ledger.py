@@ -47,6 +47,10 @@ NOT_FROM_USAGE = "cost_not_from_usage"
 """The note on an entry whose cost was meant to differ from its usage times unit prices."""
 
 
+REPRICED = "repriced"
+"""The note on an `adjust` that a corrected price table made necessary: see metering/reprice.py."""
+
+
 class Outcome(enum.StrEnum):
     """How an exchange with a vendor ended."""
 
@@ -178,7 +182,7 @@ WHERE id = ?1 AND state = 'HELD' AND checkpoint_nanousd = ?4 AND lines = ?5 RETU
 
 ADJUST_RESERVATION = """
 UPDATE reservations SET booked_nanousd = ?2, adjusted_at_ms = ?3
-WHERE id = ?1 AND state = 'EXPIRED' AND adjusted_at_ms IS NULL RETURNING id"""
+WHERE id = ?1 AND state = 'EXPIRED' AND adjusted_at_ms IS NULL AND booked_nanousd = ?4 RETURNING id"""
 
 INSERT_ENTRY = """
 INSERT INTO entries (kind, reservation_id, user_id, token_id, at_ms, surface, operation, model, outcome, basis,
@@ -425,16 +429,20 @@ class Ledger:
     async def report_late(self, reservation_id: str, settlement: Settlement) -> bool:
         """An exact report for a reservation that expired: append an `adjust` for the difference, once.
 
-        False when it is unknown, was not expired, or has been adjusted already.
+        False when it is unknown, was not expired, or has been adjusted already. What it was repriced to meanwhile
+        is part of what is booked. Raises Refused(STORE_UNAVAILABLE).
         """
-        row = await self._store.readers.row(SELECT_BOOKED, (reservation_id,))
-        if row is None or row[0] != "EXPIRED" or row[3] is not None:
-            return False
-        intent = await self._intent_of(reservation_id)
-        tokens = await self._store.readers.row(SELECT_EXPIRED_TOKENS, (reservation_id,))
-        assert tokens is not None, f"{reservation_id} is EXPIRED without an entry that says so"
-        booked = _Booked(cast("int", row[1]), cast("tuple[int, int, int, int]", tokens), str(row[2]))
-        return await self._adjust(intent, settlement, booked)
+        for _ in range(LATE_REPORT_ATTEMPTS_MAX):  # It may be repriced between the look and the entry.
+            row = await self._store.readers.row(SELECT_BOOKED, (reservation_id,))
+            if row is None or row[0] != "EXPIRED" or row[3] is not None:
+                return False
+            intent = await self._intent_of(reservation_id)
+            tokens = await self._store.readers.row(SELECT_EXPIRED_TOKENS, (reservation_id,))
+            assert tokens is not None, f"{reservation_id} is EXPIRED without an entry that says so"
+            booked = _Booked(cast("int", row[1]), cast("tuple[int, int, int, int]", tokens), str(row[2]))
+            if await self._adjust(intent, settlement, booked):
+                return True
+        raise store_unavailable("the reservation is being repriced")
 
     # --- reading ---------------------------------------------------------------------------------
 
@@ -558,7 +566,11 @@ class Ledger:
         ]
         entry = _Entry(intent, settlement, now_ms, None, tokens_before=booked.tokens)
         steps = [
-            Step(ADJUST_RESERVATION, (intent.id, cost_nanousd, now_ms), refusal=ALREADY_RESOLVED),
+            Step(
+                ADJUST_RESERVATION,
+                (intent.id, cost_nanousd, now_ms, booked.cost_nanousd),
+                refusal=ALREADY_RESOLVED,
+            ),
             *(
                 Step(MOVE_ACCOUNT, (line.owner, line.meter, line.period, difference_nanousd, 0))
                 for line in moved

@@ -6,9 +6,10 @@ What must hold:
 
     accounts       held = lines of HELD reservations, never negative; spent = lines of entries
     reservations   HELD: no entry. Resolved: one resolution entry of the matching kind; what its entries
-                   cost together is what the reservation says was booked
+                   cost together is what the reservation says was booked. What was resolved with a cost may have
+                   been repriced, any number of times
     entries        each money line = the cost; usage x unit prices = the cost of the settle with its overage,
-                   or of what an adjust arrived at
+                   or of what an adjust arrived at: all entries up to it
 """
 
 import asyncio
@@ -23,7 +24,7 @@ from typing import NamedTuple
 
 import orjson
 
-from metering.ledger import MONEY, NOT_FROM_USAGE, Line, decode_lines
+from metering.ledger import MONEY, NOT_FROM_USAGE, REPRICED, Line, decode_lines
 from metering.prices import PricedLine, recompute
 from metering.store.database import Database
 from metering.store.store import Store
@@ -34,9 +35,9 @@ PROBLEMS_MAX = 100
 RESOLUTION_OF = {"SETTLED": "settle", "VOIDED": "void", "EXPIRED": "expire"}
 """The one entry that each final state must have."""
 COMPANION_OF = {"settle": "overage", "expire": "adjust"}
-"""The one entry that may stand beside a resolution."""
+"""The one entry that may stand beside a resolution, apart from what repriced it."""
 
-_ENTRY_COLUMNS = "COALESCE(reservation_id, ''), kind, cost_nanousd, usage, notes, lines"
+_ENTRY_COLUMNS = "COALESCE(reservation_id, ''), seq, kind, cost_nanousd, usage, notes, lines"
 SELECT_RESERVATIONS = """
 SELECT id, state, lines, hold_nanousd, booked_nanousd FROM reservations ORDER BY id"""
 # Two streams, because the index on resolutions gives the first, of one row a request, without sorting.
@@ -104,6 +105,7 @@ class _Reservation(NamedTuple):
 
 class _Entry(NamedTuple):
     reservation_id: str
+    seq: int
     kind: str
     cost_nanousd: int
     usage: str | None
@@ -215,7 +217,9 @@ class _Audit:
 
 
 def _problems_of(reservation: _Reservation, entries: Sequence[_Entry]) -> Iterator[str]:
-    kinds = sorted(entry.kind for entry in entries)
+    kinds = sorted(entry.kind for entry in entries if not _is_repricing(entry))
+    if reservation.state in {"HELD", "VOIDED"}:  # Nothing was booked that could be repriced.
+        kinds = sorted(entry.kind for entry in entries)
     if reservation.state == "HELD":
         if kinds:
             yield f"entries of what is not resolved: {', '.join(kinds)}"
@@ -227,11 +231,28 @@ def _problems_of(reservation: _Reservation, entries: Sequence[_Entry]) -> Iterat
     cost_nanousd = sum(entry.cost_nanousd for entry in entries)
     if cost_nanousd != reservation.booked_nanousd:
         yield f"booked is {reservation.booked_nanousd}, its entries cost {cost_nanousd}"
-    for entry in entries:
+    yield from _problems_of_charges(reservation, entries)
+
+
+def _problems_of_charges(reservation: _Reservation, entries: Sequence[_Entry]) -> Iterator[str]:
+    """What its usage says that a request costs, against what it was booked at by then."""
+    overage_nanousd = sum(entry.cost_nanousd for entry in entries if entry.kind == "overage")
+    arrived_nanousd = 0
+    for entry in sorted(entries, key=lambda entry: entry.seq):
+        arrived_nanousd += entry.cost_nanousd
         if entry.kind == "expire" and entry.cost_nanousd > reservation.hold_nanousd:
             yield f"expired at {entry.cost_nanousd}, above its hold of {reservation.hold_nanousd}"
-        if entry.kind in {"settle", "adjust"} and (charge := _charge(entry)) not in {None, cost_nanousd}:
-            yield f"usage times unit prices is {charge}, its entries cost {cost_nanousd}"
+        if entry.usage is None and _is_repricing(entry):
+            yield "repriced without a usage"
+        if entry.kind in {"settle", "adjust"}:
+            # A settle's usage is that of its overage too, which comes right after it.
+            together_nanousd = arrived_nanousd + (overage_nanousd if entry.kind == "settle" else 0)
+            if (charge := _charge(entry)) not in {None, together_nanousd}:
+                yield f"usage times unit prices is {charge}, its entries cost {together_nanousd}"
+
+
+def _is_repricing(entry: _Entry) -> bool:
+    return entry.kind == "adjust" and entry.notes is not None and REPRICED in orjson.loads(entry.notes)
 
 
 def _charge(entry: _Entry) -> int | None:

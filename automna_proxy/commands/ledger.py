@@ -2,14 +2,24 @@
 
 import asyncio
 from contextlib import suppress
+from dataclasses import asdict
 from typing import Annotated, Any
 
 import typer
 
-from automna_proxy.commands.session import CLOCK, CommandError, Json, Status, UserId, with_store
-from automna_proxy.tables import entries_table, entry_line, request_table, usage_table
+from automna_proxy.commands.session import (
+    CLOCK,
+    CommandError,
+    Json,
+    Status,
+    UserId,
+    current_settings,
+    with_store,
+)
+from automna_proxy.tables import Table, entries_table, entry_line, request_table, usage_table
 from automna_proxy.terminal import note, say, show, show_json
 from metering.money import usd
+from metering.prices import PriceTable
 from metering.reports import (
     ENTRIES_MAX,
     Entry,
@@ -22,9 +32,11 @@ from metering.reports import (
     tail,
     usage_of,
 )
+from metering.reprice import Repricing, Sums, reprice
 from metering.store.store import Store
 from metering.users import Directory
 from metering.verify import Report, verify
+from routes import SURFACES
 
 FOLLOW_POLL_S = 0.5
 """Between two looks for new entries."""
@@ -84,6 +96,49 @@ def verify_ledger(as_json: Json = False) -> None:
             note(f"{unsaid:,} further problems are not shown")
     if not report.is_clean:
         raise typer.Exit(Status.NO)
+
+
+@app.command("reprice")
+def reprice_ledger(
+    since: Annotated[
+        str,
+        typer.Option("--from", help="First instant: 2026-11-01 or RFC 3339, UTC.", show_default=False),
+    ],
+    until: Annotated[
+        str,
+        typer.Option("--to", help="End, not included: 2026-12-01 or RFC 3339.", show_default=False),
+    ],
+    is_dry_run: Annotated[bool, typer.Option("--dry-run", help="Compare only; write nothing.")] = False,
+    as_json: Json = False,
+) -> None:
+    """Correct what requests of a time cost, by the price table in use. Appends entries, never edits.
+
+    Each request is priced as of its own time; where that differs from what is booked, an `adjust` is appended
+    to the accounts and periods that paid. A second run with the same table appends nothing. Estimates that are
+    no usage times prices, and what the table cannot price, stay as they are. Safe beside a running server.
+
+    Example: automna-proxy ledger reprice --from 2026-11-01 --to 2026-11-20 --dry-run
+    """
+    period = period_of(since, until, CLOCK.now_ms())
+    table = PriceTable.load(current_settings().prices_path)
+    providers = {surface.name: surface.provider for surface in SURFACES}
+
+    async def work(store: Store) -> Repricing:
+        return await reprice(store, table, providers, period, CLOCK, is_dry_run=is_dry_run)
+
+    result = with_store(work)
+    if as_json:
+        show_json(_repricing_as_json(result))
+        return
+    show(_repricing_table(result))
+    left_alone = (
+        (result.not_from_usage, "were not priced by their usage"),
+        (result.without_price, "have no price in the table"),
+        (result.changed_meanwhile, "were booked anew meanwhile: run it again"),
+    )
+    for requests, reason in left_alone:
+        if requests:
+            note(f"{requests:,} requests {reason}")
 
 
 @app.command("show")
@@ -167,6 +222,42 @@ def _show_followed(entries: list[Entry], *, as_json: bool) -> None:
             show_json(entry.as_json(), is_line=True)
         else:
             say(entry_line(entry))
+
+
+def _repricing_table(result: Repricing) -> Table:
+    columns = ("model", "entries", "changed", "old_usd", "new_usd", "difference_usd")
+    verb = "would be" if result.is_dry_run else "were"
+    return Table(
+        f"Costs as they {verb} corrected by price table {result.price_version}",
+        columns,
+        [(model, *_repriced_cells(sums)) for model, sums in sorted(result.models.items())],
+        total=("total", *_repriced_cells(result.total)),
+        note="no request of that time has a usage with a price",
+    )
+
+
+def _repriced_cells(sums: Sums) -> tuple[int | str, ...]:
+    costs = (sums.old_nanousd, sums.new_nanousd, sums.difference_nanousd)
+    return (sums.entries, sums.changed, *map(usd, costs))
+
+
+def _repricing_as_json(result: Repricing) -> dict[str, Any]:
+    return {
+        "price_version": result.price_version,
+        "is_dry_run": result.is_dry_run,
+        "models": [
+            {"model": model or None, **_repriced_as_json(sums)}
+            for model, sums in sorted(result.models.items())
+        ],
+        "total": _repriced_as_json(result.total),
+        "not_from_usage": result.not_from_usage,
+        "without_price": result.without_price,
+        "changed_meanwhile": result.changed_meanwhile,
+    }
+
+
+def _repriced_as_json(sums: Sums) -> dict[str, Any]:
+    return {**asdict(sums), "difference_nanousd": sums.difference_nanousd}
 
 
 def _report_as_json(report: Report) -> dict[str, Any]:

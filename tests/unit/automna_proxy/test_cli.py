@@ -34,6 +34,7 @@ from metering.store.database import Database
 from metering.store.migrate import migrate
 from metering.store.store import open_store
 from metering.users import Directory, hash_of
+from tests.support.price_tables import table_file
 
 WAIT_S = 20.0
 """For a process to say or end what it should at once."""
@@ -134,6 +135,7 @@ def test_the_first_user_makes_the_store_and_says_so_on_standard_error(fresh: Cli
         ("token", "create", "alice"),
         ("usage", "alice"),
         ("ledger", "verify"),
+        ("ledger", "reprice", "--from", "2020-01-01", "--to", "2999-01-01"),
         ("ledger", "tail"),
     ],
 )
@@ -410,6 +412,59 @@ def test_verify_is_1_and_names_what_is_wrong(cli: Cli) -> None:
     assert "account user:alice money 2026-11" in done.stdout
     result = cli.run("ledger", "verify", "--json")
     assert (result.exit_code, json.loads(result.stdout)["problems_total"]) == (1, 1)
+
+
+EVER = ("--from", "2020-01-01", "--to", "2999-01-01")
+
+
+def test_reprice_corrects_what_was_booked_and_does_it_once(cli: Cli, tmp_path: Path) -> None:
+    cli.book(150_000)
+    cli.book(50_000)
+    prices = table_file(tmp_path, "corrected", input_picousd=1_500, model="claude-x", vendor="anthropic")
+    cli.env["PRICES_FILE"] = str(prices)
+    dry = cli.json("ledger", "reprice", *EVER, "--dry-run")
+    assert dry["total"] == {
+        "entries": 2,
+        "changed": 2,
+        "old_nanousd": 200_000,
+        "new_nanousd": 300_000,
+        "difference_nanousd": 100_000,
+    }
+    assert (dry["is_dry_run"], dry["price_version"]) == (True, "corrected")
+    assert cli.json("usage", "alice", *EVER)["total"]["cost_nanousd"] == 200_000
+    lines = cli.ok("ledger", "reprice", *EVER).splitlines()
+    assert [line.split("\t") for line in lines] == [
+        ["model", "entries", "changed", "old_usd", "new_usd", "difference_usd"],
+        ["claude-x", "2", "2", "0.000200000", "0.000300000", "0.000100000"],
+    ]
+    again = cli.json("ledger", "reprice", *EVER)
+    assert (again["total"]["changed"], again["total"]["difference_nanousd"]) == (0, 0)
+    assert cli.json("usage", "alice", *EVER)["total"]["cost_nanousd"] == 300_000
+    assert cli.json("ledger", "verify")["entries"] == {"settle": 2, "adjust": 2}
+    assert cli.json("ledger", "verify")["is_clean"] is True
+
+
+def test_reprice_says_what_it_left_alone(cli: Cli) -> None:
+    cli.book(100, model="claude-nobody-prices")
+    done = cli.process("ledger", "reprice", *EVER)
+    assert done.returncode == 0
+    assert "1 requests have no price in the table" in done.stderr
+    assert cli.json("ledger", "reprice", *EVER)["without_price"] == 1
+
+
+@pytest.mark.parametrize(
+    ("args", "status", "expected"),
+    [
+        (("--from", "2026-11-01"), 2, "--to"),
+        (("--to", "2026-11-01"), 2, "--from"),
+        (("--from", "2026-11-02", "--to", "2026-11-01"), 2, "is not before"),
+        (("--from", "soon", "--to", "2026-11-01"), 2, "from: given 'soon'"),
+    ],
+)
+def test_reprice_needs_a_time(cli: Cli, args: tuple[str, ...], status: int, expected: str) -> None:
+    result = cli.run("ledger", "reprice", *args)
+    assert (result.exit_code, result.stdout) == (status, "")
+    assert expected in re.sub(r"\x1b\[[\d;]*m", "", result.stderr)
 
 
 def test_tail_shows_the_newest_entries_oldest_first(cli: Cli) -> None:

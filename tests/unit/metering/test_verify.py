@@ -50,6 +50,48 @@ async def test_a_clean_ledger_is_clean_and_counted(bench: Bench) -> None:
     )
 
 
+REPRICED = "INSERT INTO entries (kind, reservation_id, user_id, at_ms, basis, cost_nanousd, input_tokens, \
+cache_read_tokens, cache_write_tokens, output_tokens, lines, usage, notes) VALUES ('adjust', '{}', 'ada', 0, \
+'reported', {}, 0, 0, 0, 0, '[[\"user:ada\", \"money\", \"2026-11\", {}]]', {}, '[\"repriced\"]')"
+USAGE = '\'[{{"model": "m", "counts": {{"input_tokens": {}}}, "modifiers": {{}}, \
+"unit_prices": {{"input_tokens": 1000}}}}]\''
+
+
+def repriced(name: str, cost: int, usage: str) -> str:
+    return REPRICED.format(name, cost, cost, usage)
+
+
+async def test_what_was_repriced_any_number_of_times_is_clean(tmp_path: Path) -> None:
+    async with open_bench(tmp_path) as bench:
+        await bench.ledger.settle(await bench.reserve(money(100), named="req_1"), settlement(130))
+        for cost, arrived in ((20, 150), (-100, 50)):
+            damage(bench, repriced("req_1", cost, USAGE.format(arrived)))
+        damage(bench, "UPDATE accounts SET spent = 50")
+        damage(bench, "UPDATE reservations SET booked_nanousd = 50")
+        report = await verify(bench.store)
+        assert report.problems == ()
+        damage(bench, "UPDATE entries SET cost_nanousd = 10 WHERE cost_nanousd = 20")
+        assert "usage times unit prices is 150, its entries cost 140" in "".join(
+            (await verify(bench.store)).problems
+        )
+
+
+@pytest.mark.parametrize(
+    ("damaging", "problem"),
+    [
+        (repriced("req_settled", 1, "NULL"), "reservation req_settled (SETTLED): repriced without a usage"),
+        (repriced("req_settled", 1, USAGE.format(99)), "usage times unit prices is 99, its entries cost 61"),
+        (repriced("req_settled", 1, USAGE.format(61)), "booked is 60, its entries cost 61"),
+        (repriced("req_voided", 1, USAGE.format(1)), "expected one void entry, found adjust, void"),
+        (repriced("req_held", 1, USAGE.format(1)), "entries of what is not resolved: adjust"),
+        (repriced("req_none", 1, USAGE.format(1)), "adjust of req_none: no such reservation"),
+    ],
+)
+async def test_a_wrong_correction_is_found(bench: Bench, damaging: str, problem: str) -> None:
+    damage(bench, damaging)
+    assert any(problem in found for found in (await verify(bench.store)).problems)
+
+
 async def test_an_empty_ledger_is_clean(tmp_path: Path) -> None:
     async with open_bench(tmp_path) as bench:
         assert (await verify(bench.store)).is_clean
