@@ -100,6 +100,7 @@ async def test_an_item_with_an_id_of_the_clients_own_passes(tmp_path):
         async with openai_client_of(gateway, await gateway.new_token()) as client:
             body = response_body(input=[{**message, "content": text}, {"role": "user", "content": "More."}])
             assert (await client.post("/responses", json=body)).status_code == 200
+        await gateway.assert_clean()
 
 
 async def test_the_owner_is_durable_before_the_client_sees_the_id(tmp_path):

@@ -1,0 +1,227 @@
+"""Work that goes on after its request: OpenAI's responses in the background, settled once, by a poll."""
+
+import asyncio
+from typing import Any
+
+import pytest
+
+from simulators.openai import Behaviour, OpenAISimulator, fails
+from tests.support.gateway import DatedClock, Gateway
+from tests.support.openai import openai_client_of, response_body, serving_openai
+
+BACKGROUND = response_body(background=True)
+LATER_S = 11
+"""A poll is due by then."""
+
+
+async def start(gateway: Gateway, token: str, **more: Any) -> str:
+    async with openai_client_of(gateway, token) as client:
+        answer = await client.post("/responses", json={**BACKGROUND, **more})
+        assert answer.status_code == 200
+        assert answer.json()["status"] == "queued"
+        response_id: str = answer.json()["id"]
+        return response_id
+
+
+async def states(gateway: Gateway) -> list[str]:
+    rows = await gateway.service.store.readers.rows("SELECT state FROM reservations ORDER BY id")
+    return [str(state) for (state,) in rows]
+
+
+async def works(gateway: Gateway) -> int:
+    row = await gateway.service.store.readers.row("SELECT COUNT(*) FROM deferred_work")
+    assert row is not None
+    return int(str(row[0]))
+
+
+async def polled(gateway: Gateway, clock: DatedClock, seconds: float = LATER_S) -> int:
+    clock.advance(seconds)
+    return await gateway.service.engine._deferrals.poll_due()
+
+
+@pytest.fixture
+def clock() -> DatedClock:
+    return DatedClock(2026, 11, 20)
+
+
+async def test_background_work_is_held_until_a_poll_finds_it_ended_and_booked_once(tmp_path, clock):
+    async with OpenAISimulator() as vendor, serving_openai(tmp_path, vendor, clock=clock) as gateway:
+        token = await gateway.new_token()
+        response_id = await start(gateway, token)
+        _, held = await gateway.spent_and_held()
+        assert held > 0
+        (line,) = gateway.lines
+        assert (line["outcome"], "cost_usd" in line) == ("deferred", False)
+        await polled(gateway, clock)
+        assert (await states(gateway), await gateway.spent_and_held()) == (["HELD"], (0, held))
+        vendor.finish(response_id)
+        async with openai_client_of(gateway, token) as client:  # its user reads it first: that books nothing
+            answer = await client.get(f"/responses/{response_id}")
+            assert answer.json()["status"] == "completed"
+        assert (await gateway.spent_and_held())[1] == held
+        await polled(gateway, clock)
+        await polled(gateway, clock)
+        entries = [entry for entry in await gateway.entries() if entry["model"] is not None]
+        (entry,) = entries
+        (told,) = vendor.answers
+        assert (entry["kind"], entry["outcome"], entry["basis"]) == ("settle", "completed", "reported")
+        assert entry["output_tokens"] == told.usage.completion_tokens
+        assert await works(gateway) == 0
+        last = gateway.lines[-1]
+        assert last["request"] == line["request"]
+        assert (last["outcome"], last["output_tokens"]) == ("completed", told.usage.completion_tokens)
+        assert last["polls"] >= 2
+        await gateway.assert_clean()
+
+
+async def test_nobody_has_to_ask_for_the_poll(tmp_path, clock):
+    async with OpenAISimulator() as vendor, serving_openai(tmp_path, vendor, clock=clock) as gateway:
+        vendor.finish(await start(gateway, await gateway.new_token()))
+        clock.advance(LATER_S)
+        (entry,) = await gateway.entries()
+        assert entry["basis"] == "reported"
+        await gateway.assert_clean()
+
+
+async def test_a_stream_in_the_background_whose_client_leaves_is_settled_by_a_poll(tmp_path, clock):
+    env: dict[str, str | None] = {"DRAIN_AFTER_CLIENT_LEFT_S": "0.1"}
+    async with OpenAISimulator() as vendor, serving_openai(tmp_path, vendor, clock=clock, env=env) as gateway:
+        async with (
+            openai_client_of(gateway, await gateway.new_token()) as client,
+            client.stream("POST", "/responses", json={**BACKGROUND, "stream": True}) as answer,
+        ):
+            lines = answer.aiter_lines()
+            while "response.queued" not in await anext(lines):
+                pass
+        await gateway.until(lambda: gateway.lines)
+        assert gateway.lines[0]["outcome"] == "deferred"
+        (response_id,) = vendor.kept
+        vendor.finish(response_id)
+        await polled(gateway, clock)
+        entry = (await gateway.entries())[-1]
+        assert (entry["kind"], entry["basis"]) == ("settle", "reported")
+        await gateway.assert_clean()
+
+
+async def test_a_stream_in_the_background_that_is_read_to_its_end_is_settled_there(tmp_path, clock):
+    async with OpenAISimulator() as vendor, serving_openai(tmp_path, vendor, clock=clock) as gateway:
+        async with (
+            openai_client_of(gateway, await gateway.new_token()) as client,
+            client.stream("POST", "/responses", json={**BACKGROUND, "stream": True}) as answer,
+        ):
+            lines = answer.aiter_lines()
+            while "response.queued" not in await anext(lines):
+                pass
+            (response_id,) = vendor.kept
+            vendor.finish(response_id)
+            assert any("response.completed" in line for line in [line async for line in lines])
+        entry = await gateway.only_entry()
+        assert (entry["outcome"], entry["basis"]) == ("completed", "reported")
+        before = vendor.requests_total
+        await polled(gateway, clock)
+        assert (await works(gateway), vendor.requests_total) == (0, before)
+        await gateway.only_entry()
+
+
+@pytest.mark.parametrize("how", ["cancel", "fail"])
+async def test_work_that_ends_otherwise_is_booked_once_too(tmp_path, clock, how):
+    async with OpenAISimulator() as vendor, serving_openai(tmp_path, vendor, clock=clock) as gateway:
+        token = await gateway.new_token()
+        response_id = await start(gateway, token)
+        if how == "cancel":
+            async with openai_client_of(gateway, token) as client:
+                answer = await client.post(f"/responses/{response_id}/cancel")
+                assert answer.json()["status"] == "cancelled"
+        else:
+            vendor.fail(response_id)
+        await polled(gateway, clock)
+        assert set(await states(gateway)) == {"SETTLED"}
+        assert await works(gateway) == 0
+        await gateway.assert_clean()
+
+
+async def test_work_outlives_its_process(tmp_path, clock):
+    async with OpenAISimulator() as vendor:
+        async with serving_openai(tmp_path, vendor, clock=clock) as gateway:
+            response_id = await start(gateway, await gateway.new_token())
+            assert await states(gateway) == ["HELD"]
+        vendor.finish(response_id)
+        clock.advance(LATER_S)
+        async with serving_openai(tmp_path, vendor, clock=clock) as gateway:
+            (entry,) = await gateway.entries()
+            assert (entry["kind"], entry["basis"]) == ("settle", "reported")
+            await gateway.assert_clean()
+
+
+async def test_of_many_who_poll_at_once_one_asks(tmp_path, clock):
+    async with OpenAISimulator() as vendor, serving_openai(tmp_path, vendor, clock=clock) as gateway:
+        vendor.finish(await start(gateway, await gateway.new_token()))
+        clock.advance(LATER_S)
+        deferrals = gateway.service.engine._deferrals
+        asked = await asyncio.gather(*(deferrals.poll_due() for _ in range(20)))
+        assert sum(asked) <= 1, "the service's own look may have been first"
+        assert vendor.requests_total == 2
+        (entry,) = await gateway.entries()
+        assert entry["basis"] == "reported"
+        await gateway.assert_clean()
+
+
+async def test_a_vendor_that_cannot_tell_is_asked_again(tmp_path, clock):
+    async with OpenAISimulator() as vendor, serving_openai(tmp_path, vendor, clock=clock) as gateway:
+        response_id = await start(gateway, await gateway.new_token())
+        for status in (500, 429, 401):
+            vendor.next(fails(status))
+            await polled(gateway, clock)
+            assert await states(gateway) == ["HELD"]
+        vendor.finish(response_id)
+        await polled(gateway, clock)
+        (entry,) = await gateway.entries()
+        assert entry["basis"] == "reported"
+        await gateway.assert_clean()
+
+
+async def test_work_of_which_the_vendor_knows_nothing_is_booked_as_an_estimate(tmp_path, clock):
+    async with OpenAISimulator() as vendor, serving_openai(tmp_path, vendor, clock=clock) as gateway:
+        response_id = await start(gateway, await gateway.new_token())
+        del vendor.kept[response_id]
+        await polled(gateway, clock)
+        (entry,) = await gateway.entries()
+        assert (entry["basis"], entry["notes"]) == ("estimated", '["lost_at_vendor"]')
+        assert entry["cost_nanousd"] > 0
+        await gateway.assert_clean()
+
+
+async def test_work_of_which_nothing_is_heard_expires_and_a_late_report_adjusts_it(tmp_path, clock):
+    async with OpenAISimulator() as vendor, serving_openai(tmp_path, vendor, clock=clock) as gateway:
+        response_id = await start(gateway, await gateway.new_token())
+        vendor.default = fails(503)
+        clock.advance(1_000)
+        async with asyncio.timeout(10):
+            while await states(gateway) != ["EXPIRED"]:
+                await asyncio.sleep(0.01)
+        vendor.default = Behaviour()
+        vendor.finish(response_id)
+        async with asyncio.timeout(10):
+            while await works(gateway):
+                await polled(gateway, clock)
+        entries = await gateway.entries()
+        assert [entry["kind"] for entry in entries] == ["expire", "adjust"]
+        (told,) = vendor.answers
+        assert sum(entry["output_tokens"] for entry in entries) == told.usage.completion_tokens
+        await gateway.assert_clean()
+
+
+async def test_work_in_the_background_counts_as_a_request_in_flight(tmp_path, clock):
+    async with (
+        OpenAISimulator() as vendor,
+        serving_openai(tmp_path, vendor, clock=clock, concurrent=1) as gateway,
+    ):
+        token = await gateway.new_token()
+        response_id = await start(gateway, token)
+        async with openai_client_of(gateway, token) as client:
+            assert (await client.post("/responses", json=response_body())).status_code == 429
+            vendor.finish(response_id)
+            await polled(gateway, clock)
+            await gateway.quiet()
+            assert (await client.post("/responses", json=response_body())).status_code == 200
+        await gateway.assert_clean()
