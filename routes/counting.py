@@ -163,7 +163,8 @@ class BodyObserver:
         return None
 
     def usage(self) -> Usage:
-        notes = (NOTE_TOO_LONG,) if self._bytes_fed > BODY_COPY_BYTES_MAX else ()
+        is_unread = self._bytes_fed > BODY_COPY_BYTES_MAX and not self._is_complete
+        notes = (NOTE_TOO_LONG,) if is_unread else ()
         if self._copy and self._copy[-1].endswith(b"}"):
             self._read()  # Whole, but for the end of its framing: what it reports stands.
         guess = self._bytes_fed // BODY_BYTES_PER_OUTPUT_TOKEN

@@ -21,7 +21,7 @@ from routes.openai_request import (
     tool_kind,
     traits_of,
 )
-from routes.openai_usage import observe_chat
+from routes.openai_usage import EmbeddingsBody, observe_chat
 
 COMPLETION_TOKENS_WHEN_UNSET = 16
 """The vendor's own default of `max_tokens` for completions (not chat)."""
@@ -121,7 +121,7 @@ class EmbeddingsMeter:
         return Demand(models=(name,), ceiling=usage, floor=usage)
 
     def observe(self, request: Inbound, demand: Demand, answer: AnswerHead) -> Observer:  # noqa: ARG002 - the protocol's
-        return observe_chat(demand, answer)
+        return EmbeddingsBody(demand)
 
 
 def _demand(request: Inbound, *, ceiling: Sequence[UsageLine], floor: UsageLine) -> Demand:

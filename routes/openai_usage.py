@@ -47,6 +47,8 @@ CHAT_BYTES_PER_OUTPUT_TOKEN = 50
 each); 50 leans towards too many, as reasoning is billed and not shown."""
 RESPONSE_BYTES_PER_OUTPUT_TOKEN = 20
 """The same for Responses streams: a recorded one, mostly reasoning, has 32."""
+TAIL_BYTES_MAX = 4_096
+"""Of an answer with embeddings: what follows the vectors is some hundred bytes."""
 OTHER_TOOLS_MAX = 8
 """Tool families kept that nobody has priced, so that pricing can flag them."""
 
@@ -69,7 +71,7 @@ _WEB_SEARCH = "web_search"
 
 
 def observe_chat(demand: Demand, answer: AnswerHead) -> Observer:
-    """The observer for chat completions and what is like them: completions, embeddings."""
+    """The observer for chat completions and what is like them: completions."""
     return ChatStream(demand) if is_stream(demand, answer) else BodyObserver(demand, ChatReport())
 
 
@@ -111,6 +113,28 @@ class ChatStream(StreamObserver):
             self._error = _error_name(data["error"])
         else:
             self._chunks.take(data)
+
+
+class EmbeddingsBody(BodyObserver):
+    """Reads what follows the vectors, which are megabytes of numbers: parsing them would stop everybody else."""
+
+    __slots__ = ("_embeddings", "_tail")
+
+    def __init__(self, demand: Demand) -> None:
+        self._embeddings = ChatReport()
+        self._tail = b""
+        super().__init__(demand, self._embeddings)
+
+    def feed(self, chunk: bytes) -> int:
+        self._tail = (self._tail + chunk)[-TAIL_BYTES_MAX:]
+        return super().feed(chunk)
+
+    def _read(self) -> bool:
+        """The rest of the object, from the end of its list on; all of it where the counts stand before that."""
+        rest = json_of(b"{" + self._tail[self._tail.rfind(b"]") + 1 :].lstrip(b", \t\r\n"))
+        if isinstance(rest, dict) and rest.get("usage") is not None:
+            return self._embeddings.read_body(rest)
+        return super()._read()
 
 
 class ResponseStream(StreamObserver):

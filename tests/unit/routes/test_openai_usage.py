@@ -23,9 +23,11 @@ from metering.usage import (
 )
 from proxy.meters import NothingToRead
 from proxy.surface import PASS_ALL
+from routes import counting
 from routes.openai_usage import (
     CHAT_BYTES_PER_OUTPUT_TOKEN,
     ChatStream,
+    EmbeddingsBody,
     ResponseBody,
     ResponseStream,
     is_running,
@@ -65,8 +67,14 @@ BUCKETS = {
 }
 
 
+def observe_embeddings(wanted, _answer):
+    return EmbeddingsBody(wanted)
+
+
 def reader_of(recording):
     observe = observe_response if "responses" in recording.file else observe_chat
+    if "embeddings" in recording.file:
+        observe = observe_embeddings
     output = 0 if "embeddings" in recording.file else 1_000
     return observer(observe, recording.content_type, demand(output=output))
 
@@ -197,12 +205,39 @@ def test_counts_that_cannot_be_are_never_exact_and_never_negative(usage):
     assert sum(found.total(unit) for unit in PROMPT_UNITS) >= 9
 
 
-def test_an_embedding_has_input_alone():
-    body = json.dumps({"data": [], "model": "m", "usage": {"prompt_tokens": 8, "total_tokens": 8}}).encode()
-    usage = read_chat(body, wanted=demand(output=0))
+VECTORS = json.dumps([{"object": "embedding", "index": 0, "embedding": [0.25] * 3_000}]).encode()
+COUNTS_OF_VECTORS = b'"model":"m","usage":{"prompt_tokens":8,"total_tokens":8}'
+EMBEDDINGS = [
+    b'{"object":"list","data":%b,%b}' % (VECTORS, COUNTS_OF_VECTORS),
+    b'{"object":"list","data":%b ,\n %b\n}\n' % (VECTORS, COUNTS_OF_VECTORS),
+    b'{"data":"]","x":%b,%b}' % (VECTORS, COUNTS_OF_VECTORS),
+    b'{%b,"data":%b}' % (COUNTS_OF_VECTORS, VECTORS),
+]
+
+
+def read_embeddings(body, *, step=None, output=0):
+    return fed(body, observe=observe_embeddings, step=step, wanted=demand(output=output)).usage()
+
+
+@pytest.mark.parametrize("step", [None, 1_000])
+@pytest.mark.parametrize("body", EMBEDDINGS)
+def test_an_embedding_has_input_alone(body, step):
+    usage = read_embeddings(body, step=step)
     assert usage.lines == (UsageLine("m", {INPUT: 8}),)
     assert usage.is_exact
-    assert not read_chat(body, wanted=demand(output=1)).is_exact
+    assert not usage.notes
+    assert not read_embeddings(body, output=1).is_exact
+    cut = read_embeddings(body[:-3])
+    assert not cut.is_exact
+    assert cut.lines == (UsageLine(MODEL, {INPUT: 50}),)
+
+
+def test_vectors_are_not_parsed_and_may_be_longer_than_what_is_kept(monkeypatch):
+    monkeypatch.setattr(counting, "BODY_COPY_BYTES_MAX", 100)
+    assert read_embeddings(EMBEDDINGS[0], step=64).is_exact
+    late = read_embeddings(EMBEDDINGS[3], step=64)
+    assert late.notes == ("usage_not_looked_at",)
+    assert not late.is_exact
 
 
 def test_the_tier_is_the_answers_and_the_requests_where_it_names_none():
