@@ -45,18 +45,13 @@ CALLS_MAX = 1_000
 CHOICES_MAX = 128
 """The vendor's own limit of `n` and `best_of`."""
 
-_NAMES_LOOKED_FOR = tuple(
-    f'"{name}"'.encode()
-    for name in (
-        "image_url",
-        "input_audio",
-        "audio",
-        "file_data",
-        "file_url",
-        "prompt_cache_breakpoint",
-        "tools",
-    )
+_KEYS_LOOKED_FOR = frozenset(
+    {
+        *("image_url", "input_audio", "audio", "file_data", "file_url"),
+        *("prompt_cache_breakpoint", "tools"),
+    }
 )
+_NAMES_LOOKED_FOR = tuple(f'"{name}"'.encode() for name in sorted(_KEYS_LOOKED_FOR))
 _INLINE = "data:"
 _LONG_TTL = "12h"
 
@@ -104,6 +99,8 @@ def traits_of(content: Any, request: Inbound) -> Traits:
     """Look through messages or input items."""
     traits = Traits(is_kept_long=_is_kept_long(request.fields.get("prompt_cache_options")))
     for found in objects(content, worth_it=lambda: may_name(request.body, _NAMES_LOOKED_FOR)):
+        if _KEYS_LOOKED_FOR.isdisjoint(found):
+            continue
         _take_image(traits, found.get("image_url"))
         _take_audio(traits, found.get("input_audio"))
         if found.get("file_data") is not None or found.get("file_url") is not None:
