@@ -16,10 +16,27 @@ import pytest
 from tests.support.node import INSTALLED, node
 
 ROOT = Path(__file__).parents[2]
-DRIVER = ROOT / "tests" / "sdk" / "scripts" / "driver.py"
-JS_DRIVER = DRIVER.with_suffix(".cjs")
-OLD_SDK = ROOT / ".venv-anthropic-0"
+SCRIPTS = ROOT / "tests" / "sdk" / "scripts"
 ANSWERS_WITHIN_S = 30.0
+
+
+@dataclass(frozen=True)
+class Package:
+    """A vendor's SDKs: the current one of Python is in this interpreter, the `old` major in an environment of its
+    own, that of JavaScript in the folder `npm`. `mount`: where it finds the proxy's surface."""
+
+    name: str
+    mount: str
+    npm: Path
+    old: str
+
+    @property
+    def old_environment(self) -> Path:
+        return ROOT / f".venv-{self.name}-{self.old}"
+
+
+ANTHROPIC = Package("anthropic", "/api/llm", Path("@anthropic-ai", "sdk"), old="0")
+OPENAI = Package("openai", "/api/openai/v1", Path("openai"), old="2")
 
 
 @dataclass(frozen=True)
@@ -48,9 +65,10 @@ class Said:
 class Sdk:
     """One SDK in one mode. Not in this process: synchronous calls need the service's event loop to run."""
 
-    def __init__(self, name: str, process: "subprocess.Popen[str]") -> None:
+    def __init__(self, package: Package, name: str, process: "subprocess.Popen[str]") -> None:
         self.name = name
-        self.is_current = not name.startswith("0")
+        self.is_current = not name.startswith(f"{package.old}-")
+        self._mount = package.mount
         self._process = process
         assert process.stdin is not None
         assert process.stdout is not None
@@ -67,11 +85,11 @@ class Sdk:
         pauses: bool = True,
         **arguments: Any,
     ) -> Said:
-        """Call the SDK as `driver.py` says; `client` are options of the client. Without `pauses` it tries again
+        """Call the SDK as `driving.py` says; `client` are options of the client. Without `pauses` it tries again
         at once (sync Python and JavaScript only)."""
         asked = {
             "do": do,
-            "url": f"{url}/api/llm",
+            "url": f"{url}{self._mount}",
             "token": token,
             "credential": credential,
             "client": dict(client or {}),
@@ -97,12 +115,12 @@ class Sdk:
 
 
 @contextmanager
-def running_sdk(name: str) -> Iterator[Sdk]:
-    """`2-sync`, `2-async`, `0-sync`, `0-async`, or `1-js`, that of JavaScript. Skips, or fails in CI, where it is
-    not installed."""
+def running_sdk(name: str, package: Package = ANTHROPIC) -> Iterator[Sdk]:
+    """By major and mode: `2-sync`, `2-async`, `0-sync`, `0-async`, or `1-js`, that of JavaScript. Skips, or fails in
+    CI, where it is not installed."""
     version, mode = name.split("-")
     process = subprocess.Popen(
-        _driver(version, mode),
+        _driver(package, version, mode),
         env={"PATH": os.environ["PATH"]},  # no key, no base URL, no proxy
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
@@ -112,23 +130,25 @@ def running_sdk(name: str) -> Iterator[Sdk]:
         assert process.stdout is not None
         told = json.loads(process.stdout.readline())["version"]
         assert told.startswith(f"{version}."), told
-        yield Sdk(name, process)
+        yield Sdk(package, name, process)
     finally:
         process.kill()
         with suppress(BrokenPipeError):
             process.communicate()
 
 
-def _driver(version: str, mode: str) -> list[Path | str]:
+def _driver(package: Package, version: str, mode: str) -> list[Path | str]:
+    driver = SCRIPTS / f"{package.name}_driver.py"
     if mode == "js":
-        return [node(), JS_DRIVER, INSTALLED / "@anthropic-ai" / "sdk"]
-    return [Path(sys.executable) if version == "2" else _old_interpreter(), DRIVER, mode]
+        return [node(), driver.with_suffix(".cjs"), INSTALLED / package.npm]
+    is_old = version == package.old
+    return [_old_interpreter(package.old_environment) if is_old else Path(sys.executable), driver, mode]
 
 
-def _old_interpreter() -> Path:
-    if not (OLD_SDK / ".installed").exists():
-        complaint = f"{OLD_SDK} is missing: run make {OLD_SDK.name}/.installed"
+def _old_interpreter(environment: Path) -> Path:
+    if not (environment / ".installed").exists():
+        complaint = f"{environment} is missing: run make {environment.name}/.installed"
         if os.environ.get("CI") == "true":
             pytest.fail(complaint)
         pytest.skip(complaint)
-    return OLD_SDK / "bin" / "python"
+    return environment / "bin" / "python"

@@ -1,35 +1,18 @@
-"""The `anthropic` SDK, driven from outside: runs in any interpreter that has one, knows nothing of the gateway.
-
-Usage: driver.py sync|async. Reads one JSON object per line, `{"do": name, "url": ..., "token": ..., "credential":
-"api_key" or "auth_token", "client": {options}, "pauses": true or false, "with": {arguments}}`, and answers each with one:
-`{"returned": ...}` or `{"raised": {...}}`, with `seen`, what the caller had got before. Without pauses (only sync), what
-the SDK would wait before another try is not waited but told as `waits`, in seconds. The client is what a user of the
-SDK writes.
-"""
-
-import asyncio
-import contextlib
-import json
-import sys
-import time
-from unittest import mock
+"""The `anthropic` SDK, driven from outside as `driving.py` says."""
 
 import anthropic
+from driving import drive, plain
 
 MODEL = "claude-haiku-4-5"
 QUESTION = [{"role": "user", "content": "Name a bird."}]
 SMALL = {"model": MODEL, "max_tokens": 100, "messages": QUESTION}
 
 
-def plain(value):
-    """As JSON knows it."""
-    return value.to_dict() if hasattr(value, "to_dict") else value
-
-
 class Sync:
     """What callers do with `anthropic.Anthropic`."""
 
     client_class = anthropic.Anthropic
+    is_async = False
 
     def __init__(self, client, seen):
         self.client = client
@@ -80,6 +63,7 @@ class Async:
     """The same with `anthropic.AsyncAnthropic`."""
 
     client_class = anthropic.AsyncAnthropic
+    is_async = True
 
     def __init__(self, client, seen):
         self.client = client
@@ -127,51 +111,5 @@ class Async:
         return await self.client.post(path, body=SMALL if body is None else body, cast_to=object)
 
 
-def raised(error):
-    """All that a caller can ask an exception."""
-    response = getattr(error, "response", None)
-    return {
-        "classes": [kind.__name__ for kind in type(error).__mro__],
-        "message": str(error),
-        "status": getattr(error, "status_code", None),
-        "body": getattr(error, "body", None),
-        "request_id": getattr(error, "request_id", None),
-        "headers": {} if response is None else dict(response.headers),
-    }
-
-
-def run_sync(asked, seen):
-    with Sync.client_class(**client_options(asked)) as client:
-        return getattr(Sync(client, seen), asked["do"])(**asked["with"])
-
-
-async def run_async(asked, seen):
-    async with Async.client_class(**client_options(asked)) as client:
-        return await getattr(Async(client, seen), asked["do"])(**asked["with"])
-
-
-def client_options(asked):
-    return {"base_url": asked["url"], asked["credential"]: asked["token"], **asked["client"]}
-
-
-def answer(mode, asked):
-    seen, waits = [], []
-    began_s = time.monotonic()
-    pauses = contextlib.nullcontext() if asked["pauses"] else mock.patch("time.sleep", waits.append)
-    try:
-        with pauses:
-            returned = run_sync(asked, seen) if mode == "sync" else asyncio.run(run_async(asked, seen))
-        told = {"returned": returned}
-    except Exception as error:  # noqa: BLE001 - whatever a caller would have to catch, the test shall see
-        told = {"raised": raised(error)}
-    return {**told, "seen": seen, "waits": waits, "elapsed_s": time.monotonic() - began_s}
-
-
-def main(mode):
-    print(json.dumps({"version": anthropic.__version__}), flush=True)
-    for line in sys.stdin:
-        print(json.dumps(answer(mode, json.loads(line))), flush=True)
-
-
 if __name__ == "__main__":
-    main(*sys.argv[1:])
+    drive(anthropic.__version__, {"sync": Sync, "async": Async})

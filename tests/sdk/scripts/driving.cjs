@@ -1,32 +1,15 @@
-// The `@anthropic-ai/sdk` of JavaScript, driven from outside as driver.py drives the one of Python: one JSON object a
-// line in, one out. Usage: driver.cjs FOLDER_OF_THE_SDK
+// What the drivers of the SDKs of JavaScript have in common, as driving.py for those of Python: one JSON object a line
+// in, one out. Usage: DRIVER FOLDER_OF_THE_SDK
 "use strict";
+const fs = require("node:fs");
 const path = require("node:path");
 const readline = require("node:readline");
 
-const folder = process.argv[2];
-const Anthropic = require(folder);
+const folder = fs.realpathSync(process.argv[2]); // as it stands in stacks
+const Sdk = require(folder);
 const { version } = require(path.join(folder, "package.json"));
 
-const SMALL = {
-  model: "claude-haiku-4-5",
-  max_tokens: 100,
-  messages: [{ role: "user", content: "Name a bird." }],
-};
 const PAUSE_MS_MAX = 120_000; // longer ones are the SDK's timeouts of whole requests
-
-const acts = {
-  create: (client, seen, more) => client.messages.create({ ...SMALL, ...more }),
-  async text_stream(client, seen, more) {
-    const stream = client.messages.stream({ ...SMALL, ...more });
-    stream.on("text", (text) => seen.push(text));
-    return stream.finalMessage();
-  },
-  async raw_events(client, seen, more) {
-    for await (const event of await client.messages.create({ ...SMALL, ...more, stream: true })) seen.push(event.type);
-  },
-  get: (client, seen, { path }) => client.get(path),
-};
 
 function raised(error) {
   const classes = [];
@@ -56,11 +39,11 @@ async function withoutPauses(waits, run) {
   }
 }
 
-async function answer(asked) {
+async function answer(acts, asked) {
   const seen = [];
   const waits = [];
   const began = performance.now();
-  const client = new Anthropic({ baseURL: asked.url, apiKey: asked.token, maxRetries: asked.client.max_retries });
+  const client = new Sdk({ baseURL: asked.url, apiKey: asked.token, maxRetries: asked.client.max_retries });
   const run = async () => acts[asked.do](client, seen, asked.with);
   let told;
   try {
@@ -71,11 +54,11 @@ async function answer(asked) {
   return { ...told, seen, waits, elapsed_s: (performance.now() - began) / 1000 };
 }
 
-async function main() {
+async function drive(acts) {
   console.log(JSON.stringify({ version }));
   for await (const line of readline.createInterface({ input: process.stdin })) {
-    console.log(JSON.stringify(await answer(JSON.parse(line))));
+    console.log(JSON.stringify(await answer(acts, JSON.parse(line))));
   }
 }
 
-main();
+module.exports = { drive };
