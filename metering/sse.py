@@ -42,13 +42,26 @@ class SseScanner:
     """Finds the events that contain one of `markers`, whatever the chunks the stream is cut into.
 
     A marker must not contain a line end. Markers may stand in other events too: the caller looks again.
+    `latest`, where given, marks what every event carries and only the newest one says: of the events that hold it
+    and no marker, each call of `feed` gives out the last at most.
     """
 
-    __slots__ = ("_event_bytes_max", "_follows_cr", "_is_skipping", "_pending", "events_skipped", "markers")
+    __slots__ = (
+        "_event_bytes_max",
+        "_follows_cr",
+        "_is_skipping",
+        "_latest",
+        "_pending",
+        "events_skipped",
+        "markers",
+    )
 
-    def __init__(self, markers: Sequence[bytes], *, event_bytes_max: int = EVENT_BYTES_MAX) -> None:
+    def __init__(
+        self, markers: Sequence[bytes], *, latest: bytes = b"", event_bytes_max: int = EVENT_BYTES_MAX
+    ) -> None:
         self.markers = tuple(markers)
         """May be replaced between two calls of `feed`."""
+        self._latest = latest
         self.events_skipped = 0
         """Events that were too long to be looked at, although they may have held a marker."""
         self._event_bytes_max = event_bytes_max
@@ -99,24 +112,41 @@ class SseScanner:
         if last < 0:
             return start
         stop = last + len(blank)
+        latest = self._limits_of_latest(chunk, start, stop, blank)
         hits = [chunk.find(marker, start, stop) for marker in self.markers]
         while (hit := min((at for at in hits if at >= 0), default=-1)) >= 0:
             before = chunk.rfind(blank, start, hit)
             begin = start if before < 0 else before + len(blank)
             end = chunk.find(blank, hit, stop) + len(blank)
+            if latest is not None and begin >= latest[0]:
+                if begin > latest[0]:
+                    found += self._parsed(chunk[latest[0] : latest[1]], latest[0])
+                latest = None
             found += self._parsed(chunk[begin:end], begin)
             start = end
             hits = [
                 chunk.find(marker, end, stop) if 0 <= at < end else at
                 for marker, at in zip(self.markers, hits, strict=True)
             ]
+        if latest is not None:
+            found += self._parsed(chunk[latest[0] : latest[1]], latest[0])
         return stop
+
+    def _limits_of_latest(self, chunk: bytes, start: int, stop: int, blank: bytes) -> tuple[int, int] | None:
+        """Where the last event with `latest` begins and ends."""
+        hit = chunk.rfind(self._latest, start, stop) if self._latest else -1
+        if hit < 0:
+            return None
+        before = chunk.rfind(blank, start, hit)
+        begin = start if before < 0 else before + len(blank)
+        return begin, chunk.find(blank, hit, stop) + len(blank)
 
     def _scan_any_lines(self, chunk: bytes, start: int, found: list[SseEvent]) -> int:
         """The same where lines end in anything; slower, as each event's end is looked up."""
         ends = [start, *(match.end() for match in _BLANK_LINE.finditer(chunk, start))]
+        latest = chunk.rfind(self._latest, start, ends[-1]) if self._latest else -1
         for begin, end in pairwise(ends):
-            if any(chunk.find(marker, begin, end) >= 0 for marker in self.markers):
+            if begin <= latest < end or any(chunk.find(marker, begin, end) >= 0 for marker in self.markers):
                 found += self._parsed(chunk[begin:end], begin)
         return ends[-1]
 
@@ -145,7 +175,7 @@ class SseScanner:
         self._pending.clear()
         if was_skipping:
             self.events_skipped += 1
-        elif any(marker in event for marker in self.markers):
+        elif any(marker in event for marker in self.markers) or (self._latest and self._latest in event):
             yield from self._parsed(event, 0)
 
     def _parsed(self, event: bytes, start: int) -> Iterator[SseEvent]:

@@ -158,3 +158,41 @@ def test_markers_may_be_replaced_while_a_stream_is_read():
     assert len(scanner.feed(b"data: one\n\ndata: two\n\n")) == 2
     scanner.markers = (b"two",)
     assert [event.data for event in scanner.feed(b"data: one\n\ndata: two\n\n")] == [b"two"]
+
+
+# --- what only the newest event says ---------------------------------------------------------------------
+
+
+def latest(stream, cuts=()):
+    return [data for _, data in scan(stream, cuts, latest=b'"count"')]
+
+
+def test_of_the_events_that_only_count_a_chunk_gives_out_the_last():
+    stream = b'data: {"count":1}\n\ndata: {"count":2}\n\ndata: {"count":3}\n\ndata: x\n\n'
+    assert latest(stream) == [b'{"count":3}']
+    assert latest(stream, [20, 40]) == [b'{"count":1}', b'{"count":2}', b'{"count":3}']
+
+
+@pytest.mark.parametrize("end", [b"\n", b"\r\n", b"\r"])
+def test_marked_events_come_in_their_order_with_the_last_that_counts(end):
+    events = [b'{"mark":1,"count":1}', b'{"count":2}', b'{"mark":2}', b'{"count":3}', b'{"mark":3}']
+    stream = b"".join(b"data: " + event + end * 2 for event in events)
+    expected = [event for event in events if event != b'{"count":2}']
+    assert latest(stream) == expected
+    assert latest(stream.replace(b'"mark":3', b'"mork":3')) == expected[:-1]
+    assert latest(stream.replace(b'{"count":3}', b'{"mark":9,"count":3}')) == [
+        *expected[:2], b'{"mark":9,"count":3}', b'{"mark":3}'
+    ]  # fmt: skip
+
+
+@given(
+    st.lists(st.sampled_from(["mark", "count", "x"]), max_size=12), st.lists(st.integers(0, 500), max_size=6)
+)
+def test_however_it_is_cut_no_marked_event_is_missing_and_the_newest_count_is_known(kinds, cuts):
+    events = [b'{"%s":%d}' % (kind.encode(), number) for number, kind in enumerate(kinds)]
+    stream = b"".join(b"data: " + event + b"\r\n\r\n" for event in events)
+    found = latest(stream, cuts)
+    counts = [event for event in events if b"count" in event]
+    assert [event for event in found if b"mark" in event] == [event for event in events if b"mark" in event]
+    assert [event for event in found if b"count" in event][-1:] == counts[-1:]
+    assert found == [event for event in events if event in found], "in their order, none twice"
