@@ -17,7 +17,7 @@ from tests.conformance.test_surfaces import (
     assert_shape,
     each_operation,
     each_surface,
-    in_place,
+    in_header,
     staged,
 )
 from tests.support.raw_http import exchange_bytes
@@ -165,7 +165,7 @@ async def ask_bytes(stage: Stage, case: Case) -> bytes:
     await stage.own_named(operation)
     example = operation.example
     target = f"{surface.mounts[0]}{example.path}".encode()
-    token = in_place(surface.token_places[0], stage.token)
+    token = in_header(surface, stage.token)
     if operation.method == "POST":
         return await exchange_bytes(stage.gateway.url, target, [token], example.body)
     address = urlsplit(stage.gateway.url)

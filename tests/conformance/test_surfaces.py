@@ -14,7 +14,7 @@ from metering.errors import Reason, Refused
 from metering.objects import ObjectId, Objects
 from proxy.mounted import Mounted
 from proxy.ownership import ids_of
-from proxy.surface import ForbiddenField, HeaderKey, Inbound, Operation, Surface
+from proxy.surface import ForbiddenField, HeaderKey, Inbound, Operation, QueryKey, Surface, TokenPlace
 from routes import SURFACES
 from tests.conformance.stand_in import StandIn
 from tests.support.gateway import Gateway, running_gateway
@@ -36,6 +36,8 @@ PLANTED = b"planted"
 ANY_TEXT = "any text will do"
 
 Case = tuple[Surface, Operation]
+Given = tuple[bytes, bytes] | str
+"""A header, or a parameter of the query."""
 OPERATIONS = [
     pytest.param((surface, operation), id=f"{surface.name} {operation.name}")
     for surface in SURFACES
@@ -63,7 +65,7 @@ class Stage:
     async def ask(
         self,
         operation: Operation,
-        *headers: tuple[bytes, bytes],
+        *given: Given,
         body: bytes | None = None,
         mount: str | None = None,
         path: str | None = None,
@@ -73,13 +75,14 @@ class Stage:
         """Send the operation's example, with the gateway token in its first place; what it names is the user's."""
         example = operation.example
         await self.own_named(operation)
-        target = f"{mount or self.surface.mounts[0]}{path or example.path}".encode()
-        given = [in_place(self.surface.token_places[0], token or self.token)] if has_token else []
+        if has_token:
+            given = (in_place(self.surface.token_places[0], token or self.token), *given)
+        path = with_query(path or example.path, [one for one in given if isinstance(one, str)])
+        target = f"{mount or self.surface.mounts[0]}{path}".encode()
+        headers = [one for one in given if not isinstance(one, str)]
         body = example.body if body is None else body
         content = [(b"content-type", b"application/json")] if body else []
-        return await raw_request(
-            self.gateway.url, operation.method, target, [*given, *content, *headers], body
-        )
+        return await raw_request(self.gateway.url, operation.method, target, [*content, *headers], body)
 
     @property
     def mounted(self) -> Mounted:
@@ -108,7 +111,7 @@ class Stage:
 
     async def send(self, method: str, target: str) -> RawAnswer:
         """Anything below the mount, with the gateway token and no body."""
-        headers = [in_place(self.surface.token_places[0], self.token)]
+        headers = [in_header(self.surface, self.token)]
         return await raw_request(
             self.gateway.url, method, (self.surface.mounts[0] + target).encode(), headers
         )
@@ -118,7 +121,9 @@ class Stage:
     ) -> str:
         """A refusal in the surface's own shape; its message."""
         request_id = answer.header(b"x-automna-request-id").decode()
-        expected = self.surface.dialect.refusal(Refused(reason, ANY_TEXT, facts=facts or {}), request_id)
+        wait = answer.header(b"retry-after")  # which some vendors repeat in the body
+        refused = Refused(reason, ANY_TEXT, float(wait) if wait else None, facts or {})
+        expected = self.surface.dialect.refusal(refused, request_id)
         assert request_id.startswith("req_")
         assert answer.status == expected.status
         assert answer.header(b"content-type") == dict(expected.headers)[b"content-type"]
@@ -145,8 +150,30 @@ def assert_shape(expected: Any, actual: Any, messages: list[str]) -> None:
         assert actual == expected
 
 
-def in_place(place: HeaderKey, token: str) -> tuple[bytes, bytes]:
+def in_place(place: TokenPlace, token: str) -> Given:
+    if isinstance(place, QueryKey):
+        return f"{place.name}={token}"
     return place.name.encode(), f"{place.scheme}{token}".encode()
+
+
+def in_header(surface: Surface, token: str) -> tuple[bytes, bytes]:
+    """The gateway token in its first place, which is a header on every surface."""
+    given = in_place(surface.token_places[0], token)
+    assert not isinstance(given, str)
+    return given
+
+
+def in_any_case(place: TokenPlace) -> list[TokenPlace]:
+    """The same place, its scheme written in every way that clients write it."""
+    if isinstance(place, QueryKey):
+        return [place]
+    schemes = {place.scheme, place.scheme.upper(), place.scheme.lower()}
+    return [HeaderKey(place.name, scheme) for scheme in sorted(schemes)]
+
+
+def with_query(path: str, parameters: list[str]) -> str:
+    joint = "&" if "?" in path else "?"
+    return path + joint + "&".join(parameters) if parameters else path
 
 
 @asynccontextmanager
@@ -171,10 +198,9 @@ async def test_the_token_is_accepted_in_every_declared_place_and_below_every_mou
     async with staged(surface, tmp_path) as stage:
         asked = 0
         for mount in surface.mounts:
-            for place in surface.token_places:
-                schemes = {place.scheme, place.scheme.upper(), place.scheme.lower()}
-                for scheme in schemes:
-                    given = in_place(HeaderKey(place.name, scheme), stage.token)
+            for declared in surface.token_places:
+                for place in in_any_case(declared):
+                    given = in_place(place, stage.token)
                     answer = await stage.ask(operation, given, mount=mount, has_token=False)
                     assert (answer.status, answer.body) == (200, operation.example.answer)
                     asked += 1
@@ -189,7 +215,7 @@ async def test_without_a_good_token_nothing_reaches_the_vendor(tmp_path, case: C
     async with staged(surface, tmp_path) as stage:
         revoked = await stage.gateway.directory.create_token("u1")
         await stage.gateway.directory.revoke(revoked[1].id)
-        none: list[tuple[bytes, bytes]] = []
+        none: list[Given] = []
         for given in (
             none,
             *([in_place(place, "amp_nobodys")] for place in surface.token_places),
@@ -412,8 +438,8 @@ async def test_the_vendor_gets_the_platforms_key_and_never_the_gateway_token(tmp
 async def test_a_gateway_token_in_the_url_is_refused_before_it_goes_anywhere(tmp_path, case: Case):
     surface, operation = case
     async with staged(surface, tmp_path) as stage:
-        joint = "&" if "?" in operation.example.path else "?"
-        answer = await stage.send(operation.method, f"{operation.example.path}{joint}key={stage.token}")
+        target = with_query(operation.example.path, [f"undeclared={stage.token}"])
+        answer = await stage.send(operation.method, target)
         assert stage.token not in stage.assert_dialect(answer, Reason.BAD_REQUEST)
         assert stage.vendor.requests_total == 0
 
