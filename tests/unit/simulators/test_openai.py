@@ -329,6 +329,13 @@ async def test_a_response_not_to_be_stored_is_not_kept(client):
     assert (await client.get(f"{RESPONSES}/{said['id']}")).status_code == 404
 
 
+async def test_beyond_the_bound_the_oldest_response_is_forgotten(client, simulator, monkeypatch):
+    monkeypatch.setattr("simulators.openai.KEPT_MAX", 2)
+    ids = [(await post(client, RESPONSES)).json()["id"] for _ in range(3)]
+    found = [(await client.get(f"{RESPONSES}/{response_id}")).status_code for response_id in ids]
+    assert found == [404, 200, 200]
+
+
 async def test_the_events_of_a_response_come_in_order_and_are_numbered(client, simulator):
     simulator.next(streams(thinking="hm", tool_calls=(ToolCall("look"),), text="yes", keepalives=1))
     events = await stream(client, RESPONSES)
