@@ -56,6 +56,10 @@ ROWS = [
         '{"é":"ü🙂","stream_options":null}'.encode(),
         '{"é":"ü🙂","stream_options":{"include_usage":true}}'.encode(),
     ),
+    (
+        b'{"my_stream_options":{},"stream_options":{"no_include_usage":false,"include_usage":false}}',
+        b'{"my_stream_options":{},"stream_options":{"no_include_usage":false,"include_usage":true}}',
+    ),
     (b'{"stream_options":{"include_usage":true}}', None),
 ]
 

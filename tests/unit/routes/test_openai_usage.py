@@ -297,6 +297,13 @@ def test_text_that_quotes_the_end_of_a_stream_does_not_end_it():
     assert reader.is_complete
 
 
+def test_a_stream_that_lacks_only_its_last_empty_line_is_whole():
+    stream = chat_stream(chunk(usage=chat_usage(5, 6))).removesuffix(b"\n\n")
+    reader = fed(stream, observe=observe_chat)
+    assert reader.is_complete
+    assert reader.usage().is_exact
+
+
 def test_a_stream_without_usage_is_an_estimate():
     stream = chat_stream(*[chunk("word") for _ in range(50)])
     usage = read_chat(stream)
