@@ -296,7 +296,7 @@ SURFACE = Surface(
         (
             DEFAULT_TIER_ENV,
             DEFAULT_TIER,
-            "The tier that the vendor's project gives to requests that name none, or `auto`.",
+            "The tier in which the vendor's project runs requests that name none: `default`, `priority` or `flex`.",
         ),
         (
             REGION_ENV,

@@ -22,8 +22,8 @@ from routes.counting import object_of
 
 ACCOUNT_CODES = frozenset(
     {
-        *("insufficient_quota", "billing_not_active", "billing_hard_limit_reached", "quota_exceeded"),
-        *("access_terminated", "account_deactivated", "invalid_api_key", "organization_deactivated"),
+        *("insufficient_quota", "billing_not_active", "billing_hard_limit_reached"),
+        *("access_terminated", "account_deactivated", "invalid_api_key"),
     }
 )
 """Codes and types of errors about the account or its key, whatever the status."""

@@ -9,6 +9,7 @@ from metering.objects import ObjectId
 from proxy.forbidden import check
 from proxy.json_walk import values_at
 from proxy.ownership import handed_out
+from routes import SURFACES
 from routes.openai import FORBIDDEN_IN_CHAT, FORBIDDEN_IN_RESPONSES, SURFACE
 from tests.unit.routes.openai_bodies import MODEL, inbound
 
@@ -16,6 +17,10 @@ OPERATIONS = {operation.name: operation for operation in SURFACE.operations}
 CHAT = OPERATIONS["POST /v1/chat/completions"]
 RESPONSES = OPERATIONS["POST /v1/responses"]
 WITH_ITEMS = ("POST /v1/responses", "POST /v1/responses/compact", "POST /v1/responses/input_tokens")
+
+
+def test_the_surface_is_listed():
+    assert SURFACE in SURFACES
 
 
 def test_only_these_operations_exist():
