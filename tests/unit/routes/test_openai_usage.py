@@ -5,6 +5,8 @@ from datetime import UTC, datetime
 from decimal import Decimal
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from metering.money import usd
 from metering.usage import (
@@ -464,3 +466,49 @@ def test_the_kind_of_answer_decides_the_reader():
     assert isinstance(observer(observe_response, "application/json"), ResponseBody)
     assert isinstance(observer(observe_response, "text/event-stream"), ResponseStream)
     assert isinstance(observer(observe_chat, "text/event-stream"), ChatStream)
+
+
+# --- whatever comes -----------------------------------------------------------------------------------
+
+anything = st.recursive(
+    st.none() | st.booleans() | st.integers(-5, 10**12) | st.floats(allow_nan=False) | st.text(max_size=5),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=5), inner, max_size=3),
+    max_leaves=8,
+)
+named = st.sampled_from(
+    [
+        *("prompt_tokens", "completion_tokens", "input_tokens", "output_tokens"),
+        *("prompt_tokens_details", "input_tokens_details", "output_tokens_details"),
+        *("cached_tokens", "cache_write_tokens", "cache_write_tokens_details", "ttl_12h_tokens"),
+        *("audio_tokens", "image_tokens", "web_search", "num_requests", "total_tokens"),
+    ]
+)
+odd = anything | st.dictionaries(named, anything | st.dictionaries(named, anything | st.integers(0, 99)))
+
+
+def assert_bookable(usage):
+    for line in usage.lines:
+        assert isinstance(line.model, str)
+        assert all(isinstance(count, int) and count >= 0 for count in line.counts.values())
+        assert all(isinstance(value, str) for value in line.modifiers.values())
+    assert PRICES.price("openai", usage, at_ms=1_795_000_000_000).cost_nanousd >= 0
+
+
+@given(odd, anything, anything)
+def test_no_chat_usage_however_malformed_makes_an_observer_raise(usage, model, tier):
+    more = {"model": model, "service_tier": tier}
+    assert_bookable(read_chat(completion(usage, **more)))
+    assert_bookable(read_chat(chat_stream(chunk("a"), chunk(usage=usage, **more))))
+    assert_bookable(read_embeddings(completion(usage, **more)))
+
+
+@given(odd, odd, anything, anything, st.sampled_from(["completed", "failed", "in_progress"]) | anything)
+def test_no_response_however_malformed_makes_an_observer_raise(usage, tools, output, error, status):
+    told = response(status, usage=usage, tool_usage=tools, output=output, error=error)
+    assert_bookable(read_response(told))
+    for kind in ("response.completed", "response.failed", "response.queued", "error"):
+        for one in (event(kind, response=told), event(kind, response=error), event(kind, error=error)):
+            reader = fed(response_stream(one), observe=observe_response, wanted=demand(is_deferred=True))
+            assert_bookable(reader.usage())
+            assert reader.error is None or isinstance(reader.error, str)
+            assert is_running(reader) in (True, False)
