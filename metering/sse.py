@@ -5,8 +5,9 @@ chunk is searched for markers (bytes that stand in every event of interest), and
 event's limits looked up and its lines split. Everything else is passed over at the speed of `bytes.find`.
 
 Framing is that of the HTML standard, section 9.2 (Server-sent events): lines end in LF, CRLF or CR, mixed
-as one likes; an empty line ends an event. Two things are more lenient: an event that the end of the stream
-cut before its empty line is given out by `end`, and a byte order mark is skipped wherever it stands.
+as one likes; an empty line ends an event. Three things are more lenient: an event that the end of the stream
+cut before its empty line is given out by `end`, a byte order mark is skipped wherever it stands, and a bare JSON
+object, which is no event at all, counts as one with that data: so Google tells of an error within a stream.
 """
 
 import re
@@ -179,7 +180,7 @@ class SseScanner:
             yield from self._parsed(event, 0)
 
     def _parsed(self, event: bytes, start: int) -> Iterator[SseEvent]:
-        """The fields of one event; nothing when it has no data, as the standard has it."""
+        """The fields of one event; nothing when it has no data, as the standard has it, and is no bare object."""
         if len(event) > self._event_bytes_max:
             self.events_skipped += 1
             return
@@ -193,6 +194,8 @@ class SseScanner:
                 kind = value.removeprefix(b" ")
         if data:
             yield SseEvent(kind, b"\n".join(data), start)
+        elif event.lstrip().startswith(b"{"):
+            yield SseEvent(b"", event.strip(), start)
 
 
 class EventCutter:

@@ -34,6 +34,8 @@ FRAMINGS = [
         b'event: a\r\ndata: "mark"\n\r\ndata: "mark"2\r\n\n',
         [(b"a", b'"mark"'), (b"", b'"mark"2')],
     ),
+    ("a bare object", b'data: x\n\n{\n "mark": 1\n}\n\n', [(b"", b'{\n "mark": 1\n}')]),
+    ("a bare object at the end", b'data: x\r\n\r\n{"mark":1}', [(b"", b'{"mark":1}')]),
     ("comments", b': "mark"\n\n: hi\ndata: "mark"\n\n', [(b"", b'"mark"')]),
     ("unmarked events", b'data: x\n\ndata: "mark"\n\ndata: y\n\n', [(b"", b'"mark"')]),
     ("more blank lines than needed", b'\n\ndata: x\n\n\n\n\ndata: "mark"\n\n\n', [(b"", b'"mark"')]),
