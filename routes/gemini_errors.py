@@ -2,7 +2,9 @@
 
 Shapes: Google's error model (`google.rpc.Status` as JSON, AIP-193) and google-genai 3.4.0 (`errors.py`),
 2026-11. The SDKs do not retry by default. A line that is no event (a comment) makes google-genai raise in the
-middle of a stream, so nothing is ever written into a silent one.
+middle of a stream, so nothing is ever written into a silent one. Inside a stream Google writes its error as a bare
+object among the events; ours is an event, as agents (OpenClaw 2026.9.6) read a bare one only where the stream ends
+cleanly after it, which one that broke off never does.
 """
 
 from collections.abc import Iterator, Mapping
