@@ -1,5 +1,6 @@
 """What an answer of Gemini used, in every way it can be told or end."""
 
+import json
 from datetime import UTC, datetime
 from decimal import Decimal
 
@@ -317,6 +318,15 @@ def test_an_error_inside_a_stream_is_not_charged_beyond_what_was_counted():
     assert counts(reader.usage()) == {INPUT: 10, OUTPUT: 3}
     assert not reader.usage().is_exact
     assert read(events(failed())).lines == ()
+
+
+@pytest.mark.parametrize("end", [b"", b"\n", b"\r\n\r\n"])
+@pytest.mark.parametrize("step", [1, None])
+def test_an_error_that_is_no_event_is_seen_though_the_answer_seemed_to_be_over(end, step):
+    """So the vendor was seen to do it: events, a reason to stop, and then a bare object."""
+    reader = fed(events(FIRST, DONE) + json.dumps(failed(), indent=2).encode() + end, step=step)
+    assert (reader.error, reader.is_complete) == ("UNAVAILABLE", True)
+    assert not reader.usage().is_exact
 
 
 ENDS = [
