@@ -9,12 +9,13 @@ from typing import Any
 
 import uvloop
 
-from simulators import anthropic, openai
+from simulators import anthropic, gemini, openai
 from simulators.server import SimulatorServer
 from simulators.vendor import VendorSimulator
 
 VENDORS: dict[str, tuple[type[VendorSimulator[Any, Any]], str]] = {
     "anthropic": (anthropic.AnthropicSimulator, anthropic.VENDOR_KEY),
+    "gemini": (gemini.GeminiSimulator, gemini.VENDOR_KEY),
     "openai": (openai.OpenAISimulator, openai.VENDOR_KEY),
 }
 """The simulator of each vendor, and the platform's own key there."""

@@ -26,7 +26,6 @@ from simulators.gemini_answers import (
     embedding,
     embedding_usage,
     error_json,
-    event,
 )
 from simulators.gemini_behaviour import (
     ERROR_AFTER_STATUS,
@@ -140,8 +139,9 @@ class _Turn(vendor.Turn[Behaviour]):
         return orjson.dumps(self._error(self.behaviour.status))
 
     def error_event(self) -> bytes:
-        error = self._error(ERROR_AFTER_STATUS)
-        return event(error) if self.is_sse else b",\r\n" + orjson.dumps(error) + b"\n]"
+        """A bare object: the vendor tells of an error among its events without making it one."""
+        error = orjson.dumps(self._error(ERROR_AFTER_STATUS), option=orjson.OPT_INDENT_2)
+        return error + b"\n" if self.is_sse else b",\r\n" + error + b"\n]"
 
     @property
     def is_sse(self) -> bool:
