@@ -27,6 +27,7 @@ def raised(error):
         "classes": [kind.__name__ for kind in type(error).__mro__],
         "message": str(error),
         "status": getattr(error, "status_code", None),
+        "code": getattr(error, "code", None),
         "body": getattr(error, "body", None),
         "request_id": getattr(error, "request_id", None),
         "headers": {} if response is None else dict(response.headers),
