@@ -5,7 +5,8 @@ from typing import Any
 
 import pytest
 
-from simulators.openai import Behaviour, OpenAISimulator, fails
+from simulators.openai import Behaviour, OpenAISimulator, fails, replays
+from simulators.script import Gate
 from tests.support.gateway import DatedClock, Gateway
 from tests.support.openai import openai_client_of, response_body, serving_openai
 
@@ -225,3 +226,20 @@ async def test_work_in_the_background_counts_as_a_request_in_flight(tmp_path, cl
             await gateway.quiet()
             assert (await client.post("/responses", json=response_body())).status_code == 200
         await gateway.assert_clean()
+
+
+async def test_work_is_asked_about_although_the_end_of_its_answer_came_apart(tmp_path, clock):
+    """What ends a chunked body often comes with a read of its own: nobody knew that the bytes before were all."""
+    told = b'{"id":"resp_apart","object":"response","status":"queued","model":"gpt-5.6-sol","usage":null}'
+    end = Gate()
+    async with OpenAISimulator() as vendor, serving_openai(tmp_path, vendor, clock=clock) as gateway:
+        vendor.next(replays(told, "application/json", stalls_after=len(told), gate=end))
+        async with asyncio.TaskGroup() as tasks:
+            tasks.create_task(start(gateway, await gateway.new_token()))
+            await end.reached()
+            (exchange,) = gateway.service.engine._open
+            await gateway.until(lambda: exchange.observer is not None and exchange.observer._bytes_fed)
+            end.open()
+        assert (await works(gateway), await states(gateway)) == (1, ["HELD"])
+        await gateway.until(lambda: gateway.lines)
+        assert gateway.lines[0]["outcome"] == "deferred"
