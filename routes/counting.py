@@ -167,8 +167,13 @@ class BodyObserver:
         notes = (NOTE_TOO_LONG,) if is_unread else ()
         if self._copy and self._copy[-1].endswith(b"}"):
             self._read()  # Whole, but for the end of its framing: what it reports stands.
-        guess = self._bytes_fed // BODY_BYTES_PER_OUTPUT_TOKEN
-        return self._report.usage(self._demand, is_final=self._is_complete, output_guess=guess, notes=notes)
+        return self._report.usage(
+            self._demand, is_final=self._is_complete, output_guess=self._output_guess(), notes=notes
+        )
+
+    def _output_guess(self) -> int:
+        """How many tokens were written, for answers that do not tell."""
+        return self._bytes_fed // BODY_BYTES_PER_OUTPUT_TOKEN
 
     def _read(self) -> bool:
         body = json_of(b"".join(self._copy))

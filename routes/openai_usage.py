@@ -9,7 +9,10 @@ output's total includes reasoning and predicted tokens that were rejected. The t
 """
 
 from collections.abc import Mapping, Sequence
+from email.utils import parsedate_to_datetime
 from typing import Any
+
+import orjson
 
 from metering.sse import SseEvent
 from metering.usage import (
@@ -29,6 +32,7 @@ from metering.usage import (
 )
 from proxy.surface import AnswerHead, Demand, Observer
 from routes.counting import (
+    BODY_BYTES_PER_OUTPUT_TOKEN,
     NAME_CHARS_MAX,
     NOTE_UNSOUND,
     BodyObserver,
@@ -47,6 +51,8 @@ CHAT_BYTES_PER_OUTPUT_TOKEN = 50
 each); 50 leans towards too many, as reasoning is billed and not shown."""
 RESPONSE_BYTES_PER_OUTPUT_TOKEN = 20
 """The same for Responses streams: a recorded one, mostly reasoning, has 32."""
+REASONED_TOKENS_PER_S = 50
+"""Of a response that was cancelled and tells no usage: what it reasoned is not shown, but was done. A usual speed."""
 TAIL_BYTES_MAX = 4_096
 """Of an answer with embeddings: what follows the vectors is some hundred bytes."""
 OTHER_TOOLS_MAX = 8
@@ -77,7 +83,7 @@ def observe_chat(demand: Demand, answer: AnswerHead) -> Observer:
 
 def observe_response(demand: Demand, answer: AnswerHead) -> Observer:
     """The observer for a response: newly created, asked for again, or compacted."""
-    return ResponseStream(demand) if is_stream(demand, answer) else ResponseBody(demand)
+    return ResponseStream(demand) if is_stream(demand, answer) else ResponseBody(demand, answer)
 
 
 def is_running(observer: Observer) -> bool:
@@ -159,8 +165,10 @@ class ResponseStream(StreamObserver):
         return self._is_complete
 
     def _read(self, event: SseEvent) -> None:
-        if event.type in _EARLY_EVENTS and not self._demand.is_deferred:
-            return  # They repeat the whole request, and say nothing that is final.
+        if event.type in _EARLY_EVENTS:  # They repeat the whole request, and say nothing that is final.
+            self._bytes_fed -= len(event.data)
+            if not self._demand.is_deferred:
+                return
         data = json_of(event.data)
         if not isinstance(data, dict):
             self._response.is_sound = False
@@ -179,9 +187,10 @@ class ResponseStream(StreamObserver):
 class ResponseBody(BodyObserver):
     """Reads a whole response."""
 
-    __slots__ = ("_response",)
+    __slots__ = ("_answered_at_s", "_response")
 
-    def __init__(self, demand: Demand) -> None:
+    def __init__(self, demand: Demand, answer: AnswerHead) -> None:
+        self._answered_at_s = _seconds_of(answer.header(b"date"))
         self._response = ResponseReport()
         super().__init__(demand, self._response)
 
@@ -193,6 +202,12 @@ class ResponseBody(BodyObserver):
     @property
     def error(self) -> str | None:
         return self._response.error
+
+    def _output_guess(self) -> int:
+        """A response repeats the whole request: of one that could be read, only its own output counts."""
+        return (
+            self._response.output_guess(self._answered_at_s) if self._is_complete else super()._output_guess()
+        )
 
 
 # --- what the vendor has reported ---------------------------------------------------------------------
@@ -279,10 +294,11 @@ class ChatReport:
 class ResponseReport(ChatReport):
     """The same about a response, which also says how it stands and counts its tools."""
 
-    __slots__ = ("_output", "_tool_usage", "error", "status")
+    __slots__ = ("_created_at_s", "_output", "_tool_usage", "error", "status")
 
     def __init__(self) -> None:
         super().__init__()
+        self._created_at_s: float | None = None
         self.status: str | None = None
         self.error: str | None = None
         """Why it failed; None unless it did."""
@@ -301,6 +317,8 @@ class ResponseReport(ChatReport):
         super().take(answer)
         self.take_status(answer)
         self._output = answer.get("output")
+        created_at_s = answer.get("created_at")
+        self._created_at_s = created_at_s if isinstance(created_at_s, int | float) else None
         if self.status == FAILED:
             self.error = _error_name(answer.get("error"))
         tools = answer.get("tool_usage")
@@ -308,6 +326,13 @@ class ResponseReport(ChatReport):
             self.is_sound = False
         elif tools is not None:
             self._tool_usage = tools
+
+    def output_guess(self, told_at_s: float | None) -> int:
+        """How much was written by then: what is shown, or what its time was enough for."""
+        shown = len(orjson.dumps(self._output)) // BODY_BYTES_PER_OUTPUT_TOKEN if self._output else 0
+        if told_at_s is None or self._created_at_s is None:
+            return shown
+        return max(shown, int(max(told_at_s - self._created_at_s, 0.0) * REASONED_TOKENS_PER_S))
 
     def take_status(self, answer: Any) -> None:
         """How a response stands while it goes on."""
@@ -404,6 +429,14 @@ class _Counts:
             OUTPUT_AUDIO: audio_out,
         }
         return {unit: count for unit, count in counts.items() if count}
+
+
+def _seconds_of(date: bytes) -> float | None:
+    """The instant of a `date` header, in seconds since the epoch; None where there is none."""
+    try:
+        return parsedate_to_datetime(date.decode("latin-1")).timestamp()
+    except ValueError:
+        return None
 
 
 def _object_in(value: Any, name: str) -> Any:

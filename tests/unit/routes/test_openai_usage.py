@@ -3,6 +3,7 @@
 import json
 from datetime import UTC, datetime
 from decimal import Decimal
+from email.utils import format_datetime
 
 import pytest
 from hypothesis import given
@@ -24,10 +25,11 @@ from metering.usage import (
     UsageLine,
 )
 from proxy.meters import NothingToRead
-from proxy.surface import PASS_ALL
+from proxy.surface import PASS_ALL, AnswerHead
 from routes import counting
 from routes.openai_usage import (
     CHAT_BYTES_PER_OUTPUT_TOKEN,
+    REASONED_TOKENS_PER_S,
     ChatStream,
     EmbeddingsBody,
     ResponseBody,
@@ -455,11 +457,46 @@ def test_a_background_stream_that_is_cut_goes_on_and_one_that_ended_does_not():
     assert not is_running(NothingToRead())
 
 
-def test_a_cancelled_response_without_usage_is_an_estimate():
-    usage = read_response(response("cancelled"))
-    assert usage.lines[0].counts[INPUT] == 50
-    assert usage.lines[0].counts[OUTPUT] > 0
-    assert not usage.is_exact
+@pytest.mark.parametrize(
+    ("output", "seconds", "expected"),
+    [
+        ([], 0, 0),
+        ([], 2, 2 * REASONED_TOKENS_PER_S),
+        ([], 86_400, 1_000),  # the ceiling
+        ([], -5, 0),
+        ([{"type": "message", "content": "x" * 150}], 0, 61),
+        ([{"type": "message", "content": "x" * 150}], 1, 61),
+    ],
+)
+def test_a_cancelled_response_costs_what_it_shows_or_had_time_for_but_not_its_request_again(
+    output, seconds, expected
+):
+    told = response("cancelled", output=output, created_at=1_795_000_000, instructions="i" * 100_000)
+    date = format_datetime(datetime.fromtimestamp(1_795_000_000 + seconds, UTC), usegmt=True)
+    head = AnswerHead(200, [(b"content-type", b"application/json"), (b"date", date.encode())])
+    reader = observe_response(demand(), head)
+    reader.feed(json.dumps(told).encode())
+    reader.end()
+    usage = reader.usage()
+    assert (usage.lines[0].counts[INPUT], usage.total(OUTPUT), usage.is_exact) == (50, expected, False)
+
+
+@pytest.mark.parametrize("date", [b"", b"soon"])
+def test_a_cancelled_response_of_unknown_time_costs_what_it_shows(date):
+    head = AnswerHead(200, [(b"content-type", b"application/json"), (b"date", date)])
+    reader = observe_response(demand(), head)
+    reader.feed(json.dumps(response("cancelled", created_at=1_795_000_000)).encode())
+    reader.end()
+    assert reader.usage().total(OUTPUT) == 0
+
+
+def test_a_cut_stream_does_not_cost_what_it_repeats_of_the_request():
+    repeated = [
+        event(kind, response=response("in_progress", instructions="i" * 50_000))
+        for kind in ("response.created", "response.in_progress")
+    ]
+    short = read_response(response_stream(DELTA))
+    assert read_response(response_stream(*repeated, DELTA)).total(OUTPUT) - short.total(OUTPUT) < 10
 
 
 def test_the_kind_of_answer_decides_the_reader():
