@@ -5,7 +5,7 @@ from typing import Any
 
 import orjson
 
-from metering.usage import INPUT, OUTPUT, WEB_SEARCHES, Usage, UsageLine
+from metering.usage import INPUT, OUTPUT, WEB_SEARCHES, WEB_SEARCHES_PREVIEW, Usage, UsageLine
 from proxy.surface import AnswerHead, Demand, Inbound, Observer, Pricing
 from routes.counting import is_number
 from routes.openai_include_usage import ADDED_CHUNK, with_usage_asked_for
@@ -28,7 +28,8 @@ COMPLETION_TOKENS_WHEN_UNSET = 16
 EMBEDDED_TOKENS_MAX = 300_000
 """Of all inputs of one request together (API reference, "Create embeddings")."""
 EMBEDDED_TOKENS_EACH_MAX = 8_192
-SEARCH_MODELS = ("-search-preview", "-search-api")
+PREVIEW_MODELS = "-search-preview"
+SEARCH_MODELS = (PREVIEW_MODELS, "-search-api")
 """Such a model searches the web for every request."""
 
 _CLIENT_TOOLS = ("function", "custom")
@@ -64,7 +65,7 @@ class ChatMeter:
             rates.output_unit(prompt, has_audio=speaks(request)): written * choices(fields, "n"),
         }
         if is_searched:
-            counts[WEB_SEARCHES] = 1
+            counts[WEB_SEARCHES_PREVIEW if PREVIEW_MODELS in name else WEB_SEARCHES] = 1
         read_at_least = traits.prompt_tokens(request, pricing, tokens_per_image=IMAGE_TOKENS_USUAL)
         return _demand(
             request,

@@ -4,7 +4,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from metering.errors import Reason, Refused
-from metering.usage import INPUT, OUTPUT, WEB_SEARCHES, Usage
+from metering.usage import INPUT, OUTPUT, WEB_SEARCHES, WEB_SEARCHES_PREVIEW, Usage
 from proxy.query import parameters
 from proxy.surface import AnswerHead, Demand, Inbound, Observer, Pricing
 from routes.counting import is_number
@@ -29,7 +29,7 @@ _CLIENT_TOOLS = frozenset(
     }
 )
 """Tools that the agent runs itself, and ways to list those: they cost their tokens."""
-_WEB_SEARCH = "web_search"
+_WEB_SEARCH, _WEB_SEARCH_PREVIEW = "web_search", "web_search_preview"
 _SHELL = "shell"
 _WHY_NOT_SHELL = (
     "tools.shell: only with the environment {'type': 'local'}; containers are shared by all users."
@@ -103,7 +103,7 @@ def _demand(request: Inbound, pricing: Pricing, *, written: Sequence[Any], is_co
     searches = _searches(request, traits.tools)
     is_unbounded = (
         traits.is_unbounded
-        or searches > 0
+        or any(searches.values())
         or is_compacted
         or fields.get("previous_response_id") is not None
         or any(map(is_reference, _items(fields)))
@@ -114,7 +114,7 @@ def _demand(request: Inbound, pricing: Pricing, *, written: Sequence[Any], is_co
     one_pass = rates.line({rates.prompt_unit(traits, prompt): prompt, OUTPUT: output_tokens(written, info)})
     # Compacting is one more call of the same model, over the context so far.
     lines = [one_pass] * (2 if is_compacted else 1)
-    lines.append(rates.named_line({WEB_SEARCHES: searches} if searches else {}))
+    lines.append(rates.named_line(searches))
     read_at_least = traits.prompt_tokens(request, pricing, tokens_per_image=IMAGE_TOKENS_USUAL)
     floor = rates.named_line({INPUT: min(read_at_least, context)})
     return Demand(
@@ -136,23 +136,25 @@ def _compacts(fields: Mapping[str, Any]) -> bool:
 # --- tools --------------------------------------------------------------------------------------------
 
 
-def _searches(request: Inbound, in_content: Sequence[Any]) -> int:
-    """How many web searches to hold for; refuses tools that are not offered."""
-    has_search = False
+def _searches(request: Inbound, in_content: Sequence[Any]) -> Mapping[str, int]:
+    """How many web searches to hold for, and of which kind: where a preview tool is among them, all are held and
+    billed as its own, which never cost less. Refuses tools that are not offered."""
+    kinds: set[str] = set()
     for tool in _tools(request.fields.get("tools"), in_content):
         kind = tool_kind(tool)
         if kind is None or kind in _CLIENT_TOOLS:
             continue
         if kind.startswith(_WEB_SEARCH):
-            has_search = True
+            kinds.add(WEB_SEARCHES_PREVIEW if kind.startswith(_WEB_SEARCH_PREVIEW) else WEB_SEARCHES)
         elif kind != _SHELL:
             raise refuse_tool(kind)
         elif not _is_local(tool.get("environment")):
             raise Refused(Reason.BAD_REQUEST, _WHY_NOT_SHELL)
-    if not has_search:
-        return 0
+    if not kinds:
+        return {}
     calls = request.fields.get("max_tool_calls")
-    return min(calls, CALLS_MAX) if is_number(calls) else SEARCHES_WHEN_UNSET
+    count = min(calls, CALLS_MAX) if is_number(calls) else SEARCHES_WHEN_UNSET
+    return {WEB_SEARCHES_PREVIEW if WEB_SEARCHES_PREVIEW in kinds else WEB_SEARCHES: count}
 
 
 def _tools(listed: Any, in_content: Sequence[Any]) -> Iterator[Any]:

@@ -27,6 +27,7 @@ from metering.usage import (
     OUTPUT_AUDIO,
     OUTPUT_UNITS,
     WEB_SEARCHES,
+    WEB_SEARCHES_PREVIEW,
     Usage,
     UsageLine,
 )
@@ -255,7 +256,7 @@ class ChatReport:
             buckets = counts.buckets(found, is_long=demand.ceiling.total(CACHE_WRITE_12H) > 0)
             searches = self._searches(demand, found)
             if searches:
-                buckets[WEB_SEARCHES] = searches
+                buckets[_search_unit(demand)] = searches
             buckets |= self._other_tools()
             lines = [UsageLine(self._model or asked.model, buckets, modifiers)]
             writes_nothing = not _output_of(demand)
@@ -270,7 +271,7 @@ class ChatReport:
     def _searches(self, demand: Demand, notes: list[str]) -> int:  # noqa: ARG002 - the notes are for responses
         """Chat completions do not count them: a model that searches does so once per request (pricing page,
         2026-11), and nothing else can."""
-        return min(demand.ceiling.total(WEB_SEARCHES), 1)
+        return min(demand.ceiling.total(_search_unit(demand)), 1)
 
     def _other_tools(self) -> Mapping[str, int]:
         return {}
@@ -445,6 +446,11 @@ def _object_in(value: Any, name: str) -> Any:
 
 def _part(details: Any, name: str) -> int:
     return count_in(details, name) if isinstance(details, dict) else 0
+
+
+def _search_unit(demand: Demand) -> str:
+    """As which kind searches are billed: answers do not tell, the tool that was asked for does."""
+    return WEB_SEARCHES_PREVIEW if demand.ceiling.total(WEB_SEARCHES_PREVIEW) else WEB_SEARCHES
 
 
 def _output_of(demand: Demand) -> int:

@@ -12,7 +12,9 @@ from metering.usage import (
     INPUT_AUDIO,
     OUTPUT,
     OUTPUT_AUDIO,
+    SEARCH_UNITS,
     WEB_SEARCHES,
+    WEB_SEARCHES_PREVIEW,
     Usage,
     UsageLine,
 )
@@ -175,9 +177,13 @@ def test_tools_of_the_agent_pass_and_others_are_refused():
 
 
 def test_a_chat_that_searches_is_held_with_one_search_and_a_full_context():
-    for fields in ({"web_search_options": {}}, {"model": "gpt-4o-search-preview"}):
+    for fields, unit in (
+        ({"web_search_options": {}}, WEB_SEARCHES),
+        ({"model": "gpt-4o-search-preview"}, WEB_SEARCHES_PREVIEW),
+        ({"model": "gpt-4o-mini-search-preview"}, WEB_SEARCHES_PREVIEW),
+    ):
         held = counts(chat(**fields))
-        assert held[WEB_SEARCHES] == 1
+        assert {one: held.get(one) for one in SEARCH_UNITS} == {**dict.fromkeys(SEARCH_UNITS), unit: 1}
         assert held[INPUT] == 128_000
 
 
@@ -367,7 +373,21 @@ def test_compacting_inside_a_response_is_one_more_pass_over_the_context(fields):
     ],
 )
 def test_searches_are_held_as_many_as_calls_are_allowed(fields, searches):
-    assert respond(**fields).ceiling.total(WEB_SEARCHES) == searches
+    held = respond(**fields).ceiling
+    assert held.total(WEB_SEARCHES) + held.total(WEB_SEARCHES_PREVIEW) == searches
+
+
+@pytest.mark.parametrize(
+    ("kinds", "unit"),
+    [
+        (["web_search"], WEB_SEARCHES),
+        (["web_search_preview"], WEB_SEARCHES_PREVIEW),
+        (["web_search_preview_2025_03_11", "web_search"], WEB_SEARCHES_PREVIEW),
+    ],
+)
+def test_searches_by_a_preview_tool_are_held_as_such(kinds, unit):
+    held = respond(model="gpt-4o", tools=[{"type": kind} for kind in kinds], max_tool_calls=2).ceiling
+    assert {one: held.total(one) for one in SEARCH_UNITS} == {**dict.fromkeys(SEARCH_UNITS, 0), unit: 2}
 
 
 CLIENT_RUN = [

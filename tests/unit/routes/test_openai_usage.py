@@ -1,6 +1,7 @@
 """What an answer of OpenAI used, in every way it can be told or end."""
 
 import json
+from dataclasses import replace
 from datetime import UTC, datetime
 from decimal import Decimal
 from email.utils import format_datetime
@@ -22,6 +23,8 @@ from metering.usage import (
     OUTPUT_AUDIO,
     PROMPT_UNITS,
     WEB_SEARCHES,
+    WEB_SEARCHES_PREVIEW,
+    Usage,
     UsageLine,
 )
 from proxy.meters import NothingToRead
@@ -425,6 +428,18 @@ def test_a_compacted_conversation_is_billed_at_the_requests_model_and_tier():
     usage = read_response(body, wanted=demand(service_tier="flex"))
     assert usage.lines == (UsageLine(MODEL, {INPUT: 5, OUTPUT: 6}, {"service_tier": "flex"}),)
     assert usage.is_exact
+
+
+def test_searches_by_a_preview_tool_cost_what_such_a_tool_costs():
+    wanted = replace(
+        demand(), ceiling=Usage((UsageLine("gpt-4o", {WEB_SEARCHES_PREVIEW: 20}),), is_exact=False)
+    )
+    told = {"web_search": {"num_requests": 2}}
+    body = response(usage=usage_of(5, 6), tool_usage=told, model="gpt-4o-2024-08-06")
+    usage = read_response(body, wanted=wanted)
+    assert usage.lines[0].counts == {INPUT: 5, OUTPUT: 6, WEB_SEARCHES_PREVIEW: 2}
+    body = completion(chat_usage(5, 6), model="gpt-4o-search-preview-2025-03-11")
+    assert read_chat(body, wanted=wanted).lines[0].counts == {INPUT: 5, OUTPUT: 6, WEB_SEARCHES_PREVIEW: 1}
 
 
 # --- work that goes on --------------------------------------------------------------------------------
