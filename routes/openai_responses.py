@@ -175,8 +175,9 @@ def _is_local(environment: Any) -> bool:
 
 
 def is_kept(request: Inbound) -> bool:
-    """Whether the vendor keeps the response, and its items, for who asks for them by id."""
-    return request.fields.get("store") is not False
+    """Whether the vendor keeps the response, and its items, for who asks for them by id: in the background it does
+    so for a while whatever it was told, because nobody could ask for it otherwise."""
+    return request.fields.get("store") is not False or request.fields.get("background") is True
 
 
 def is_reference(item: Mapping[str, Any]) -> bool:

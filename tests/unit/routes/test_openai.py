@@ -135,6 +135,7 @@ def test_a_response_that_is_not_kept_hands_out_nothing():
         assert place.when is not None
         assert place.when(inbound({"model": MODEL}))
         assert not place.when(inbound({"model": MODEL, "store": False}))
+        assert place.when(inbound({"model": MODEL, "store": False, "background": True}))
 
 
 def test_spoken_answers_belong_to_who_asked():
