@@ -31,7 +31,7 @@ DEFAULT_TIER_ENV = "OPENAI_DEFAULT_SERVICE_TIER"
 DEFAULT_TIER = "default"
 REGION_ENV = "OPENAI_REGION"
 IMAGE_TOKENS_MAX = 50_000
-"""The most one inline image can count as: GPT-4o mini's 2,833 and eight tiles of 5,667, its worst case; newer
+"""The most one image can count as: GPT-4o mini's 2,833 and eight tiles of 5,667, its worst case; newer
 models stop at 10,000 patches times 2.46 ("Images and vision" guide)."""
 IMAGE_TOKENS_USUAL = 1_000
 """What an image counts as in the floor: the better part of a screenshot."""
@@ -74,13 +74,13 @@ class Traits:
     """What the content of a request says about its cost."""
 
     images: int = 0
-    """Inline ones."""
+    """Inline ones, and those behind a URL, which count as much."""
     inline_chars: int = 0
     """Of the body, characters of images and sound: they are no text."""
     audio_chars: int = 0
     has_audio: bool = False
     is_unbounded: bool = False
-    """Some of it is not in the body: content by URL, a file that is unpacked, an answer that the vendor kept."""
+    """Some of it is not in the body: a file by its URL, a file that is unpacked, an answer that the vendor kept."""
     is_kept_long: bool = False
     """It asks for a cache entry of twelve hours."""
     tools: list[Any] = field(default_factory=list)
@@ -116,9 +116,9 @@ def traits_of(content: Any, request: Inbound) -> Traits:
 
 def _take_image(traits: Traits, image: Any) -> None:
     url = image.get("url") if isinstance(image, dict) else image
-    if isinstance(url, str) and url.startswith(_INLINE):
+    if isinstance(url, str):
         traits.images += 1
-        traits.inline_chars += len(url)
+        traits.inline_chars += len(url) if url.startswith(_INLINE) else 0
     elif image is not None:
         traits.is_unbounded = True
 

@@ -130,7 +130,6 @@ def test_input_is_held_at_most_as_long_as_the_context():
 @pytest.mark.parametrize(
     "messages",
     [
-        content(image("https://x/y.png")),
         content({"type": "file", "file": {"file_data": "data:application/pdf;base64,AA"}}),
         [{"role": "assistant", "audio": {"id": "audio_1"}}],
         content({"type": "image_url", "image_url": {"url": 7}}),
@@ -140,6 +139,15 @@ def test_what_is_not_in_the_body_is_held_as_a_full_context(messages):
     demand = chat(messages=messages)
     assert counts(demand)[INPUT] == info(OLD).context_tokens
     assert demand.floor.total(INPUT) < 1_000
+
+
+def test_an_image_behind_a_url_is_held_as_an_image():
+    demand = chat(messages=content(image("https://x/y.png")))
+    assert IMAGE_TOKENS_MAX < counts(demand)[INPUT] < IMAGE_TOKENS_MAX + 200
+    assert IMAGE_TOKENS_USUAL < demand.floor.total(INPUT) < IMAGE_TOKENS_USUAL + 200
+    part = {"type": "input_image", "image_url": "https://x/y.png"}
+    held = counts(respond(input=[{"role": "user", "content": [part]}]))[CACHE_WRITE_30M]
+    assert IMAGE_TOKENS_MAX < held < IMAGE_TOKENS_MAX + 200
 
 
 def test_inline_images_are_held_as_images_and_not_as_text():
@@ -163,7 +171,7 @@ def test_inline_sound_is_held_by_its_length_at_the_rate_of_sound():
 
 def test_content_is_looked_at_to_the_end_of_a_long_conversation():
     many = [{"role": "user", "content": [{"type": "text", "text": "x"}]} for _ in range(2_000)]
-    body = json.dumps({"model": OLD, "messages": [*many, *content(image("https://x/y.png"))]}).encode()
+    body = json.dumps({"model": OLD, "messages": [*many, *content(image(7))]}).encode()
     for escaped in (body, body.replace(b"image_url", b"im\\u0061ge_url")):
         demand = ChatMeter().read(inbound(escaped), pricing())
         assert counts(demand)[INPUT] == info(OLD).context_tokens
@@ -331,7 +339,6 @@ CONTEXT = info(MODEL).context_tokens
     [
         {"previous_response_id": "resp_1"},
         {"tools": [{"type": "web_search"}]},
-        {"input": [{"role": "user", "content": [{"type": "input_image", "image_url": "https://x/y.png"}]}]},
         {"input": [{"role": "user", "content": [{"type": "input_file", "file_url": "https://x/y.pdf"}]}]},
         {"input": [{"role": "user", "content": [{"type": "input_file", "file_data": "AA"}]}]},
         {"input": [{"type": "item_reference", "id": "msg_1"}]},
