@@ -43,6 +43,11 @@ CANDIDATES_MAX = 8
 MEDIA_TOKENS_MIN = 2_240
 """A picture, sound or document counts at least so much, however few bytes it has: a picture at the highest
 `mediaResolution` (Gemini docs "Media resolution", 2026-11)."""
+PICTURE_TOKENS_MAX = 10_000
+"""The most that the bytes of one inline picture are held as: 38 of the 258-token tiles that the vendor cuts it into
+(Gemini docs "Image understanding", 2026-11), above any screenshot's."""
+PICTURE_TOKENS_USUAL = 1_120
+"""What a picture counts as in the floor: the default of newer models."""
 MODEL_NAME_CHARS_MAX = 128
 URI_CHARS_MAX = 2_048
 
@@ -195,7 +200,8 @@ class _Reading:
         media.add(_contents_of(self._fields))
         tier = self._tier()
         prices = _Prices(self._pricing, self._name, tier)
-        body_tokens = -(-len(self._request.body) // self._pricing.bytes_per_token)
+        body_tokens = media.tokens_of(self._request, self._pricing, PICTURE_TOKENS_MAX)
+        at_least = media.tokens_of(self._request, self._pricing, PICTURE_TOKENS_USUAL)
         context = self._info.context_tokens
         unit = prices.dearest((INPUT, *sorted(media.units)))
         is_unbounded = tools.has_server or media.is_unbounded
@@ -208,7 +214,7 @@ class _Reading:
             counts[WEB_SEARCHES] = SEARCHES_HELD if gemini_usage.bills_queries(self._name) else 1
         if tools.may_use_maps:
             counts[MAPS_SEARCHES] = SEARCHES_HELD if gemini_usage.bills_queries(self._name) else 1
-        floor = UsageLine(self._name, {INPUT: min(body_tokens, context)}, tier)
+        floor = UsageLine(self._name, {INPUT: min(at_least, context)}, tier)
         return Demand(
             models=(self._name,),
             is_streaming=is_streaming,
@@ -248,10 +254,11 @@ class _Reading:
 
 
 def _embedding(request: Inbound, pricing: Pricing, name: str, context: int, media: "_Media") -> Demand:
-    body_tokens = -(-len(request.body) // pricing.bytes_per_token)
+    body_tokens = media.tokens_of(request, pricing, PICTURE_TOKENS_MAX)
+    at_least = media.tokens_of(request, pricing, PICTURE_TOKENS_USUAL)
     unit = _Prices(pricing, name, {}).dearest((INPUT, *sorted(media.units)))
     tokens = context if media.is_unbounded else min(body_tokens + media.more_tokens, context)
-    floor = UsageLine(name, {INPUT: min(body_tokens, context)})
+    floor = UsageLine(name, {INPUT: min(at_least, context)})
     return Demand(
         models=(name,),
         ceiling=Usage((UsageLine(name, {unit: tokens}),), is_exact=False),
@@ -316,6 +323,14 @@ class _Media:
     more_tokens: int = 0
     is_unbounded: bool = False
     """It reads a film, or something by its URL: nothing in the body shows how long that is."""
+    pictures: int = 0
+    picture_chars: int = 0
+    """Of the body, characters of inline pictures: however many they are, a picture is only so much."""
+
+    def tokens_of(self, request: Inbound, pricing: Pricing, picture_tokens: int) -> int:
+        """The body's length in tokens, when each picture has at most so many."""
+        text = -(-max(len(request.body) - self.picture_chars, 0) // pricing.bytes_per_token)
+        return text + min(-(-self.picture_chars // pricing.bytes_per_token), self.pictures * picture_tokens)
 
     def add(self, contents: Iterator[Mapping[str, Any]]) -> None:
         """Raises Refused(BAD_REQUEST) for what would reach a file of the account."""
@@ -333,6 +348,10 @@ class _Media:
             kind = self._add_kind(data)
             self.more_tokens += MEDIA_TOKENS_MIN
             self.is_unbounded = self.is_unbounded or kind == "video"
+            sent = _one(data, "data")
+            if kind == "image" and isinstance(sent, str):
+                self.pictures += 1
+                self.picture_chars += len(sent)
         for data in _items(part, "fileData"):
             _check_uri(_one(data, "fileUri"))
             self._add_kind(data)

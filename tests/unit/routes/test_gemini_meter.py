@@ -19,7 +19,15 @@ from metering.usage import (
 from proxy import forbidden
 from proxy.meters import Free
 from routes.gemini import FORBIDDEN, FORBIDDEN_IN_COUNTS, SURFACE, either_name
-from routes.gemini_meter import MEDIA_TOKENS_MIN, SEARCHES_HELD, EmbedMeter, GenerateMeter, counted_model
+from routes.gemini_meter import (
+    MEDIA_TOKENS_MIN,
+    PICTURE_TOKENS_MAX,
+    PICTURE_TOKENS_USUAL,
+    SEARCHES_HELD,
+    EmbedMeter,
+    GenerateMeter,
+    counted_model,
+)
 from tests.unit.routes.gemini_bodies import MODEL, NOW_MS, TABLE, inbound, pricing
 
 WHOLE, STREAM = GenerateMeter(is_streaming=False), GenerateMeter(is_streaming=True)
@@ -194,6 +202,20 @@ def test_pictures_and_sound_count_for_more_than_their_bytes_and_at_their_own_rat
     assert INPUT_IMAGE not in image
     live = held(contents=parts(inline("image/png")), model="gemini-3.8-live")
     assert live[INPUT_IMAGE] > MEDIA_TOKENS_MIN
+
+
+def test_a_large_picture_is_held_as_a_picture_and_not_as_text():
+    large = [
+        inline("image/png", "A" * 3_000_000),
+        {"inline_data": {"mime_type": "IMAGE/jpeg", "data": "A" * 3_000_000}},
+    ]
+    demand = read(contents=parts(*large))
+    most = 2 * (PICTURE_TOKENS_MAX + MEDIA_TOKENS_MIN)
+    assert most < demand.ceiling.total(INPUT) < most + 300
+    assert 2 * PICTURE_TOKENS_USUAL < demand.floor.total(INPUT) < 2 * PICTURE_TOKENS_USUAL + 300
+    assert held(contents=parts(inline("application/pdf", "A" * 3_000_000)))[INPUT] == CONTEXT
+    answered = {"functionResponse": {"name": "f", "parts": [large[0]]}}
+    assert held(contents=parts(answered))[INPUT] < most
 
 
 @pytest.mark.parametrize("mime_type", ["video/mp4", None, 7])
