@@ -160,6 +160,17 @@ def test_list_prices_of_the_other_vendors(
         ("openai", "gpt-4o", {WEB_SEARCHES_PREVIEW: 1}, {}, 25_000_000),
         ("openai", "o3", {WEB_SEARCHES_PREVIEW: 1}, {}, 10_000_000),
         ("openai", "gpt-4o-search-preview", {WEB_SEARCHES: 1}, {}, 25_000_000),
+        ("openai", "gpt-4o-mini-search-preview-2025-03-11", {WEB_SEARCHES_PREVIEW: 1}, {}, 25_000_000),
+        ("openai", "gpt-5-search-api-2025-10-14", {INPUT: 1000, WEB_SEARCHES: 1}, {}, 11_250_000),
+        ("openai", "gpt-3.5-turbo-instruct:20230824-v2", {INPUT: 1000, OUTPUT: 1000}, {}, 3_500_000),
+        # Sound is never as cheap as text.
+        (
+            "openai",
+            "gpt-4o-audio-preview",
+            {INPUT: 1000, INPUT_AUDIO: 1000, OUTPUT_AUDIO: 1000},
+            {},
+            122_500_000,
+        ),
         # Gemini: flex at half, priority at 1.8 times, also above 200,000 prompt tokens.
         ("gemini", "gemini-2.5-pro", {INPUT: 1000, OUTPUT: 1000}, {"service_tier": "flex"}, 5_625_000),
         ("gemini", "gemini-2.5-pro", {INPUT: 1000, OUTPUT: 1000}, {"service_tier": "priority"}, 20_250_000),
