@@ -34,6 +34,9 @@ LOOK_EVERY_S = 1.0
 """Between two looks for work that is due."""
 POLLS_AT_ONCE = 16
 """Per look and worker."""
+POLL_TIMEOUT_S = 60.0
+"""For one poll, whole: a look waits for all of its polls, and a vendor that is silent about one must not keep the
+others waiting until their holds expire."""
 ANSWER_BYTES_MAX = 32 * 1024 * 1024
 """A poll's answer that is longer is not read: what it was about expires as an estimate."""
 OK, NOT_FOUND = 200, 404
@@ -115,6 +118,8 @@ class Deferrals:
             return await self._poll(work)
         except Refused as error:
             logger.warning("deferred work of %s was not asked about: %s", work.reservation_id, error)
+        except TimeoutError:
+            logger.warning("%s was silent about deferred work of %s", work.surface, work.reservation_id)
         except Exception:
             logger.exception("deferred work of %s cannot be read", work.reservation_id)
         return False
@@ -131,7 +136,8 @@ class Deferrals:
             await self._works.forget(work)
             return False
         demand = _decoded(work.demand)
-        status, observer = await self._ask(kind, work, demand)
+        async with asyncio.timeout(POLL_TIMEOUT_S):
+            status, observer = await self._ask(kind, work, demand)
         if status == NOT_FOUND:
             await self._book(
                 kind, work, Usage(demand.floor.lines, is_exact=False, notes=(NOTE_LOST,)), status

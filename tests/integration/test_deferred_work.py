@@ -5,7 +5,8 @@ from typing import Any
 
 import pytest
 
-from simulators.openai import Behaviour, OpenAISimulator, fails, replays
+from proxy import deferral
+from simulators.openai import Behaviour, OpenAISimulator, fails, hangs, replays
 from simulators.script import Gate
 from tests.support.gateway import DatedClock, Gateway
 from tests.support.openai import openai_client_of, response_body, serving_openai
@@ -243,3 +244,16 @@ async def test_work_is_asked_about_although_the_end_of_its_answer_came_apart(tmp
         assert (await works(gateway), await states(gateway)) == (1, ["HELD"])
         await gateway.until(lambda: gateway.lines)
         assert gateway.lines[0]["outcome"] == "deferred"
+
+
+async def test_one_silent_poll_does_not_keep_the_others_waiting(tmp_path, clock, monkeypatch):
+    monkeypatch.setattr(deferral, "POLL_TIMEOUT_S", 0.2)
+    async with OpenAISimulator() as vendor, serving_openai(tmp_path, vendor, clock=clock) as gateway:
+        response_id = await start(gateway, await gateway.new_token())
+        vendor.next(hangs())
+        await polled(gateway, clock)
+        vendor.finish(response_id)
+        await polled(gateway, clock)
+        (entry,) = await gateway.entries()
+        assert entry["basis"] == "reported"
+        await gateway.assert_clean()
