@@ -176,6 +176,7 @@ class ResponseStream(StreamObserver):
             return
         kind = data.get("type")
         if kind in _TERMINAL:
+            self._bytes_fed -= len(event.data)  # It repeats the request and all of the answer.
             self._is_complete = True
             self._response.take(data.get("response"))
             self._error = self._response.error
