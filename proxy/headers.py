@@ -30,6 +30,8 @@ OURS_UPSTREAM = frozenset({b"accept-encoding", b"content-length", b"expect", b"h
 """What the upstream request has its own of."""
 WAY = frozenset({b"forwarded", b"via", b"x-real-ip", b"x-http-method-override", b"true-client-ip"})
 WAY_PREFIXES = (b"x-forwarded-", b"cf-", b"fly-", b"x-automna-")
+REPEATS = frozenset({b"idempotency-key", b"x-idempotency-key"})
+"""Under such a key a vendor repeats an earlier answer, to whoever of the account names it again: another user, too."""
 ANSWER_DROPPED = frozenset({b"set-cookie", b"date", b"alt-svc", b"proxy-authenticate"})
 ANSWER_DROPPED_PREFIXES = (b"x-automna-",)
 
@@ -73,7 +75,7 @@ def request_filter(surface: Surface) -> HeaderFilter:
     places = [place for place in surface.token_places if isinstance(place, HeaderKey)]
     tokens = {place.name.lower().encode() for place in places}
     return HeaderFilter(
-        HOP_BY_HOP | CREDENTIALS | OURS_UPSTREAM | WAY | names | tokens, (*WAY_PREFIXES, *prefixes)
+        HOP_BY_HOP | CREDENTIALS | OURS_UPSTREAM | WAY | REPEATS | names | tokens, (*WAY_PREFIXES, *prefixes)
     )
 
 
@@ -96,6 +98,23 @@ def accepts_gzip(headers: Headers) -> bool:
                 if coding.strip() == b"gzip":
                     return weight.replace(b" ", b"").rstrip(b"0").rstrip(b".") not in {b"q=", b"q=0"}
     return False
+
+
+def is_said_to_be_json(headers: Headers) -> bool:
+    """Whether a body is said to be what we read it as, JSON in UTF-8, or nothing is said of it.
+
+    A body that is JSON to us may be a form (`&model=...` in a text), binary, or a text in UTF-7 to a vendor that
+    obeys its type: Google takes a form's fields for parameters of the query.
+    """
+    for name, value in headers:
+        if name == b"content-type":
+            media, *parameters = (piece.strip() for piece in value.lower().split(b";"))
+            if media != b"application/json":
+                return False
+            charsets = [piece for piece in parameters if piece.startswith(b"charset")]
+            if any(piece.replace(b'"', b"") != b"charset=utf-8" for piece in charsets):
+                return False
+    return True
 
 
 def asks_for_websocket(headers: Iterable[tuple[bytes, bytes]]) -> bool:

@@ -39,7 +39,7 @@ from proxy.deferral import Deferrals
 from proxy.downstream import BODILESS, CONNECTION, Connection
 from proxy.exchange import Exchange, Receive, Scope
 from proxy.gate import BodyGate, EventGate, Gate
-from proxy.headers import accepts_gzip, asks_for_websocket
+from proxy.headers import accepts_gzip, asks_for_websocket, is_said_to_be_json
 from proxy.mounted import Mounted
 from proxy.ownership import check_owner
 from proxy.query import check as check_query
@@ -155,7 +155,7 @@ class Engine:
         exchange.caller = await self._authenticator.authenticate(tokens)
         (exchange.gateway_token,) = tokens
         query = mounted.token_places.removed(scope["query_string"])
-        if exchange.gateway_token in path or (query and exchange.gateway_token in unquote_to_bytes(query)):
+        if any(exchange.gateway_token in unquote_to_bytes(part) for part in (path, query)):
             raise Refused(Reason.BAD_REQUEST, "The gateway token does not belong into the URL.")
         if query and exchange.operation.query is not None:
             check_query(exchange.operation.query, query)
@@ -189,6 +189,8 @@ class Engine:
             return inbound
         if inbound.header(b"content-encoding") not in {b"", b"identity"}:
             raise Refused(Reason.BAD_REQUEST, "Content-Encoding: request bodies must be sent uncompressed.")
+        if not is_said_to_be_json(inbound.headers):
+            raise Refused(Reason.BAD_REQUEST, "Content-Type: must be application/json, in UTF-8.")
         length = inbound.header(b"content-length")
         if length.isdigit() and int(length) > self._bounds.body_bytes_max:
             raise self._too_large()
