@@ -42,6 +42,7 @@ FORBIDDEN_IN_RESPONSES = (
         "prompt", "prompts kept by the vendor are shared by all users of this gateway; send the text."
     ),
     ForbiddenField("access_programs", "which programs the account takes part in is decided by the gateway."),
+    ForbiddenField("input.file_id", _FILES),
     ForbiddenField("input.**.content.file_id", _FILES),
     ForbiddenField("input.**.output.file_id", _FILES),
     ForbiddenField("input.**.environment.container_id", _CONTAINERS),

@@ -14,11 +14,13 @@ from routes.openai_request import (
     IMAGE_TOKENS_USUAL,
     Traits,
     choices,
+    is_streamed,
     model_of,
     output_tokens,
     rates_of,
     refuse_tool,
     tool_kind,
+    tools_in,
     traits_of,
 )
 from routes.openai_usage import EmbeddingsBody, observe_chat
@@ -48,7 +50,7 @@ class ChatMeter:
         name, info = model_of(request, pricing)
         rates = rates_of(fields, name, pricing)
         traits = traits_of(fields.get("messages"), request)
-        for kind in map(tool_kind, _listed(fields.get("tools"))):
+        for kind in map(tool_kind, tools_in(fields)):
             if kind is not None and kind not in _CLIENT_TOOLS:
                 raise refuse_tool(kind)
 
@@ -127,7 +129,7 @@ class EmbeddingsMeter:
 
 def _demand(request: Inbound, *, ceiling: Sequence[UsageLine], floor: UsageLine) -> Demand:
     """A stream is asked for its usage where the client did not: without it nothing exact is ever told."""
-    is_streaming = request.fields.get("stream") is True
+    is_streaming = is_streamed(request.fields)
     body = with_usage_asked_for(request.fields, request.body) if is_streaming else None
     return Demand(
         models=(floor.model,),

@@ -33,7 +33,7 @@ def with_usage_asked_for(fields: Mapping[str, Any], body: bytes) -> bytes | None
     wish = (options or {}).get(_WISH)
     if wish is True:
         return None
-    if wish not in (None, False):
+    if wish is not None and wish is not False:
         raise Refused(Reason.BAD_REQUEST, f"{_OPTIONS}.{_WISH}: must be a boolean.")
     if _OPTIONS not in fields:
         opening = body.index(b"{") + 1

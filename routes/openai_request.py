@@ -216,6 +216,26 @@ def _cost(name: str, modifiers: Mapping[str, str], pricing: Pricing) -> int:
     return pricing.table.price(PROVIDER, usage, at_ms=pricing.now_ms).cost_nanousd
 
 
+# --- fields that must be what they look like ---------------------------------------------------------
+
+
+def is_streamed(fields: Mapping[str, Any]) -> bool:
+    """Whether a stream is asked for. Raises Refused(BAD_REQUEST) for `"true"` or 1: who takes it for a yes would
+    answer with a stream that was not asked for its usage."""
+    value = fields.get("stream")
+    if value is not None and not isinstance(value, bool):
+        raise Refused(Reason.BAD_REQUEST, "stream: must be a boolean.")
+    return bool(value)
+
+
+def tools_in(fields: Mapping[str, Any]) -> Sequence[Any]:
+    """The tools of a request. Raises Refused(BAD_REQUEST) where they are no list: their types would not be seen."""
+    value = fields.get("tools")
+    if value is not None and not isinstance(value, list):
+        raise Refused(Reason.BAD_REQUEST, "tools: must be a list.")
+    return value or ()
+
+
 # --- bounds that a request names ----------------------------------------------------------------------
 
 

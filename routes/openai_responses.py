@@ -7,17 +7,19 @@ from metering.errors import Reason, Refused
 from metering.usage import INPUT, OUTPUT, WEB_SEARCHES, WEB_SEARCHES_PREVIEW, Usage
 from proxy.query import parameters
 from proxy.surface import AnswerHead, Demand, Inbound, Observer, Pricing
-from routes.counting import is_number
+from routes.counting import is_number, optional_text
 from routes.openai_request import (
     CALLS_MAX,
     IMAGE_TOKENS_MAX,
     IMAGE_TOKENS_USUAL,
     SEARCHES_WHEN_UNSET,
+    is_streamed,
     model_of,
     output_tokens,
     rates_of,
     refuse_tool,
     tool_kind,
+    tools_in,
     traits_of,
 )
 from routes.openai_usage import observe_response
@@ -119,7 +121,7 @@ def _demand(request: Inbound, pricing: Pricing, *, written: Sequence[Any], is_co
     floor = rates.named_line({INPUT: min(read_at_least, context)})
     return Demand(
         models=(name,),
-        is_streaming=fields.get("stream") is True,
+        is_streaming=is_streamed(fields),
         ceiling=Usage(tuple(lines), is_exact=False),
         floor=Usage((floor,), is_exact=False),
         is_deferred=fields.get("background") is True,
@@ -138,9 +140,11 @@ def _compacts(fields: Mapping[str, Any]) -> bool:
 
 def _searches(request: Inbound, in_content: Sequence[Any]) -> Mapping[str, int]:
     """How many web searches to hold for, and of which kind: where a preview tool is among them, all are held and
-    billed as its own, which never cost less. Refuses tools that are not offered."""
+    billed as its own, which never cost less. Refuses tools that are not offered, and instructions that are no
+    text: as items they could name what the items of the input may not."""
+    optional_text(request.fields, "instructions")
     kinds: set[str] = set()
-    for tool in _tools(request.fields.get("tools"), in_content):
+    for tool in _tools(tools_in(request.fields), in_content):
         kind = tool_kind(tool)
         if kind is None or kind in _CLIENT_TOOLS:
             continue
@@ -157,9 +161,9 @@ def _searches(request: Inbound, in_content: Sequence[Any]) -> Mapping[str, int]:
     return {WEB_SEARCHES_PREVIEW if WEB_SEARCHES_PREVIEW in kinds else WEB_SEARCHES: count}
 
 
-def _tools(listed: Any, in_content: Sequence[Any]) -> Iterator[Any]:
+def _tools(listed: Sequence[Any], in_content: Sequence[Any]) -> Iterator[Any]:
     """Every tool, with those that a namespace groups."""
-    waiting = [*(listed if isinstance(listed, list) else ()), *in_content]
+    waiting = [*listed, *in_content]
     while waiting:
         tool = waiting.pop()
         yield tool
