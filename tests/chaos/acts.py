@@ -5,8 +5,8 @@ import zlib
 from collections.abc import Sequence
 from pathlib import Path
 
-from tests.chaos.agents import KINDS, MIX
 from tests.chaos.audit import Figures, assert_verified
+from tests.chaos.kinds import KINDS, MIX
 from tests.chaos.stage import (
     at_an_end,
     at_an_end_after_a_standstill,
@@ -19,10 +19,11 @@ from tests.chaos.stage import (
     while_recovering,
 )
 from tests.support.faulty_disk import MAIN_FILE, THE_LOG
-from tests.support.kill_points import RESUMED, SUSPENDED
+from tests.support.kill_points import POLL, RESUMED, SUSPENDED
 
 FEW_AGENTS = 20
-COMMITS = ("reserve", "settle", "checkpoint", "heartbeat")
+KINDS_OF_POLLS = {POLL: "background"}
+COMMITS = ("reserve", "settle", "checkpoint", "heartbeat", "bind", "defer", "claim", "keep", "forget")
 FAULTS = ("kill_at_write", "kill_at_sync", "kill_after_sync")
 """In the middle of a write; before the sync; after it, and before anybody has heard of it."""
 TORN_WRITES_MAX = 6
@@ -109,7 +110,7 @@ async def awaits(
             if zlib.crc32(place.encode()) % parts != part:
                 continue
             here = moments if len(moments) > 1 else [(SUSPENDED, RESUMED)[number % 2]]
-            there = sorted(set(places[place]))
+            there = sorted({KINDS_OF_POLLS.get(name, name) for name in places[place]})
             kinds = (*MIX, *there * (len(MIX) // len(there)))
             often = min(len(places[place]), PASSES_MAX)
             for moment in here:

@@ -2,91 +2,43 @@
 
 import asyncio
 import random
+import re
 import socket
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from urllib.parse import urlsplit
 
 import httptools
-import orjson
 
-from tests.support.gateway import messages_body
-from tests.support.kill_points import TAG
+from tests.chaos.kinds import (
+    FOREIGN,
+    FOREIGN_ITEM,
+    KINDS,
+    MIX,
+    OWN,
+    OWN_ENDED,
+    OWN_ITEM,
+    Kind,
+    body_of,
+    hold_of,
+    request_head,
+)
 from tests.support.process import Serving
 
 ANSWERS_WITHIN_S = 60.0
 """Far above any answer: an agent that waits longer for a living server has found a defect."""
-INPUT_NANOUSD, OUTPUT_NANOUSD = 3_000, 15_000
-"""A token of claude-sonnet-4-5 (its list price: 3 and 15 USD a million)."""
-BODY_BYTES_PER_TOKEN = 2
 STORE_UNAVAILABLE = 503
-TOKENS_AT_LEAST = 20
-"""`max_tokens` of an agent's first request; each next one asks for one more, so that its hold tells which it is."""
-TOO_MANY_TOKENS = 63_000
-"""`max_tokens` that no budget of a round can cover."""
+SIZE_AT_LEAST = 20
+"""The size of an agent's first request; each next one is larger, so that its hold tells which it is."""
+KEPT_ID = re.compile(rb'"((?:[a-z]+_)?resp_Sim\d{45})')
+"""The id of a response or of an item of it, as the simulated vendor makes them."""
+KEPT_ID_BYTES_MAX = 80
 PIECE_BYTES, SLOW_PIECE_BYTES = 65_536, 4_096
 SHOWN_BYTES = 500
 """Of a body, in a failure."""
 UPLOAD_PAUSE_S = 0.1
 SLOW_PIECES, SLOW_PAUSE_S = 20, 0.01
 """A slow reader takes its first pieces with pauses; the rest as it comes."""
-
-
-@dataclass(frozen=True, slots=True)
-class Kind:
-    """One kind of request: what is sent, how the vendor is told to answer (`x-simulate`), what comes of it."""
-
-    name: str
-    simulate: str = ""
-    method: str = "POST"
-    path: str = "/v1/messages"
-    is_streaming: bool = False
-    is_free: bool = False
-    wants_gzip: bool = False
-    max_tokens: int | None = None
-    status: int = 200
-    """What the client is told."""
-    is_exact: bool = True
-    """Settled, it is booked as reported; otherwise it can only be estimated."""
-    cuts_off: bool = False
-    """The client sees an answer that breaks off."""
-    leaves: bool = False
-    reads_slowly: bool = False
-    uploads_slowly: bool = False
-
-
-KINDS = {
-    kind.name: kind
-    for kind in (
-        Kind("stream", "events=15,pace_ms=15,delay_ms=10", is_streaming=True),
-        Kind("burst", "events=30", is_streaming=True),
-        Kind("whole", "delay_ms=30"),
-        Kind("gzip", "events=12,pace_ms=10,gzip=1", is_streaming=True, wants_gzip=True),
-        Kind("gzip-whole", "delay_ms=20,gzip=1", wants_gzip=True),
-        Kind("count", path="/v1/messages/count_tokens", is_free=True),
-        Kind("models", method="GET", path="/v1/models", is_free=True),
-        Kind("refused", max_tokens=TOO_MANY_TOKENS, status=402),
-        Kind("leaves", "events=15,pace_ms=20", is_streaming=True, leaves=True),
-        Kind("slow", "events=60,bytes=6000000", is_streaming=True, reads_slowly=True),
-        Kind("upload", "delay_ms=10", uploads_slowly=True),
-        Kind("silent", "events=8,delay_ms=500", is_streaming=True),
-        Kind("error", "error_before=500", status=500),
-        Kind("long-error", "error_before=500,split=1", status=500),
-        Kind("late-error", "error_before=500,delay_ms=500", is_streaming=True),  # told inside the stream
-        Kind("late-drop", "delay_ms=500,drop=1", is_streaming=True, is_exact=False),
-        Kind("event-error", "events=15,pace_ms=10,error_after=6", is_streaming=True, is_exact=False),
-        Kind("cut", "events=15,pace_ms=10,cut_after=8", is_streaming=True, is_exact=False, cuts_off=True),
-        Kind("cut-whole", "delay_ms=10,cut_after=200", is_exact=False, cuts_off=True),
-        Kind("dropped", "drop=1", is_exact=False, status=502),
-    )
-}
-MIX = (
-    *("stream",) * 6,
-    *("whole", "gzip", "leaves") * 2,
-    *("burst", "gzip-whole", "count", "models", "refused", "slow", "upload", "silent"),
-    *("error", "long-error", "late-error", "late-drop", "event-error", "cut", "cut-whole", "dropped"),
-)
-"""What agents choose from."""
 
 
 @dataclass(slots=True)
@@ -97,12 +49,44 @@ class Asked:
     kind: Kind
     hold_nanousd: int
     """What it must hold: it tells the agent's requests apart in the store."""
+    named: str = ""
+    """The object that it names: answers and refusals may repeat it."""
     request_id: str = ""
     """Ours, when the head of the answer arrived."""
     has_end: bool = False
     """The agent has the last byte of the answer."""
     is_refused: bool = False
     """The store was in trouble (503): nothing was sent."""
+    ids: set[str] = field(default_factory=set)
+    """Of objects that the vendor keeps: each that came with whatever came of the answer."""
+
+
+@dataclass
+class Known:
+    """Ids that clients have seen: those of the agents' user, and some of another user."""
+
+    responses: list[str] = field(default_factory=list)
+    ended: list[str] = field(default_factory=list)
+    """Of the responses, those that are not at work in the background."""
+    items: list[str] = field(default_factory=list)
+    foreign: "Known | None" = None
+
+    def add(self, ident: str, kind: Kind) -> None:
+        if not ident.startswith("resp_"):
+            self.items.append(ident)
+            return
+        self.responses.append(ident)
+        if not (kind.is_deferred or kind.names == OWN):
+            self.ended.append(ident)
+
+    def choose(self, names: str, dice: random.Random) -> str:
+        """An object that a request of this kind may name; "" when there is none yet."""
+        if self.foreign is not None and names in {FOREIGN, FOREIGN_ITEM}:
+            return self.foreign.choose({FOREIGN: OWN, FOREIGN_ITEM: OWN_ITEM}[names], dice)
+        of_kind = {OWN: self.responses, OWN_ENDED: self.ended, OWN_ITEM: self.items}
+        if names not in of_kind:
+            return f"resp_Nobody{dice.randrange(10**9)}"
+        return dice.choice(of_kind[names]) if of_kind[names] else ""
 
 
 @dataclass
@@ -115,6 +99,8 @@ class Agent:
     kinds: Sequence[str] = MIX
     on_end: Callable[[], None] = lambda: None
     """Called the moment it has the end of an answer."""
+    known: Known = field(default_factory=Known)
+    """What the agents of one user know together."""
     may_be_refused: bool = False
     """The store may be in trouble, and answers say so: expected of a worker whose clock has jumped."""
     asked: list[Asked] = field(default_factory=list)
@@ -133,18 +119,34 @@ class Agent:
                     return
 
     async def ask(self, url: str, kind: Kind) -> Asked:
-        """Send one request. OSError or EOFError when the connection ended before the answer did."""
-        max_tokens = kind.max_tokens or TOKENS_AT_LEAST + len(self.asked)
-        asked = Asked(f"{self.tag}:{len(self.asked):04}:{kind.name}", kind, hold_of(kind, max_tokens))
+        """Send one request; one for a response where there is nothing yet that it could name. OSError or EOFError
+        when the connection ended before the answer did."""
+        named = self.known.choose(kind.names, self.dice) if kind.names else ""
+        if kind.names and not named:
+            kind = KINDS["response"]
+        size, hold_nanousd = self._told_apart(kind, named)
+        tag = f"{self.tag}:{len(self.asked):04}:{kind.name}"
+        asked = Asked(tag, kind, hold_nanousd, named)
         self.asked.append(asked)
+        body = body_of(kind, size, named)
+        head = request_head(kind, self.token, tag, len(body), named)
         async with asyncio.timeout(ANSWERS_WITHIN_S):
-            await self._exchange(url, kind, body_of(kind, max_tokens), asked)
+            await self._exchange(url, kind, head, body, asked)
         return asked
 
-    async def _exchange(self, url: str, kind: Kind, body: bytes, asked: Asked) -> None:
+    def _told_apart(self, kind: Kind, named: str) -> tuple[int, int]:
+        """A size whose hold none of the agent's requests has on this surface, and that hold."""
+        size = kind.max_tokens or SIZE_AT_LEAST + len(self.asked)
+        hold_nanousd = hold_of(kind, size, named)
+        taken = {one.hold_nanousd for one in self.asked if one.kind.surface == kind.surface}
+        while hold_nanousd in taken and not (kind.is_free or kind.is_refused):
+            size += 1
+            hold_nanousd = hold_of(kind, size, named)
+        return size, hold_nanousd
+
+    async def _exchange(self, url: str, kind: Kind, head: bytes, body: bytes, asked: Asked) -> None:
         reader, writer = await connect(url, is_slow=kind.reads_slowly)
         try:
-            head = request_head(kind, self.token, asked.tag, len(body))
             if kind.uploads_slowly:
                 writer.write(head + body[:20])
                 await writer.drain()
@@ -168,6 +170,9 @@ class Agent:
                 break
             answer.feed(data)
             asked.request_id = answer.request_id
+            for ident in answer.take_ids() - asked.ids - {asked.named}:
+                asked.ids.add(ident)
+                self.known.add(ident, kind)
             if kind.leaves and answer.has_body:
                 return
             if answer.is_whole:
@@ -184,40 +189,6 @@ class Agent:
         if kind.cuts_off and answer.has_head:
             return
         raise EOFError
-
-
-def body_of(kind: Kind, max_tokens: int) -> bytes:
-    if kind.method == "GET":
-        return b""
-    return orjson.dumps(messages_body(stream=kind.is_streaming, max_tokens=max_tokens))
-
-
-def hold_of(kind: Kind, max_tokens: int) -> int:
-    """Input at a token for two bytes of body, and all the output that is allowed, in nano-USD."""
-    if kind.is_free:
-        return 0
-    return (
-        -(-len(body_of(kind, max_tokens)) // BODY_BYTES_PER_TOKEN) * INPUT_NANOUSD
-        + max_tokens * OUTPUT_NANOUSD
-    )
-
-
-def request_head(kind: Kind, token: str, tag: str, body_bytes: int) -> bytes:
-    headers = {
-        "host": "proxy",
-        "x-api-key": token,
-        "anthropic-version": "2023-06-01",
-        TAG.decode(): tag,
-        "x-simulate": kind.simulate,
-        "accept-encoding": "gzip" if kind.wants_gzip else "identity",
-        "content-length": str(body_bytes),
-        "content-type": "application/json",
-    }
-    lines = [
-        f"{kind.method} /api/llm{kind.path} HTTP/1.1",
-        *(f"{name}: {value}" for name, value in headers.items()),
-    ]
-    return "\r\n".join([*lines, "", ""]).encode()
 
 
 async def connect(url: str, *, is_slow: bool = False) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
@@ -243,6 +214,8 @@ class _Answer:
         self._parser = httptools.HttpResponseParser(self)
         self.request_id = ""
         self.body = bytearray()
+        self._ids: set[str] = set()
+        self._tail = b""
         self.has_head = False
         self.is_whole = False
 
@@ -266,6 +239,14 @@ class _Answer:
 
     def on_body(self, data: bytes) -> None:
         self.body += data[: SHOWN_BYTES - len(self.body)]
+        text = self._tail + data
+        self._ids |= {found.decode() for found in KEPT_ID.findall(text)}
+        self._tail = text[-KEPT_ID_BYTES_MAX:]
+
+    def take_ids(self) -> set[str]:
+        """Those that have come since the last call, perhaps some of before."""
+        ids, self._ids = self._ids, set()
+        return ids
 
     def on_message_complete(self) -> None:
         self.is_whole = True

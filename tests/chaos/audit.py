@@ -14,27 +14,33 @@ import orjson
 from metering.store.database import Database
 from metering.store.store import open_store
 from metering.verify import verify
-from simulators.anthropic import Answered, AnthropicSimulator
 from simulators.server import Exchange
-from tests.chaos.agents import INPUT_NANOUSD, OUTPUT_NANOUSD, Agent, Asked
+from simulators.vendor import Answered
+from tests.chaos.agents import Agent, Asked
+from tests.chaos.kinds import Kind
+from tests.chaos.vendors import Vendors
 from tests.support.kill_points import TAG
 from tests.support.process import Serving
 
 RESOLUTIONS = frozenset({"settle", "void", "expire"})
+NUMBER_DIGITS = 45
+"""An id of the simulated vendor ends in the number of the request that made its object."""
 
 ROWS = """
-SELECT reservations.id, label, state, hold_nanousd, checkpoint_nanousd,
+SELECT reservations.id, label, surface, state, hold_nanousd, checkpoint_nanousd,
     checkpoint_usage IS NOT NULL, worker_id
 FROM reservations JOIN gateway_tokens ON gateway_tokens.id = reservations.token_id
 WHERE reservations.user_id = ?1"""
 ENTRIES = """
 SELECT seq, reservation_id, kind, basis, outcome, cost_nanousd, usage, upstream_request_id, upstream_status
 FROM entries WHERE user_id = ?1"""
+OWNED = "SELECT upstream_id, kind, user_id, reservation_id FROM owned_objects"
 
 
 class Reserved(NamedTuple):
     id: str
     label: str
+    surface: str
     state: str
     hold_nanousd: int
     checkpoint_nanousd: int
@@ -117,25 +123,29 @@ class Figures:
     freed_s: list[float] = field(default_factory=list)
     """From the start of the process until nothing of the dead is held."""
     instants: Counter[str] = field(default_factory=Counter)
+    ids_seen: int = 0
+    """Of objects that a vendor keeps, in whatever clients have received; each has its one owner."""
+    ids_unseen: int = 0
+    """Bound, and never received by anybody."""
+    deferred_exact: int = 0
+    """Responses in the background, booked as they ended."""
+    deferred_lost: int = 0
+    """Cut before their id was bound: nobody can ask about them, and an estimate is booked."""
+    strangers_refused: int = 0
 
     def as_json(self) -> bytes:
         return orjson.dumps(self, option=orjson.OPT_INDENT_2)
 
 
-def cost_of(told: Answered) -> int:
+def cost_of(kind: Kind, told: Answered) -> int:
     """What the vendor's whole answer costs; an error costs nothing."""
-    usage = told.usage
-    if usage is None:
-        return 0
-    return usage.input_tokens * INPUT_NANOUSD + usage.output_tokens * OUTPUT_NANOUSD
+    return 0 if told.usage is None else kind.rates.cost_of(told.usage.counts())
 
 
 class Audit:
     """One round's user, agents and vendor, after everything is resolved."""
 
-    def __init__(
-        self, server: Serving, vendor: AnthropicSimulator, user_id: str, agents: Sequence[Agent]
-    ) -> None:
+    def __init__(self, server: Serving, vendors: Vendors, user_id: str, agents: Sequence[Agent]) -> None:
         self._user_id = user_id
         self._server = server
         self._agents = agents
@@ -148,7 +158,7 @@ class Audit:
         self._buried_alive: set[str] = set()
         mine = {agent.tag for agent in agents}
         self._seen: dict[str, Exchange] = {}
-        for exchange in vendor.exchanges:
+        for exchange in vendors.exchanges():
             tag = exchange.request.header(TAG).decode()
             if tag.partition(":")[0] in mine:
                 assert tag not in self._seen, f"{tag} was sent to the vendor twice"
@@ -165,6 +175,7 @@ class Audit:
         figures.cut_by_kill += sum(row.state == "HELD" for row in before[0].reserved.values())
         for agent in self._agents:
             self._check_agent(agent, figures, is_settle_awaited=is_settle_awaited)
+        self._check_owners(figures)
         self._check_sums()
         figures.entries.update(f"{entry.kind} {entry.basis}" for entry in self._all_entries.values())
 
@@ -199,22 +210,25 @@ class Audit:
                 assert row.checkpoint_nanousd > 0 or row.hold_nanousd == 0, row
 
     def _check_agent(self, agent: Agent, figures: Figures, *, is_settle_awaited: bool) -> None:
-        rows: dict[int, list[Reserved]] = defaultdict(list)
+        rows: dict[tuple[str, int], list[Reserved]] = defaultdict(list)
         for row in self._reserved.values():
             if row.label == agent.tag:
-                rows[row.hold_nanousd].append(row)
+                rows[row.surface, row.hold_nanousd].append(row)
         for asked in agent.asked:
             figures.sent[asked.kind.name] += 1
             figures.ends_seen_by_clients += asked.has_end
             seen = self._seen.get(asked.tag)
             assert not (asked.is_refused and seen), (asked, "refused, and sent all the same")
             figures.seen_by_vendor += seen is not None
-            if asked.kind.status == 402:
+            if asked.kind.is_refused:
                 assert seen is None, (asked, "refused, and sent all the same")
-                assert asked.hold_nanousd not in rows
+                assert not asked.ids, (asked, "refused, and told an id all the same")
             elif not asked.kind.is_free:
-                self._check_one(asked, seen, rows.pop(asked.hold_nanousd, []), figures, is_settle_awaited)
-        self._check_free(agent, rows.pop(0, []), is_settle_awaited=is_settle_awaited)
+                found = rows.pop((asked.kind.surface, asked.hold_nanousd), [])
+                self._check_one(asked, seen, found, figures, is_settle_awaited)
+        for surface in {asked.kind.surface for asked in agent.asked}:
+            free = rows.pop((surface, 0), [])
+            self._check_free(agent, surface, free, is_settle_awaited=is_settle_awaited)
         assert not rows, ("reserved, but nobody asked", rows)
 
     def _check_one(
@@ -251,39 +265,81 @@ class Audit:
                 asked,
                 entry,
             )
+            # An id waits for its owner and for the word of where to ask, however long these take.
+            assert not (asked.kind.is_deferred and asked.ids), (
+                "the client can ask about it, we do not",
+                asked,
+                entry,
+            )
             figures.ends_ahead += asked.has_end
             figures.estimated += 1
-            figures.estimates_nanousd.append((cost_nanousd, cost_of(told)))
+            figures.estimates_nanousd.append((cost_nanousd, cost_of(asked.kind, told)))
+            figures.deferred_lost += asked.kind.is_deferred
         elif asked.kind.is_exact:
-            assert cost_nanousd == cost_of(told), (asked, entry, told)
+            assert cost_nanousd == cost_of(asked.kind, told), (asked, entry, told)
             if entry.kind == "settle":
-                self._check_settle(entry, told)
+                self._check_settle(asked, entry, told)
             figures.exact += 1
+            figures.deferred_exact += asked.kind.is_deferred
         else:
             assert entry.basis == "estimated", (asked, entry)
             figures.estimated += 1
 
-    def _check_settle(self, entry: Entry, told: Answered) -> None:
+    def _check_settle(self, asked: Asked, entry: Entry, told: Answered) -> None:
         assert entry.basis == "reported", entry
-        assert entry.upstream_request_id == told.request_id
+        names = {told.request_id or None, None} if asked.kind.is_deferred else {told.request_id or None}
+        assert entry.upstream_request_id in names, (entry, told)
         counts = orjson.loads(entry.usage)[0]["counts"] if entry.usage else {}
         assert counts == (told.usage.counts() if told.usage else {}), (entry, told)
 
-    def _check_free(self, agent: Agent, rows: list[Reserved], *, is_settle_awaited: bool) -> None:
-        """Free requests hold no money: they are told apart by the vendor's request id, or, cut, by their number."""
-        asked = [one for one in agent.asked if one.kind.is_free]
-        seen = {_vendor_id(self._seen[one.tag]): one for one in asked if one.tag in self._seen}
+    def _check_free(
+        self, agent: Agent, surface: str, rows: list[Reserved], *, is_settle_awaited: bool
+    ) -> None:
+        """Free requests hold no money: they are told apart by the vendor's request id, or, cut or without one, by their
+        number."""
+        asked = [one for one in agent.asked if one.kind.is_free and one.kind.surface == surface]
+        seen = [one for one in asked if one.tag in self._seen]
         entries = [entry for row in rows for entry in self._entries[row.id]]
         assert all(entry.cost_nanousd == 0 for entry in entries), entries
         settled = [entry.upstream_request_id for entry in entries if entry.kind in {"settle", "adjust"}]
-        assert len(set(settled)) == len(settled), "booked twice"
-        assert set(settled) <= set(seen), "booked, but the vendor never saw it"
-        cut = [one for ident, one in seen.items() if ident not in settled]
+        names = {request_id_of(self._seen[one.tag]): one for one in seen}
+        if None in names:
+            has_end = sum(one.has_end for one in seen)
+            cut, is_told = len(seen) - len(settled), is_settle_awaited and has_end > len(settled)
+        else:
+            assert len(set(settled)) == len(settled), "booked twice"
+            assert set(settled) <= set(names), "booked, but the vendor never saw it"
+            without = [one for name, one in names.items() if name not in settled]
+            cut, is_told = len(without), is_settle_awaited and any(one.has_end for one in without)
         expired = sum([entry.kind for entry in self._entries[row.id]] == ["expire"] for row in rows)
-        assert len(cut) <= expired <= len(cut) + 1, ("lost, or held twice", agent.tag, cut, entries)
-        assert not (is_settle_awaited and any(one.has_end for one in cut)), (
-            "the client has it, the ledger not"
-        )
+        assert 0 <= cut <= expired <= cut + 1, ("lost, or held twice", agent.tag, surface, cut, entries)
+        assert not is_told, ("the client has it, the ledger not", agent.tag, surface)
+
+    # --- owners ------------------------------------------------------------------------------------------
+
+    def _check_owners(self, figures: Figures) -> None:
+        """Each id that anybody received has one owner, who asked for it; and what is bound was asked for by its
+        owner, whether or not anybody received it."""
+        owners: dict[str, list[tuple[str, str]]] = defaultdict(list)
+        for ident, _, user_id, reservation_id in self._server.rows(OWNED):
+            owners[ident].append((user_id, reservation_id))
+        received = {ident for agent in self._agents for asked in agent.asked for ident in asked.ids}
+        for ident in received:
+            assert [user_id for user_id, _ in owners[ident]] == [self._user_id], (ident, owners[ident])
+        asked_by_number = {
+            one.request.number: tag.partition("-")[0]
+            for tag, one in self._seen.items()
+            if one.request.path.endswith("/responses")
+        }
+        mine = {ident for ident, found in owners.items() if (self._user_id in {user for user, _ in found})}
+        for ident in mine:
+            ((_, reservation_id),) = owners[ident]
+            assert asked_by_number[int(ident[-NUMBER_DIGITS:])] == self._user_id, (ident, "made for another")
+            assert reservation_id in self._reserved, (ident, reservation_id)
+        figures.ids_seen += len(received)
+        figures.ids_unseen += len(mine - received)
+
+    # --- sums --------------------------------------------------------------------------------------------
 
     def _check_sums(self) -> None:
         """Accounts say what the entries add up to."""
@@ -296,9 +352,14 @@ class Audit:
         assert spent == sum(entry.cost_nanousd for entry in self._all_entries.values())
 
 
-def _vendor_id(exchange: Exchange) -> str:
-    """The request id that the simulated vendor answers with."""
-    return f"req_011Sim{exchange.request.number:018d}"
+def request_id_of(exchange: Exchange) -> str | None:
+    """The request id that the simulated vendor answered with; None of one that has none."""
+    number = exchange.request.number
+    if exchange.request.path.startswith("/v1beta/"):
+        return None
+    if exchange.request.header(b"x-api-key"):
+        return f"req_011Sim{number:018d}"
+    return f"req_{number:032x}"
 
 
 async def assert_verified(server: Serving) -> None:
@@ -307,4 +368,5 @@ async def assert_verified(server: Serving) -> None:
         report = await verify(store)
     assert report.is_clean, report.problems
     assert server.rows("SELECT * FROM accounts WHERE held <> 0") == []
+    assert server.rows("SELECT * FROM deferred_work") == []
     assert server.rows("SELECT id FROM reservations WHERE state = 'HELD'") == []

@@ -11,20 +11,13 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from metering.tasks import spawn
-from simulators.anthropic import AnthropicSimulator
-from simulators.server import State
-from tests.chaos.agents import (
-    KINDS,
-    MIX,
-    OUTPUT_NANOUSD,
-    Agent,
-    Kind,
-    hold_of,
-)
+from tests.chaos.agents import Agent, Known
 from tests.chaos.audit import Audit, Figures, Snapshot, assert_verified, living, snapshot
+from tests.chaos.kinds import KINDS, MIX, SONNET_RATES, Kind, hold_of
+from tests.chaos.vendors import Vendors, all_vendors
 from tests.support.faulty_disk import FaultyDisk
 from tests.support.kill_points import Orders
-from tests.support.process import Serving, group_members, is_alive, serving
+from tests.support.process import HAPPENS_WITHIN_S, POLL_S, Serving, group_members, is_alive, serving
 
 AGENTS = 50
 RARE_WITHIN_S = 10.0
@@ -45,12 +38,24 @@ SCOUTED = 2
 """Requests of each kind, one after the other, that show where requests are suspended."""
 UNDER_WAY = 3
 """Answers that the vendor has begun before a random moment is waited for."""
+DUE_S = 900.0
+"""How long a hold for work in the background lives of which nothing is heard, at most."""
+LEAP_EVERY_S = 0.2
+OBJECTS_TRIED = 3
+"""By their owner and by a stranger, after a round."""
+STARTERS = ("response", "background")
 ENVIRONMENT = {
+    "POLL_S": "0.3",  # where the server is the doomed one; the others' polls are brought about by a leap
     "CHECKPOINT_S": "0.05",
     "STREAM_SILENCE_S": "0.2",
     "CHANGES_STALE_AFTER_S": "30",  # a busy machine is not what is tested here
     "UPSTREAM_CONNECTIONS_MAX": "30",  # so that some requests have to wait for one
 }
+
+UNHEARD = """
+SELECT id, due_at_ms - created_at_ms FROM reservations
+WHERE state = 'HELD' AND due_at_ms > 1 AND id NOT IN (SELECT reservation_id FROM deferred_work)"""
+"""Holds of work in the background of which nobody knows where to ask."""
 
 Strike = Callable[["Stage", Sequence[Agent]], Awaitable[None]]
 """Brings the server's death about; returns when it is dead, or surely dying."""
@@ -61,12 +66,13 @@ class Stage:
     """What the rounds of one test or run share."""
 
     server: Serving
-    vendor: AnthropicSimulator
+    vendors: Vendors
     disk: FaultyDisk
     orders: Orders
     dice: random.Random
     figures: Figures
     prober: Agent
+    """Of another user than any round's: a stranger to its objects."""
     is_settle_awaited: bool
     may_be_refused: bool
     number: int = 0
@@ -123,7 +129,7 @@ class Stage:
         self.is_over = True
         await asyncio.gather(*tasks)
         assert any(agent.broken_off for agent in working)
-        await self.server.until_nothing_is_held()
+        await self.until_nothing_is_held()
         (survivor,) = set(workers.values()) - {victim}
         expired = "SELECT id FROM reservations WHERE state = 'EXPIRED' AND worker_id = ?1"
         assert self.server.rows(expired, survivor) == [], "the living keep what they hold"
@@ -159,22 +165,46 @@ class Stage:
     async def audit(
         self, name: str, user_id: str, working: Sequence[Agent], kept: Sequence[Snapshot]
     ) -> None:
-        Audit(self.server, self.vendor, user_id, working).check(
+        Audit(self.server, self.vendors, user_id, working).check(
             kept, self.figures, is_settle_awaited=self.is_settle_awaited
         )
         await assert_verified(self.server)
+        await self.assert_objects_are_found_by_their_owner_alone(working)
         await self.assert_budget_admits_again(user_id, working[0].token)
         self.figures.rounds[name] += 1
 
     async def new_agents(self, user_id: str, count: int, kinds: Sequence[str]) -> list[Agent]:
         tags = [f"{user_id}-{number:02}" for number in range(count)]
+        known = Known(foreign=self.prober.known)
         async with self.server.directory() as directory:
             await directory.add_user(user_id, plan="test")
             made = await asyncio.gather(*(directory.create_token(user_id, label=tag) for tag in tags))
         return [
-            Agent(token, tag, random.Random(self.dice.random()), kinds, may_be_refused=self.may_be_refused)
+            Agent(
+                token,
+                tag,
+                random.Random(self.dice.random()),
+                kinds,
+                known=known,
+                may_be_refused=self.may_be_refused,
+            )
             for tag, (token, _) in zip(tags, made, strict=True)
         ]
+
+    async def assert_objects_are_found_by_their_owner_alone(self, working: Sequence[Agent]) -> None:
+        """Some of what the round's clients have seen is read by its user, and by nobody else."""
+        known = working[0].known
+        owner = Agent(working[0].token, f"{working[0].tag}-owner", self.dice, known=known)
+        stranger = Agent(
+            self.prober.token, f"{working[0].tag}-stranger", self.dice, known=Known(foreign=known)
+        )
+        url = self.server.url
+        for _ in range(OBJECTS_TRIED if known.items else 0):
+            await owner.ask(url, KINDS["again"])
+            for name in ("foreign", "foreign-continued", "foreign-referring"):
+                await stranger.ask(url, KINDS[name])
+                self.figures.strangers_refused += 1
+        assert all(asked.has_end for agent in (owner, stranger) for asked in agent.asked)
 
     async def assert_budget_admits_again(self, user_id: str, token: str) -> None:
         """A request that needs all that is left of the budget is admitted, and one token more is not."""
@@ -184,12 +214,13 @@ class Stage:
         )
         left = CREDITS * NANOUSD_PER_CREDIT - int(spent)
         agent = Agent(token, f"{user_id}-all", self.dice)
+        output_nanousd = SONNET_RATES.output_nanousd
         most = (
             left - hold_of(KINDS["whole"], 10_000)
-        ) // OUTPUT_NANOUSD + 10_000  # five digits, as it will have
-        await agent.ask(self.server.url, Kind("one-more", max_tokens=most + 1, status=402))
+        ) // output_nanousd + 10_000  # five digits, as it will have
+        await agent.ask(self.server.url, Kind("one-more", max_tokens=most + 1, status=402, is_refused=True))
         asked = await agent.ask(self.server.url, Kind("all", max_tokens=most))
-        assert left - OUTPUT_NANOUSD < asked.hold_nanousd <= left, "not as large as it was meant to be"
+        assert left - output_nanousd < asked.hold_nanousd <= left, "not as large as it was meant to be"
 
     # --- death and return --------------------------------------------------------------------------------
 
@@ -207,20 +238,49 @@ class Stage:
         await self.server.start()
         await self.prober.ask(self.server.url, KINDS["burst"])
         self.figures.started_s.append(loop.time() - began_s)
-        await self.server.until_nothing_is_held()
+        await self.until_nothing_is_held()
         self.figures.freed_s.append(loop.time() - began_s)
 
     # --- moments -----------------------------------------------------------------------------------------
 
     async def some_time(self) -> None:
         """A random moment under load."""
-        await self.vendor.until(lambda: self.under_way() >= UNDER_WAY, timeout_s=DIES_WITHIN_S)
+        await self.under_load()
+        if self.server.workers > 1:
+            await asyncio.to_thread(self.leap)
         await asyncio.sleep(self.dice.uniform(0.02, 1.5))
 
-    def under_way(self) -> int:
-        """Answers whose head is out and whose end is not."""
-        recent = self.vendor.exchanges[-10 * AGENTS :]
-        return sum(exchange.state is State.RUNNING and exchange.sent_bytes > 0 for exchange in recent)
+    async def under_load(self) -> None:
+        """Until some answers have begun."""
+        await self.server.until(lambda: self.vendors.under_way() >= UNDER_WAY, within_s=DIES_WITHIN_S)
+
+    # --- work in the background --------------------------------------------------------------------------
+
+    def leap(self, *, is_quiet: bool = False) -> None:
+        """As if the time had passed that polls wait for; `is_quiet`, that nobody asks for anything any more: also the
+        time after which a hold expires of which nobody can hear anything, because its work was never bound."""
+        with closing(sqlite3.connect(self.server.store, timeout=HAPPENS_WITHIN_S)) as connection, connection:
+            connection.execute("UPDATE deferred_work SET poll_at_ms = 0 WHERE poll_at_ms > 0")
+            if is_quiet:
+                for ident, waits_ms in connection.execute(UNHEARD).fetchall():
+                    assert waits_ms <= DUE_S * 1000, (ident, "is held for longer than it may be")
+                    connection.execute("UPDATE reservations SET due_at_ms = 1 WHERE id = ?1", (ident,))
+
+    async def until_nothing_is_held(self) -> None:
+        """By anyone; what was at work in the background is asked about, and forgotten."""
+        held = (
+            "SELECT id FROM reservations WHERE state = 'HELD' UNION SELECT reservation_id FROM deferred_work"
+        )
+        waits = "SELECT id FROM reservations WHERE state = 'HELD' AND due_at_ms > 1 UNION SELECT reservation_id FROM deferred_work"
+        loop = asyncio.get_running_loop()
+        end_s = loop.time() + HAPPENS_WITHIN_S
+        leapt_s = 0.0
+        while found := self.server.rows(held):
+            assert loop.time() < end_s, ("still held", found, self.server.log())
+            if loop.time() - leapt_s > LEAP_EVERY_S and self.server.rows(waits):
+                await asyncio.to_thread(self.leap, is_quiet=True)
+                leapt_s = loop.time()
+            await asyncio.sleep(POLL_S)
 
     async def places(self) -> dict[str, list[str]]:
         """Where requests are suspended: by place the kinds, one for each time, from requests of each kind, first all kinds at once, which
@@ -232,7 +292,7 @@ class Stage:
         for agent, kind in pairs:
             for _ in range(SCOUTED):
                 await agent.ask(self.server.url, kind)
-        await self.server.until_nothing_is_held()
+        await self.until_nothing_is_held()
         self.orders.none()
         found: dict[str, list[str]] = {}
         for line in self.orders.told():
@@ -300,7 +360,7 @@ def in_commit(kind: str, **disk: int) -> Strike:
     """Inside one of the first commits with a unit of that kind."""
 
     async def strike(stage: Stage, _: Sequence[Agent]) -> None:
-        await stage.vendor.until(lambda: stage.under_way() >= UNDER_WAY, timeout_s=DIES_WITHIN_S)
+        await stage.under_load()
         stage.orders.break_commit(kind, nth=stage.dice.randrange(1, 10), **disk)
         await stage.dead()
         stage.told()
@@ -312,7 +372,7 @@ def on_disk(name: str, **disk: int) -> Strike:
     """When the disk, whatever it is doing, comes to that."""
 
     async def strike(stage: Stage, _: Sequence[Agent]) -> None:
-        await stage.vendor.until(lambda: stage.under_way() >= UNDER_WAY, timeout_s=DIES_WITHIN_S)
+        await stage.under_load()
         stage.disk.set(**disk)
         await stage.dead()
         stage.figures.instants[f"{name} ({_words(disk)})"] += 1
@@ -330,7 +390,7 @@ async def at_an_end_after_a_standstill(stage: Stage, agents: Sequence[Agent]) ->
 
 async def at_an_end_on_a_slow_disk(stage: Stage, agents: Sequence[Agent]) -> None:
     """The moment a client has an end that did not wait for its commit to the last."""
-    await stage.vendor.until(lambda: stage.under_way() >= UNDER_WAY, timeout_s=DIES_WITHIN_S)
+    await stage.under_load()
     stage.disk.set(sync_delay_us=SLOW_SYNC_US)
     killed = asyncio.Event()
     ends = 0
@@ -388,13 +448,13 @@ async def staged(
     }
     module = "tests.support.doomed" if workers == 1 else "automna_proxy"
     async with (
-        AnthropicSimulator() as vendor,
+        all_vendors() as vendors,
         serving(
             folder,
-            upstream=vendor.url,
+            upstream="",
             workers=workers,
             module=module,
-            env=variables,
+            env={**variables, **vendors.env()},
             credits_per_month=CREDITS,
         ) as server,
     ):
@@ -402,4 +462,8 @@ async def staged(
             await directory.add_user("prober", plan="test")
             token, _ = await directory.create_token("prober")
         prober = Agent(token, "prober", dice)
-        yield Stage(server, vendor, disk, orders, dice, figures, prober, is_settle_awaited, may_be_refused)
+        for name in STARTERS:
+            await prober.ask(server.url, KINDS[name])
+        stage = Stage(server, vendors, disk, orders, dice, figures, prober, is_settle_awaited, may_be_refused)
+        await stage.until_nothing_is_held()
+        yield stage

@@ -14,6 +14,14 @@ from collections.abc import Coroutine, Generator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from metering.deferred import (
+    CLAIM_DEFERRED,
+    DELETE_DEFERRED,
+    INSERT_DEFERRED,
+    MOVE_DUE,
+    DeferredWork,
+    DeferredWorks,
+)
 from metering.heartbeat import BEAT
 from metering.ledger import (
     CHECKPOINT_RESERVATION,
@@ -22,8 +30,11 @@ from metering.ledger import (
     INSERT_RESERVATION,
     RESOLVE_RESERVATION,
 )
+from metering.objects import BIND_OBJECT
 from metering.store.database import Database
-from metering.store.writer import GroupCommitWriter, Unit
+from metering.store.writer import GroupCommitWriter, Step, Unit
+from proxy import deferral
+from proxy.deferral import Deferrals
 from proxy.pipeline import Engine
 from tests.support.faulty_disk import DiskControl
 
@@ -31,6 +42,10 @@ ROOT = Path(__file__).parents[2]
 ROOMS = ("automna_proxy", "metering", "proxy", "routes")
 TAG = b"x-request-tag"
 """The header by which a request is told from others, here and in the simulated vendor's record."""
+POLL = "poll"
+"""Instead of a request's tag: the question to a vendor about work in the background."""
+LOOK_S = 0.1
+"""Between two looks for work that is due, where a poll comes quickly."""
 SUSPENDED, RESUMED = "suspended", "resumed"
 """The two instants of an await: its coroutine has just handed over; what it waited for has just come."""
 COMMIT_OF = {
@@ -39,6 +54,11 @@ COMMIT_OF = {
     CHECKPOINT_RESERVATION: "checkpoint",
     RESOLVE_RESERVATION: "settle",
     EXPIRE_RESERVATION: "expire",
+    BIND_OBJECT: "bind",
+    INSERT_DEFERRED: "defer",
+    CLAIM_DEFERRED: "claim",
+    MOVE_DUE: "keep",
+    DELETE_DEFERRED: "forget",
     BEAT: "heartbeat",
 }
 
@@ -180,15 +200,26 @@ def place_of(coroutine: Any) -> str:
     return " > ".join(found)
 
 
-def install(path: Path, *, wal_pages: int | None = None) -> None:
-    """Put the watch into this process. `wal_pages`: checkpoint the log as often, to have more checkpoints to die in."""
+def install(path: Path, *, wal_pages: int | None = None, poll_s: float | None = None) -> None:
+    """Put the watch into this process. `wal_pages`: checkpoint the log as often, to have more checkpoints to die in;
+    `poll_s`: ask about work in the background as often, to have polls to die in."""
     victim = _Victim(path)
+    poll, adding, claim = Deferrals._poll, DeferredWorks.adding, DeferredWorks.claim
     handle, commit, connect = Engine.handle, GroupCommitWriter._commit_together, Database.connect
 
     async def watched_handle(self: Engine, *arguments: Any) -> None:
         scope = arguments[2]
         tag = next((value.decode() for name, value in scope["headers"] if name == TAG), "")
         await _Watched(handle(self, *arguments), tag, victim)
+
+    async def watched_poll(self: Deferrals, work: DeferredWork) -> bool:
+        return bool(await _Watched(poll(self, work), POLL, victim))
+
+    def adding_soon(self: DeferredWorks, work: DeferredWork, *, poll_in_s: float) -> Step:
+        return adding(self, work, poll_in_s=poll_in_s if poll_s is None else poll_s)
+
+    async def claim_shortly(self: DeferredWorks, work: DeferredWork, *, next_poll_in_s: float) -> bool:
+        return await claim(self, work, next_poll_in_s=next_poll_in_s if poll_s is None else poll_s)
 
     def watched_commit(self: GroupCommitWriter, connection: sqlite3.Connection, batch: Any) -> Any:
         victim.commits([ticket.unit for ticket in batch])
@@ -200,6 +231,11 @@ def install(path: Path, *, wal_pages: int | None = None) -> None:
             connection.execute(f"PRAGMA wal_autocheckpoint = {wal_pages}")
         return connection
 
+    if poll_s is not None:
+        deferral.LOOK_EVERY_S = LOOK_S
+    Deferrals._poll = watched_poll  # type: ignore[method-assign]
+    DeferredWorks.adding = adding_soon  # type: ignore[method-assign]
+    DeferredWorks.claim = claim_shortly  # type: ignore[method-assign]
     Engine.handle = watched_handle  # type: ignore[method-assign]
     GroupCommitWriter._commit_together = watched_commit  # type: ignore[method-assign]
     Database.connect = connect_and_set  # type: ignore[method-assign]
