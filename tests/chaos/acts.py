@@ -100,15 +100,17 @@ async def awaits(
     moments: Sequence[str] = (SUSPENDED, RESUMED),
     part: int = 0,
     parts: int = 1,
+    at_most: int | None = None,
 ) -> None:
-    """At every place where a request is suspended, as the code itself says. `moments`: at which sides of the await;
-    of one, the other is taken at every second place. `part`: only the places that fall to it."""
+    """At every place where a request is suspended, or a question about work in the background, as the code itself
+    says. `moments`: at which sides of the await; of one, the other is taken at every second place. `part`: only the
+    places that fall to it; `at_most`: so many of these, drawn by the dice."""
     async with staged(folder, dice, figures, **QUEUE) as stage:
         places = await stage.places()
         assert len(places) > len(COMMITS), places
-        for number, place in enumerate(sorted(places)):
-            if zlib.crc32(place.encode()) % parts != part:
-                continue
+        fallen = [place for place in sorted(places) if zlib.crc32(place.encode()) % parts == part]
+        drawn = sorted(dice.sample(fallen, min(at_most or len(fallen), len(fallen))))
+        for number, place in enumerate(drawn):
             here = moments if len(moments) > 1 else [(SUSPENDED, RESUMED)[number % 2]]
             there = sorted({KINDS_OF_POLLS.get(name, name) for name in places[place]})
             kinds = (*MIX, *there * (len(MIX) // len(there)))

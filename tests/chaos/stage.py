@@ -34,8 +34,8 @@ DIES_WITHIN_S = 30.0
 """How long a server under load may take to come to the instant at which it is told to die."""
 AGAIN = 2
 """How often in a row a recovering server is killed."""
-SCOUTED = 2
-"""Requests of each kind, one after the other, that show where requests are suspended."""
+SCOUTED, SCOUTED_AT_ONCE = 2, 5
+"""Requests of each kind, one after the other, that show where requests are suspended; and of so many kinds together."""
 UNDER_WAY = 3
 """Answers that the vendor has begun before a random moment is waited for."""
 DUE_S = 900.0
@@ -283,15 +283,16 @@ class Stage:
             await asyncio.sleep(POLL_S)
 
     async def places(self) -> dict[str, list[str]]:
-        """Where requests are suspended: by place the kinds, one for each time, from requests of each kind, first all kinds at once, which
-        makes them wait for each other, then each alone, which lets them wait for the vendor and the client."""
+        """Where requests are suspended, and questions about work in the background: by place the kinds, one for each
+        time. From requests of each kind, first all kinds at once, which makes them wait for each other, then few
+        together, which lets them wait for the vendor and the client."""
         self.orders.note_suspensions()
         agents = await self.new_agents("scout", len(KINDS), MIX)
         pairs = [*zip(agents, KINDS.values(), strict=True)]
         await asyncio.gather(*(agent.ask(self.server.url, kind) for agent, kind in pairs))
-        for agent, kind in pairs:
-            for _ in range(SCOUTED):
-                await agent.ask(self.server.url, kind)
+        for first in [*range(0, len(pairs), SCOUTED_AT_ONCE)] * SCOUTED:
+            few = pairs[first : first + SCOUTED_AT_ONCE]
+            await asyncio.gather(*(agent.ask(self.server.url, kind) for agent, kind in few))
         await self.until_nothing_is_held()
         self.orders.none()
         found: dict[str, list[str]] = {}
