@@ -134,9 +134,9 @@ def _summary(figures: Figures) -> str:
         f"ends seen by clients: {figures.ends_seen_by_clients}; of these ahead of their entry: {figures.ends_ahead}",
         f"entries: {dict(figures.entries)}",
         f"held at the death: {figures.cut_by_kill}, never sent: {figures.never_sent}",
-        f"ids of kept objects: {figures.ids_seen} received, {figures.ids_unseen} bound and never received; "
+        f"ids of kept objects: {figures.ids_seen} received, {figures.ids_unseen} bound and never received",
         f"strangers refused: {figures.strangers_refused}",
-        f"in the background: {figures.deferred_exact} booked exactly, {figures.deferred_lost} cut before their id was bound",
+        f"in the background: {figures.deferred_exact} exact, {figures.deferred_lost} cut before their id was bound",
         _spread("start to admitting, s", figures.started_s),
         _spread("start to nothing held by the dead, s", figures.freed_s),
     ]

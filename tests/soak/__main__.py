@@ -19,6 +19,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from urllib.parse import urlsplit
 
+import orjson
 import uvloop
 
 from metering.money import usd
@@ -26,18 +27,20 @@ from metering.store.database import Database
 from metering.store.store import open_store
 from metering.tasks import spawn, stop
 from metering.verify import verify
+from simulators import anthropic, gemini, openai
 from tests.soak.agents import Agents
 from tests.soak.audit import Audit, audit
 from tests.support.process import ROOT, Serving, group_members, serving
 
 AGENTS, USERS = 48, 20
+KEYS = {"anthropic": anthropic.VENDOR_KEY, "openai": openai.VENDOR_KEY, "gemini": gemini.VENDOR_KEY}
 SAMPLE_EVERY_S = 1.0
 WINDOWS = 10
 WARM_UP_REQUESTS = 15_000
 """Until then caches, pools and the allocator's arenas fill."""
 GROWTH_MAX = 0.10
-DESCRIPTORS_GROWTH_MAX = 16
-"""Files that SQLite opens for a moment, and sockets on their way out."""
+DESCRIPTORS_GROWTH_MAX = 32
+"""Files that SQLite opens for a moment, sockets on their way out, and connections kept to three vendors."""
 SETTLED_WITHIN_S = 60.0
 VENDOR_STARTED_WITHIN_S, VENDOR_STOPPED_WITHIN_S = 15.0, 60.0
 PROGRESS_EVERY_S = 30.0
@@ -113,17 +116,21 @@ def growth_problems(by_window: list[tuple[float, float]], requests: int) -> list
 
 
 @asynccontextmanager
-async def vendor_process(folder: Path) -> AsyncIterator[str]:
-    """The vendor's URL; when left, it has written what it saw."""
+async def vendor_process(folder: Path) -> AsyncIterator[dict[str, str]]:
+    """The vendors' addresses and our keys, as settings of the server; when left, it has written what they saw."""
     folder.mkdir()
     process = await asyncio.create_subprocess_exec(
         *(sys.executable, "-m", "tests.soak.vendor", str(folder)), cwd=ROOT
     )
     try:
         async with asyncio.timeout(VENDOR_STARTED_WITHIN_S):
-            while not (folder / "port").exists() or not (folder / "port").read_text():
+            while not (folder / "ports").exists():
                 await asyncio.sleep(0.02)
-        yield f"http://127.0.0.1:{(folder / 'port').read_text()}"
+        env = {}
+        for surface, port in orjson.loads((folder / "ports").read_bytes()).items():
+            env[f"{surface.upper()}_UPSTREAM_URL"] = f"http://127.0.0.1:{port}"
+            env[f"{surface.upper()}_API_KEY"] = KEYS[surface]
+        yield env
     finally:
         process.terminate()
         async with asyncio.timeout(VENDOR_STOPPED_WITHIN_S):
@@ -148,8 +155,8 @@ async def soak(folder: Path, *, requests: int, workers: int, seed: int) -> list[
     plans = folder / "soak-plans.toml"
     plans.write_text(PLAN.format(name="rich", credits=CREDITS) + PLAN.format(name="poor", credits=0))
     async with (
-        vendor_process(folder / "vendor") as upstream,
-        serving(folder, upstream=upstream, workers=workers, env={"PLANS_FILE": str(plans)}) as server,
+        vendor_process(folder / "vendor") as env,
+        serving(folder, upstream="", workers=workers, env={"PLANS_FILE": str(plans), **env}) as server,
     ):
         agents = Agents(_address(server), await tokens_for(server), requests=requests, seed=seed)
         watching = spawn(_watch(server, agents, samples), name="watch")

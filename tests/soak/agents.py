@@ -16,7 +16,6 @@ ANSWER_WITHIN_S = 60.0
 WRONG_MAX = 20
 """What is wrong is told in full so often; then it is only counted."""
 BAD_GATEWAY = 502
-STREAM_ENDS = b"event: message_stop"
 
 
 @dataclass(slots=True)
@@ -52,11 +51,11 @@ class Connection(asyncio.Protocol):
         self._leaves_after_bytes: int | None = None
         self.is_open = False
 
-    async def ask(self, request: bytes, *, leaves_after_bytes: int | None) -> None:
+    async def ask(self, request: bytes, *, stream_end: bytes, leaves_after_bytes: int | None) -> None:
         """Send it and wait for the end: of the answer, of the connection, or of our patience with either."""
         self.status, self.received, self.is_whole = 0, 0, False
         self.ends_as_a_stream = False
-        self._tail = b""
+        self._tail, self._stream_end = b"", stream_end
         self._leaves_after_bytes = leaves_after_bytes
         self._done = self._loop.create_future()
         self._transport.write(request)
@@ -102,8 +101,9 @@ class Connection(asyncio.Protocol):
 
     def on_body(self, data: bytes) -> None:
         self.received += len(data)
-        self._tail = (self._tail + data)[-256:]
-        self.ends_as_a_stream = STREAM_ENDS in self._tail
+        text = self._tail + data
+        self.ends_as_a_stream = self.ends_as_a_stream or self._stream_end in text
+        self._tail = text[-len(self._stream_end) :]
         if self._leaves_after_bytes is not None and self.received >= self._leaves_after_bytes:
             self._leave()
 
@@ -152,7 +152,9 @@ class Agents:
         request = self._wire[kind, dice.choice(self._tokens[kind.who])]
         self.tally.asked[kind.name] += 1
         try:
-            await connection.ask(request, leaves_after_bytes=kind.leaves_after_bytes)
+            await connection.ask(
+                request, stream_end=kind.stream_end, leaves_after_bytes=kind.leaves_after_bytes
+            )
         except TimeoutError:
             self.tally.complain(f"{kind.name}: no end within {ANSWER_WITHIN_S:g} s")
             return

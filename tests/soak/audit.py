@@ -9,16 +9,19 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from metering.ledger import Outcome
-from tests.soak.mix import KINDS, UNANSWERED
+from tests.soak.mix import GEMINI_NAMES, KINDS, UNANSWERED
 
-NAMES = "req_011Sim"
-"""What the simulator's request ids begin with; a number follows, 1 for the first request."""
+NAMES = {"anthropic": ("req_011Sim", 10), "openai": ("req_", 16), "gemini": (GEMINI_NAMES, 10)}
+"""By surface: what its simulator's request ids begin with; a number follows, 1 for the first request, to this base."""
 PROBLEMS_MAX = 20
 
 ENTRIES = """
 SELECT entries.kind, outcome, basis, cost_nanousd, upstream_request_id, reservations.hold_nanousd, reservations.state
-FROM reservations LEFT JOIN entries ON reservation_id = reservations.id
+FROM reservations LEFT JOIN entries ON reservation_id = reservations.id WHERE reservations.surface = ?1
 """
+UNOWNED = """
+SELECT COUNT(*) FROM owned_objects LEFT JOIN entries ON entries.reservation_id = owned_objects.reservation_id
+WHERE entries.user_id IS NOT owned_objects.user_id"""
 
 
 @dataclass(slots=True)
@@ -57,15 +60,27 @@ class Row:
     state: str
 
 
-def audit(store: Path, vendor: Path) -> Audit:
-    """Every request of the vendor exactly once in the ledger, at its price; and nothing else."""
+def audit(store: Path, vendors: Path) -> Audit:
+    """Every request of each vendor exactly once in the ledger, at its price; and nothing else."""
+    found = Audit()
+    for surface in NAMES:
+        _audit_surface(found, store, surface, vendors / surface)
+    with closing(sqlite3.connect(f"{store.as_uri()}?mode=ro", uri=True)) as connection:
+        ((unowned,),) = connection.execute(UNOWNED).fetchall()
+    if unowned:
+        found.complain(f"{unowned} objects are not owned by who asked for them")
+    return found
+
+
+def _audit_surface(found: Audit, store: Path, surface: str, vendor: Path) -> None:
     kinds, costs = array("B"), array("q")
     kinds.frombytes((vendor / "kinds").read_bytes())
     costs.frombytes((vendor / "costs").read_bytes())
-    found = Audit(seen=len(kinds) - kinds.count(UNANSWERED))
+    found.seen += len(kinds) - kinds.count(UNANSWERED)
     times_booked = bytearray(len(kinds) + 1)
     nameless = 0
-    for row in _rows(store):
+    prefix, base = NAMES[surface]
+    for row in _rows(store, surface):
         found.entries += 1
         found.cost_nanousd += row.cost_nanousd or 0
         if row.kind == "void":
@@ -76,16 +91,15 @@ def audit(store: Path, vendor: Path) -> Audit:
             nameless += 1
             _check_estimate(found, row)
         else:
-            number = int(row.upstream_request_id.removeprefix(NAMES))
+            number = int(row.upstream_request_id.removeprefix(prefix), base)
             times_booked[number] += 1
             _check(found, row, kinds[number - 1], costs[number - 1])
     _check_counts(found, times_booked, kinds, nameless)
-    return found
 
 
-def _rows(store: Path) -> Iterator[Row]:
+def _rows(store: Path, surface: str) -> Iterator[Row]:
     with closing(sqlite3.connect(f"{store.as_uri()}?mode=ro", uri=True)) as connection:
-        yield from (Row(*row) for row in connection.execute(ENTRIES))
+        yield from (Row(*row) for row in connection.execute(ENTRIES, (surface,)))
 
 
 def _check(found: Audit, row: Row, kind_index: int, cost_nanousd: int) -> None:
@@ -118,10 +132,11 @@ def _check_counts(found: Audit, times_booked: bytearray, kinds: "array[int]", na
     written while the vendor closed its connection; each of the vendor's sudden ends can catch one."""
     dropped = {index for index, kind in enumerate(KINDS) if kind.is_dropped}
     by_kind = Counter(kinds)
-    found.raced = nameless - sum(by_kind[index] for index in dropped)
+    raced = nameless - sum(by_kind[index] for index in dropped)
+    found.raced += raced
     sudden_ends = sum(by_kind[index] for index, kind in enumerate(KINDS) if kind.ends_suddenly)
-    if not 0 <= found.raced <= sudden_ends:
-        found.complain(f"{found.raced} entries without a name too many, {sudden_ends} sudden ends")
+    if not 0 <= raced <= sudden_ends:
+        found.complain(f"{raced} entries without a name too many, {sudden_ends} sudden ends")
     for number, kind_index in enumerate(kinds, start=1):
         if kind_index == UNANSWERED:
             if times_booked[number]:

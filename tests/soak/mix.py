@@ -1,14 +1,31 @@
 """What agents do in a soak, how often, and what must come of it."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import orjson
 
 from metering.ledger import Outcome
+from metering.usage import INPUT, OUTPUT
 
 PATH = "/api/llm/v1/messages"
+CHAT_PATH, RESPONSES_PATH = "/api/openai/v1/chat/completions", "/api/openai/v1/responses"
+GEMINI_PATH = "/api/gemini/v1beta/models/gemini-2.5-flash"
 SMALL_TEXT_BYTES, LARGE_TEXT_BYTES = 1_500, 60_000
-MODEL = "claude-sonnet-4-5"
+MODEL, MINI = "claude-sonnet-4-5", "gpt-4o-mini"
+CREDENTIALS = {
+    "anthropic": "x-api-key: {}",
+    "openai": "authorization: Bearer {}",
+    "gemini": "x-goog-api-key: {}",
+}
+"""By surface: where the gateway token stands."""
+PRICES = {
+    "anthropic": {INPUT: 3_000, OUTPUT: 15_000},
+    "openai": {INPUT: 150, OUTPUT: 600},
+    "gemini": {INPUT: 300, OUTPUT: 2_500},
+}
+"""By surface: list prices of the model that is asked for, nano-USD a token."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -20,7 +37,10 @@ class Kind:
     status: int = 200
     """What the client is told, if it stays."""
     simulate: str = ""
+    surface: str = "anthropic"
     is_streaming: bool = False
+    stream_end: bytes = b"event: message_stop"
+    """Stands in the last event of a stream, and in no other."""
     is_gzip: bool = False
     method: str = "POST"
     path: str = PATH
@@ -54,7 +74,7 @@ class Kind:
         lines = [
             f"{self.method} {self.path} HTTP/1.1",
             "host: soak",
-            f"x-api-key: {token}",
+            CREDENTIALS[self.surface].format(token),
             "anthropic-version: 2023-06-01",
             f"accept-encoding: {'gzip' if self.is_gzip else 'identity'}",
             f"{KIND_HEADER}: {KINDS.index(self)}",
@@ -65,6 +85,11 @@ class Kind:
             lines += ["content-type: application/json", f"content-length: {len(body)}"]
         return "\r\n".join(lines).encode() + b"\r\n\r\n" + (body if self.method == "POST" else b"")
 
+    def cost_of(self, counts: Mapping[str, int]) -> int:
+        """Of what the vendor reports, in nano-USD."""
+        prices = PRICES[self.surface]
+        return sum(prices[unit] * count for unit, count in counts.items())
+
     def _message(self) -> bytes:
         content = "A robin, I should say, or perhaps a wren. " * (self.text_bytes // 42)
         message = {"model": MODEL, "max_tokens": 512, "messages": [{"role": "user", "content": content}]}
@@ -74,6 +99,55 @@ class Kind:
 ENDED_OR_LEFT = frozenset({Outcome.COMPLETED, Outcome.CLIENT_LEFT})
 FAILED = frozenset({Outcome.UPSTREAM_FAILED})
 NEVER_SENT: frozenset[Outcome] = frozenset()
+
+TEXT = "A robin, I should say, or perhaps a wren. " * (SMALL_TEXT_BYTES // 42)
+
+
+def _chat(name: str, weight: int, simulate: str = "", *, asks: Mapping[str, Any], **more: Any) -> Kind:
+    fields = {"model": MINI, "max_completion_tokens": 512, "messages": [{"role": "user", "content": TEXT}]}
+    body, end = orjson.dumps({**fields, **asks}), b"data: [DONE]"
+    is_streaming = bool(asks.get("stream"))
+    return Kind(
+        name,
+        weight,
+        simulate=simulate,
+        surface="openai",
+        path=CHAT_PATH,
+        body=body,
+        is_streaming=is_streaming,
+        stream_end=end,
+        **more,
+    )
+
+
+def _response(name: str, weight: int, simulate: str = "", **asks: Any) -> Kind:
+    body = orjson.dumps({"model": MINI, "max_output_tokens": 512, "input": TEXT, **asks})
+    return Kind(
+        name,
+        weight,
+        simulate=simulate,
+        surface="openai",
+        path=RESPONSES_PATH,
+        body=body,
+        is_streaming=bool(asks.get("stream")),
+        stream_end=b"event: response.completed",
+    )
+
+
+def _gemini(name: str, weight: int, method: str, simulate: str = "", **more: Any) -> Kind:
+    contents = [{"role": "user", "parts": [{"text": TEXT}]}]
+    body = orjson.dumps({"contents": contents, "generationConfig": {"maxOutputTokens": 512}})
+    return Kind(
+        name,
+        weight,
+        simulate=simulate,
+        surface="gemini",
+        path=f"{GEMINI_PATH}:{method}",
+        body=body,
+        stream_end=b'"finishReason"',
+        **more,
+    )
+
 
 KINDS = (
     Kind("whole", 400),
@@ -128,8 +202,57 @@ KINDS = (
         leaves_after_bytes=0,
         outcomes=ENDED_OR_LEFT,
     ),
+    _chat("chat", 80, asks={}),
+    _chat("chat stream", 40, "events=30", asks={"stream": True, "stream_options": {"include_usage": True}}),
+    _chat("chat stream, usage not asked for", 40, "events=12,pace_ms=4", asks={"stream": True}),
+    _chat("chat stream in odd places", 10, "events=12,wire_split=r11", asks={"stream": True}),
+    _chat(
+        "chat cut",
+        10,
+        "events=12,cut_after=6,cut=reset",
+        asks={"stream": True},
+        is_cut=True,
+        outcomes=FAILED,
+        is_exact=False,
+    ),
+    _chat(
+        "chat left",
+        10,
+        "events=20,pace_ms=2",
+        asks={"stream": True},
+        leaves_after_bytes=600,
+        outcomes=ENDED_OR_LEFT,
+    ),
+    _response("response", 20),
+    _response("response stream", 20, "events=24", stream=True),
+    Kind(
+        "response of nobody",
+        10,
+        status=404,
+        surface="openai",
+        method="GET",
+        path=RESPONSES_PATH + "/resp_0",
+        outcomes=NEVER_SENT,
+    ),
+    Kind("openai models", 10, surface="openai", method="GET", path="/api/openai/v1/models"),
+    _gemini("gemini", 60, "generateContent"),
+    _gemini("gemini stream", 30, "streamGenerateContent?alt=sse", "events=24", is_streaming=True),
+    _gemini("gemini list", 30, "streamGenerateContent", "events=12,pace_ms=4", is_streaming=True),
+    _gemini(
+        "gemini cut",
+        10,
+        "streamGenerateContent?alt=sse",
+        "events=12,cut_after=6,cut=reset",
+        is_streaming=True,
+        is_cut=True,
+        outcomes=FAILED,
+        is_exact=False,
+    ),
+    _gemini("gemini count", 10, "countTokens"),
 )
 UNANSWERED = 255
 """Instead of an index: the connection was being closed when the request came, and nobody looked at it."""
 KIND_HEADER = "x-soak-kind"
 """Passes through to the vendor: the index in KINDS."""
+GEMINI_NAMES = "req_gemini_"
+"""What the request ids begin with that the soak's Gemini gives; a number follows."""
