@@ -136,7 +136,8 @@ class Stage:
         await self.audit(name, user_id, working, [kept])
 
     async def expired_alive(self, victim_pid: int, victim: str) -> None:
-        """Stop a worker until another has expired all it holds, and let it go on: what it settles now comes late."""
+        """Stop a worker until another has expired all it holds (not what is at work in the background, which any worker
+        may settle), and let it go on: what it settles now comes late."""
         for _ in range(STOPS_MAX):
             os.kill(victim_pid, signal.SIGSTOP)
             if await asyncio.to_thread(self.can_be_written):
@@ -145,7 +146,7 @@ class Stage:
                 victim_pid, signal.SIGCONT
             )  # stopped in its commit it holds the lock that all others wait for
         try:
-            held = "SELECT id FROM reservations WHERE state = 'HELD' AND worker_id = ?1"
+            held = "SELECT id FROM reservations WHERE state = 'HELD' AND worker_id = ?1 AND due_at_ms IS NULL"
             await self.server.until(lambda: not self.server.rows(held, victim))
         finally:
             os.kill(victim_pid, signal.SIGCONT)
