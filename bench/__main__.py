@@ -1,24 +1,29 @@
-"""`python -m bench`, which is `make bench`: every measurement, a table, and the figures as JSON."""
+"""`python -m bench`, which is `make bench`: every measurement, a table, and the figures as JSON; or, with --compare,
+kinds of traffic in alternating runs."""
 
 import argparse
 import json
 import os
 import sys
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from bench.books import UncountedError
+from bench.compare import compare, comparison_table, traffics_named
 from bench.machine import Cores, description, filesystem_of
-from bench.measure import MEASUREMENTS, Bench, ClientError
+from bench.measure import MEASUREMENTS, SHAPES, Bench, ClientError
 from bench.report import FLOOR_PER_S, below_floor, document
 from bench.targets import TargetError
+from bench.traffic import TRAFFICS, Traffic
 from bench.wrk import WrkError
 from metering.clock import SystemClock, utc
 
 RESULTS = Path(__file__).parent / "results"
 MEMORY_FILESYSTEMS = ("tmpfs", "ramfs")
 SECONDS, REPEATS = 8.0, 3
+COMPARED_SECONDS, ROUNDS = 4.0, 7
+"""Short runs, and many: what disturbs one round is in all of it."""
 QUICK_SECONDS, QUICK_REPEATS = 2.0, 1
 BELOW_FLOOR, CANNOT_MEASURE = 1, 2
 
@@ -32,6 +37,27 @@ def options(arguments: Sequence[str]) -> argparse.Namespace:
     parser.add_argument(
         "--only", action="append", choices=names, metavar="NAME", help=f"may be repeated: {', '.join(names)}"
     )
+    compared = [shape.name for shape in SHAPES if shape.is_compared]
+    parser.add_argument(
+        "shapes",
+        nargs="*",
+        metavar="SHAPE",
+        type=_one_of(compared),
+        help=f"with --compare: {', '.join(compared)} (default the first two)",
+    )
+    parser.add_argument(
+        "--compare",
+        type=_traffics,
+        metavar="TRAFFIC,...",
+        help="alternate these in one run of one proxy: " + ",".join(one.name for one in TRAFFICS),
+    )
+    parser.add_argument("--rounds", type=_repeats, help=f"of a comparison (default {ROUNDS})")
+    parser.add_argument(
+        "--against",
+        type=Path,
+        metavar="FOLDER",
+        help="with --compare: another checkout of the proxy, run beside this one",
+    )
     floor = ", ".join(f"{name} {rate:,.0f}/s" for name, rate in FLOOR_PER_S.items())
     parser.add_argument("--check", action="store_true", help=f"exit with status 1 below the floor: {floor}")
     parser.add_argument(
@@ -41,11 +67,34 @@ def options(arguments: Sequence[str]) -> argparse.Namespace:
         help="where the ledgers lie, on a disk (default /var/tmp)",
     )
     chosen = parser.parse_args(arguments)
-    chosen.seconds = chosen.seconds or (QUICK_SECONDS if chosen.quick else SECONDS)
+    if not chosen.compare and (chosen.shapes or chosen.rounds or chosen.against):
+        parser.error("shapes, --rounds and --against are for --compare")
+    usual_s = COMPARED_SECONDS if chosen.compare else SECONDS
+    chosen.seconds = chosen.seconds or (QUICK_SECONDS if chosen.quick else usual_s)
     chosen.repeats = chosen.repeats or (QUICK_REPEATS if chosen.quick else REPEATS)
+    chosen.rounds = chosen.rounds or (QUICK_REPEATS if chosen.quick else ROUNDS)
+    chosen.shapes = [shape for shape in SHAPES if shape.name in (chosen.shapes or compared[:2])]
     if chosen.only is None:
         chosen.only = list(FLOOR_PER_S) if chosen.check else names
     return chosen
+
+
+def _traffics(text: str) -> list[Traffic]:
+    try:
+        return traffics_named(text.split(","))
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(str(error)) from None
+
+
+def _one_of(names: Sequence[str]) -> Callable[[str], str]:
+    """As `choices`, which argparse cannot do for what may be left out."""
+
+    def name(text: str) -> str:
+        if text not in names:
+            raise argparse.ArgumentTypeError(f"{text}: expected one of {', '.join(names)}")
+        return text
+
+    return name
 
 
 def _seconds(text: str) -> float:
@@ -73,19 +122,36 @@ def main(arguments: Sequence[str]) -> int:
         os.sched_setaffinity(0, {cores.load})
         with tempfile.TemporaryDirectory(prefix="automna-bench-", dir=chosen.folder) as folder:
             bench = Bench(Path(folder), cores, chosen.seconds, chosen.repeats, _say)
+            if chosen.compare:
+                return _compare(bench, chosen, machine)
             runs = {one.name: bench.run(one) for one in MEASUREMENTS if one.name in chosen.only}
     except (UncountedError, WrkError, ClientError, TargetError, ValueError) as error:
         print(f"cannot measure: {error}", file=sys.stderr)
         return CANNOT_MEASURE
-    machine["placement"] = f"proxies on core {cores.proxy}, vendor on {cores.vendor}, load on {cores.load}"
-    print("\n" + "\n".join(f"{key}: {value}" for key, value in machine.items()))
-    print(f"{chosen.repeats} runs of {chosen.seconds:g} s, metering on, synchronous=FULL\n")
+    _show(machine, cores, f"{chosen.repeats} runs of {chosen.seconds:g} s")
     print(document(runs))
     print(f"\n{_keep(machine, runs)}")
     problems = below_floor(runs)
     for problem in problems:
         print(f"below the floor: {problem}", file=sys.stderr)
     return BELOW_FLOOR if problems and chosen.check else 0
+
+
+def _compare(bench: Bench, chosen: argparse.Namespace, machine: dict[str, str]) -> int:
+    runs = {
+        shape.name: compare(bench, shape, chosen.compare, rounds=chosen.rounds, against=chosen.against)
+        for shape in chosen.shapes
+    }
+    _show(machine, bench.cores, f"{chosen.rounds} rounds, runs of {chosen.seconds:g} s")
+    print("\n\n".join(comparison_table(shape, runs[shape.name]) for shape in chosen.shapes))
+    print(f"\n{_keep(machine, runs)}")
+    return 0
+
+
+def _show(machine: dict[str, str], cores: Cores, how: str) -> None:
+    machine["placement"] = f"proxies on core {cores.proxy}, vendor on {cores.vendor}, load on {cores.load}"
+    print("\n" + "\n".join(f"{key}: {value}" for key, value in machine.items()))
+    print(f"{how}, metering on, synchronous=FULL\n")
 
 
 def _say(line: str) -> None:

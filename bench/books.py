@@ -94,6 +94,14 @@ class Books:
                     )
                 time.sleep(POLL_S)
 
+    def bound(self) -> int:
+        """How many of the vendors' ids have an owner."""
+        with contextlib.closing(
+            sqlite3.connect(f"file:{self.database.path}?mode=ro", uri=True)
+        ) as connection:
+            (count,) = connection.execute("SELECT COUNT(*) FROM owned_objects").fetchone()
+            return int(count)
+
     def check_clean(self) -> None:
         """Recompute every account from its rows. Raises UncountedError."""
         report = asyncio.run(self._verify())
@@ -119,3 +127,9 @@ def check_count(*, entries: int, answers: int, in_flight_max: int) -> None:
         raise UncountedError(
             f"{answers} requests were answered and {entries} booked; expected {answers} to {answers + in_flight_max}"
         )
+
+
+def check_bound(*, bound: int, entries: int, ids_each: int) -> None:
+    """Every id that an answer handed out has an owner. Raises UncountedError."""
+    if bound != entries * ids_each:
+        raise UncountedError(f"{bound} ids are bound, expected {ids_each} for each of {entries} entries")

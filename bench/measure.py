@@ -3,18 +3,26 @@
 import contextlib
 import json
 import math
+import re
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from bench import targets, wrk
-from bench.books import Books, check_count
+from bench.books import Books, check_bound, check_count
 from bench.machine import Cores, core_times, cpu_s, rss_mb
-from bench.targets import ROOT, Target
-from bench.traffic import PATH, long_request, small_request
+from bench.targets import PROXY, ROOT, Target
+from bench.traffic import (
+    ANTHROPIC,
+    OPENAI_UNASKED,
+    TRAFFICS,
+    Traffic,
+    long_request,
+    small_request,
+)
 
 USERS = 64
 WARM_UP_S = 2.0
@@ -22,48 +30,89 @@ LATENCY_RATE = 300
 CLIENT_ENDS_WITHIN_S = 60.0
 """Beyond its duration; then our own client hangs."""
 
+OK = 200
+NEW_ID = re.compile(rb"(?<=resp_)[0-9a-f]{32}")
+
 Figures = dict[str, float]
 """One run, by name with the unit last."""
 
 
+FIXED, BURSTS, PACED = "fixed", "bursts", "paced"
+"""Vendors: nginx with fixed bodies, and those of bench.vendor."""
+WRK, OPEN_LOOP, PACED_CLIENT = "wrk", "open_loop", "paced"
+
+
 @dataclass(frozen=True, slots=True)
-class Measurement:
-    """A kind of load. `vendor`: `fixed` (nginx with one body), `bursts` or `paced`."""
+class Shape:
+    """A kind of load."""
 
     name: str
     title: str
     vendor: str
-    body: Callable[[], bytes]
     client: str
     connections: int
     unit: str = "requests"
+    is_long: bool = False
+    is_compared: bool = True
+    """Measured for every vendor, not for Anthropic alone."""
+
+    @property
+    def is_streaming(self) -> bool:
+        return self.vendor != FIXED
 
 
-MEASUREMENTS = (
-    Measurement("requests", "2 KB requests, 64 connections", "fixed", small_request, "wrk", 64),
-    Measurement(
-        "bursts",
-        "bursts of 60-event streams, 16 connections",
-        "bursts",
-        lambda: small_request(stream=True),
-        "wrk",
-        16,
-        "streams",
+@dataclass(frozen=True, slots=True)
+class Measurement:
+    """A kind of load on one vendor's endpoint."""
+
+    shape: Shape
+    traffic: Traffic
+
+    @property
+    def name(self) -> str:
+        return self.shape.name if self.traffic is ANTHROPIC else f"{self.shape.name}:{self.traffic.name}"
+
+    @property
+    def title(self) -> str:
+        return self.shape.title if self.traffic is ANTHROPIC else f"{self.shape.title}: {self.traffic.title}"
+
+    def body(self) -> bytes:
+        if self.shape.is_long:
+            return long_request(self.traffic)
+        return small_request(self.traffic, is_streaming=self.shape.is_streaming)
+
+
+SHAPES = (
+    Shape("requests", "2 KB requests, 64 connections", FIXED, WRK, 64),
+    Shape("bursts", "bursts of 60-event streams, 16 connections", BURSTS, WRK, 16, "streams"),
+    Shape(
+        "latency",
+        f"latency at {LATENCY_RATE} requests/s offered",
+        FIXED,
+        OPEN_LOOP,
+        8,
+        is_compared=False,
     ),
-    Measurement(
-        "latency", f"latency at {LATENCY_RATE} requests/s offered", "fixed", small_request, "open_loop", 8
-    ),
-    Measurement("long", "100 KB requests, 16 connections", "fixed", long_request, "wrk", 16),
-    Measurement(
-        "paced",
-        "400 paced streams, 50 events/s each",
-        "paced",
-        lambda: small_request(stream=True),
-        "paced",
-        400,
-        "streams",
+    Shape("long", "100 KB requests, 16 connections", FIXED, WRK, 16, is_long=True),
+    Shape(
+        "paced", "400 paced streams, 50 events/s each", PACED, PACED_CLIENT, 400, "streams", is_compared=False
     ),
 )
+
+
+def measurement_of(shape: Shape, traffic: Traffic) -> Measurement | None:
+    """None where it would measure what another one does: usage is asked for in streams only."""
+    is_same = traffic is OPENAI_UNASKED and not shape.is_streaming
+    return None if is_same or not (shape.is_compared or traffic is ANTHROPIC) else Measurement(shape, traffic)
+
+
+MEASUREMENTS = tuple(
+    measurement
+    for traffic in TRAFFICS
+    for shape in SHAPES
+    if (measurement := measurement_of(shape, traffic)) is not None
+)
+"""Anthropic's come first: the figures that are followed from version to version."""
 
 
 class ClientError(RuntimeError):
@@ -82,60 +131,67 @@ class Bench:
 
     def run(self, measurement: Measurement) -> dict[str, list[Figures]]:
         """All runs by target. Raises UncountedError, WrkError, ClientError, TargetError."""
-        folder = self.folder / measurement.name
+        folder, shape, cores = self.folder / measurement.name.replace(":", "-"), measurement.shape, self.cores
         books = Books.open(folder / "books", users=USERS)
-        body = folder / "body"
-        body.write_bytes(measurement.body())
         runs: dict[str, list[Figures]] = {}
-        with self._targets(measurement, books) as all_targets:
-            self._check_answers(measurement, all_targets, books, body)
+        with contextlib.ExitStack() as stack:
+            vendor = stack.enter_context(self.vendor(shape, folder))
+            nginx = stack.enter_context(
+                targets.nginx_proxy(
+                    folder / "nginx", vendor, core=cores.proxy, is_streaming=shape.is_streaming
+                )
+            )
+            proxy = stack.enter_context(
+                targets.proxy(books.folder, vendor, core=cores.proxy, environ=books.environ)
+            )
+            self.check_answers(measurement, vendor, (nginx, proxy), books)
+            all_targets = (vendor, nginx, proxy)
             for target in all_targets:
-                self._load(measurement, target, books, body, WARM_UP_S)
+                self.load(measurement, target, books, WARM_UP_S)
             for repeat in range(self.repeats):
                 for target in all_targets[1 if repeat else 0 :]:  # the vendor alone: once
-                    figures = self._counted(measurement, target, books, body)
+                    figures = self.counted(measurement, target, books)
                     runs.setdefault(target.name, []).append(figures)
-                    self.say(f"{measurement.name}: {target.name}: {_short(figures, measurement.unit)}")
+                    self.say(f"{measurement.name}: {target.name}: {short(figures, shape.unit)}")
         books.check_clean()
         kinds = books.kinds()
         self.say(f"{measurement.name}: ledger clean, {kinds}")
         return runs
 
-    @contextlib.contextmanager
-    def _targets(self, measurement: Measurement, books: Books) -> Iterator[tuple[Target, Target, Target]]:
-        folder, cores = self.folder / measurement.name, self.cores
-        is_streaming = measurement.vendor != "fixed"
-        with contextlib.ExitStack() as stack:
-            if is_streaming:
-                is_paced = measurement.vendor == "paced"
-                vendor = stack.enter_context(
-                    targets.stream_vendor(folder / "vendor", core=cores.vendor, is_paced=is_paced)
-                )
-            else:
-                vendor = stack.enter_context(targets.nginx_vendor(folder / "vendor", core=cores.vendor))
-            nginx = stack.enter_context(
-                targets.nginx_proxy(folder / "nginx", vendor, core=cores.proxy, is_streaming=is_streaming)
+    def vendor(self, shape: Shape, folder: Path) -> contextlib.AbstractContextManager[Target]:
+        """The vendor that a kind of load needs; it answers every kind of traffic."""
+        if shape.is_streaming:
+            return targets.stream_vendor(
+                folder / "vendor", core=self.cores.vendor, is_paced=shape.vendor == PACED
             )
-            proxy = stack.enter_context(
-                targets.proxy(books.folder, vendor, core=cores.proxy, environ=books.environ)
-            )
-            yield vendor, nginx, proxy
+        return targets.nginx_vendor(folder / "vendor", core=self.cores.vendor)
 
-    def _check_answers(
-        self, measurement: Measurement, all_targets: tuple[Target, ...], books: Books, body: Path
+    def check_answers(
+        self, measurement: Measurement, vendor: Target, others: Sequence[Target], books: Books
     ) -> None:
-        """Before anything is timed: the same bytes from all."""
-        token = books.tokens.read_text(encoding="ascii").split()[0]
-        answers = [targets.ask(target, PATH, token, body.read_bytes()) for target in all_targets]
-        for target, (status, answer) in zip(all_targets, answers, strict=True):
-            is_same = measurement.vendor == "paced" or answer == answers[0][1]  # stamps differ
-            if status != 200 or not is_same:
-                raise ClientError(f"{target.name} answered {status}: {answer[:500]!r}")
+        """Before anything is timed: what comes through is what the vendor sends. Raises ClientError."""
+        expected = self._answer(measurement, vendor, books)
+        for target in others:
+            answer = self._answer(measurement, target, books)
+            passed = measurement.traffic.passed(expected) if target.name == PROXY else expected
+            if measurement.shape.vendor != PACED and answer != passed:  # stamps differ
+                raise ClientError(f"{target.name} answered: {answer[:500]!r}")
 
-    def _counted(self, measurement: Measurement, target: Target, books: Books, body: Path) -> Figures:
+    def _answer(self, measurement: Measurement, target: Target, books: Books) -> bytes:
+        """Without its ids, which are new in each."""
+        token = books.tokens.read_text(encoding="ascii").split()[0]
+        is_streaming = measurement.shape.is_streaming
+        status, answer = targets.ask(
+            target, measurement.traffic, token, measurement.body(), is_streaming=is_streaming
+        )
+        if status != OK:
+            raise ClientError(f"{target.name} answered {status}: {answer[:500]!r}")
+        return NEW_ID.sub(b"", answer)
+
+    def counted(self, measurement: Measurement, target: Target, books: Books) -> Figures:
         """A run between two readings of all clocks, and of the ledger where it is the proxy's."""
-        is_proxy = target.name == "automna-proxy"
-        settled = books.settled() if is_proxy else 0
+        is_proxy = target.name == PROXY
+        settled, bound = (books.settled(), books.bound()) if is_proxy else (0, 0)
         core = self.cores.proxy if target.name != "vendor" else self.cores.vendor
         process_s, own, load, began_s = (
             cpu_s(target.pid),
@@ -143,15 +199,16 @@ class Bench:
             core_times(self.cores.load),
             time.monotonic(),
         )
-        figures = self._load(measurement, target, books, body, self.seconds)
+        figures = self.load(measurement, target, books, self.seconds)
         wall_s = time.monotonic() - began_s
         own_after, load_after = core_times(core), core_times(self.cores.load)
         process_s = cpu_s(target.pid) - process_s
         answers = round(figures["answers"])
         if is_proxy:
             entries = books.settled() - settled
-            in_flight_max = measurement.connections if measurement.client == "wrk" else 0
+            in_flight_max = measurement.shape.connections if measurement.shape.client == WRK else 0
             check_count(entries=entries, answers=answers, in_flight_max=in_flight_max)
+            check_bound(bound=books.bound() - bound, entries=entries, ids_each=measurement.traffic.ids_each)
             figures["entries"] = entries
         others_s = max(0.0, own_after.busy_s - own.busy_s - process_s)
         return figures | {
@@ -165,12 +222,24 @@ class Bench:
             "rss_peak_mb": rss_mb(target.pid, "VmHWM"),
         }
 
-    def _load(
-        self, measurement: Measurement, target: Target, books: Books, body: Path, seconds: float
-    ) -> Figures:
-        if measurement.client != "wrk":
-            return self._own_client(measurement, target, books, body, seconds)
-        load = wrk.Load(books.tokens, body, target.prefix + PATH, measurement.connections)
+    def load(self, measurement: Measurement, target: Target, books: Books, seconds: float) -> Figures:
+        """Load a target for so long, uncounted. Raises WrkError, ClientError."""
+        shape, traffic = measurement.shape, measurement.traffic
+        body = books.folder / f"body-{measurement.name.replace(':', '-')}"
+        if not body.exists():
+            body.write_bytes(measurement.body())
+        path = target.path_to(traffic, is_streaming=shape.is_streaming)
+        if shape.client != WRK:
+            return self._own_client(measurement, target, path, books.tokens, body, seconds)
+        load = wrk.Load(
+            books.tokens,
+            body,
+            path,
+            traffic.gateway_header,
+            traffic.scheme,
+            traffic.headers,
+            shape.connections,
+        )
         result = wrk.run(target.origin, load, seconds=seconds, core=self.cores.load)
         if not result.is_clean:
             raise ClientError(f"{target.name}: not every answer was good: {result}")
@@ -182,13 +251,14 @@ class Bench:
         }
 
     def _own_client(
-        self, measurement: Measurement, target: Target, books: Books, body: Path, seconds: float
+        self, measurement: Measurement, target: Target, path: str, tokens: Path, body: Path, seconds: float
     ) -> Figures:
-        amount = LATENCY_RATE if measurement.client == "open_loop" else measurement.connections
+        shape = measurement.shape
+        amount = LATENCY_RATE if shape.client == OPEN_LOOP else shape.connections
         arguments = [
             wrk.find("taskset"),
-            *("-c", str(self.cores.load), sys.executable, "-m", f"bench.{measurement.client}"),
-            *(target.origin, target.prefix + PATH, str(books.tokens), str(body), str(amount), str(seconds)),
+            *("-c", str(self.cores.load), sys.executable, "-m", f"bench.{shape.client}"),
+            *(target.origin, path, str(tokens), str(body), str(amount), str(seconds)),
         ]
         finished = subprocess.run(
             arguments,
@@ -204,7 +274,8 @@ class Bench:
         return figures
 
 
-def _short(figures: Figures, unit: str) -> str:
+def short(figures: Figures, unit: str) -> str:
+    """One run in one line."""
     latency = next(
         (f", p99 {figures[key]:.2f} ms" for key in ("p99_ms", "first_byte_p99_ms") if key in figures), ""
     )

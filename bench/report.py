@@ -3,13 +3,14 @@
 from collections.abc import Mapping, Sequence
 
 from bench.measure import MEASUREMENTS, Figures, Measurement, median
+from bench.targets import PROXY
 
 Runs = Mapping[str, Mapping[str, Sequence[Figures]]]
 """Measurement -> target -> its runs."""
 
 FLOOR_PER_S = {"requests": 3_000.0, "bursts": 1_500.0}
 """Below this, `--check` fails: what the first version must hold on any machine of today."""
-PROXY, NGINX = "automna-proxy", "nginx"
+NGINX = "nginx"
 
 COLUMNS: tuple[tuple[str, str, str], ...] = (
     ("per_s", "per second", ",.0f"),
@@ -60,7 +61,7 @@ def _ratios(measurement: Measurement, runs: Mapping[str, Sequence[Figures]]) -> 
         return median([run[key] for run in one])
 
     lines = []
-    if measurement.client == "wrk":
+    if measurement.shape.client == "wrk":
         by_rate = of(theirs, "per_s") / of(ours, "per_s")
         by_cpu = of(ours, "cpu_us") / max(of(theirs, "cpu_us"), 1e-9)
         lines.append(f"1/{by_rate:.1f} of nginx by rate, 1/{by_cpu:.1f} by CPU")
@@ -71,9 +72,9 @@ def _ratios(measurement: Measurement, runs: Mapping[str, Sequence[Figures]]) -> 
         ("first_byte_p99_ms", "first byte p99"),
         ("lateness_p99_ms", "event lateness p99"),
     ):
-        if measurement.client != "wrk" and key in ours[0]:
+        if measurement.shape.client != "wrk" and key in ours[0]:
             lines.append(f"{words}: {of(ours, key) - of(theirs, key):+.2f} ms to nginx")
-    if measurement.client == "paced":
+    if measurement.shape.client == "paced":
         lines.append(f"{of(ours, 'cpu_us') / 1000:.2f} CPU s per 1,000 streams")
     return lines
 

@@ -12,10 +12,13 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from bench.traffic import MOUNT, answer_json
+from bench.traffic import ID_PLACE, TRAFFICS, Traffic, whole_answer
 from bench.wrk import find
 
-VENDOR_KEY = "sk-ant-bench"
+VENDOR_KEY = "sk-bench"
+VENDORS = ("ANTHROPIC", "OPENAI", "GEMINI")
+"""As the names of their settings begin."""
+PROXY = "automna-proxy"
 STARTED_WITHIN_S, STOPPED_WITHIN_S, POLL_S = 15.0, 30.0, 0.02
 ROOT = Path(__file__).parents[1]
 
@@ -50,35 +53,46 @@ NGINX_PROXY = """
     }}
     server {{
         listen 127.0.0.1:{port} backlog=2048;
+{locations}
+    }}
+"""
+NGINX_PROXY_LOCATION = """
         location {mount}/ {{
             proxy_pass http://vendor/;
             proxy_http_version 1.1;
             proxy_set_header Connection "";
-            proxy_set_header x-api-key {key};
+            proxy_set_header {gateway_header} "{scheme}{key}";
             proxy_buffering {buffering};
             proxy_read_timeout 600s;
         }}
-    }}
 """
 
 NGINX_VENDOR = """
     server {{
         listen 127.0.0.1:{port} backlog=2048;
         default_type application/json;
-        add_header request-id req_bench;
-        location / {{ return 200 '{body}'; }}
+{locations}
     }}
+"""
+NGINX_VENDOR_LOCATION = """
+        location = {path} {{ {request_id} return 200 '{body}'; }}
 """
 
 
 @dataclass(frozen=True, slots=True)
 class Target:
-    """A server under load: its origin without a path, and the path where the Messages API starts."""
+    """A server under load."""
 
     name: str
     origin: str
-    prefix: str
+    """Without a path."""
+    has_mounts: bool
+    """Whether the vendors' paths begin below their mounts there."""
     pid: int
+
+    def path_to(self, traffic: Traffic, *, is_streaming: bool) -> str:
+        path = traffic.path_of(is_streaming=is_streaming)
+        return traffic.mount + path if self.has_mounts else path
 
 
 class TargetError(RuntimeError):
@@ -87,26 +101,41 @@ class TargetError(RuntimeError):
 
 @contextlib.contextmanager
 def nginx_vendor(folder: Path, *, core: int) -> Iterator[Target]:
-    """The fastest vendor for unstreamed answers: one fixed body."""
+    """The fastest vendor for unstreamed answers: a fixed body for each path, with ids of its own where asked for."""
     port = free_port()
-    servers = NGINX_VENDOR.format(port=port, body=answer_json().decode().replace("'", "\\'"))
+    locations = "".join(map(_vendor_location, {traffic.path: traffic for traffic in TRAFFICS}.values()))
+    servers = NGINX_VENDOR.format(port=port, locations=locations)
     with _nginx(folder, servers, port=port, core=core) as pid:
-        yield Target("vendor", f"http://127.0.0.1:{port}", "", pid)
+        yield Target("vendor", f"http://127.0.0.1:{port}", has_mounts=False, pid=pid)
+
+
+def _vendor_location(traffic: Traffic) -> str:
+    body = whole_answer(traffic).decode().replace("'", "\\'").replace(ID_PLACE, "$request_id")
+    name = traffic.request_id_header
+    return NGINX_VENDOR_LOCATION.format(
+        path=traffic.path, request_id=f"add_header {name} req_bench;" if name else "", body=body
+    )
 
 
 @contextlib.contextmanager
 def nginx_proxy(folder: Path, vendor: Target, *, core: int, is_streaming: bool) -> Iterator[Target]:
-    """A plain reverse proxy with the same mount, which also replaces the key. Streams are not buffered."""
+    """A plain reverse proxy with the same mounts, which also replaces the keys. Streams are not buffered."""
     port = free_port()
+    locations = "".join(
+        NGINX_PROXY_LOCATION.format(
+            mount=traffic.mount,
+            gateway_header=traffic.gateway_header,
+            scheme=traffic.scheme,
+            key=VENDOR_KEY,
+            buffering="off" if is_streaming else "on",
+        )
+        for traffic in {traffic.mount: traffic for traffic in TRAFFICS}.values()
+    )
     servers = NGINX_PROXY.format(
-        port=port,
-        upstream=vendor.origin.removeprefix("http://"),
-        mount=MOUNT,
-        key=VENDOR_KEY,
-        buffering="off" if is_streaming else "on",
+        port=port, upstream=vendor.origin.removeprefix("http://"), locations=locations
     )
     with _nginx(folder, servers, port=port, core=core) as pid:
-        yield Target("nginx", f"http://127.0.0.1:{port}", MOUNT, pid)
+        yield Target("nginx", f"http://127.0.0.1:{port}", has_mounts=True, pid=pid)
 
 
 @contextlib.contextmanager
@@ -127,32 +156,41 @@ def stream_vendor(folder: Path, *, core: int, is_paced: bool) -> Iterator[Target
     arguments = [sys.executable, "-m", "bench.vendor", str(port_file), *(["--paced"] if is_paced else [])]
     with _process(arguments, core=core, log=folder / "log") as process:
         _wait(lambda: port_file.exists() and bool(port_file.read_text()), process, folder / "log")
-        yield Target("vendor", f"http://127.0.0.1:{int(port_file.read_text())}", "", process.pid)
+        origin = f"http://127.0.0.1:{int(port_file.read_text())}"
+        yield Target("vendor", origin, has_mounts=False, pid=process.pid)
 
 
 @contextlib.contextmanager
-def proxy(folder: Path, vendor: Target, *, core: int, environ: Mapping[str, str]) -> Iterator[Target]:
+def proxy(
+    folder: Path, vendor: Target, *, core: int, environ: Mapping[str, str], tree: Path = ROOT
+) -> Iterator[Target]:
     """automna-proxy as an operator runs it, one worker; its log of requests goes to a file.
 
-    Raises TargetError when it does not start, or does not end with status 0.
+    `tree`: the checkout whose code runs. Raises TargetError when it does not start, or does not end with status 0.
     """
     port = free_port()
-    settings = {**environ, "ANTHROPIC_API_KEY": VENDOR_KEY, "ANTHROPIC_UPSTREAM_URL": vendor.origin}
+    upstreams = {f"{name}_UPSTREAM_URL": vendor.origin for name in VENDORS}
+    settings = {**environ, **upstreams, **{f"{name}_API_KEY": VENDOR_KEY for name in VENDORS}}
     arguments = [sys.executable, "-m", "bench.serve", str(port)]
-    with _process(arguments, core=core, log=folder / "proxy.log", environ=settings) as process:
+    with _process(arguments, core=core, log=folder / "proxy.log", environ=settings, tree=tree) as process:
         _wait_for_port(port, process, folder / "proxy.log")
-        yield Target("automna-proxy", f"http://127.0.0.1:{port}", MOUNT, process.pid)
+        yield Target(PROXY, f"http://127.0.0.1:{port}", has_mounts=True, pid=process.pid)
 
 
 @contextlib.contextmanager
 def _process(
-    arguments: list[str], *, core: int, log: Path, environ: Mapping[str, str] | None = None
+    arguments: list[str],
+    *,
+    core: int,
+    log: Path,
+    environ: Mapping[str, str] | None = None,
+    tree: Path = ROOT,
 ) -> "Iterator[subprocess.Popen[bytes]]":
     """A process pinned to a core; on leaving it is told to stop, and must end with status 0."""
     with log.open("wb") as output:
         process = subprocess.Popen(
             [find("taskset"), "-c", str(core), *arguments],  # taskset becomes the process: the pid is its own
-            cwd=ROOT,
+            cwd=tree,
             env={**os.environ, **(environ or {})},
             stdout=output,
             stderr=subprocess.STDOUT,
@@ -201,16 +239,18 @@ def _end_of(log: Path) -> str:
     return log.read_text(encoding="utf-8", errors="replace")[-2_000:]
 
 
-def ask(target: Target, path: str, token: str, body: bytes) -> tuple[int, bytes]:
+def ask(
+    target: Target, traffic: Traffic, token: str, body: bytes, *, is_streaming: bool
+) -> tuple[int, bytes]:
     """One request by itself: is the answer right at all?"""
     connection = http.client.HTTPConnection(target.origin.removeprefix("http://"), timeout=30)
     with contextlib.closing(connection):
         headers = {
-            "x-api-key": token,
+            traffic.gateway_header: traffic.scheme + token,
             "content-type": "application/json",
-            "anthropic-version": "2023-06-01",
             "accept-encoding": "identity",
+            **traffic.headers,
         }
-        connection.request("POST", target.prefix + path, body, headers)
+        connection.request("POST", target.path_to(traffic, is_streaming=is_streaming), body, headers)
         answer = connection.getresponse()
         return answer.status, answer.read()

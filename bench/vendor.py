@@ -1,8 +1,11 @@
-"""The vendor, lean: a process that answers with bytes made beforehand. `python -m bench.vendor PORT_FILE [--paced]`.
+"""The vendor of streams, lean: a process that answers with bytes made beforehand.
 
-It looks at nothing but where a request ends and whether it asks for a stream; a simulator that thinks would be
-the bottleneck. Bursts are one write: 60 events, each a chunk of its own. Paced streams write an event every
-20 ms, each stamped with the time of its writing (CLOCK_MONOTONIC, one clock for all processes).
+    python -m bench.vendor PORT_FILE [--paced]
+
+It looks at nothing but a request's path and where it ends; a simulator that thinks would be the bottleneck. Bursts
+are one write: 60 events, each a chunk of its own. Paced streams (Anthropic's) write an event every 20 ms, each
+stamped with the time of its writing (CLOCK_MONOTONIC, one clock for all processes). Ids are new in every answer
+where users own them.
 """
 
 import asyncio
@@ -12,24 +15,27 @@ import signal
 import sys
 import time
 from collections.abc import Callable
+from itertools import count
 from pathlib import Path
 from typing import cast
 
 import uvloop
 
-from bench.traffic import answer_json, burst_events, chunked
+from bench.traffic import ANTHROPIC, ID_PLACE, TRAFFICS, Traffic, burst_events, chunked
 from simulators.script import chunk
 
 PACE_S = 0.02
 """50 events a second."""
 STAMP = b"0" * 16
-HEAD_STREAM = (
-    b"HTTP/1.1 200 OK\r\ncontent-type: text/event-stream; charset=utf-8\r\nrequest-id: req_bench\r\n"
+HEAD = (
+    b"HTTP/1.1 200 OK\r\ncontent-type: text/event-stream; charset=utf-8\r\n%b"
     b"cache-control: no-cache\r\ntransfer-encoding: chunked\r\n\r\n"
 )
-HEAD_JSON = b"HTTP/1.1 200 OK\r\ncontent-type: application/json\r\nrequest-id: req_bench\r\ncontent-length: %d\r\n\r\n"
+UNKNOWN = b"HTTP/1.1 404 Not Found\r\ncontent-length: 0\r\n\r\n"
+_PATH = re.compile(rb"POST (\S+) ")
 _LENGTH = re.compile(rb"content-length: *(\d+)", re.IGNORECASE)
-_STREAMS = b'"stream":true'
+_ID_PLACE = ID_PLACE.encode()
+_numbers = count()
 
 
 def stamped(event: bytes) -> bytes:
@@ -41,14 +47,25 @@ def with_stamp(event_chunk: bytes) -> bytes:
     return event_chunk.replace(STAMP, b"%016d" % (time.monotonic_ns() // 1000), 1)
 
 
+def head_of(traffic: Traffic) -> bytes:
+    name = traffic.request_id_header
+    return HEAD % (f"{name}: req_bench\r\n".encode() if name else b"")
+
+
+def with_new_ids(answer: bytes) -> bytes:
+    return answer.replace(_ID_PLACE, b"%032x" % next(_numbers)) if _ID_PLACE in answer else answer
+
+
 class Answers:
     """Every answer, made once."""
 
     def __init__(self) -> None:
-        events, body = burst_events(), answer_json()
-        self.burst = HEAD_STREAM + chunked(events)
-        self.json = HEAD_JSON % len(body) + body
-        self.paced = [chunk(stamped(event)) for event in events]
+        self.bursts = {
+            traffic.path_of(is_streaming=True).encode(): head_of(traffic) + chunked(burst_events(traffic))
+            for traffic in TRAFFICS
+        }
+        self.paced_head = head_of(ANTHROPIC)
+        self.paced = [chunk(stamped(event)) for event in burst_events(ANTHROPIC)]
 
 
 class Vendor(asyncio.Protocol):
@@ -76,14 +93,15 @@ class Vendor(asyncio.Protocol):
         end = head_end + 4 + (int(found[1]) if found else 0)
         if len(self._seen) < end:
             return
-        is_stream = self._seen.find(_STREAMS, head_end) >= 0
+        path = _PATH.match(self._seen)
+        burst = self._answers.bursts.get(path[1] if path else b"", UNKNOWN)
         del self._seen[:end]
-        if is_stream and self._is_paced:
-            self._transport.write(HEAD_STREAM + with_stamp(self._answers.paced[0]))
+        if self._is_paced:
+            self._transport.write(self._answers.paced_head + with_stamp(self._answers.paced[0]))
             self._due_s = asyncio.get_running_loop().time()
             self._later(1)
         else:
-            self._transport.write(self._answers.burst if is_stream else self._answers.json)
+            self._transport.write(with_new_ids(burst))
 
     def _later(self, index: int) -> None:
         self._due_s += PACE_S

@@ -4,6 +4,7 @@ import json
 import os
 import shutil
 import subprocess
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -40,11 +41,14 @@ class WrkResult:
 
 @dataclass(frozen=True, slots=True)
 class Load:
-    """What wrk sends: a file with gateway tokens, one with the body, and to which path."""
+    """What wrk sends: a file with gateway tokens, one with the body, to which path, and with which headers."""
 
     tokens: Path
     body: Path
     path: str
+    gateway_header: str
+    scheme: str
+    headers: Mapping[str, str]
     connections: int
 
 
@@ -77,6 +81,9 @@ def run(url: str, load: Load, *, seconds: float, core: int) -> WrkResult:
         "BENCH_TOKENS": str(load.tokens),
         "BENCH_BODY": str(load.body),
         "BENCH_PATH": load.path,
+        "BENCH_GATEWAY_HEADER": load.gateway_header,
+        "BENCH_SCHEME": load.scheme,
+        "BENCH_HEADERS": "".join(f"{name}: {value}\n" for name, value in load.headers.items()),
     }
     finished = subprocess.run(
         command(url, load, seconds=seconds, core=core),

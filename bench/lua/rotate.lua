@@ -1,5 +1,7 @@
 -- One request after the other, each with the next user's gateway token; at the end, the figures as JSON.
 -- BENCH_TOKENS: a file with a token a line. BENCH_BODY: a file with the body. BENCH_PATH: the path.
+-- BENCH_GATEWAY_HEADER, BENCH_SCHEME: where the token stands, and what stands before it. BENCH_HEADERS: further
+-- headers, one a line.
 local requests, position = {}, 0
 
 function init()
@@ -8,12 +10,14 @@ function init()
   file:close()
   for token in io.lines(os.getenv("BENCH_TOKENS")) do
     local headers = {
-      ["x-api-key"] = token,
+      [os.getenv("BENCH_GATEWAY_HEADER")] = os.getenv("BENCH_SCHEME") .. token,
       ["content-type"] = "application/json",
       ["accept"] = "application/json",
-      ["anthropic-version"] = "2023-06-01",
       ["user-agent"] = "bench",
     }
+    for name, value in os.getenv("BENCH_HEADERS"):gmatch("([^:\n]+): ([^\n]*)") do
+      headers[name] = value
+    end
     requests[#requests + 1] = wrk.format("POST", os.getenv("BENCH_PATH"), headers, body)
   end
 end

@@ -4,12 +4,25 @@ import json
 
 import pytest
 
-from bench.books import UncountedError, check_count
+from bench.books import UncountedError, check_bound, check_count
+from bench.compare import comparison_table, ratios
 from bench.machine import Cores, core_times
-from bench.measure import MEASUREMENTS, median
+from bench.measure import MEASUREMENTS, SHAPES, median
 from bench.open_loop import percentile
 from bench.report import below_floor, table
-from bench.traffic import BURST_EVENTS, burst_events, long_request, small_request
+from bench.traffic import (
+    ANSWER_BYTES,
+    BURST_EVENTS,
+    ID_PLACE,
+    OPENAI_UNASKED,
+    RESPONSES_STORED,
+    TRAFFICS,
+    burst_events,
+    long_request,
+    small_request,
+    whole_answer,
+)
+from bench.vendor import with_new_ids
 
 STAT = """cpu  300 0 100 1000 20 0 6 4 0 0
 cpu0 100 0 50 500 10 0 3 2 0 0
@@ -41,14 +54,59 @@ def test_a_core_is_busy_with_everything_but_idling_and_stolen_time():
     assert times.steal_s / times.idle_s == pytest.approx(2 / 510)
 
 
-@pytest.mark.parametrize(("body", "size"), [(small_request, 2_048), (long_request, 100 * 1024)])
-def test_requests_are_as_long_as_they_say_and_valid(body, size):
-    assert len(body()) == size
-    assert json.loads(body())["messages"][-1]["role"] == "user"
+@pytest.mark.parametrize("bound", [9, 11])
+def test_a_run_is_worth_nothing_when_ids_that_went_down_have_no_owner(bound):
+    check_bound(bound=10, entries=5, ids_each=2)
+    with pytest.raises(UncountedError):
+        check_bound(bound=bound, entries=5, ids_each=2)
 
 
-def test_a_burst_has_its_events():
-    assert len(burst_events()) == BURST_EVENTS == 60
+@pytest.mark.parametrize("traffic", TRAFFICS, ids=lambda traffic: traffic.name)
+@pytest.mark.parametrize(("request_of", "size"), [(small_request, 2_048), (long_request, 100 * 1024)])
+def test_requests_are_as_long_as_they_say_and_the_user_speaks_last(traffic, request_of, size):
+    body = request_of(traffic)
+    fields = json.loads(body)
+    turns = fields.get("messages") or fields.get("input") or fields["contents"]
+    assert len(body) == size
+    assert turns[-1]["role"] == "user"
+
+
+@pytest.mark.parametrize("traffic", TRAFFICS, ids=lambda traffic: traffic.name)
+def test_answers_have_their_size_and_bursts_their_events(traffic):
+    assert ANSWER_BYTES <= len(whole_answer(traffic)) < ANSWER_BYTES + 200
+    assert len(burst_events(traffic)) == BURST_EVENTS == 60
+
+
+def test_ids_that_users_own_are_new_in_each_answer():
+    answer = whole_answer(RESPONSES_STORED)
+    first, second = with_new_ids(answer), with_new_ids(answer)
+    assert ID_PLACE.encode() not in first
+    assert first != second
+    assert len(first) == len(second) == len(answer)
+
+
+def test_a_client_that_did_not_ask_gets_one_event_less():
+    events = burst_events(OPENAI_UNASKED)
+    left = OPENAI_UNASKED.passed(b"".join(events))
+    assert left == b"".join(event for event in events if b'"choices":[],' not in event)
+    assert left.count(b"\n\n") == BURST_EVENTS - 1
+
+
+def test_every_measurement_has_a_name_of_its_own():
+    names = [measurement.name for measurement in MEASUREMENTS]
+    assert len(set(names)) == len(names)
+    assert {"requests", "requests:openai", "bursts:openai-unasked", "long:gemini", "paced"} <= set(names)
+
+
+def test_a_comparison_is_by_rounds_and_shows_every_run():
+    def runs(*cpu_us):
+        return [{"cpu_us": value} for value in cpu_us]
+
+    rounds = {"anthropic": runs(100.0, 200.0, 100.0), "gemini": runs(110.0, 180.0, 105.0)}
+    assert ratios(rounds, "gemini") == pytest.approx([1.1, 0.9, 1.05])
+    table = comparison_table(SHAPES[0], rounds)
+    assert "| anthropic | 100 | 1.000 (1.000 to 1.000) | 100 200 100 |" in table
+    assert "| gemini | 110 | 1.050 (0.900 to 1.100) | 110 180 105 |" in table
 
 
 def test_median_and_percentiles_are_of_the_ranked_values():

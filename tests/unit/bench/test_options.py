@@ -2,7 +2,7 @@
 
 import pytest
 
-from bench.__main__ import QUICK_SECONDS, REPEATS, SECONDS, options
+from bench.__main__ import COMPARED_SECONDS, QUICK_SECONDS, REPEATS, ROUNDS, SECONDS, options
 from bench.measure import MEASUREMENTS
 
 
@@ -29,6 +29,19 @@ def test_only_may_be_repeated():
     assert options(["--only", "long", "--only", "paced"]).only == ["long", "paced"]
 
 
+def test_a_comparison_is_of_requests_and_bursts_unless_shapes_are_named():
+    chosen = options(["--compare", "anthropic,openai,gemini"])
+    assert [traffic.name for traffic in chosen.compare] == ["anthropic", "openai", "gemini"]
+    assert [shape.name for shape in chosen.shapes] == ["requests", "bursts"]
+    assert (chosen.seconds, chosen.rounds) == (COMPARED_SECONDS, ROUNDS)
+
+
+def test_rounds_and_shapes_may_be_chosen():
+    chosen = options(["--compare", "openai", "--rounds", "3", "--seconds", "2", "long"])
+    assert [shape.name for shape in chosen.shapes] == ["long"]
+    assert (chosen.seconds, chosen.rounds) == (2.0, 3)
+
+
 @pytest.mark.parametrize(
     "wrong",
     [
@@ -37,6 +50,9 @@ def test_only_may_be_repeated():
         ["--seconds", "nan"],
         ["--repeats", "-1"],
         ["--repeats", "x"],
+        ["--compare", "nobody"],
+        ["--compare", "gemini", "paced"],
+        ["--rounds", "3"],
     ],
 )
 def test_what_cannot_be_measured_is_refused(wrong, capsys):

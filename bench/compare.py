@@ -1,0 +1,128 @@
+"""Kinds of traffic, or versions of the proxy, compared: each in turn, round after round, under the same load.
+
+What matters is CPU per request beside that of the first one in the same round: on a machine that is not ours alone
+single runs spread by a fifth, and neighbouring ones share what disturbed them.
+"""
+
+import contextlib
+import subprocess
+import sys
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from bench import targets
+from bench.books import Books
+from bench.measure import USERS, WARM_UP_S, Bench, Figures, Measurement, Shape, measurement_of, median, short
+from bench.targets import Target, TargetError
+from bench.traffic import TRAFFICS, Traffic
+
+Rounds = Mapping[str, Sequence[Figures]]
+"""Contestant -> its run in each round; the first is what the others are measured by."""
+BOOKS_MADE_WITHIN_S = 60.0
+
+
+@dataclass(frozen=True, slots=True)
+class Contestant:
+    """One kind of traffic on one proxy."""
+
+    name: str
+    measurement: Measurement
+    target: Target
+    books: Books
+
+
+def traffics_named(names: Sequence[str]) -> list[Traffic]:
+    """Raises ValueError for a name that is nobody's."""
+    known = {traffic.name: traffic for traffic in TRAFFICS}
+    for name in names:
+        if name not in known:
+            raise ValueError(f"{name}: expected one of {', '.join(known)}")
+    return [known[name] for name in names]
+
+
+def compare(
+    bench: Bench, shape: Shape, traffics: Sequence[Traffic], *, rounds: int, against: Path | None
+) -> dict[str, list[Figures]]:
+    """Every contestant's runs; `against` is another checkout, compared with this one.
+
+    Raises UncountedError, WrkError, ClientError, TargetError.
+    """
+    runs: dict[str, list[Figures]] = {}
+    with _contestants(bench, shape, traffics, against) as contestants:
+        for one in contestants:
+            bench.load(one.measurement, one.target, one.books, WARM_UP_S)
+        for number in range(rounds):
+            for one in contestants if number % 2 == 0 else reversed(contestants):
+                figures = bench.counted(one.measurement, one.target, one.books)
+                runs.setdefault(one.name, []).append(figures)
+                bench.say(f"{shape.name}: {one.name}: {short(figures, shape.unit)}")
+    for books in {one.books.folder: one.books for one in contestants}.values():
+        books.check_clean()
+    return {one.name: runs[one.name] for one in contestants}
+
+
+@contextlib.contextmanager
+def _contestants(
+    bench: Bench, shape: Shape, traffics: Sequence[Traffic], against: Path | None
+) -> Iterator[list[Contestant]]:
+    """One vendor, and one proxy of each version; each contestant's answers checked."""
+    folder = bench.folder / f"compare-{shape.name}"
+    measurements = [found for traffic in traffics if (found := measurement_of(shape, traffic)) is not None]
+    with contextlib.ExitStack() as stack:
+        vendor = stack.enter_context(bench.vendor(shape, folder))
+        versions = [("there", against)] if against is not None else []
+        found = []
+        for version, tree in [*versions, ("here", targets.ROOT)]:
+            books = _books_of(tree, folder / version)
+            proxy = stack.enter_context(
+                targets.proxy(books.folder, vendor, core=bench.cores.proxy, environ=books.environ, tree=tree)
+            )
+            for measurement in measurements:
+                bench.check_answers(measurement, vendor, (proxy,), books)
+                name = measurement.traffic.name + (f" ({version})" if versions else "")
+                found.append(Contestant(name, measurement, proxy, books))
+        yield found
+
+
+def _books_of(tree: Path, folder: Path) -> Books:
+    """A store as the version in `tree` has it, with users. Raises TargetError."""
+    if tree == targets.ROOT:
+        return Books.open(folder, users=USERS)
+    make = (
+        f"import pathlib, bench.books; bench.books.Books.open(pathlib.Path({str(folder)!r}), users={USERS})"
+    )
+    made = subprocess.run(
+        [sys.executable, "-c", make],
+        cwd=tree,
+        capture_output=True,
+        text=True,
+        timeout=BOOKS_MADE_WITHIN_S,
+        check=False,
+    )
+    if made.returncode:
+        raise TargetError(f"{tree}: no store could be made: {made.stderr[-1_000:]}")
+    return Books(folder, folder / "tokens")
+
+
+def ratios(rounds: Rounds, name: str) -> list[float]:
+    """CPU per request beside the first contestant's, round by round."""
+    first = rounds[next(iter(rounds))]
+    return [one["cpu_us"] / other["cpu_us"] for one, other in zip(rounds[name], first, strict=True)]
+
+
+def comparison_table(shape: Shape, rounds: Rounds) -> str:
+    """Medians and ratios, and every single run."""
+    lines = [
+        f"{shape.title}",
+        "",
+        "| | CPU us each, median | ratio, median (lowest to highest) | CPU us each, every run |",
+        "|---|---|---|---|",
+    ]
+    for name, runs in rounds.items():
+        beside = ratios(rounds, name)
+        single = " ".join(f"{run['cpu_us']:.0f}" for run in runs)
+        middle = median([run["cpu_us"] for run in runs])
+        spread = f"{median(beside):.3f} ({min(beside):.3f} to {max(beside):.3f})"
+        lines.append(f"| {name} | {middle:.0f} | {spread} | {single} |")
+    return "\n".join(lines)
