@@ -222,9 +222,14 @@ def _cost(name: str, modifiers: Mapping[str, str], pricing: Pricing) -> int:
 def is_streamed(fields: Mapping[str, Any]) -> bool:
     """Whether a stream is asked for. Raises Refused(BAD_REQUEST) for `"true"` or 1: who takes it for a yes would
     answer with a stream that was not asked for its usage."""
-    value = fields.get("stream")
+    return flag(fields, "stream")
+
+
+def flag(fields: Mapping[str, Any], name: str) -> bool:
+    """A field that is true or not. Raises Refused(BAD_REQUEST) for what is neither."""
+    value = fields.get(name)
     if value is not None and not isinstance(value, bool):
-        raise Refused(Reason.BAD_REQUEST, "stream: must be a boolean.")
+        raise Refused(Reason.BAD_REQUEST, f"{name}: must be a boolean.")
     return bool(value)
 
 

@@ -13,6 +13,7 @@ from routes.openai_request import (
     IMAGE_TOKENS_MAX,
     IMAGE_TOKENS_USUAL,
     SEARCHES_WHEN_UNSET,
+    flag,
     is_streamed,
     model_of,
     output_tokens,
@@ -124,7 +125,7 @@ def _demand(request: Inbound, pricing: Pricing, *, written: Sequence[Any], is_co
         is_streaming=is_streamed(fields),
         ceiling=Usage(tuple(lines), is_exact=False),
         floor=Usage((floor,), is_exact=False),
-        is_deferred=fields.get("background") is True,
+        is_deferred=flag(fields, "background"),
     )
 
 

@@ -462,6 +462,7 @@ UNCOUNTED = [
     (CHAT, {"stream": []}, 400),
     (CHAT, {"stream": None}, 200),
     (RESPONSES, {"stream": "true"}, 400),
+    (RESPONSES, {"background": "true"}, 400),
     (RESPONSES, {"stream": 1}, 400),
     (CHAT, {"stream": True, "stream_options": {"include_usage": "false"}}, 400),
     (CHAT, {"stream": True, "stream_options": {"include_usage": 0}}, 400),

@@ -131,7 +131,7 @@ def test_a_stream_is_asked_for_its_usage_and_nothing_else_is(meter):
     assert asked.body is not None
     assert ASKED in asked.body
     assert isinstance(asked.added_event, AddedEvent)
-    for demand in (read(), read(stream=False), read(stream="true"), read(stream_options={})):
+    for demand in (read(), read(stream=False), read(stream=None), read(stream_options={})):
         assert (demand.body, demand.added_event, demand.is_streaming) == (None, None, False)
     demand = read(stream=True, stream_options={"include_usage": True})
     assert (demand.body, demand.added_event, demand.is_streaming) == (None, None, True)

@@ -449,7 +449,8 @@ def test_hosted_tools_are_refused_wherever_they_stand(tool):
 def test_work_in_the_background_is_deferred():
     assert respond(background=True).is_deferred
     assert not respond(background=None).is_deferred
-    assert not respond(background="true").is_deferred
+    with pytest.raises(Refused, match="background: must be a boolean"):
+        respond(background="true")
 
 
 def test_compacting_holds_one_pass_with_all_that_the_model_can_write():
