@@ -8,13 +8,15 @@ from typing import Any, Protocol, TypeGuard
 import orjson
 
 from metering.errors import Reason, Refused
+from metering.json_stream import JsonStream
 from metering.prices import ModelInfo
 from metering.sse import SseEvent, SseScanner
 from metering.usage import OUTPUT, PROMPT_UNITS, Usage, UsageLine
 from proxy.surface import PASS_ALL, AnswerHead, Demand, Pricing
 
 BODY_COPY_BYTES_MAX = 8 * 1024 * 1024
-"""The longest whole answer that is kept to read its usage; 128,000 tokens of text are about half a megabyte."""
+"""The longest whole answer that is kept as it came to read its usage; 128,000 tokens of text are about half a
+megabyte. Of a longer one (two minutes of speech, as numbers in text) only the condensed form is kept."""
 BODY_BYTES_PER_OUTPUT_TOKEN = 3
 """For whole answers that were cut before their counts came: they have hardly any framing."""
 COUNT_MAX = 1_000_000_000
@@ -129,12 +131,13 @@ class StreamObserver(ABC):
 class BodyObserver:
     """Reads a whole answer from a bounded copy, when it has ended."""
 
-    __slots__ = ("_bytes_fed", "_copy", "_demand", "_is_complete", "_report")
+    __slots__ = ("_bytes_fed", "_copy", "_demand", "_is_complete", "_report", "_stream")
 
     def __init__(self, demand: Demand, report: Report) -> None:
         self._demand = demand
         self._report = report
         self._copy: list[bytes] = []
+        self._stream: JsonStream | None = None
         self._bytes_fed = 0
         self._is_complete = False
 
@@ -143,8 +146,17 @@ class BodyObserver:
         if self._bytes_fed <= BODY_COPY_BYTES_MAX:
             self._copy.append(chunk)
         else:
-            self._copy.clear()
+            self._condense(chunk)
         return PASS_ALL
+
+    def _condense(self, chunk: bytes) -> None:
+        """Take more of an answer that is too long to be kept as it came."""
+        if self._stream is None:
+            self._stream = JsonStream()
+            chunk = b"".join([*self._copy, chunk])
+            self._copy.clear()
+        whole, _ = self._stream.feed(chunk)
+        self._copy += whole[-1:] if not self._copy else ()
 
     def end(self) -> None:
         self._is_complete = self._read()

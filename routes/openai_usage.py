@@ -136,6 +136,10 @@ class EmbeddingsBody(BodyObserver):
         self._tail = (self._tail + chunk)[-TAIL_BYTES_MAX:]
         return super().feed(chunk)
 
+    def _condense(self, chunk: bytes) -> None:  # noqa: ARG002 - the base's
+        """Not even that: the tail has it."""
+        self._copy.clear()
+
     def _read(self) -> bool:
         """The rest of the object, from the end of its list on; all of it where the counts stand before that."""
         rest = json_of(b"{" + self._tail[self._tail.rfind(b"]") + 1 :].lstrip(b", \t\r\n"))

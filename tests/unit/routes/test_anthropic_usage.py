@@ -7,6 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from metering import json_stream
 from metering.money import usd
 from metering.prices import PriceTable
 from metering.usage import CACHE_READ, CACHE_WRITE_1H, CACHE_WRITE_5M, INPUT, OUTPUT, WEB_SEARCHES, UsageLine
@@ -392,8 +393,24 @@ def test_a_whole_answer_whose_transfer_never_ended_stands_as_reported():
     assert (usage.total(INPUT), usage.total(OUTPUT), usage.is_exact) == (9, 700, False)
 
 
-def test_a_whole_answer_too_long_to_keep_is_estimated(monkeypatch):
+@pytest.mark.parametrize("step", [40, 5_000])
+def test_a_whole_answer_too_long_to_keep_as_it_came_is_read_condensed(monkeypatch, step):
     monkeypatch.setattr(counting, "BODY_COPY_BYTES_MAX", 100)
+    long = message({"input_tokens": 4, "output_tokens": 3}, content=[{"type": "text", "text": "x" * 2_000}])
+    for body in (long, long + b" " * 900, b" " * 900 + long):
+        usage = read(body, step=step)
+        assert (usage.total(INPUT), usage.total(OUTPUT)) == (4, 3)
+        assert usage.is_exact
+        assert not usage.notes
+    cut = read(long[:-3], step=step)
+    assert cut.notes == ("usage_not_looked_at",)
+    assert not cut.is_exact
+    assert cut.total(OUTPUT) > 300
+
+
+def test_a_whole_answer_too_long_even_condensed_is_estimated(monkeypatch):
+    monkeypatch.setattr(counting, "BODY_COPY_BYTES_MAX", 100)
+    monkeypatch.setattr(json_stream, "ELEMENT_BYTES_MAX", 100)
     usage = read(message({"input_tokens": 4, "output_tokens": 3}) + b" " * 900, step=40)
     assert not usage.is_exact
     assert usage.notes == ("usage_not_looked_at",)
