@@ -40,6 +40,8 @@ others waiting until their holds expire."""
 ANSWER_BYTES_MAX = 32 * 1024 * 1024
 """A poll's answer that is longer is not read: what it was about expires as an estimate."""
 OK, NOT_FOUND = 200, 404
+LOST_AFTER_POLLS = 3
+"""Work is lost when the vendor has said so often: right after it began, not all of its machines may know of it."""
 NOTE_LOST = "lost_at_vendor"
 """The vendor knows nothing of the work any more: it is booked at its estimate."""
 
@@ -139,9 +141,9 @@ class Deferrals:
         async with asyncio.timeout(POLL_TIMEOUT_S):
             status, observer = await self._ask(kind, work, demand)
         if status == NOT_FOUND:
-            await self._book(
-                kind, work, Usage(demand.floor.lines, is_exact=False, notes=(NOTE_LOST,)), status
-            )
+            if work.polls + 1 >= LOST_AFTER_POLLS:
+                lost = Usage(demand.floor.lines, is_exact=False, notes=(NOTE_LOST,))
+                await self._book(kind, work, lost, status)
         elif observer is not None and kind.deferred.is_running(observer):
             await self._works.keep(work, due_in_s=kind.deferred.due_s)
         elif observer is not None and observer.is_complete:

@@ -186,6 +186,9 @@ async def test_work_of_which_the_vendor_knows_nothing_is_booked_as_an_estimate(t
     async with OpenAISimulator() as vendor, serving_openai(tmp_path, vendor, clock=clock) as gateway:
         response_id = await start(gateway, await gateway.new_token())
         del vendor.kept[response_id]
+        for _ in range(deferral.LOST_AFTER_POLLS - 1):
+            await polled(gateway, clock)
+            assert await states(gateway) == ["HELD"], "it may not know of it yet"
         await polled(gateway, clock)
         (entry,) = await gateway.entries()
         assert (entry["basis"], entry["notes"]) == ("estimated", '["lost_at_vendor"]')
