@@ -39,6 +39,8 @@ POLL_TIMEOUT_S = 60.0
 others waiting until their holds expire."""
 ANSWER_BYTES_MAX = 32 * 1024 * 1024
 """A poll's answer that is longer is not read: what it was about expires as an estimate."""
+UNKNOWN_POLL_S, UNKNOWN_POLLS_MAX = 600.0, 144
+"""Rows of operations that this release does not know are left for the one that does, for a day."""
 OK, NOT_FOUND = 200, 404
 LOST_AFTER_POLLS = 3
 """Work is lost when the vendor has said so often: right after it began, not all of its machines may know of it."""
@@ -128,8 +130,12 @@ class Deferrals:
 
     async def _poll(self, work: DeferredWork) -> bool:
         kind = self._kinds.get((work.surface, work.operation))
-        if kind is None:  # another release's: its hold expires
-            await self._works.forget(work)
+        if kind is None:  # another release's, which may come back
+            if (
+                await self._works.claim(work, next_poll_in_s=UNKNOWN_POLL_S)
+                and work.polls >= UNKNOWN_POLLS_MAX
+            ):
+                await self._works.forget(work)
             return False
         if not await self._works.claim(work, next_poll_in_s=kind.deferred.poll_s):
             return False

@@ -29,7 +29,7 @@ from metering.ledger import NO_COST, Ledger, Outcome, Resolved, Settlement, boun
 from metering.money import credits_left, credits_of
 from metering.objects import ObjectId, Objects
 from metering.prices import PriceTable
-from metering.store.writer import Result
+from metering.store.writer import Done, Result
 from metering.usage import NOTHING, Usage
 from proxy import forbidden
 from proxy.auth import Authenticator, conceal_tokens
@@ -492,7 +492,21 @@ class Engine:
         """Give what an answer hands out to its user, and note where its work may go on."""
         assert exchange.caller is not None
         steps = self._deferrals.steps(exchange, ids)
-        return self._objects.bind(ids, exchange.caller.user_id, exchange.request_id, *steps)
+        binding = self._objects.bind(ids, exchange.caller.user_id, exchange.request_id, *steps)
+        if steps:
+            binding.add_done_callback(lambda done: self._look_at_deferral(exchange, done))
+        return binding
+
+    def _look_at_deferral(self, exchange: Exchange, binding: "asyncio.Future[Result]") -> None:
+        """Nobody will ask about work whose row could not be written: it is settled now, as what is known of it."""
+        if binding.cancelled() or (binding.exception() is None and isinstance(binding.result(), Done)):
+            return
+        exchange.is_deferred = False
+        if exchange.outcome is Outcome.DEFERRED:
+            exchange.settled = None
+            self._settle(
+                exchange, Outcome.UPSTREAM_FAILED, self._known_usage(exchange), notes=("not_polled",)
+            )
 
     async def _end(self, exchange: Exchange, relay: Relay, outcome: Outcome) -> None:
         """End the client's answer as the vendor ended its own; what broke off never ends cleanly."""

@@ -1,8 +1,9 @@
 """Bytes from a vendor's answer to the client, and a copy to the observer. Nothing is changed on the way, but
 what a gate takes out (see gate.py).
 
-The end of an answer (the event that ends a stream, the last chunk of a body) waits for the settle, and what
-carries an id for its owner; every other byte passes when it comes. When the client has left, the rest is read
+The end of an answer (the event that ends a stream, the last chunk of a body) waits for the settle. Behind a gate, a
+stream passes in whole events and a body at its end, when its ids have their owner. Every other byte passes when it
+comes. When the client has left, the rest is read
 for the meter alone.
 """
 

@@ -249,7 +249,8 @@ class Deferred:
     `kind`: of the object under which it goes on (handed out by the same operation). `path`: where the vendor
     is asked about it, {id} is replaced. `is_running` reads the observer of the first answer, and of every
     poll's: whether the work goes on. Times in seconds: a poll every `poll_s`; a hold of which nothing was heard
-    for `due_s` expires (a report that comes later adjusts it); given up after `given_up_after_s`.
+    for `due_s` expires (a report that comes later adjusts it); given up after so many polls as `given_up_after_s`
+    has room for.
     """
 
     kind: str

@@ -6,8 +6,8 @@ from typing import Any
 import pytest
 
 from proxy import deferral
-from simulators.openai import Behaviour, OpenAISimulator, fails, hangs, replays
-from simulators.script import Gate
+from simulators.openai import Behaviour, OpenAISimulator, fails, hangs, replays, streams
+from simulators.script import Gate, WaitFor
 from tests.support.gateway import DatedClock, Gateway
 from tests.support.openai import openai_client_of, response_body, serving_openai
 
@@ -257,6 +257,40 @@ async def test_one_silent_poll_does_not_keep_the_others_waiting(tmp_path, clock,
         await polled(gateway, clock)
         vendor.finish(response_id)
         await polled(gateway, clock)
+        (entry,) = await gateway.entries()
+        assert entry["basis"] == "reported"
+        await gateway.assert_clean()
+
+
+async def test_work_whose_row_cannot_be_written_is_booked_at_once(tmp_path, clock):
+    env: dict[str, str | None] = {"STORE_BUSY_TIMEOUT_S": "0.2"}
+    async with OpenAISimulator() as vendor, serving_openai(tmp_path, vendor, clock=clock, env=env) as gateway:
+        gate = Gate()
+        vendor.next(streams(before=(WaitFor(gate),)))
+        async with openai_client_of(gateway, await gateway.new_token()) as client:
+            asking = asyncio.get_running_loop().create_task(client.post("/responses", json=BACKGROUND))
+            await gate.reached()
+            with gateway.locked_store() as other:
+                gate.open()
+                answer = await asking
+                other.rollback()
+            assert (answer.status_code, "resp_" in answer.text) == (503, False)
+        (entry,) = await gateway.entries()
+        assert (entry["kind"], entry["basis"], entry["notes"]) == ("settle", "estimated", '["not_polled"]')
+        assert await works(gateway) == 0
+        await gateway.assert_clean()
+
+
+async def test_a_row_of_another_release_is_left_for_it(tmp_path, clock):
+    async with OpenAISimulator() as vendor, serving_openai(tmp_path, vendor, clock=clock) as gateway:
+        response_id = await start(gateway, await gateway.new_token())
+        deferrals = gateway.service.engine._deferrals
+        kinds, deferrals._kinds = deferrals._kinds, {}
+        await polled(gateway, clock)
+        assert await works(gateway) == 1
+        deferrals._kinds = kinds
+        vendor.finish(response_id)
+        await polled(gateway, clock, 601)
         (entry,) = await gateway.entries()
         assert entry["basis"] == "reported"
         await gateway.assert_clean()
