@@ -10,7 +10,7 @@ import asyncio
 import logging
 import urllib.parse
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import orjson
 
@@ -122,8 +122,6 @@ class Deferrals:
             return await self._poll(work)
         except Refused as error:
             logger.warning("deferred work of %s was not asked about: %s", work.reservation_id, error)
-        except TimeoutError:
-            logger.warning("%s was silent about deferred work of %s", work.surface, work.reservation_id)
         except Exception:
             logger.exception("deferred work of %s cannot be read", work.reservation_id)
         return False
@@ -144,8 +142,7 @@ class Deferrals:
             await self._works.forget(work)
             return False
         demand = _decoded(work.demand)
-        async with asyncio.timeout(POLL_TIMEOUT_S):
-            status, observer = await self._ask(kind, work, demand)
+        status, observer = await self._ask(kind, work, demand)
         if status == NOT_FOUND:
             if work.polls + 1 >= LOST_AFTER_POLLS:
                 lost = Usage(demand.floor.lines, is_exact=False, notes=(NOTE_LOST,))
@@ -162,9 +159,14 @@ class Deferrals:
         path = kind.deferred.path.replace("{id}", urllib.parse.quote(work.upstream_id, safe=""))
         headers = [*mounted.fixed_headers, (b"accept-encoding", b"identity"), mounted.credential]
         try:
-            answer = await self._client.open(
-                mounted.origin, b"GET", path.encode(), headers, b"", mounted.timeouts
+            # Not asyncio.timeout: cancelled before it has written anything, the client raises a cancellation of its
+            # own, which Python 3.11 lets through as ours.
+            patience = replace(
+                mounted.timeouts,
+                first_byte_s=min(POLL_TIMEOUT_S, mounted.timeouts.first_byte_s),
+                answer_s=min(POLL_TIMEOUT_S, mounted.timeouts.answer_s),
             )
+            answer = await self._client.open(mounted.origin, b"GET", path.encode(), headers, b"", patience)
         except UpstreamError as error:
             logger.warning("%s was not asked about deferred work: %s", mounted.surface.name, error)
             return 0, None

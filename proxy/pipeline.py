@@ -139,6 +139,8 @@ class Engine:
             await self._refuse(exchange, Refused(Reason.INTERNAL, "The proxy failed. This is our defect."))
         finally:
             exchange.status = exchange.status or CLIENT_CLOSED_REQUEST
+            if exchange.is_deferred:
+                _leave_to_poll(exchange)
             self._telemetry.finish(exchange, time.monotonic())
 
     async def _serve(self, exchange: Exchange, mounted: Mounted, path: bytes) -> None:
@@ -783,6 +785,15 @@ def _goes_on(exchange: Exchange) -> bool:
         and operation.deferred is not None
         and operation.deferred.is_running(exchange.observer)
     )
+
+
+def _leave_to_poll(exchange: Exchange) -> None:
+    """A poll was faster than the end of the stream: it has booked the work, and says so in a line of its own."""
+    settled = exchange.settled
+    if settled is None or not settled.done() or settled.cancelled() or settled.exception() is not None:
+        return
+    if settled.result() is Resolved.ALREADY_RESOLVED:
+        exchange.outcome, exchange.priced, exchange.is_estimated = Outcome.DEFERRED, None, False
 
 
 def _deferred() -> "asyncio.Future[Resolved]":

@@ -5,6 +5,7 @@ from typing import Any
 
 import pytest
 
+from metering.ledger import NO_COST, Outcome, Settlement
 from proxy import deferral
 from simulators.openai import Behaviour, OpenAISimulator, fails, hangs, replays, streams
 from simulators.script import Gate, WaitFor
@@ -293,4 +294,26 @@ async def test_a_row_of_another_release_is_left_for_it(tmp_path, clock):
         await polled(gateway, clock, 601)
         (entry,) = await gateway.entries()
         assert entry["basis"] == "reported"
+        await gateway.assert_clean()
+
+
+async def test_a_stream_whose_work_a_poll_has_booked_already_counts_no_cost_again(tmp_path, clock):
+    async with OpenAISimulator() as vendor, serving_openai(tmp_path, vendor, clock=clock) as gateway:
+        async with (
+            openai_client_of(gateway, await gateway.new_token()) as client,
+            client.stream("POST", "/responses", json={**BACKGROUND, "stream": True}) as answer,
+        ):
+            lines = answer.aiter_lines()
+            while "response.queued" not in await anext(lines):
+                pass
+            ledger = gateway.service.engine._ledger
+            reservation = await ledger.held(answer.headers["x-automna-request-id"])
+            assert reservation is not None
+            await ledger.settle(reservation, Settlement(Outcome.COMPLETED, NO_COST, is_reported=True))
+            (response_id,) = vendor.kept
+            vendor.finish(response_id)
+            assert any("response.completed" in line for line in [line async for line in lines])
+        await gateway.entries()
+        (line,) = gateway.lines
+        assert (line["outcome"], "cost_usd" in line) == ("deferred", False)
         await gateway.assert_clean()
