@@ -129,6 +129,8 @@ class Relay:
                 break
             # Asked at once: after a wait, the end may have come with bytes that are not in this chunk.
             await self._pass_on(chunk, settle, is_last=answer.is_complete)
+        if self._gate is not None:  # what it finds at the end decides how the answer ended
+            await self._pass_on(b"", settle, is_last=True)
         self._observer.end()
         if self.is_whole:  # before the settle: under one of its ids the work may go on
             await self._end_gate()

@@ -204,14 +204,15 @@ class ListObserver:
 class BodyObserver:
     """Reads a whole answer: from a copy where it is short, else condensed as it passes (pictures, embeddings)."""
 
-    __slots__ = ("_bytes_fed", "_copy", "_is_complete", "_report", "_stream")
+    __slots__ = ("_bytes_fed", "_copy", "_has_ended", "_is_read", "_report", "_stream")
 
     def __init__(self, demand: Demand, tier: str) -> None:
         self._report = Report(demand, tier)
         self._copy: list[bytes] = []
         self._stream: JsonStream | None = None
         self._bytes_fed = 0
-        self._is_complete = False
+        self._has_ended = False
+        self._is_read = False
 
     def feed(self, chunk: bytes) -> int:
         self._bytes_fed += len(chunk)
@@ -227,12 +228,13 @@ class BodyObserver:
         return PASS_ALL
 
     def end(self) -> None:
+        self._has_ended = True
         self._read_copy()
         self._copy.clear()
 
     @property
     def is_complete(self) -> bool:
-        return self._is_complete
+        return self._has_ended and self._is_read
 
     @property
     def at_boundary(self) -> bool:
@@ -247,16 +249,16 @@ class BodyObserver:
             self._read_copy()  # Whole, but for the end of its framing: what it reports stands.
         has_skipped = self._stream is not None and self._stream.elements_skipped > 0
         guess = self._bytes_fed // BODY_BYTES_PER_OUTPUT_TOKEN
-        return self._report.usage(is_final=self._is_complete, output_guess=guess, has_skipped=has_skipped)
+        return self._report.usage(is_final=self.is_complete, output_guess=guess, has_skipped=has_skipped)
 
     def _condense(self, stream: JsonStream, chunk: bytes) -> None:
         elements, _ = stream.feed(chunk)
         for element in elements:
-            self._is_complete = self._report.read(element)
+            self._is_read = self._report.read(element)
 
     def _read_copy(self) -> None:
         if self._copy:
-            self._is_complete = self._report.read(b"".join(self._copy))
+            self._is_read = self._report.read(b"".join(self._copy))
 
 
 # --- what the vendor has reported ---------------------------------------------------------------------
@@ -307,7 +309,7 @@ class Report:
 
     def usage(self, *, is_final: bool, output_guess: int, has_skipped: bool) -> Usage:
         """The counts as billed. What the vendor has not counted is estimated: the input as the request's floor,
-        the output, where nothing at all was counted, as `output_guess`."""
+        the output, where none was counted, as `output_guess`."""
         notes: list[str] = []
         chunk = self._chunk(self._last)
         counts = _counts_of(chunk.get("usageMetadata"), notes)
@@ -427,9 +429,9 @@ class Report:
             for floor in self._demand.floor.lines:
                 for unit, count in floor.counts.items():
                     buckets[unit] = buckets.get(unit, 0) + count
-            if not any(unit in buckets for unit in OUTPUT_UNITS):
-                unit = next((u for u in reversed(OUTPUT_UNITS) if self._demand.ceiling.total(u)), OUTPUT)
-                buckets[unit] = min(output_guess, self._demand.ceiling.total(unit))
+        if not any(unit in buckets for unit in OUTPUT_UNITS):  # the first chunks tell the prompt alone
+            unit = next((u for u in reversed(OUTPUT_UNITS) if self._demand.ceiling.total(u)), OUTPUT)
+            buckets[unit] = min(output_guess, self._demand.ceiling.total(unit))
         return [UsageLine(line.model, {u: c for u, c in buckets.items() if c}, line.modifiers)]
 
 

@@ -25,7 +25,12 @@ from metering.usage import (
 from proxy.surface import PASS_ALL
 from routes import gemini_usage
 from routes.gemini import SURFACE
-from routes.gemini_usage import BodyObserver, EventsObserver, ListObserver
+from routes.gemini_usage import (
+    STREAM_BYTES_PER_OUTPUT_TOKEN,
+    BodyObserver,
+    EventsObserver,
+    ListObserver,
+)
 from tests.fixtures_llm import each_recorded
 from tests.unit.routes.gemini_bodies import (
     JSON,
@@ -492,9 +497,23 @@ def test_a_body_whose_framing_is_unfinished_counts_when_its_last_brace_is_there(
     body = orjson.dumps(DONE)
     reader = observer(JSON, wanted=UNARY)
     reader.feed(body[:-1])
-    assert not reader.usage().is_exact
+    before = reader.usage()
     reader.feed(body[-1:])
-    assert reader.usage().is_exact
+    counted = reader.usage()
+    reader.end()
+    assert counted.lines == reader.usage().lines != before.lines
+    assert [usage.is_exact for usage in (before, counted, reader.usage())] == [False, False, True]
+
+
+def test_of_a_stream_that_was_cut_before_its_output_was_counted_the_bytes_are_the_estimate_of_that():
+    """The first chunks tell the prompt alone, though they carry text."""
+    reader = observer(SSE)
+    chunk = {"candidates": [{"content": {"parts": [{"text": "Teal " * 100}]}}], "usageMetadata": tokens(7)}
+    data = b"data: " + orjson.dumps(chunk) + b"\r\n\r\n"
+    reader.feed(data)
+    usage = reader.usage()
+    assert not usage.is_exact
+    assert (usage.total(INPUT), usage.total(OUTPUT)) == (7, len(data) // STREAM_BYTES_PER_OUTPUT_TOKEN)
 
 
 def test_a_blocked_prompt_is_billed_as_the_vendor_counts_it():
