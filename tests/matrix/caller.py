@@ -37,13 +37,12 @@ class Caller:
         self._reading: asyncio.Task[None] | None = None
 
     async def ask(
-        self, port: int, headers: Sequence[tuple[bytes, bytes]], body: bytes, *, is_whole: bool = True
+        self, port: int, target: bytes, headers: Sequence[bytes], body: bytes, *, is_whole: bool = True
     ) -> None:
         """Connect, send the request (or only half of its body), and read from now on."""
         loop = asyncio.get_running_loop()
         await loop.sock_connect(self._socket, ("127.0.0.1", port))
-        lines = [b"POST /api/llm/v1/messages HTTP/1.1", b"host: proxy", b"content-length: %d" % len(body)]
-        lines += [b"%b: %b" % pair for pair in headers]
+        lines = [b"POST %b HTTP/1.1" % target, b"host: proxy", b"content-length: %d" % len(body), *headers]
         sent = body if is_whole else body[: len(body) // 2]
         await loop.sock_sendall(self._socket, b"\r\n".join(lines) + b"\r\n\r\n" + sent)
         self._reading = spawn(self._read(), name="caller")

@@ -1,4 +1,4 @@
-"""One vendor, a gateway for each set of bounds, and the count of what is open: shared by all cells of a process.
+"""The vendors, a gateway for each set of bounds, and the count of what is open: shared by all cells of a process.
 
 A gateway is warm before its first cell, so that whatever is open after a cell and was not before it has leaked.
 """
@@ -15,8 +15,14 @@ from typing import Any, Self
 import httpx
 
 from simulators.anthropic import AnthropicSimulator
+from simulators.gemini import VENDOR_KEY as GEMINI_KEY
+from simulators.gemini import GeminiSimulator
+from simulators.openai import VENDOR_KEY as OPENAI_KEY
+from simulators.openai import OpenAISimulator
+from simulators.vendor import VendorSimulator
+from tests.matrix.speeches import SPEECHES
 from tests.matrix.tables import STAYS, Cell, End, Part, Stage
-from tests.support.gateway import Gateway, client_of, messages_body, running_gateway
+from tests.support.gateway import Gateway, running_gateway
 
 LEFT_WITHIN_S = 10.0
 """How long a cell's tasks, connections and descriptors may take to be gone."""
@@ -85,18 +91,28 @@ class Open:
 
 
 class House:
-    """The vendor and the gateways."""
+    """The vendors and the gateways."""
 
     def __init__(self, folder: Path) -> None:
-        self.vendor = AnthropicSimulator()
+        self.vendors: dict[str, VendorSimulator[Any, Any]] = {
+            "anthropic": AnthropicSimulator(),
+            "openai": OpenAISimulator(),
+            "gemini": GeminiSimulator(),
+        }
         self._folder = folder
         self._gateways: dict[str, Gateway] = {}
         self._stack = AsyncExitStack()
         self._users = 0
 
     async def __aenter__(self) -> Self:
-        await self._stack.enter_async_context(self.vendor)
+        for vendor in self.vendors.values():
+            await self._stack.enter_async_context(vendor)
         return self
+
+    @property
+    def requests_total(self) -> int:
+        """What all vendors have seen."""
+        return sum(vendor.requests_total for vendor in self.vendors.values())
 
     async def __aexit__(self, *_: object) -> None:
         await self._stack.aclose()
@@ -114,7 +130,7 @@ class House:
         return user_id, await gateway.new_token(user_id)
 
     def open(self) -> Open:
-        """What is open now. Both ends of a pooled connection are ours, for the vendor is in this process."""
+        """What is open now. Both ends of a pooled connection are ours, for the vendors are in this process."""
         clients = [gateway.service.client for gateway in self._gateways.values()]
         idle = sum(client.idle_connections for client in clients)
         tasks = frozenset(f"{task.get_name()} {id(task)}" for task in asyncio.all_tasks() if not task.done())
@@ -136,20 +152,30 @@ class House:
     async def _started(self, bounds: str) -> Gateway:
         folder = self._folder / bounds.replace(" ", "-")
         folder.mkdir()
-        upstream = self.vendor.url
+        urls = {name: vendor.url for name, vendor in self.vendors.items()}
         if bounds == "refuses":
-            upstream = self._closed_port()
+            urls = dict.fromkeys(urls, self._closed_port())
         elif bounds in ("never accepts", "left at connecting"):
-            upstream = await self._full_port()
-        started: Any = running_gateway(folder, upstream=upstream, env={**PATIENT, **SHORT[bounds]})
+            urls = dict.fromkeys(urls, await self._full_port())
+        others = {
+            "OPENAI_API_KEY": OPENAI_KEY,
+            "OPENAI_UPSTREAM_URL": urls["openai"],
+            "GEMINI_API_KEY": GEMINI_KEY,
+            "GEMINI_UPSTREAM_URL": urls["gemini"],
+        }
+        started: Any = running_gateway(
+            folder, upstream=urls["anthropic"], env={**PATIENT, **SHORT[bounds], **others}
+        )
         gateway: Gateway = await self._stack.enter_async_context(started)
         for listener in gateway.server.servers[0].sockets:  # inherited by what it accepts
             listener.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, SEND_BUFFER_BYTES)
-        async with client_of(gateway, await gateway.new_token("warm")) as client:
-            client.timeout = httpx.Timeout(WARM_WITHIN_S)
-            for stream in (False, True):
+        token = await gateway.new_token("warm")
+        async with httpx.AsyncClient(base_url=gateway.url, timeout=WARM_WITHIN_S, trust_env=False) as client:
+            for speech in SPEECHES:
+                name, _, scheme = speech.dialect.key.decode().partition(": ")
+                headers = {name: scheme + token, "anthropic-version": "2023-06-01"}
                 with contextlib.suppress(httpx.TimeoutException):  # where nobody answers
-                    await client.post("/v1/messages", json=messages_body(stream=stream))
+                    await client.post(speech.target.decode(), content=speech.body(), headers=headers)
         await gateway.assert_clean()
         await gateway.entries()
         return gateway

@@ -1,18 +1,17 @@
-"""The two tables whose product is tested, what each pair can be, and the one rule for what must come of it."""
+"""The tables whose product is tested (clients, vendors, and the speeches of speeches.py), which of it there is, and
+the one rule for what must come of it."""
 
 import enum
 from dataclasses import dataclass
 from itertools import product
 
 from metering.ledger import Outcome
-from simulators.anthropic import ReportedUsage
+from tests.matrix.speeches import SPEECHES, STREAM, WHOLE, Dialect, Speech
 
-INPUT_NANOUSD, OUTPUT_NANOUSD = 3_000, 15_000
-"""What claude-sonnet-4-5 costs per token: 3 and 15 USD per million."""
-USAGE = ReportedUsage(input_tokens=1_000, output_tokens=60)
-"""What every answer reports at its end; at its beginning, the input and three tokens of output."""
-EXACT_NANOUSD = 1_000 * INPUT_NANOUSD + 60 * OUTPUT_NANOUSD
-AT_START_NANOUSD = 1_000 * INPUT_NANOUSD + 3 * OUTPUT_NANOUSD
+RETRY_AFTER_S = 7
+"""What every vendor's error advises."""
+NEXT_ATTEMPT_S, OPERATOR_S = 1, 30
+"""What an error of ours advises: when no answer began, and when our account was refused."""
 
 
 class Stage(enum.IntEnum):
@@ -217,20 +216,39 @@ VENDORS = (
 class Cell:
     client: Client
     vendor: Vendor
-    is_streaming: bool
+    speech: Speech
 
     @property
     def name(self) -> str:
-        kind = "stream" if self.is_streaming else "whole"
-        return f"{self.client.name} x {self.vendor.name} x {kind}"
+        return f"{self.client.name} x {self.vendor.name} x {self.speech.name}"
 
     @property
     def answers_stream(self) -> bool:
-        """The vendor's body is events."""
-        return self.is_streaming and not self.vendor.is_json
+        """The vendor's body is events, or a list of what they would say."""
+        return self.speech.is_streaming and not self.vendor.is_json
+
+    @property
+    def passes_whole_events(self) -> bool:
+        """No half event goes down, and none that we asked for."""
+        return self.answers_stream and (self.speech.hands_out_ids or self.speech.hidden is not None)
+
+    @property
+    def passes_whole_body(self) -> bool:
+        """Nothing goes down before the end of a body, not even its head."""
+        return self.speech.hands_out_ids and not self.answers_stream
 
 
-def is_possible(client: Client, vendor: Vendor) -> bool:
+TELLING = tuple(
+    client
+    for client in CLIENTS
+    if client.name in ("stays", "leaves-before-the-head", "leaves-midway-rst", "leaves-after-the-last")
+)
+TELLING_WHEN_SLOW = ("completes", "closes-midway", "never-ends")
+TELLING_ERRORS = ("says-429-json", "says-500-html")
+FIRST_OF_VENDORS = tuple({speech.dialect.vendor: speech for speech in reversed(SPEECHES)}.values())
+
+
+def is_possible(client: Client, vendor: Vendor, speech: Speech) -> bool:
     """Which pairs there are.
 
     1. Whoever stays meets every vendor.
@@ -238,7 +256,17 @@ def is_possible(client: Client, vendor: Vendor) -> bool:
     3. While it is still asking, no vendor hears of it: one stands for all.
     4. Only a vendor that never accepts keeps a client at connecting, and it lets nobody further.
     5. What an error says matters only to who reads it: whoever leaves, or reads slowly, meets each status once.
+    6. Clients differ for the engine, and speeches for what they say: Anthropic's speeches meet all clients, the others
+       those that tell most, and only who stays meets a vendor that is not reached.
+    7. Errors are said in a vendor's dialect: the first of its speeches meets them all, the others a few.
     """
+    if speech not in (STREAM, WHOLE):
+        if client not in TELLING and not (client.is_slow and vendor.name in TELLING_WHEN_SLOW):
+            return False
+        if vendor.end in (End.REFUSES, End.NEVER_ACCEPTS) and client is not STAYS:
+            return False
+        if vendor.error is not None and speech not in FIRST_OF_VENDORS and vendor.name not in TELLING_ERRORS:
+            return False
     if vendor.error is not None and vendor.error.body != "json" and client is not STAYS:
         return False
     if client.leaves_at is None:
@@ -251,10 +279,9 @@ def is_possible(client: Client, vendor: Vendor) -> bool:
 
 
 CELLS = tuple(
-    Cell(client, vendor, is_streaming=kind == "S")
-    for client, vendor in product(CLIENTS, VENDORS)
-    if is_possible(client, vendor)
-    for kind in vendor.kinds
+    Cell(client, vendor, speech)
+    for client, vendor, speech in product(CLIENTS, VENDORS, SPEECHES)
+    if ("S" if speech.is_streaming else "U") in vendor.kinds and is_possible(client, vendor, speech)
 )
 
 
@@ -290,6 +317,7 @@ class Expected:
     error_type: str | None = None
     """Of our own error: as a body, or as an event behind the vendor's bytes."""
     kind: str = "settle"
+    retry_after_s: int | None = None
 
 
 def expected(cell: Cell) -> Expected:
@@ -301,7 +329,7 @@ def expected(cell: Cell) -> Expected:
     if client.leaves_at is None:
         return told
     outcome = told.outcome
-    is_settled = client.leaves_at is Stage.AFTER_LAST and cell.answers_stream
+    is_settled = client.leaves_at is Stage.AFTER_LAST and cell.answers_stream and cell.speech.ends_itself
     if outcome is Outcome.COMPLETED and not is_settled:
         outcome = Outcome.CLIENT_LEFT
     if cell.vendor.end is End.NEVER_ENDS:  # the drain's bound is the shorter one
@@ -311,49 +339,59 @@ def expected(cell: Cell) -> Expected:
 
 
 def _seen_to_the_end(cell: Cell) -> Expected:
-    vendor = cell.vendor
+    vendor, dialect = cell.vendor, cell.speech.dialect
     match vendor.end:
-        case End.REFUSES | End.NEVER_ACCEPTS:
-            status, error_type = (502, "api_error") if vendor.end is End.REFUSES else (504, "timeout_error")
-            return Expected(
-                Outcome.NOT_SENT, True, Cost.NOTHING, View.REFUSED, status, error_type, kind="void"
-            )
+        case End.REFUSES:
+            told = (View.REFUSED, 502, dialect.unreachable, "void", NEXT_ATTEMPT_S)
+            return Expected(Outcome.NOT_SENT, True, Cost.NOTHING, *told)
+        case End.NEVER_ACCEPTS:
+            told = (View.REFUSED, 504, dialect.timeout, "void")
+            return Expected(Outcome.NOT_SENT, True, Cost.NOTHING, *told)
         case End.SAYS_NO:
-            return _said_no(vendor.error)
+            return _said_no(vendor.error, dialect)
         case End.COMPLETES:
             return Expected(Outcome.COMPLETED, True, Cost.EXACT, View.CLEAN)
         case End.FAILS_INSIDE:
             return Expected(Outcome.UPSTREAM_FAILED, False, Cost.AT_START, View.CLEAN)
         case End.BREAKS:
-            return _broke(cell, Outcome.UPSTREAM_FAILED, 502, "api_error")
+            return _broke(cell, Outcome.UPSTREAM_FAILED, 502, dialect.unreachable)
         case End.STALLS | End.NEVER_ENDS:
-            return _broke(cell, Outcome.TIMED_OUT, 504, "timeout_error")
+            return _broke(cell, Outcome.TIMED_OUT, 504, dialect.timeout)
 
 
-def _said_no(error: Error) -> Expected:
+def _said_no(error: Error, dialect: Dialect) -> Expected:
     if error.seen_as is None:
         return Expected(Outcome.UPSTREAM_FAILED, True, Cost.NOTHING, View.CLEAN, error.status)
-    kind = "rate_limit_error" if error.seen_as == 429 else "api_error"
-    return Expected(Outcome.UPSTREAM_FAILED, True, Cost.NOTHING, View.REFUSED, error.seen_as, kind)
+    word, wait_s = (dialect.busy, RETRY_AFTER_S) if error.seen_as == 429 else (dialect.account, OPERATOR_S)
+    told = (View.REFUSED, error.seen_as, word, "settle", wait_s)
+    return Expected(Outcome.UPSTREAM_FAILED, True, Cost.NOTHING, *told)
 
 
 def _broke(cell: Cell, outcome: Outcome, status: int, error_type: str) -> Expected:
     """The exceptions stand first: what was whole by its own rules, and by its framing."""
     vendor = cell.vendor
-    if vendor.sends is Part.BODY and cell.answers_stream:  # the event that ends a stream ends it
-        return Expected(Outcome.COMPLETED, True, Cost.EXACT, View.CLEAN)
+    if vendor.sends is Part.BODY and cell.answers_stream and cell.speech.ends_itself:
+        return Expected(
+            Outcome.COMPLETED, True, Cost.EXACT, View.CLEAN
+        )  # the event that ends a stream ends it
+    if vendor.sends < Part.HEAD:
+        wait_s = NEXT_ATTEMPT_S if status == 502 else None
+        return Expected(outcome, False, Cost.FLOOR, View.REFUSED, status, error_type, retry_after_s=wait_s)
+    if cell.passes_whole_body:  # of what is not whole nothing has gone down
+        return Expected(outcome, False, _known(cell), View.REFUSED, status, error_type)
     if vendor.act is Act.END and not cell.answers_stream:  # a body is as whole as its framing says
         return Expected(Outcome.COMPLETED, False, Cost.FROM_FLOOR, View.CLEAN)
-    if vendor.sends < Part.HEAD:
-        return Expected(outcome, False, Cost.FLOOR, View.REFUSED, status, error_type)
-    may_append = cell.answers_stream and not vendor.is_gzip and vendor.act is not Act.CUT_CHUNK
+    is_readable = not vendor.is_gzip and vendor.act is not Act.CUT_CHUNK
+    may_append = (
+        cell.answers_stream and cell.speech.takes_events and (is_readable or cell.passes_whole_events)
+    )
     return Expected(outcome, False, _known(cell), View.CUT, error_type=error_type if may_append else None)
 
 
 def _known(cell: Cell) -> Cost:
-    sends = cell.vendor.sends
+    sends, speech = cell.vendor.sends, cell.speech
     if sends is Part.HEAD:
         return Cost.FLOOR
-    if sends >= Part.ALL_BUT_STOP:  # what the vendor counted last stands, though nothing ended properly
-        return Cost.EXACT
-    return Cost.FROM_START if cell.answers_stream else Cost.FROM_FLOOR
+    if sends is Part.BODY or (sends is Part.ALL_BUT_STOP and speech.counts_before_end):
+        return Cost.EXACT  # what the vendor counted last stands, though nothing ended properly
+    return Cost.FROM_START if cell.answers_stream and speech.at_start_nanousd else Cost.FROM_FLOOR

@@ -4,17 +4,16 @@ After each: one entry for what reached the vendor, with the right outcome, basis
 canonical line; a proper end for a client that stayed; and nothing left open, held or counted.
 """
 
-import json
 from dataclasses import dataclass
 
+import orjson
 import pytest
 
 from tests.matrix.caller import Caller
 from tests.matrix.house import House, bounds_of, hurry
+from tests.matrix.speeches import INPUT_TOKENS, OUTPUT_TOKENS
 from tests.matrix.tables import (
-    AT_START_NANOUSD,
     CELLS,
-    EXACT_NANOUSD,
     Cell,
     Cost,
     End,
@@ -24,7 +23,7 @@ from tests.matrix.tables import (
     View,
     expected,
 )
-from tests.matrix.wire import RETRY_AFTER_S, Gates, request_body, spoken
+from tests.matrix.wire import Gates, spoken
 from tests.support.gateway import Gateway
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
@@ -36,8 +35,8 @@ async def test_every_way_to_end(house, cell):
     gateway = await house.gateway(bounds_of(cell))
     user_id, token = await house.new_user(gateway)
     await gateway.quiet()
-    before, seen_before = house.open(), house.vendor.requests_total
-    played = await Play(house, gateway, cell, token).run()
+    before, seen_before = house.open(), house.requests_total
+    played = await Play(house, gateway, cell, user_id, token).run()
     if cell.vendor.end is End.STALLS and bounds_of(cell) == "patient":
         hurry(gateway)
     must = expected(cell)
@@ -50,10 +49,8 @@ async def test_every_way_to_end(house, cell):
     await gateway.assert_clean()
     await house.until_open_is(before)
     assert not gateway.service.engine._drains
-    assert house.vendor.requests_total - seen_before == (
-        bounds_of(cell) not in UNSEEN and must.outcome is not None
-    )
-    await assert_booked(gateway, user_id, must)
+    assert house.requests_total - seen_before == (bounds_of(cell) not in UNSEEN and must.outcome is not None)
+    await assert_booked(gateway, cell, user_id, must)
 
 
 UNSEEN = {"refuses", "never accepts", "left at connecting"}
@@ -67,10 +64,10 @@ class Play:
     """One exchange, stage by stage: the vendor goes on when the proxy has what came before, and the client has
     done what it does there."""
 
-    def __init__(self, house: House, gateway: Gateway, cell: Cell, token: str) -> None:
+    def __init__(self, house: House, gateway: Gateway, cell: Cell, user_id: str, token: str) -> None:
         self.cell = cell
         self.gates = Gates()
-        self.said = spoken(cell, self.gates)
+        self.said = spoken(cell, self.gates, f"SimMatrix{user_id}")
         self.caller = Caller(is_slow=cell.client.is_slow)
         self._house = house
         self._gateway = gateway
@@ -79,7 +76,7 @@ class Play:
     async def run(self) -> "Play":
         cell, gates = self.cell, self.gates
         if bounds_of(cell) not in UNSEEN and cell.client.leaves_at is not Stage.ASKING:
-            self._house.vendor.next(self.said.script)
+            self._house.vendors[cell.speech.dialect.vendor].next(self.said.script)
         await self._ask()
         if cell.client.leaves_at is Stage.ASKING:
             await self._gateway.until(lambda: self._gateway.server.server_state.tasks)
@@ -99,35 +96,36 @@ class Play:
         await gates.after_head.reached()
         await self._gateway.until(lambda: exchange.upstream_status is not None)
         gates.after_head.open()
-        if not self.said.first:
+        if not self.said.has_first:
             return self
         await gates.midway.reached()
-        await self._until_passed(exchange, len(self.said.first), self.said.plain_first_bytes)
+        await self._until_passed(exchange, self.said.seen_midway_bytes, self.said.plain_first_bytes)
         await self._leave_at(Stage.MIDWAY)
         gates.midway.open()
         if cell.vendor.lets_reach is Stage.AFTER_LAST:
             await gates.after_last.reached()
-            await self._until_passed(exchange, len(self.said.body), self.said.plain_bytes)
+            await self._until_passed(exchange, self.said.seen_after_last_bytes, self.said.plain_bytes)
             await self._leave_at(Stage.AFTER_LAST)
             gates.after_last.open()
         return self
 
     async def _ask(self) -> None:
         coding = b"gzip" if self.cell.vendor.is_gzip else b"identity"
+        speech = self.cell.speech
         headers = [
-            (b"x-api-key", self._token.encode()),
-            (b"anthropic-version", b"2023-06-01"),
-            (b"accept-encoding", coding),
+            speech.dialect.key + self._token.encode(),
+            b"anthropic-version: 2023-06-01",
+            b"accept-encoding: " + coding,
         ]
         port = int(self._gateway.url.rpartition(":")[2])
         is_whole = self.cell.client.leaves_at is not Stage.ASKING
-        await self.caller.ask(port, headers, request_body(self.cell), is_whole=is_whole)
+        await self.caller.ask(port, speech.target, headers, speech.body(), is_whole=is_whole)
 
-    async def _until_passed(self, exchange, sent_bytes, plain_bytes) -> None:
+    async def _until_passed(self, exchange, seen_bytes, plain_bytes) -> None:
         """Until the meter has read so much, and a client that is still there has it."""
         await self._gateway.until(lambda: exchange.observer._bytes_fed >= plain_bytes)
         if not exchange.client_left:
-            await self._gateway.until(lambda: len(self.caller.body) >= sent_bytes)
+            await self._gateway.until(lambda: len(self.caller.body) >= seen_bytes)
 
     async def _leave_at(self, stage: Stage) -> None:
         client = self.cell.client
@@ -145,13 +143,9 @@ class Play:
 # --- what must hold -----------------------------------------------------------------------------------
 
 
-RETRY_AFTER = {429: RETRY_AFTER_S, 502: 1, 503: 30}
-"""What an error of ours advises, in seconds: the vendor's own time, the next attempt, an operator's."""
-
-
 def assert_seen(played: Play, must: Expected) -> None:
     """What the client has seen: whole answers whole, broken ones broken, errors in the vendor's dialect."""
-    caller, said = played.caller, played.said
+    caller, said, dialect = played.caller, played.said, played.cell.speech.dialect
     body = bytes(caller.body)
     if must.view is View.NOTHING:
         assert (caller.is_closed, caller.wire_bytes) == (True, 0)
@@ -159,27 +153,26 @@ def assert_seen(played: Play, must: Expected) -> None:
     assert caller.status == must.status
     if must.view is View.REFUSED:
         assert caller.is_whole
-        error = json.loads(body)
-        assert (error["type"], error["error"]["type"]) == ("error", must.error_type)
-        if must.status in RETRY_AFTER:
-            assert int(caller.headers[b"retry-after"]) == RETRY_AFTER[must.status]
+        assert orjson.loads(body)["error"][dialect.word] == must.error_type
+        wait_s = caller.headers.get(b"retry-after")
+        assert must.retry_after_s == (None if wait_s is None else int(wait_s))
         return
     if must.view is View.CLEAN:
         assert caller.is_whole
-        assert body == said.body
+        assert body == said.seen
         return
     assert (caller.is_closed, caller.is_whole) == (True, False)
-    assert body.startswith(said.body)
-    rest = body[len(said.body) :]
+    assert body.startswith(said.seen)
+    rest = body[len(said.seen) :]
     if said.pings:
         while rest.startswith(said.pings):
             rest = rest[len(said.pings) :]
     if must.error_type is None:
         assert rest == b""
     else:
-        event, _, data = rest.partition(b"\n")
-        assert event == b"event: error"
-        assert json.loads(data.removeprefix(b"data: "))["error"]["type"] == must.error_type
+        assert rest.startswith(dialect.event)
+        assert rest.endswith((b"\n\n", b"\r\n\r\n"))
+        assert orjson.loads(rest.removeprefix(dialect.event))["error"][dialect.word] == must.error_type
 
 
 @dataclass(frozen=True)
@@ -193,7 +186,7 @@ class Entry:
     reservation_id: str
 
 
-async def assert_booked(gateway: Gateway, user_id: str, must: Expected) -> None:
+async def assert_booked(gateway: Gateway, cell: Cell, user_id: str, must: Expected) -> None:
     """One entry and one line that say the same; none where the vendor could never have heard of it."""
     readers = gateway.service.store.readers
     entries = [
@@ -218,15 +211,16 @@ async def assert_booked(gateway: Gateway, user_id: str, must: Expected) -> None:
     assert line["outcome"] == entry.outcome
     assert entry.basis == ("reported" if must.is_reported else "estimated")
     assert line.get("client_left", False) == (must.view in (None, View.NOTHING))
+    exact_nanousd, at_start_nanousd = cell.speech.exact_nanousd, cell.speech.at_start_nanousd
     low, high = {
         Cost.NOTHING: (0, 0),
-        Cost.EXACT: (EXACT_NANOUSD, EXACT_NANOUSD),
-        Cost.AT_START: (AT_START_NANOUSD, AT_START_NANOUSD),
+        Cost.EXACT: (exact_nanousd, exact_nanousd),
+        Cost.AT_START: (at_start_nanousd, at_start_nanousd),
         Cost.FLOOR: (floor_nanousd, floor_nanousd),
-        Cost.FROM_START: (AT_START_NANOUSD, hold_nanousd),
+        Cost.FROM_START: (at_start_nanousd, hold_nanousd),
         Cost.FROM_FLOOR: (floor_nanousd, hold_nanousd),
     }[must.cost]
     assert low <= entry.cost_nanousd <= high
     assert high <= hold_nanousd
     if must.cost is Cost.EXACT:
-        assert (entry.input_tokens, entry.output_tokens) == (1_000, 60)
+        assert (entry.input_tokens, entry.output_tokens) == (INPUT_TOKENS, OUTPUT_TOKENS)

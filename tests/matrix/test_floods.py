@@ -13,8 +13,7 @@ import pytest_asyncio
 from simulators.anthropic import AnthropicSimulator
 from simulators.script import Script, Send
 from tests.matrix.caller import Caller
-from tests.matrix.tables import AT_START_NANOUSD, CELLS
-from tests.matrix.wire import Gates, request_body, spoken
+from tests.matrix.speeches import STREAM, WHOLE
 from tests.support.process import serving
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
@@ -29,12 +28,11 @@ GROWTH_BYTES_MAX = 40 * MIB
 """Of the server's memory, over its peak when it has served an ordinary answer. What a flood may fill: 8 MiB of an
 unstreamed answer, 4 MiB of one event, twice 256 KiB of reads; the rest is what the allocator keeps."""
 DRAIN_S = 1.0
-QUESTION = next(cell for cell in CELLS if cell.name == "stays x completes x stream")
 
 
 BLANKS = gzip.compress(b" " * (16 * MIB))
 """A thousandth of what it unpacks to; one after the other they are one gzip body."""
-START = spoken(QUESTION, Gates()).first
+START = STREAM.events("SimMatrix", 40)[0]
 DELTA = b'event: content_block_delta\ndata: {"type":"content_block_delta","index":0,"delta":{}}\n\n'
 EVENTS, JSON, GZIP = (
     ("content-type", "text/event-stream"),
@@ -98,21 +96,19 @@ async def test_a_flood_is_held_back_while_its_client_is_slow_and_bounded_once_it
         flood,
     )
     assert (outcome, basis) == ("client_left", "estimated")
-    assert AT_START_NANOUSD * (flood == "events") < cost <= hold
+    assert STREAM.at_start_nanousd * (flood == "events") < cost <= hold
 
 
 async def _ask(server, token, *, is_streaming: bool, until_bytes: int) -> Caller:
     """Ask, read so much of the answer, and no more."""
     caller = Caller(stops_reading_after_bytes=until_bytes)
     headers = [
-        (b"x-api-key", token.encode()),
-        (b"anthropic-version", b"2023-06-01"),
-        (b"accept-encoding", b"gzip"),
+        b"x-api-key: " + token.encode(),
+        b"anthropic-version: 2023-06-01",
+        b"accept-encoding: gzip",
     ]
-    cell = next(
-        cell for cell in CELLS if cell.client is QUESTION.client and cell.is_streaming is is_streaming
-    )
-    await caller.ask(int(server.url.rpartition(":")[2]), headers, request_body(cell))
+    speech = STREAM if is_streaming else WHOLE
+    await caller.ask(int(server.url.rpartition(":")[2]), speech.target, headers, speech.body())
     await caller.finished(10.0)
     return caller
 

@@ -5,17 +5,6 @@ import zlib
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 
-import orjson
-
-from simulators.anthropic_messages import (
-    ERROR_TYPES,
-    Content,
-    Message,
-    error_event,
-    error_json,
-    message_events,
-    message_json,
-)
 from simulators.script import (
     Disconnect,
     Framing,
@@ -30,18 +19,14 @@ from simulators.script import (
     chunk,
     head,
 )
-from simulators.text import filler
 from tests.matrix import tables
-from tests.matrix.tables import USAGE, Act, Cell, Part
+from tests.matrix.speeches import REQUEST_ID, Dialect
+from tests.matrix.tables import RETRY_AFTER_S, Act, Cell, Part
 
-MODEL = "claude-sonnet-4-5"
 WORDS, WORDS_FOR_THE_SLOW = 40, 60_000
 """A few hundred bytes; and a quarter of a megabyte, more than a slow reader's connection holds."""
-REQUEST_ID = "req_011SimMatrix"
 HALF_HEAD = b"HTTP/1.1 200 OK\r\ncontent-type: text/ev"
-PING = b'event: ping\ndata: {"type": "ping"}\n\n'
 PING_EVERY_S = 0.02
-RETRY_AFTER_S = 7
 
 
 @dataclass
@@ -56,46 +41,37 @@ class Gates:
 
 @dataclass(frozen=True)
 class Spoken:
-    """What a vendor will say: the script, and the body's bytes up to each gate, as they go over the wire and
-    as the meter reads them."""
+    """What a vendor will say: the script, the body as its client is to see it, and how much of it the meter has
+    read and the client has got at each gate."""
 
     script: Script
-    first: bytes = b""
-    body: bytes = b""
-    """All of it, the first part included."""
+    has_first: bool = False
+    seen: bytes = b""
+    """All that reaches the client of the vendor's own."""
+    seen_midway_bytes: int = 0
+    seen_after_last_bytes: int = 0
     plain_first_bytes: int = 0
     plain_bytes: int = 0
     pings: bytes = b""
     """What follows the body, over and over."""
 
 
-def request_body(cell: Cell) -> bytes:
-    return orjson.dumps(
-        {
-            "model": MODEL,
-            "max_tokens": 1_000,
-            "system": "word " * 1_000,
-            "messages": [{"role": "user", "content": "Hello"}],
-            "stream": cell.is_streaming,
-        }
-    )
-
-
-def spoken(cell: Cell, gates: Gates) -> Spoken:
-    """The vendor of a cell."""
+def spoken(cell: Cell, gates: Gates, serial: str = "SimMatrix") -> Spoken:
+    """The vendor of a cell; `serial` is a part of the ids that it hands out."""
     if cell.vendor.error is not None:
-        return _error(cell.vendor.error, gates)
+        return _error(cell.vendor.error, cell.speech.dialect, gates)
     vendor = cell.vendor
     if vendor.sends < Part.HEAD:
         said = (Send(HALF_HEAD),) if vendor.sends is Part.HALF_HEAD else ()
         return Spoken(Script(before=(WaitFor(gates.before_head), *said, *_act(vendor.act))))
-    first, second = _body(cell)
+    first_events, second_events = _body(cell, serial)
+    first, second = b"".join(first_events), b"".join(second_events)
+    sent_first, sent_second = first, second
     if vendor.is_gzip:
         sent_first, sent_second = _zipped(first, second, is_whole=vendor.sends is Part.BODY)
-    else:
-        sent_first, sent_second = first, second
     before, steps = _steps(cell, gates, sent_first, sent_second)
-    kind = "text/event-stream; charset=utf-8" if cell.answers_stream else "application/json"
+    is_events = cell.answers_stream and not cell.speech.is_list
+    kind = "text/event-stream; charset=utf-8" if is_events else "application/json"
     headers = [("Content-Type", kind), ("request-id", REQUEST_ID)]
     if vendor.is_gzip:
         headers.append(("Content-Encoding", "gzip"))
@@ -113,24 +89,32 @@ def spoken(cell: Cell, gates: Gates) -> Spoken:
         framing=Framing.LENGTH if is_length else Framing.CHUNKED,
         length_bytes=len(sent_first + sent_second) + more_bytes if is_length else None,
     )
+    seen_first, seen = sent_first, sent_first + sent_second
+    if cell.passes_whole_events:
+        seen_first = b"".join(_shown(cell, first_events))
+        seen = seen_first + b"".join(_shown(cell, second_events))
+    elif cell.passes_whole_body:
+        seen_first, seen = b"", first + second
     return Spoken(
         script,
-        sent_first,
-        sent_first + sent_second,
-        len(first),
-        len(first) + len(second),
-        _ping(cell) if vendor.act is Act.PING else b"",
+        has_first=bool(sent_first),
+        seen=seen,
+        seen_midway_bytes=len(seen_first),
+        seen_after_last_bytes=0 if cell.passes_whole_body else len(seen),
+        plain_first_bytes=len(first),
+        plain_bytes=len(first) + len(second),
+        pings=_ping(cell) if vendor.act is Act.PING else b"",
     )
 
 
-def _body(cell: Cell) -> tuple[bytes, bytes]:
+def _body(cell: Cell, serial: str) -> tuple[list[bytes], list[bytes]]:
     """What the vendor sends of its body: up to its middle, and from there to its act."""
-    vendor = cell.vendor
+    vendor, speech = cell.vendor, cell.speech
     words = WORDS_FOR_THE_SLOW if cell.client.is_slow else WORDS
-    message = Message("msg_01SimMatrix", MODEL, Content(filler(words), 10), USAGE)
-    events = message_events(message) if cell.answers_stream else []
-    whole = message_json(message)
-    parts = events or [whole[: len(whole) // 2], whole[len(whole) // 2 :]]
+    whole = speech.whole(serial, words)
+    parts = [whole[: len(whole) // 2], whole[len(whole) // 2 :]]
+    if speech.events is not None and cell.answers_stream:
+        parts = speech.events(serial, words)
     half = len(parts) // 2
     match vendor.sends:
         case Part.HEAD:
@@ -143,8 +127,14 @@ def _body(cell: Cell) -> tuple[bytes, bytes]:
             sent = parts
     first, second = sent[:half], sent[half:]
     if vendor.act is Act.ERROR_EVENT:
-        second = [*second, error_event("overloaded_error", "Overloaded", REQUEST_ID)]
-    return b"".join(first), b"".join(second)
+        second = [*second, speech.error_event]
+    return first, second
+
+
+def _shown(cell: Cell, events: list[bytes]) -> list[bytes]:
+    """Without the one that nobody but us has asked for."""
+    hidden = cell.speech.hidden
+    return [event for event in events if hidden is None or hidden not in event]
 
 
 def _zipped(first: bytes, second: bytes, *, is_whole: bool) -> tuple[bytes, bytes]:
@@ -172,7 +162,7 @@ def _steps(cell: Cell, gates: Gates, first: bytes, second: bytes) -> tuple[tuple
 
 
 def _ping(cell: Cell) -> bytes:
-    return PING if cell.answers_stream else b" "
+    return cell.speech.ping if cell.answers_stream else b" "
 
 
 def _act(act: Act) -> tuple[Step, ...]:
@@ -184,8 +174,8 @@ def _act(act: Act) -> tuple[Step, ...]:
     }.get(act, ())
 
 
-def _error(error: tables.Error, gates: Gates) -> Spoken:
-    kind, body = "application/json", error_json(ERROR_TYPES[error.status], "Simulated \u2713", REQUEST_ID)
+def _error(error: tables.Error, dialect: Dialect, gates: Gates) -> Spoken:
+    kind, body = "application/json", dialect.error_body(error.status)
     if error.body == "html":
         kind, body = "text/html", b"<html><h1>Sorry</h1></html>"
     elif error.body == "empty":
@@ -200,4 +190,4 @@ def _error(error: tables.Error, gates: Gates) -> Spoken:
         split=9 if is_chunked else None,
         framing=Framing.CHUNKED if is_chunked else Framing.LENGTH,
     )
-    return Spoken(script, body=body)
+    return Spoken(script, seen=body)
