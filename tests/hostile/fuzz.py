@@ -18,7 +18,19 @@ from pathlib import Path
 
 import uvloop
 
-from tests.hostile.stage import MESSAGES, Stage, small_body, staged
+from tests.hostile.stage import (
+    CHAT,
+    GENERATE,
+    MESSAGES,
+    RESPONSES,
+    STREAM,
+    Stage,
+    chat,
+    content,
+    response,
+    small_body,
+    staged,
+)
 
 MUTATIONS_MAX = 4
 SPLITS_MAX = 6
@@ -28,6 +40,8 @@ TOKENS = (
     b"content-length: 5\r\n", b"content-length: 0\r\n", b"transfer-encoding: chunked\r\n", b"Transfer-Encoding : chunked\r\n",
     b"transfer-encoding: identity\r\n", b"connection: close\r\n", b"connection: keep-alive\r\n", b"expect: 100-continue\r\n",
     b"connection: upgrade\r\nupgrade: h2c\r\n", b"upgrade: websocket\r\n", b"host: other\r\n", b" HTTP/1.0", b"HTTP/2.0", b"#", b"%2f",
+    b"?key=a", b"&fields=a", b"%6bey=", b":countTokens", b"%3a", b'"stream_options":{},', b'"include_usage":0', b'"id":"x",', b"\\u0073",
+    b"content-type: application/x-www-form-urlencoded\r\n", b"idempotency-key: a\r\n",
     b"\xff", b"\x7f", b";", b",", b"GET /api/llm/v1/models HTTP/1.1\r\nhost: a\r\n\r\n", b"ffffffffffffffff", b"\\", b'"', b"{", b"]",
 )  # fmt: skip
 
@@ -47,6 +61,16 @@ def seeds(stage: Stage) -> list[bytes]:
     )
     models = stage.head(method=b"GET", target=b"/api/llm/v1/models?limit=5")
     count = stage.post(target=MESSAGES + b"/count_tokens")
+    asked = stage.post(b"content-type: application/json", body=chat(stream=True), target=CHAT)
+    spliced = chat(stream=True, stream_options={"include_obfuscation": False})
+    created = stage.post(
+        body=response(store=False, input=[{"role": "user", "id": "msg_1", "content": "Hi"}]), target=RESPONSES
+    )
+    by_header = stage.post(body=content(), target=STREAM + b"?alt=sse")
+    by_query = by_header.replace(b"x-goog-api-key: " + stage.token.encode() + b"\r\n", b"").replace(
+        b"?alt=sse", b"?key=" + stage.token.encode() + b"&alt=sse"
+    )
+    shown = stage.head(method=b"GET", target=b"/api/gemini/v1beta/models/gemini-2.5-flash")
     return [
         stage.post(),
         stage.post(body=stream),
@@ -60,6 +84,11 @@ def seeds(stage: Stage) -> list[bytes]:
         stage.head(b"transfer-encoding: chunked", *upgrade) + chunks + b"0\r\n\r\n" + models,
         stage.post(target=b"http://proxy" + MESSAGES) + models,
         stage.post(version=b"HTTP/1.0"),
+        asked,
+        stage.post(body=spliced, target=CHAT) + created + shown,
+        by_header + asked,
+        by_query,
+        stage.post(body=content(), target=GENERATE) + stage.post(),
     ]
 
 

@@ -52,7 +52,7 @@ POLL_S = 0.001
 STALLED_TURNS = 20
 """Looks without any progress, nothing being served, after which a conversation is over."""
 ENDS_WITHIN_S = 20.0
-OWN_STATUSES = frozenset({200, 400, 401, 404, 405, 413, 429, 431})
+OWN_STATUSES = frozenset({200, 400, 401, 404, 405, 413, 426, 429, 431})
 """All that a hostile request may be told, once its vendor is well."""
 CREDITS = 10**10
 
