@@ -49,6 +49,7 @@ SHORT: Mapping[str, Mapping[str, str]] = {
     "never ends": {"ANSWER_TIMEOUT_S": "2", "DRAIN_AFTER_CLIENT_LEFT_S": "1"},
     "refuses": {},
     "never accepts": {"CONNECT_TIMEOUT_S": "0.2"},
+    "soon spoken for": {"STREAM_SILENCE_S": "0.1"},
     "left at connecting": {"DRAIN_AFTER_CLIENT_LEFT_S": "0.1"},
 }
 """For each kind of vendor that is ended by a bound, the one that ends it: short, but long enough for what must be
