@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from proxy.headers import CREDENTIALS, HOP_BY_HOP
 from tests.hostile.conftest import HOSTILE
-from tests.hostile.stage import MESSAGES, small_body
+from tests.hostile.stage import CHAT, GENERATE, MESSAGES, RESPONSES, chat, content, response, small_body
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
 
@@ -76,6 +76,58 @@ async def test_a_valid_body_with_anything_anywhere_is_served_as_it_is_or_refused
             continue
     body = orjson.dumps({key: value for key, value in {**fields, **added}.items() if key not in dropped})
     await check(shared, shared.post(body=body), {200, 400, 404})
+
+
+OTHERS = {
+    CHAT: chat(
+        messages=[
+            {"role": "user", "content": [{"type": "text", "text": "Hi"}, {"type": "image_url", "image_url": {"url": "data:x"}}]}
+        ],
+        tools=[{"type": "function", "function": {"name": "look", "parameters": {}}}],
+        stream=True,
+        stream_options={"include_usage": False, "include_obfuscation": False},
+        n=1,
+        service_tier="default",
+    ),
+    RESPONSES: response(
+        input=[{"type": "message", "role": "user", "id": "msg_1", "content": [{"type": "input_text", "text": "Hi"}]}],
+        instructions="Be brief.",
+        tools=[{"type": "web_search"}, {"type": "function", "name": "look", "parameters": {}}],
+        store=False,
+        max_tool_calls=1,
+    ),
+    GENERATE: content(
+        contents=[{"role": "user", "parts": [{"text": "Hi"}, {"inlineData": {"mimeType": "image/png", "data": ""}}]}],
+        systemInstruction={"parts": [{"text": "Be brief."}]},
+        tools=[{"functionDeclarations": [{"name": "look"}]}, {"googleSearch": {}}],
+        generationConfig={"maxOutputTokens": 9, "candidateCount": 1, "responseModalities": ["TEXT"]},
+        serviceTier="flex",
+    ),
+}  # fmt: skip
+FIELDS = st.sampled_from(
+    ["stream", "stream_options", "tools", "input", "messages", "id", "file_id", "instructions", "previous_response_id", "service_tier", "n",
+     "contents", "parts", "fileData", "file_data", "fileUri", "generation_config", "cached_content", "serviceTier", "model", "unknown"]
+)  # fmt: skip
+ANY = st.recursive(
+    SCALARS,
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(FIELDS, inner, max_size=3),
+    max_leaves=10,
+)
+
+
+@pytest.mark.parametrize("target", OTHERS)
+@HOSTILE
+@given(data=st.data())
+async def test_so_is_one_of_the_other_surfaces(shared, target, data):
+    good = orjson.loads(OTHERS[target])
+    fields = good
+    for path in data.draw(st.lists(st.sampled_from(paths_of(good)[1:]), max_size=2)):
+        try:
+            fields = replaced(fields, path, data.draw(ANY))
+        except (KeyError, IndexError, TypeError):  # an earlier one has taken this place away
+            continue
+    fields = {**fields, **data.draw(st.dictionaries(FIELDS, ANY, max_size=2))}
+    await check(shared, shared.post(body=orjson.dumps(fields), target=target), {200, 400, 404})
 
 
 @HOSTILE
