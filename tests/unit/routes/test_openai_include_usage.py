@@ -135,6 +135,9 @@ def test_a_stream_is_asked_for_its_usage_and_nothing_else_is(meter):
         assert (demand.body, demand.added_event, demand.is_streaming) == (None, None, False)
     demand = read(stream=True, stream_options={"include_usage": True})
     assert (demand.body, demand.added_event, demand.is_streaming) == (None, None, True)
+    for value in ("true", 1, {}):
+        with pytest.raises(Refused, match="stream: must be a boolean"):
+            read(stream=value)
 
 
 def test_embeddings_do_not_stream():
