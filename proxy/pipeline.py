@@ -132,7 +132,8 @@ class Engine:
                 exchange.outcome = exchange.outcome or Outcome.CLIENT_LEFT
         except asyncio.CancelledError:
             # By our own timer, or by the server at its end, which would log a traceback for what it did itself.
-            connection.cut()
+            if not exchange.is_done:  # else the next request of the connection may be under way
+                connection.cut()
             exchange.outcome = exchange.outcome or Outcome.TIMED_OUT
         except Exception:
             logger.exception("request %s failed in the proxy", exchange.request_id)
@@ -298,6 +299,8 @@ class Engine:
             self._void(exchange)
         elif exchange.settled is None:
             outcome = Outcome.CLIENT_LEFT if exchange.client_left else Outcome.TIMED_OUT
+            if exchange.is_done and not exchange.client_left:  # told that the rest is withheld
+                outcome = Outcome.UPSTREAM_FAILED
             try:
                 self._settle(exchange, outcome, self._known_usage(exchange), notes=("interrupted",))
             except Exception:  # a defect of a reader must not leave a hold behind
@@ -309,6 +312,10 @@ class Engine:
         if exchange.is_done:
             return
         exchange.client_left = True
+        self._bound_drain(exchange, task)
+
+    def _bound_drain(self, exchange: Exchange, task: "asyncio.Task[Any]") -> None:
+        """From now on nobody but the meter reads."""
         loop = asyncio.get_running_loop()
         is_full = self._drains >= self._bounds.drains_max
         wait_s = 0.0 if is_full else self._bounds.drain_after_client_left_s
@@ -481,14 +488,19 @@ class Engine:
         return BodyGate(vendor, places) if places else None
 
     async def _withhold(self, exchange: Exchange, refused: Refused) -> None:
-        """Tell the client that nothing more comes of an answer that a gate has stopped."""
-        if not (exchange.head_is_out and exchange.demand.is_streaming):
+        """Tell the client that nothing more comes of an answer that a gate has stopped, and read on as if it had
+        left."""
+        if exchange.head_is_out and exchange.demand.is_streaming:
+            _make_showable(refused)
+            exchange.refused = refused
+            event = exchange.surface.dialect.stream_error(refused, exchange.request_id)
+            await send_body(exchange, event, is_last=True)
+        else:
             await self._refuse(exchange, refused)
-            return
-        _make_showable(refused)
-        exchange.refused = refused
-        event = exchange.surface.dialect.stream_error(refused, exchange.request_id)
-        await send_body(exchange, event, is_last=True)
+        task = asyncio.current_task()
+        assert task is not None
+        if exchange.drain_timer is None:
+            self._bound_drain(exchange, task)
 
     def _bind(self, exchange: Exchange, ids: Sequence[ObjectId]) -> "asyncio.Future[Result]":
         """Give what an answer hands out to its user, and note where its work may go on."""

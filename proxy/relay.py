@@ -142,7 +142,20 @@ class Relay:
             exchange.first_byte_s = time.monotonic()
             if self._silence is not None:
                 await self._silence.hush()
-        chunk, hold_at = self._observe(chunk)
+        if self._decoder is None or not self._is_decoded:
+            await self._pass_piece(chunk, settle, is_last=is_last)
+            return
+        piece = b""
+        for decoded in self._decoder.feed(
+            chunk
+        ):  # one by one: together they may be a thousand times the chunk
+            if piece:
+                await self._pass_piece(piece, settle, is_last=False)
+            piece = decoded
+        await self._pass_piece(piece, settle, is_last=is_last)
+
+    async def _pass_piece(self, chunk: bytes, settle: Settle, *, is_last: bool) -> None:
+        hold_at = self._observe(chunk)
         if is_last:
             self._observer.end()
             if hold_at == PASS_ALL and self.is_whole:
@@ -217,16 +230,13 @@ class Relay:
         self.withheld, self._gate = refused, None
         await self._refuse(refused)
 
-    def _observe(self, chunk: bytes) -> tuple[bytes, int]:
-        """What to send, and from where on it must wait."""
+    def _observe(self, chunk: bytes) -> int:
+        """From where on what is to be sent must wait."""
         decoder = self._decoder
-        if decoder is None:
-            return chunk, self._observer.feed(chunk)
-        if self._is_decoded:
-            decoded = b"".join(decoder.feed(chunk))
-            return decoded, self._observer.feed(decoded) if decoded else PASS_ALL
+        if decoder is None or self._is_decoded:
+            return self._observer.feed(chunk) if chunk else PASS_ALL
         holds = [self._observer.feed(piece) != PASS_ALL for piece in decoder.feed(chunk)]
-        return chunk, 0 if any(holds) else PASS_ALL
+        return 0 if any(holds) else PASS_ALL
 
     def _outcome(self) -> Outcome:
         """How an answer ended that the vendor ended by itself."""
