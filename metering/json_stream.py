@@ -85,6 +85,11 @@ class JsonStream:
         return elements, closed_at
 
     @property
+    def kept_bytes(self) -> int:
+        """Of the element that is coming in, condensed."""
+        return self._element_bytes
+
+    @property
     def _is_within(self) -> bool:
         """Inside an element."""
         return self._base != _NOT_YET and self._depth > self._base

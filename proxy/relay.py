@@ -52,7 +52,6 @@ class Relay:
         "_is_decoded",
         "_observer",
         "_refuse",
-        "_rest",
         "_silence",
         "is_shown",
         "withheld",
@@ -88,8 +87,6 @@ class Relay:
         self.withheld: Refused | None = None
         """Why the rest may not go down: an id in it has no owner."""
         self._gate = gate
-        self._rest = b""
-        """What a gate held to the end of an answer whose last bytes were not known for the last."""
         self.is_shown = is_shown
         """False: the head that went out early promises a stream, and this is none. A client would read nothing
         in it and take that for an answer; it is read for the meter alone, and an error says what happened."""
@@ -132,8 +129,6 @@ class Relay:
         if self._gate is not None:  # what it finds at the end decides how the answer ended
             await self._pass_on(b"", settle, is_last=True)
         self._observer.end()
-        if self.is_whole:  # before the settle: under one of its ids the work may go on
-            await self._end_gate()
         return self._outcome()
 
     async def _pass_on(self, chunk: bytes, settle: Settle, *, is_last: bool) -> None:
@@ -146,9 +141,7 @@ class Relay:
             await self._pass_piece(chunk, settle, is_last=is_last)
             return
         piece = b""
-        for decoded in self._decoder.feed(
-            chunk
-        ):  # one by one: together they may be a thousand times the chunk
+        for decoded in self._decoder.feed(chunk):  # together they may be a thousand times the chunk
             if piece:
                 await self._pass_piece(piece, settle, is_last=False)
             piece = decoded
@@ -198,20 +191,15 @@ class Relay:
         await self.send(after, is_last=is_last)
 
     async def finish(self) -> None:
-        """The answer is whole and settled: what is left of it, and its end."""
-        await self._end_gate()
-        await self.send(self._rest, is_last=True)
-
-    async def _end_gate(self) -> None:
-        """Take what a gate still holds of a whole answer; a second time there is nothing."""
-        gate = self._gate
-        if gate is None:
-            return
-        try:
-            self._rest += gate.end()
-            await self._bound(self._binding(gate))
-        except Refused as refused:
-            await self._withhold(refused)
+        """The answer is whole and settled: what a gate still holds of one that broke off after its end, and its end."""
+        rest = b""
+        if self._gate is not None:
+            try:
+                rest = self._gate.end()
+                await self._bound(self._binding(self._gate))
+            except Refused as refused:
+                await self._withhold(refused)
+        await self.send(rest, is_last=True)
 
     def _binding(self, gate: Gate) -> "asyncio.Future[Result] | None":
         ids = gate.take_ids()

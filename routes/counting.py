@@ -128,16 +128,34 @@ class StreamObserver(ABC):
         return self._is_complete or self._error is not None
 
 
+CONDENSED_TO_AT_LEAST = 8
+"""A long answer is worth condensing when that leaves an eighth of it or less."""
+CONDENSED_BYTES_MIN = 64 * 1024
+"""Whatever its length, so much may be left."""
+
+
 class BodyObserver:
     """Reads a whole answer from a bounded copy, when it has ended."""
 
-    __slots__ = ("_bytes_fed", "_copy", "_demand", "_is_complete", "_report", "_stream")
+    __slots__ = (
+        "_bytes_fed",
+        "_condensed_bytes",
+        "_copy",
+        "_demand",
+        "_is_complete",
+        "_is_given_up",
+        "_report",
+        "_stream",
+    )
 
     def __init__(self, demand: Demand, report: Report) -> None:
         self._demand = demand
         self._report = report
         self._copy: list[bytes] = []
         self._stream: JsonStream | None = None
+        self._condensed_bytes = 0
+        self._is_given_up = False
+        """Too long to be kept, too dense to be condensed: its usage is an estimate."""
         self._bytes_fed = 0
         self._is_complete = False
 
@@ -150,13 +168,28 @@ class BodyObserver:
         return PASS_ALL
 
     def _condense(self, chunk: bytes) -> None:
-        """Take more of an answer that is too long to be kept as it came."""
+        """Take more of an answer that is too long to be kept as it came.
+
+        What is long by its strings and vectors passes by at once; what is made of many small things would keep
+        everybody else waiting for seconds, and is given up.
+        """
+        if self._is_given_up:
+            return
+        pieces = [chunk]
         if self._stream is None:
             self._stream = JsonStream()
-            chunk = b"".join([*self._copy, chunk])
+            pieces = [*self._copy, chunk]
             self._copy.clear()
-        whole, _ = self._stream.feed(chunk)
-        self._copy += whole[-1:] if not self._copy else ()
+        for piece in pieces:
+            whole, _ = self._stream.feed(piece)
+            self._copy += whole[-1:] if not self._copy else ()
+            self._condensed_bytes += len(piece)
+            if self._stream.kept_bytes > max(
+                CONDENSED_BYTES_MIN, self._condensed_bytes // CONDENSED_TO_AT_LEAST
+            ):
+                self._is_given_up = True
+                self._copy.clear()
+                return
 
     def end(self) -> None:
         self._is_complete = self._read()

@@ -417,6 +417,26 @@ def test_a_whole_answer_too_long_even_condensed_is_estimated(monkeypatch):
     assert usage.total(OUTPUT) > 300
 
 
+def test_a_long_answer_of_many_small_things_is_given_up_instead_of_keeping_everybody_waiting(monkeypatch):
+    monkeypatch.setattr(counting, "BODY_COPY_BYTES_MAX", 100)
+    monkeypatch.setattr(counting, "CONDENSED_BYTES_MIN", 100)
+    fed: list[int] = []
+    monkeypatch.setattr(counting, "JsonStream", counted_stream(fed))
+    body = message({"input_tokens": 4, "output_tokens": 3}, content=[{"a": 1}] * 10_000)
+    usage = read(body, step=1_000)
+    assert (usage.is_exact, usage.notes) == (False, ("usage_not_looked_at",))
+    assert sum(fed) < 3_000 < len(body)
+
+
+def counted_stream(fed: list[int]) -> type[json_stream.JsonStream]:
+    class Counted(json_stream.JsonStream):
+        def feed(self, chunk: bytes) -> tuple[list[bytes], int]:
+            fed.append(len(chunk))
+            return super().feed(chunk)
+
+    return Counted
+
+
 def test_the_content_type_decides_how_an_answer_is_read_and_else_the_request():
     assert isinstance(
         observe(demand(), AnswerHead(200, [(b"content-type", b"Text/Event-Stream")])), StreamObserver
