@@ -54,7 +54,7 @@ def options(arguments: Sequence[str]) -> argparse.Namespace:
     parser.add_argument("--rounds", type=_repeats, help=f"of a comparison (default {ROUNDS})")
     parser.add_argument(
         "--against",
-        type=Path,
+        type=_folder,
         metavar="FOLDER",
         help="with --compare: another checkout of the proxy, run beside this one",
     )
@@ -77,6 +77,10 @@ def options(arguments: Sequence[str]) -> argparse.Namespace:
     if chosen.only is None:
         chosen.only = list(FLOOR_PER_S) if chosen.check else names
     return chosen
+
+
+def _folder(text: str) -> Path:
+    return Path(text).resolve()
 
 
 def _traffics(text: str) -> list[Traffic]:

@@ -1,6 +1,6 @@
 """Kinds of traffic, or versions of the proxy, compared: each in turn, round after round, under the same load.
 
-What matters is CPU per request beside that of the first one in the same round: on a machine that is not ours alone
+What matters is CPU per request beside that of the first one (or of the other version) in the same round: on a machine that is not ours alone
 single runs spread by a fifth, and neighbouring ones share what disturbed them.
 """
 
@@ -18,7 +18,9 @@ from bench.targets import Target, TargetError
 from bench.traffic import TRAFFICS, Traffic
 
 Rounds = Mapping[str, Sequence[Figures]]
-"""Contestant -> its run in each round; the first is what the others are measured by."""
+"""Contestant -> its run in each round."""
+HERE, THERE = " (here)", " (there)"
+"""Of two versions, this checkout and the other one."""
 BOOKS_MADE_WITHIN_S = 60.0
 
 
@@ -71,17 +73,16 @@ def _contestants(
     measurements = [found for traffic in traffics if (found := measurement_of(shape, traffic)) is not None]
     with contextlib.ExitStack() as stack:
         vendor = stack.enter_context(bench.vendor(shape, folder))
-        versions = [("there", against)] if against is not None else []
+        versions = [("", targets.ROOT)] if against is None else [(THERE, against), (HERE, targets.ROOT)]
         found = []
-        for version, tree in [*versions, ("here", targets.ROOT)]:
-            books = _books_of(tree, folder / version)
+        for version, tree in versions:
+            books = _books_of(tree, folder / (version.strip(" ()") or "books"))
             proxy = stack.enter_context(
                 targets.proxy(books.folder, vendor, core=bench.cores.proxy, environ=books.environ, tree=tree)
             )
             for measurement in measurements:
                 bench.check_answers(measurement, vendor, (proxy,), books)
-                name = measurement.traffic.name + (f" ({version})" if versions else "")
-                found.append(Contestant(name, measurement, proxy, books))
+                found.append(Contestant(measurement.traffic.name + version, measurement, proxy, books))
         yield found
 
 
@@ -105,10 +106,17 @@ def _books_of(tree: Path, folder: Path) -> Books:
     return Books(folder, folder / "tokens")
 
 
+def beside(rounds: Rounds, name: str) -> str:
+    """What a contestant is measured by: its own traffic on the other version, or the first contestant."""
+    if name.endswith((HERE, THERE)):
+        return name.removesuffix(HERE).removesuffix(THERE) + THERE
+    return next(iter(rounds))
+
+
 def ratios(rounds: Rounds, name: str) -> list[float]:
-    """CPU per request beside the first contestant's, round by round."""
-    first = rounds[next(iter(rounds))]
-    return [one["cpu_us"] / other["cpu_us"] for one, other in zip(rounds[name], first, strict=True)]
+    """CPU per request beside that, round by round."""
+    other = rounds[beside(rounds, name)]
+    return [one["cpu_us"] / another["cpu_us"] for one, another in zip(rounds[name], other, strict=True)]
 
 
 def comparison_table(shape: Shape, rounds: Rounds) -> str:
@@ -120,9 +128,9 @@ def comparison_table(shape: Shape, rounds: Rounds) -> str:
         "|---|---|---|---|",
     ]
     for name, runs in rounds.items():
-        beside = ratios(rounds, name)
+        found = ratios(rounds, name)
         single = " ".join(f"{run['cpu_us']:.0f}" for run in runs)
         middle = median([run["cpu_us"] for run in runs])
-        spread = f"{median(beside):.3f} ({min(beside):.3f} to {max(beside):.3f})"
+        spread = f"{median(found):.3f} ({min(found):.3f} to {max(found):.3f})"
         lines.append(f"| {name} | {middle:.0f} | {spread} | {single} |")
     return "\n".join(lines)

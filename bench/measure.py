@@ -191,7 +191,8 @@ class Bench:
     def counted(self, measurement: Measurement, target: Target, books: Books) -> Figures:
         """A run between two readings of all clocks, and of the ledger where it is the proxy's."""
         is_proxy = target.name == PROXY
-        settled, bound = (books.settled(), books.bound()) if is_proxy else (0, 0)
+        ids_each = measurement.traffic.ids_each if is_proxy else 0
+        settled, bound = books.settled() if is_proxy else 0, books.bound() if ids_each else 0
         core = self.cores.proxy if target.name != "vendor" else self.cores.vendor
         process_s, own, load, began_s = (
             cpu_s(target.pid),
@@ -208,7 +209,8 @@ class Bench:
             entries = books.settled() - settled
             in_flight_max = measurement.shape.connections if measurement.shape.client == WRK else 0
             check_count(entries=entries, answers=answers, in_flight_max=in_flight_max)
-            check_bound(bound=books.bound() - bound, entries=entries, ids_each=measurement.traffic.ids_each)
+            if ids_each:
+                check_bound(bound=books.bound() - bound, entries=entries, ids_each=ids_each)
             figures["entries"] = entries
         others_s = max(0.0, own_after.busy_s - own.busy_s - process_s)
         return figures | {

@@ -109,6 +109,14 @@ def test_a_comparison_is_by_rounds_and_shows_every_run():
     assert "| gemini | 110 | 1.050 (0.900 to 1.100) | 110 180 105 |" in table
 
 
+def test_versions_are_compared_by_the_same_traffic():
+    names = ("openai (there)", "gemini (there)", "openai (here)", "gemini (here)")
+    rounds = {
+        name: [{"cpu_us": cpu_us}] for name, cpu_us in zip(names, (100.0, 200.0, 90.0, 220.0), strict=True)
+    }
+    assert [ratios(rounds, name) for name in names] == [[1.0], [1.0], [0.9], [1.1]]
+
+
 def test_median_and_percentiles_are_of_the_ranked_values():
     assert median([9.0, 1.0, 2.0]) == 2.0
     assert median([4.0, 1.0]) == 2.5
