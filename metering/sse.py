@@ -236,10 +236,20 @@ class EventCutter:
     @staticmethod
     def events(whole: bytes) -> list[bytes]:
         """The events in what `feed` or `end` gave, each with its framing."""
+        if b"\r" not in whole:
+            return _split_after(whole, b"\n\n")
+        if _all_crlf(whole, 0):
+            return _split_after(whole, b"\r\n\r\n")
         ends = [0, *(match.end() for match in _BLANK_LINE.finditer(whole))]
         if ends[-1] < len(whole):
             ends.append(len(whole))
         return [whole[begin:end] for begin, end in pairwise(ends)]
+
+
+def _split_after(whole: bytes, blank: bytes) -> list[bytes]:
+    """What stands before each `blank`, with it, and what is left."""
+    *events, rest = whole.split(blank)
+    return [event + blank for event in events] + ([rest] if rest else [])
 
 
 def data_of(event: bytes) -> bytes:

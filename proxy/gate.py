@@ -65,16 +65,16 @@ class EventGate:
 
     def _let_pass(self, whole: bytes) -> bytes:
         """`whole` events, of which few are looked at."""
-        if self._may_carry_ids(whole):
+        found = [key for key in self._keys if key in whole]
+        if found:
             for event in self._cutter.events(whole):
-                if self._may_carry_ids(event):
-                    self._find_ids(event)
+                for key in found:
+                    if key in event:
+                        self._find_ids(event)
+                        break
         if self._added is not None and self._added.marker in whole:
             return self._without_added(whole, self._added)
         return whole
-
-    def _may_carry_ids(self, text: bytes) -> bool:
-        return any(key in text for key in self._keys)
 
     def _find_ids(self, event: bytes) -> None:
         answer = _json_of(data_of(event))
@@ -86,13 +86,12 @@ class EventGate:
                 self._ids.append(one)
 
     def _without_added(self, whole: bytes, added: AddedEvent) -> bytes:
-        kept = []
-        for event in self._cutter.events(whole):
-            if self._added is not None and added.marker in event and added.is_it(data_of(event)):
+        events = self._cutter.events(whole)
+        for index, event in enumerate(events):
+            if added.marker in event and added.is_it(data_of(event)):
                 self._added = None
-            else:
-                kept.append(event)
-        return b"".join(kept)
+                return b"".join([*events[:index], *events[index + 1 :]])
+        return whole
 
 
 class BodyGate:

@@ -1,14 +1,16 @@
 """The scanner finds the marked events of a stream in any framing and any chunking, and nothing else."""
 
+import re
 from itertools import pairwise
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from metering.sse import SseScanner
+from metering.sse import EventCutter, SseScanner
 
 MARK = (b'"mark"',)
+EMPTY_LINE = re.compile(rb"(?>\r\n|\r|\n){2}")
 
 
 def scan(stream, cuts=(), *, markers=MARK, **options):
@@ -198,3 +200,18 @@ def test_however_it_is_cut_no_marked_event_is_missing_and_the_newest_count_is_kn
     assert [event for event in found if b"mark" in event] == [event for event in events if b"mark" in event]
     assert [event for event in found if b"count" in event][-1:] == counts[-1:]
     assert found == [event for event in events if event in found], "in their order, none twice"
+
+
+@given(
+    st.lists(st.sampled_from([b"data: 1", b":", b"\n", b"\r", b"\r\n", b"\n\n", b"\r\n\r\n"]), max_size=12)
+)
+def test_cut_events_are_the_stream_again_and_each_ends_with_its_first_empty_line(pieces):
+    stream = b"".join(pieces)
+    events = EventCutter.events(stream)
+    assert b"".join(events) == stream
+    assert all(events)
+    for event in events[:-1]:
+        assert EMPTY_LINE.search(event).end() == len(event)
+    if events:
+        found = EMPTY_LINE.search(events[-1])
+        assert found is None or found.end() == len(events[-1])
