@@ -168,9 +168,10 @@ class Rates:
         return max(candidates, key=lambda unit: units.get(unit, -1))
 
     def output_unit(self, prompt_tokens: int, *, has_audio: bool) -> str:
+        if not has_audio:
+            return OUTPUT
         units = self._unit_prices(prompt_tokens)
-        candidates = [OUTPUT, OUTPUT_AUDIO] if has_audio else [OUTPUT]
-        return max(candidates, key=lambda unit: units.get(unit, -1))
+        return max((OUTPUT, OUTPUT_AUDIO), key=lambda unit: units.get(unit, -1))
 
     def _unit_prices(self, prompt_tokens: int) -> Mapping[str, int]:
         return (
@@ -191,11 +192,11 @@ def rates_of(fields: Mapping[str, Any], name: str, pricing: Pricing) -> Rates:
     tier = optional_text(fields, "service_tier")
     region = pricing.options.get(REGION_ENV)
     place = {"region": region} if region else {}
-    if not _is_priced(name, place, pricing):
+    if place and not _is_priced(name, place, pricing):
         place = {}
     if tier in (None, UNDECIDED_TIER):
         tier = pricing.options.get(DEFAULT_TIER_ENV) or DEFAULT_TIER
-        if not _is_priced(name, {"service_tier": tier}, pricing):
+        if tier not in STANDARD_TIERS and not _is_priced(name, {"service_tier": tier}, pricing):
             tier = DEFAULT_TIER
     if tier in STANDARD_TIERS:
         return Rates(name, pricing, place, place)

@@ -73,7 +73,9 @@ _CHAT_MARKERS = (b'"prompt_tokens"', b'"error"', _DONE)
 _TERMINAL = ("response.completed", "response.incomplete", "response.failed", "response.cancelled")
 _EARLY = ("response.created", "response.queued", "response.in_progress")
 _EARLY_EVENTS = tuple(kind.encode() for kind in _EARLY)
-_RESPONSE_MARKERS = (*(f'"{kind}"'.encode() for kind in (*_TERMINAL, *_EARLY)), b'"error"')
+_RESPONSE_MARKERS = (*(f'"{kind}"'.encode() for kind in _TERMINAL), b'"error"')
+_DEFERRED_MARKERS = (*(f'"{kind}"'.encode() for kind in _EARLY), *_RESPONSE_MARKERS)
+"""Where the work may go on, the early events say so."""
 _WEB_SEARCH = "web_search"
 
 
@@ -155,8 +157,9 @@ class ResponseStream(StreamObserver):
 
     def __init__(self, demand: Demand) -> None:
         self._response = ResponseReport()
+        markers = _DEFERRED_MARKERS if demand.is_deferred else _RESPONSE_MARKERS
         super().__init__(
-            demand, self._response, _RESPONSE_MARKERS, bytes_per_output_token=RESPONSE_BYTES_PER_OUTPUT_TOKEN
+            demand, self._response, markers, bytes_per_output_token=RESPONSE_BYTES_PER_OUTPUT_TOKEN
         )
 
     @property
