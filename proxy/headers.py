@@ -61,12 +61,16 @@ class HeaderFilter:
         """What remains, also without the headers that `Connection` names and, whatever their name, those that
         repeat `secret`: the gateway token on the way up, the vendor's key on the way down."""
         named = _named_by_connection(headers)
-        dropped = self.is_dropped
-        if secret:
-            headers = [pair for pair in headers if secret not in pair[1]]
-        if named:
-            return [(name, value) for name, value in headers if not dropped(name) and name not in named]
-        return [(name, value) for name, value in headers if not dropped(name)]
+        verdicts = self._verdicts
+        passed = []
+        for pair in headers:
+            name, value = pair
+            is_dropped = verdicts.get(name)
+            if is_dropped is None:
+                is_dropped = self.is_dropped(name)
+            if not (is_dropped or (secret and secret in value) or name in named):
+                passed.append(pair)
+        return passed
 
 
 def request_filter(surface: Surface) -> HeaderFilter:

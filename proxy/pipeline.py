@@ -63,6 +63,8 @@ IDLE_TURNS_MAX, IDLE_TURN_S = 200, 0.01
 CLIENT_CLOSED_REQUEST = 499
 """nginx's word, in logs and metrics only: the client left before it was told anything."""
 OK, REDIRECT, NOT_MODIFIED, CLIENT_ERROR = 200, 300, 304, 400
+_LENGTH = frozenset({b"content-length"})
+_LENGTH_AND_CODING = _LENGTH | {b"content-encoding"}
 EARLY_HEAD: Headers = [
     (b"content-type", b"text/event-stream; charset=utf-8"),
     (b"cache-control", b"no-cache"),
@@ -432,8 +434,7 @@ class Engine:
         exchange.observer = operation.meter.observe(inbound, exchange.demand, head)
         gate = self._gate(exchange, inbound, head)
         inbound.fields = {}  # as its body
-        dropped = _head_names_dropped(exchange, gate, decoder)
-        headers = [pair for pair in mounted.answer_headers(answer.headers) if pair[0] not in dropped]
+        headers = _as_framed(mounted.answer_headers(answer.headers), exchange, gate, decoder)
 
         def begin() -> None:
             if not exchange.head_is_out:
@@ -480,7 +481,8 @@ class Engine:
     def _gate(self, exchange: Exchange, inbound: Inbound, head: AnswerHead) -> Gate | None:
         """What the answer must pass, where its operation has an added event or hands out ids."""
         operation, vendor = exchange.operation, exchange.surface.name
-        assert operation is not None
+        if operation is None or not _has_gate(exchange):
+            return None
         places = [place for place in operation.hands_out if place.when is None or place.when(inbound)]
         is_stream = exchange.demand.is_streaming and _is_event_stream(head)
         if is_stream and (places or exchange.demand.added_event is not None):
@@ -774,11 +776,11 @@ def _make_showable(refused: Refused) -> None:
     refused.__context__ = refused.__cause__ = refused.__traceback__ = None
 
 
-def _head_names_dropped(exchange: Exchange, gate: Gate | None, decoder: Decoder | None) -> frozenset[bytes]:
+def _as_framed(headers: Headers, exchange: Exchange, gate: Gate | None, decoder: Decoder | None) -> Headers:
     """A stream is framed anew: an event of our own may have to follow. What a gate has read goes down decoded."""
     if gate is not None and decoder is not None:
-        return frozenset({b"content-length", b"content-encoding"})
-    return frozenset({b"content-length"}) if exchange.demand.is_streaming else frozenset()
+        return [pair for pair in headers if pair[0] not in _LENGTH_AND_CODING]
+    return [pair for pair in headers if pair[0] not in _LENGTH] if exchange.demand.is_streaming else headers
 
 
 def _has_gate(exchange: Exchange) -> bool:
