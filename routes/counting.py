@@ -291,8 +291,8 @@ def is_number(value: Any) -> TypeGuard[int]:
 
 
 def is_count(value: Any) -> TypeGuard[int]:
-    """A number that an answer may count with."""
-    return is_number(value) and value <= COUNT_MAX
+    """A number that an answer may count with; asked of every counter of every answer."""
+    return isinstance(value, int) and not isinstance(value, bool) and 0 <= value <= COUNT_MAX
 
 
 def count_in(counts: Mapping[str, Any], name: str) -> int:
