@@ -245,6 +245,26 @@ class EventCutter:
             ends.append(len(whole))
         return [whole[begin:end] for begin, end in pairwise(ends)]
 
+    @staticmethod
+    def holding(whole: bytes, marker: bytes) -> Iterator[tuple[int, int]]:
+        """Where those of them begin and end that hold `marker`; the others are passed over at `find`'s speed.
+
+        Where more than two line ends stand in a row, the third may be left to the event before."""
+        if b"\r" in whole:
+            begin = 0
+            for event in EventCutter.events(whole):
+                if marker in event:
+                    yield begin, begin + len(event)
+                begin += len(event)
+            return
+        end = 0
+        while (hit := whole.find(marker, end)) >= 0:
+            before = whole.rfind(b"\n\n", end, hit)
+            begin = end if before < 0 else before + 2
+            after = whole.find(b"\n\n", hit)
+            end = len(whole) if after < 0 else after + 2
+            yield begin, end
+
 
 def _split_after(whole: bytes, blank: bytes) -> list[bytes]:
     """What stands before each `blank`, with it, and what is left."""

@@ -65,13 +65,9 @@ class EventGate:
 
     def _let_pass(self, whole: bytes) -> bytes:
         """`whole` events, of which few are looked at."""
-        found = [key for key in self._keys if key in whole]
-        if found:
-            for event in self._cutter.events(whole):
-                for key in found:
-                    if key in event:
-                        self._find_ids(event)
-                        break
+        for key in self._keys:
+            for begin, end in self._cutter.holding(whole, key):
+                self._find_ids(whole[begin:end])
         if self._added is not None and self._added.marker in whole:
             return self._without_added(whole, self._added)
         return whole
@@ -86,11 +82,10 @@ class EventGate:
                 self._ids.append(one)
 
     def _without_added(self, whole: bytes, added: AddedEvent) -> bytes:
-        events = self._cutter.events(whole)
-        for index, event in enumerate(events):
-            if added.marker in event and added.is_it(data_of(event)):
+        for begin, end in self._cutter.holding(whole, added.marker):
+            if added.is_it(data_of(whole[begin:end])):
                 self._added = None
-                return b"".join([*events[:index], *events[index + 1 :]])
+                return whole[:begin] + whole[end:]
         return whole
 
 

@@ -215,3 +215,15 @@ def test_cut_events_are_the_stream_again_and_each_ends_with_its_first_empty_line
     if events:
         found = EMPTY_LINE.search(events[-1])
         assert found is None or found.end() == len(events[-1])
+
+
+@given(
+    st.lists(
+        st.sampled_from([b"data: 1", b'data: "mark"', b"\n", b"\r\n", b"\n\n", b"\r\n\r\n"]), max_size=12
+    )
+)
+def test_the_events_that_hold_a_marker_are_those_of_all_that_do(pieces):
+    stream = b"".join(pieces)
+    found = [stream[begin:end] for begin, end in EventCutter.holding(stream, MARK[0])]
+    expected = [event for event in EventCutter.events(stream) if MARK[0] in event]
+    assert [event.strip() for event in found] == [event.strip() for event in expected]
