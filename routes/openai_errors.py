@@ -2,8 +2,9 @@
 
 Shapes and SDK reactions: API docs "Error codes", Python SDK 3.52.0 (`_client.py`, `_base_client.py`,
 `_streaming.py`), 2026-11. The SDKs obey `x-should-retry` before the status, and wait a `retry-after` of up to two
-minutes; in a stream, any event with an `error` object raises. There is no class for 402: who has spent all gets 429
-with `insufficient_quota`, as the vendor does it.
+minutes; in a stream, any event with an `error` object raises. There is no class for 402: who has spent all gets 429,
+as from the vendor, but not its `insufficient_quota`: OpenClaw 2026.9.6 takes that word, as type or as code, for unpaid
+bills of the account and locks the key for ten minutes, whatever the message says.
 """
 
 import orjson
@@ -30,11 +31,11 @@ ACCOUNT_CODES = frozenset(
 
 _INVALID = "invalid_request_error"
 _SERVER = "server_error"
-_QUOTA = "insufficient_quota"
+_SPENT = "usage_limit_reached"
 _BY_REASON = {
     Reason.UNAUTHENTICATED: (_INVALID, "invalid_api_key"),
     Reason.MODEL_UNAVAILABLE: (_INVALID, "model_not_found"),
-    Reason.BUDGET_EXHAUSTED: (_QUOTA, _QUOTA),
+    Reason.BUDGET_EXHAUSTED: (_SPENT, _SPENT),
     Reason.BUDGET_HELD: ("requests", "rate_limit_exceeded"),
     Reason.RATE_LIMITED: ("requests", "rate_limit_exceeded"),
     Reason.TOO_MANY_CONCURRENT: ("requests", "rate_limit_exceeded"),

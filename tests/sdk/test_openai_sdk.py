@@ -407,7 +407,7 @@ async def test_a_spent_budget_raises_rate_limit_error_at_once(sdk, tmp_path, ven
         (await sdk("chat", gateway.url, token)).result()
         said = await sdk("chat", gateway.url, token, client={"max_retries": 5})
         error = said.error("RateLimitError")
-        assert (error["status"], error["body"]["code"]) == (429, "insufficient_quota")
+        assert (error["status"], error["body"]["code"]) == (429, "usage_limit_reached")
         assert "Monthly usage limit reached" in error["message"]
         assert "retry-after" not in error["headers"]
         refusals = {"surface": "openai", "reason": "budget_exhausted"}

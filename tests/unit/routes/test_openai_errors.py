@@ -22,7 +22,7 @@ ROWS = [
     (Reason.TOO_LARGE, 413, INVALID, None, False),
     (Reason.MODEL_UNAVAILABLE, 404, INVALID, "model_not_found", False),
     (Reason.OBJECT_NOT_FOUND, 404, INVALID, None, False),
-    (Reason.BUDGET_EXHAUSTED, 429, "insufficient_quota", "insufficient_quota", False),
+    (Reason.BUDGET_EXHAUSTED, 429, "usage_limit_reached", "usage_limit_reached", False),
     (Reason.BUDGET_HELD, 429, "requests", RATE, True),
     (Reason.RATE_LIMITED, 429, "requests", RATE, True),
     (Reason.TOO_MANY_CONCURRENT, 429, "requests", RATE, True),
