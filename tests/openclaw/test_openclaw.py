@@ -15,9 +15,11 @@ from simulators.anthropic import (
     stalls_after,
     streams,
 )
+from simulators.gemini import VENDOR_KEY as GEMINI_KEY
+from simulators.openai import VENDOR_KEY as OPENAI_KEY
 from simulators.script import Gate
 from tests.support.gateway import messages_body
-from tests.support.openclaw import calls_tool, command, documented
+from tests.support.openclaw import LATER, calls_tool, command, documented
 
 pytestmark = [
     pytest.mark.asyncio(loop_scope="module"),
@@ -147,8 +149,67 @@ async def test_a_proxy_that_is_killed_in_mid_stream_and_comes_back_is_ridden_out
     assert ends == {("expire", "estimated", "worker_died"), ("settle", "reported", "completed")}
 
 
+# --- other vendors --------------------------------------------------------------------------------------
+
+OTHERS = pytest.mark.parametrize("agent", ["chat", "responses", "gemini"])
+
+
+@OTHERS
+async def test_a_turn_of_another_vendor_uses_a_tool_and_is_booked_exactly(stage, agent):
+    vendor, made = stage.vendor_of(agent), stage.openclaw.workspace(agent) / "made.txt"
+    vendor.script += [
+        vendor.calls_tool("exec", {"command": f"echo a robin > {made}"}),
+        vendor.words.streams(text="The tool has run.", usage=vendor.said),
+    ]
+    turn = await stage.openclaw.turn(agent, "Please run the tool.")
+    assert (turn.status, turn.text) == (200, "The tool has run.")
+    assert made.read_text() == "a robin\n"
+    await stage.server.until_nothing_is_held()
+    rows = [(row.kind, row.basis, row.outcome, row.counts) for row in stage.bookings(agent, vendor.model)]
+    as_told = ("settle", "reported", "completed")
+    assert rows == [(*as_told, vendor.asked_for_tool.counts()), (*as_told, vendor.said.counts())]
+    sent = vendor.simulator.requests[-1]
+    assert sent.header(b"authorization").removeprefix(b"Bearer ") in (b"", OPENAI_KEY.encode())
+    assert sent.header(b"x-goog-api-key") in (b"", GEMINI_KEY.encode())
+
+
+@OTHERS
+async def test_breaks_of_another_vendor_in_mid_stream_are_ridden_out(stage, agent):
+    vendor, seen = stage.vendor_of(agent), stage.vendor_of(agent).simulator.requests_total
+    words = vendor.words
+    # Gemini's error is no event, and its SDK in OpenClaw reads it only where it comes in a packet of its own.
+    error_after = 0 if agent == "gemini" else 4
+    vendor.script += [
+        words.breaks_after(4, text=TEXT),
+        words.errors_after(error_after, text=TEXT, message="The model is overloaded."),
+        words.streams(text="A wren."),
+    ]
+    turn = await stage.openclaw.turn(agent, "Name a bird.")
+    assert (turn.status, turn.text) == (200, "A wren.")
+    assert vendor.simulator.requests_total == seen + 3
+
+
+@pytest.mark.parametrize("agent", ["responses", "gemini"])
+async def test_a_budget_spent_at_another_vendor_is_told_in_our_words_and_does_not_lock_the_key(stage, agent):
+    vendor = stage.vendor_of(agent)
+    vendor.script += [vendor.words.streams(usage=vendor.said)]
+    assert (await stage.openclaw.turn(agent, "Spend it all.")).status == 200
+    await stage.set_plan(agent, "tiny")
+    seen = vendor.simulator.requests_total
+    told = await complaint(stage, agent)
+    (refused,) = stage.refusals("budget_exhausted", agent)
+    used, resets = refused["used_credits"], refused["resets"]
+    words = f"Monthly usage limit reached ({used:,} of 100 credits). Resets on {resets}."
+    framed = f"Google Generative AI API error (429): {words} [code=RESOURCE_EXHAUSTED]"
+    assert told in ([words, framed] if agent == "gemini" else [words])
+    assert vendor.simulator.requests_total == seen
+    await stage.set_plan(agent, "test")
+    assert (await stage.openclaw.turn(agent, "And now?")).status == 200, "the key is not locked"
+    assert vendor.simulator.requests_total == seen + 1
+
+
 async def test_the_configuration_for_what_is_served_later_is_one_that_openclaw_accepts(stage, tmp_path):
-    (tmp_path / "openclaw.json").write_text(json.dumps(documented(stage.server.url, block=1)))
+    (tmp_path / "openclaw.json").write_text(json.dumps(documented(stage.server.url, block=LATER)))
     env = {**stage.openclaw.env, "OPENCLAW_CONFIG_PATH": str(tmp_path / "openclaw.json")}
     status, output = await command(env, "config", "validate", "--json")
     assert (status, json.loads(output)["valid"]) == (0, True), output

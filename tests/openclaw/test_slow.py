@@ -1,10 +1,11 @@
-"""What takes OpenClaw a minute or more: locks of keys, and outages that do not end. By hand: `make openclaw-test`."""
+"""What takes OpenClaw a minute or more: locks of keys, and outages that do not end, indexes. By hand: `make openclaw-test`."""
 
 import asyncio
 
 import pytest
 
 from simulators.anthropic import breaks_after, errors_after, fails
+from tests.support.openclaw import command
 
 pytestmark = [
     pytest.mark.asyncio(loop_scope="module"),
@@ -48,6 +49,24 @@ async def test_the_minutes_rate_is_waited_for(stage):
     turn = await stage.openclaw.turn("hurried", "And on.", within_s=GIVES_UP_WITHIN_S)
     print(f"{turn}, {len(stage.refusals('rate_limited', 'hurried'))} refusals")
     assert turn.status == 200
+
+
+async def test_memory_is_indexed_and_searched_and_every_embedding_is_booked(stage, tmp_path):
+    notes = stage.openclaw.workspace("gemini") / "memory"
+    notes.mkdir(parents=True, exist_ok=True)
+    (notes / "birds.md").write_text("The robin nests in the old teapot.\n")
+    env = stage.openclaw.env_with_memory(tmp_path, stage.server.url, "gemini")
+    status, output = await command(env, "memory", "index", "--agent", "gemini")
+    assert status == 0, output
+    status, output = await command(env, "memory", "search", "--agent", "gemini", "--json", "teapot")
+    assert status == 0, output
+    assert "The robin nests in the old teapot." in output
+    methods = {request.path.partition(":")[2] for request in stage.gemini.simulator.requests}
+    assert {"batchEmbedContents", "embedContent"} <= methods
+    await stage.server.until_nothing_is_held()
+    rows = stage.bookings("gemini", "gemini-embedding-001")
+    assert rows
+    assert {(row.kind, row.basis, row.outcome) for row in rows} == {("settle", "reported", "completed")}
 
 
 ENDLESS = {

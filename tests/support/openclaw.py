@@ -27,6 +27,8 @@ from tests.support.process import pids
 ROOT = Path(__file__).parents[2]
 DOCUMENT = ROOT / "docs" / "openclaw.md"
 DOCUMENTED_URL = "https://proxy.example.com"
+FURTHER, LATER = 1, 2
+"""The document's blocks after the first: what else is served, and what will be."""
 PRELOAD = ROOT / "tests" / "openclaw" / "connections.cjs"
 READY_WITHIN_S = 240.0
 STOPS_WITHIN_S = 20.0
@@ -44,11 +46,12 @@ def documented(url: str, *, block: int = 0) -> dict[str, Any]:
 
 @dataclass(frozen=True)
 class Agent:
-    """An agent with a gateway token of its own, on one of the document's providers."""
+    """An agent with a gateway token of its own, on one of the document's providers. `api`: another than there."""
 
     name: str
     token: str
     provider: str = "automna"
+    api: str | None = None
 
 
 @dataclass(frozen=True)
@@ -61,23 +64,38 @@ class Turn:
 
 
 def configured(url: str, agents: list[Agent], folder: Path) -> dict[str, Any]:
-    """The document's configuration for several agents at once: each gets the documented provider under a name
-    and with a token of its own, because OpenClaw locks keys by provider. The built-in one keeps its name."""
+    """The document's configuration for several agents at once: each gets a documented provider under a name and with
+    a token of its own, because OpenClaw locks keys by provider. The built-in one keeps its name."""
     config = documented(url)
     providers = config["models"]["providers"]
-    model = config["agents"]["defaults"]["model"]["primary"].partition("/")[2]
+    documents = {**providers, **documented(url, block=FURTHER)["models"]["providers"]}
     entries: dict[str, Any] = {}
     for agent in agents:
-        provider = agent.provider
-        if provider == "automna":
-            provider = f"automna-{agent.name}"
-            providers[provider] = copy.deepcopy(providers["automna"])
-        providers[provider]["apiKey"] = f"${{{token_variable(agent)}}}"
-        entries[agent.name] = {"model": f"{provider}/{model}", "workspace": str(folder / agent.name)}
+        provider = copy.deepcopy(documents[agent.provider])
+        provider["apiKey"] = f"${{{token_variable(agent)}}}"
+        provider["api"] = agent.api or provider["api"]
+        name = agent.provider if is_built_in(provider) else f"{agent.provider}-{agent.name}"
+        model = config["agents"]["defaults"]["model"]["primary"].partition("/")[2]
+        if not is_built_in(provider):
+            model = provider["models"][0]["id"]
+        providers[name] = provider
+        entries[agent.name] = {"model": f"{name}/{model}", "workspace": str(folder / agent.name)}
     config["agents"] |= {"ownership": "explicit", "entries": entries}
     config["gateway"]["http"] = {"endpoints": {"chatCompletions": {"enabled": True}}}
     config["logging"] = {"file": str(folder / "openclaw.log")}
     return config
+
+
+def with_memory(config: dict[str, Any], url: str, agent: Agent) -> dict[str, Any]:
+    """The configuration with the document's memory search, which uses the agent's token."""
+    memory = documented(url, block=FURTHER)["memory"]
+    memory["search"]["remote"]["apiKey"] = f"${{{token_variable(agent)}}}"
+    return {**config, "memory": memory}
+
+
+def is_built_in(provider: Mapping[str, Any]) -> bool:
+    """Of OpenClaw's own, which bring their models."""
+    return not provider["models"]
 
 
 def token_variable(agent: Agent) -> str:
@@ -116,6 +134,13 @@ class OpenClaw:
     def client_env(self) -> dict[str, str]:
         """For commands that talk with the running gateway."""
         return {**self.env, "OPENCLAW_GATEWAY_PORT": str(self._port)}
+
+    def env_with_memory(self, folder: Path, url: str, agent: str) -> dict[str, str]:
+        """For commands with the document's memory search, by this agent's token; `folder` takes the configuration."""
+        config = configured(url, list(self._agents.values()), self.folder)
+        path = folder / "openclaw.json"
+        path.write_text(json.dumps(with_memory(config, url, self._agents[agent])))
+        return {**self.env, "OPENCLAW_CONFIG_PATH": str(path)}
 
     def token(self, agent: str) -> str:
         return self._agents[agent].token
