@@ -1,4 +1,4 @@
-"""`automna-proxy demo`: the real server before a simulated vendor, real clients, and the ledger they leave.
+"""`automna-proxy demo`: the real server before simulated vendors, real clients, and the ledger they leave.
 
 Nothing of the caller's environment takes part: no key, no proxy, no setting. Every scene checks what it
 shows, so that `demo --once` is a test too.
@@ -18,10 +18,11 @@ from pathlib import Path
 from types import FrameType
 from typing import Any
 
-from automna_proxy.demo_clients import AnthropicSdk, Client, Curl, Seen, StandardLibrary
+from automna_proxy.demo_apis import CHAT
+from automna_proxy.demo_clients import AnthropicSdk, Client, Curl, Request, Seen, StandardLibrary
 from automna_proxy.demo_ledger import cost_of, counts_of, settled_entries, table_of
 from automna_proxy.demo_page import Page
-from automna_proxy.demo_scenes import ADA, PLAN_OF, SCENES, SONNET, Ask
+from automna_proxy.demo_scenes import ADA, FLASH, GPT, PLAN_OF, SCENES, SONNET, Ask
 from automna_proxy.demo_stage import OK, Stage, StageError, staged
 from automna_proxy.terminal import PROGRAM
 from metering.errors import Refused
@@ -29,13 +30,19 @@ from metering.money import credits_of, usd
 from metering.prices import PriceTable
 from metering.reports import Entry
 from metering.usage import CACHE_READ, CACHE_WRITE_5M, INPUT, OUTPUT, WEB_SEARCHES
-from simulators.anthropic import Answered, Behaviour
+from simulators.behaviour import Behaviour
 from simulators.script import Gate
+from simulators.vendor import Answered
 
 FAILED, INTERRUPTED = 1, 130
 WATCH_S = 0.5
 EVENTS_BEFORE_TEXT = 3
 """`message_start`, `content_block_start`, `ping`."""
+HOSTS: Mapping[str, str] = {
+    "anthropic": "api.anthropic.com",
+    "openai": "api.openai.com",
+    "gemini": "generativelanguage.googleapis.com",
+}
 OWN_ENDPOINTS = ("/health", "/readyz", "/metrics", "/api/user/usage", "/api/user/limits")
 UNIT_NAMES: Mapping[str, str] = {
     INPUT: "input",
@@ -102,6 +109,8 @@ class _Demo:
         self._prices = PriceTable.load()
         self._played: list[_Played] = []
         self._clients: dict[str, Client] = {}
+        self._object_id = ""
+        """Of the last answer that had one."""
 
     def claim(self, claim: str, holds: bool, *, found: object = "", is_quiet: bool = False) -> None:
         """Say that something holds, or note that it does not. Quiet: only the latter."""
@@ -129,11 +138,12 @@ class _Demo:
         page, stage = self._page, self._stage
         page.console.print()
         page.console.print("automna-proxy, demonstrated", style="bold")
-        page.say("A real server before a simulated vendor; nothing of your environment is used.")
+        page.say("A real server before simulated vendors; nothing of your environment is used.")
         page.heading("The proxy")
         sdk = _imported("anthropic")  # while the server starts
         stage.wait_until_ready()
-        page.fact("vendor", f"{stage.vendor.url}  answers as api.anthropic.com does")
+        for surface, vendor in stage.vendors.items():
+            page.fact("vendor", f"{vendor.url}  answers as {HOSTS[surface]} does")
         page.fact("proxy", stage.url)
         page.fact("store", str(stage.database.path))
         self._find_clients(sdk)
@@ -171,7 +181,7 @@ class _Demo:
     # --- a scene -----------------------------------------------------------------------------------
 
     def _perform(self, ask: Ask) -> None:
-        page, vendor = self._page, self._stage.vendor
+        page, vendor = self._page, self._stage.vendors[ask.api.surface]
         gate = Gate()
         if ask.behaviour is not None:
             vendor.next(_gated(ask.behaviour, ask.leaves_after, gate))
@@ -179,11 +189,12 @@ class _Demo:
         for line in ask.shown if client.name == ask.client else ():
             page.paste(line)
         page.fact(ask.user, ask.question)
-        answered_before = len(vendor.answers)
+        answered_before = len(vendor.answers_of(Answered))
         entries_before = {entry.seq for entry in settled_entries(self._stage.database)}
         seen, came_after_s = self._ask(client, ask)
         gate.open()
-        answer = next(iter(vendor.answers[answered_before:]), None)
+        self._object_id = seen.object_id or self._object_id
+        answer = next(iter(vendor.answers_of(Answered)[answered_before:]), None)
         booked = [e for e in settled_entries(self._stage.database) if e.seq not in entries_before]
         entry = next(iter(booked), None)
         self._played.append(_Played(ask, seen, answer, entry))
@@ -194,7 +205,7 @@ class _Demo:
 
     def _ask(self, client: Client, ask: Ask) -> tuple[Seen, list[float]]:
         """What the client saw, and after how many seconds each piece of the text."""
-        stream = self._page.stream("claude")
+        stream = self._page.stream(ask.api.speaker)
         started_s = time.monotonic()
         came_after_s: list[float] = []
 
@@ -203,8 +214,9 @@ class _Demo:
             stream.write(piece)
             return len(came_after_s) != ask.leaves_after
 
+        request = Request(ask.api, ask.api.path.format(model=ask.model, id=self._object_id), ask.body)
         try:
-            return client.ask(ask.body, self.tokens[ask.user], on_text), came_after_s
+            return client.ask(request, self.tokens[ask.user], on_text), came_after_s
         finally:
             stream.end()
 
@@ -220,23 +232,38 @@ class _Demo:
 
     def _check(self) -> None:
         self._page.heading("What was promised")
-        stage, vendor = self._stage, self._stage.vendor
-        entries, answers = settled_entries(stage.database), vendor.answers
+        stage, vendors = self._stage, self._stage.vendors.values()
+        entries = settled_entries(stage.database)
+        told = [played.answer.request_id for played in self._played if played.answer is not None]
+        answers_total = sum(len(vendor.answers_of(Answered)) for vendor in vendors)
         self.claim("every count is what the vendor reported, every cost exact", not self.failures)
-        upstream_ids = [entry.upstream_request_id for entry in entries]
+        upstream_ids = [entry.upstream_request_id or "" for entry in entries if entry.usage]
         self.claim(
-            f"{len(answers)} answers of the vendor, {len(entries)} entries in the ledger: each exactly once",
-            upstream_ids == [answer.request_id for answer in answers],
+            f"{answers_total} answers of the vendors, {len(upstream_ids)} entries in the ledger: each exactly once",
+            upstream_ids == told and len(told) == answers_total,
             found=upstream_ids,
+        )
+        free = [played.entry for played in self._played if played.ask.is_free]
+        self.claim(
+            f"{len(free)} read of what was paid before: an entry that costs nothing",
+            [entry for entry in entries if not entry.usage] == free and not any(map(_cost, free)),
+        )
+        unasked = [played.seen for played in self._played if played.ask.api is CHAT]
+        self.claim(
+            "who did not ask OpenAI for the usage saw none of it",
+            not any(seen.tells_usage for seen in unasked),
         )
         refused = [played for played in self._played if played.ask.behaviour is None]
         self.claim(
             f"{len(refused)} refusals: the vendor was not asked, nothing is booked",
             all(played.answer is None and played.entry is None for played in refused),
         )
-        sent = b"".join(repr(request.headers).encode() + request.body for request in vendor.requests)
+        requests = [request for vendor in vendors for request in vendor.requests]
+        sent = b"".join(
+            repr((request.target, request.headers)).encode() + request.body for request in requests
+        )
         self.claim(
-            "the vendor never saw a gateway token",
+            "no vendor ever saw a gateway token",
             not any(token.encode() in sent for token in self.tokens.values()),
         )
         statuses = {path: stage.status_of(path, self.tokens[ADA]) for path in OWN_ENDPOINTS}
@@ -267,6 +294,10 @@ def _problems(played: _Played, booked: int, prices: PriceTable) -> Iterator[str]
         if answer is not None or booked:
             yield "refused, and yet forwarded or booked"
         return
+    if ask.is_free:
+        if answer is not None or booked != 1 or _cost(entry):
+            yield f"expected one entry that costs nothing, found {booked} entries"
+        return
     if answer is None or entry is None or booked != 1:
         yield f"expected one answer and one entry, found {answer} and {booked} entries"
         return
@@ -276,22 +307,28 @@ def _problems(played: _Played, booked: int, prices: PriceTable) -> Iterator[str]
 def _entry_problems(
     ask: Ask, seen: Seen, answer: Answered, entry: Entry, prices: PriceTable
 ) -> Iterator[str]:
-    assert answer.usage is not None
     counts = answer.usage.counts()
     text = "" if ask.behaviour is None else ask.behaviour.text or ""
     expected: Mapping[str, tuple[object, object]] = {
         "text": (seen.text, text if ask.leaves_after is None else text[: len(seen.text)]),
         "request id": (entry.request_id, seen.request_id),
-        "upstream request id": (entry.upstream_request_id, answer.request_id),
+        "upstream request id": (entry.upstream_request_id or "", answer.request_id),
         "user": (entry.user_id, ask.user),
         "outcome": (entry.outcome, "completed" if ask.leaves_after is None else "client_left"),
         "basis": (entry.basis, "reported"),
         "counts": (counts_of(entry), counts),
-        "cost": (entry.cost_nanousd, cost_of(prices, answer.model, counts, at_ms=entry.at_ms)),
+        "cost": (
+            entry.cost_nanousd,
+            cost_of(prices, ask.api.surface, answer.model, counts, at_ms=entry.at_ms),
+        ),
     }
     for name, (found, wanted) in expected.items():
         if found != wanted:
             yield f"expected the {name} {wanted!r}, found {found!r}"
+
+
+def _cost(entry: Entry | None) -> int:
+    return 0 if entry is None else entry.cost_nanousd
 
 
 def _seen_in_words(ask: Ask, seen: Seen, came_after_s: Sequence[float]) -> str:
@@ -307,6 +344,8 @@ def _seen_in_words(ask: Ask, seen: Seen, came_after_s: Sequence[float]) -> str:
 
 
 def _booked_in_words(entry: Entry) -> str:
+    if not entry.usage:
+        return "nothing to pay for: an entry of nothing"
     counts = counts_of(entry)
     used = ", ".join(f"{counts[unit]:,} {name}" for unit, name in UNIT_NAMES.items() if unit in counts)
     credits_used = credits_of(entry.cost_nanousd)
@@ -354,6 +393,12 @@ def _paste_lines(stage: Stage, gateway_token: str) -> list[str]:
         '  -H "content-type: application/json" \\',
         f"""  -d '{{"model": "{SONNET}", "max_tokens": 200, "stream": true,""",
         """       "messages": [{"role": "user", "content": "Say something."}]}'""",
+        'curl $URL/api/openai/v1/chat/completions -H "authorization: Bearer $TOKEN" \\',
+        '  -H "content-type: application/json" \\',
+        f"""  -d '{{"model": "{GPT}", "messages": [{{"role": "user", "content": "Say something."}}]}}'""",
+        f'curl -N "$URL/api/gemini/v1beta/models/{FLASH}:streamGenerateContent?alt=sse" \\',
+        '  -H "x-goog-api-key: $TOKEN" -H "content-type: application/json" \\',
+        """  -d '{"contents": [{"parts": [{"text": "Say something."}]}]}'""",
         'curl $URL/api/llm/v1/models -H "x-api-key: $TOKEN"',
         'curl $URL/api/user/usage -H "authorization: Bearer $TOKEN"',
         'curl $URL/api/user/limits -H "authorization: Bearer $TOKEN"',

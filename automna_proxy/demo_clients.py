@@ -8,11 +8,14 @@ from dataclasses import dataclass
 from typing import Any, Protocol
 from urllib.parse import urlsplit
 
-MESSAGES = "/api/llm/v1/messages"
+from automna_proxy.demo_apis import MESSAGES, Api
+
 ANSWER_TIMEOUT_S = 30.0
 """For a whole answer: the simulated ones take less than a second."""
 REQUEST_ID = "x-automna-request-id"
 CURL_WENT_WELL = 0
+DONE = b"[DONE]"
+"""What OpenAI says at the end of a stream, where others say nothing or an event."""
 
 OnText = Callable[[str], bool]
 """Gets each piece of text as it arrives; False leaves in mid-stream."""
@@ -20,22 +23,36 @@ OnText = Callable[[str], bool]
 
 @dataclass(frozen=True, slots=True)
 class Seen:
-    """What a client saw. `error` is `type: message` in the vendor's words; `is_whole`: it came to its end."""
+    """What a client saw. `error` is `type: message` in the vendor's words; `is_whole`: it came to its end.
+
+    `object_id`: of a whole answer that has one. `tells_usage`: a piece of a stream told the usage.
+    """
 
     status: int
     request_id: str
     text: str = ""
     error: str = ""
     is_whole: bool = True
+    object_id: str = ""
+    tells_usage: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Request:
+    """What is asked. `body` None is a GET."""
+
+    api: Api
+    path: str
+    body: Mapping[str, Any] | None
 
 
 class Client(Protocol):
-    """Sends one request to the Messages API."""
+    """Sends one request."""
 
     @property
     def name(self) -> str: ...
 
-    def ask(self, body: Mapping[str, Any], gateway_token: str, on_text: OnText) -> Seen: ...
+    def ask(self, request: Request, gateway_token: str, on_text: OnText) -> Seen: ...
 
 
 class Lines(Protocol):
@@ -53,13 +70,18 @@ class Curl:
 
     def __init__(self, program: str, url: str, environment: Mapping[str, str]) -> None:
         self._command = [program, "--disable", "--noproxy", "*", "--no-progress-meter", "--no-buffer"]
-        self._command += ["--include", "--max-time", f"{ANSWER_TIMEOUT_S:g}", url + MESSAGES]
+        self._command += ["--include", "--max-time", f"{ANSWER_TIMEOUT_S:g}"]
+        self._url = url
         self._environment = dict(environment)
 
-    def ask(self, body: Mapping[str, Any], gateway_token: str, on_text: OnText) -> Seen:
-        headers = ["-H", f"x-api-key: {gateway_token}", "-H", "content-type: application/json"]
+    def ask(self, request: Request, gateway_token: str, on_text: OnText) -> Seen:
+        words = [self._url + request.path]
+        for name, value in request.api.headers(gateway_token).items():
+            words += ["-H", f"{name}: {value}"]
+        if request.body is not None:
+            words += ["--data-binary", "@-"]
         process = subprocess.Popen(  # noqa: S603 - arguments of our own, no shell
-            [*self._command, *headers, "--data-binary", "@-"],
+            [*self._command, *words],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             env=self._environment,
@@ -68,10 +90,10 @@ class Curl:
         assert process.stdout is not None
         with process:
             try:
-                process.stdin.write(json.dumps(body).encode())
+                process.stdin.write(_encoded(request.body))
                 process.stdin.close()
                 status, answer_headers = _head(process.stdout)
-                seen = _seen(status, answer_headers, process.stdout, on_text)
+                seen = _seen(request.api, status, answer_headers, process.stdout, on_text)
                 if seen.is_whole and process.wait() != CURL_WENT_WELL:
                     return Seen(seen.status, seen.request_id, seen.text, "curl: the answer broke off", False)
                 return seen
@@ -87,17 +109,18 @@ class StandardLibrary:
     def __init__(self, url: str) -> None:
         self._address = urlsplit(url)
 
-    def ask(self, body: Mapping[str, Any], gateway_token: str, on_text: OnText) -> Seen:
+    def ask(self, request: Request, gateway_token: str, on_text: OnText) -> Seen:
         address = self._address
         connection = http.client.HTTPConnection(
             address.hostname or "", address.port, timeout=ANSWER_TIMEOUT_S
         )
         try:
-            headers = {"x-api-key": gateway_token, "content-type": "application/json"}
-            connection.request("POST", MESSAGES, json.dumps(body), headers)
+            method = "GET" if request.body is None else "POST"
+            headers = request.api.headers(gateway_token)
+            connection.request(method, request.path, _encoded(request.body), headers)
             response = connection.getresponse()
             answer_headers = {name.lower(): value for name, value in response.getheaders()}
-            return _seen(response.status, answer_headers, response, on_text)
+            return _seen(request.api, response.status, answer_headers, response, on_text)
         except (OSError, http.client.HTTPException) as error:
             return Seen(0, "", error=f"{type(error).__name__}: {error}", is_whole=False)
         finally:
@@ -111,9 +134,10 @@ class AnthropicSdk:
 
     def __init__(self, library: Any, url: str) -> None:
         self._library = library
-        self._base_url = url + MESSAGES.removesuffix("/v1/messages")
+        self._base_url = url + MESSAGES.path.removesuffix("/v1/messages")
 
-    def ask(self, body: Mapping[str, Any], gateway_token: str, on_text: OnText) -> Seen:
+    def ask(self, request: Request, gateway_token: str, on_text: OnText) -> Seen:
+        body = request.body or {}
         http_client = self._library.DefaultHttpxClient(trust_env=False)
         with self._library.Anthropic(
             api_key=gateway_token,
@@ -130,7 +154,7 @@ class AnthropicSdk:
                 return Seen(error.status_code, error.response.headers.get(REQUEST_ID, ""), error=told)
             except self._library.APIError as error:
                 return Seen(0, "", error=f"anthropic.{type(error).__name__}: {error}", is_whole=False)
-        text = _text_of(json.loads(answer.text()))
+        text = MESSAGES.text_of(json.loads(answer.text()))
         on_text(text)
         return Seen(answer.status_code, answer.headers.get(REQUEST_ID, ""), text)
 
@@ -170,44 +194,52 @@ def _head(lines: Lines) -> tuple[int, dict[str, str]]:
     return (int(words[1]) if len(words) > 1 else 0), headers
 
 
-def _seen(status: int, headers: Mapping[str, str], lines: Lines, on_text: OnText) -> Seen:
+def _encoded(body: Mapping[str, Any] | None) -> bytes:
+    return b"" if body is None else json.dumps(body).encode()
+
+
+def _seen(api: Api, status: int, headers: Mapping[str, str], lines: Lines, on_text: OnText) -> Seen:
     request_id = headers.get(REQUEST_ID, "")
     if headers.get("content-type", "").startswith("text/event-stream"):
-        return _streamed(status, request_id, lines, on_text)
+        return _streamed(api, status, request_id, lines, on_text)
     body = lines.read()
     try:
-        message = json.loads(body)
+        answer = json.loads(body)
     except ValueError:
         return Seen(status, request_id, error=f"not JSON: {body[:200]!r}", is_whole=False)
-    if "error" in message:
-        return Seen(status, request_id, error=_error_of(message))
-    text = _text_of(message)
+    if answer.get("error"):
+        return Seen(status, request_id, error=_error_of(answer))
+    text = api.text_of(answer)
     on_text(text)
-    return Seen(status, request_id, text)
+    return Seen(status, request_id, text, object_id=answer.get("id", ""))
 
 
-def _streamed(status: int, request_id: str, lines: Lines, on_text: OnText) -> Seen:
+def _streamed(api: Api, status: int, request_id: str, lines: Lines, on_text: OnText) -> Seen:
     pieces: list[str] = []
+    is_whole = tells_usage = False
     while line := lines.readline():
         if not line.startswith(b"data: "):
             continue
-        event = json.loads(line.removeprefix(b"data: "))
-        if event["type"] == "error":
+        data = line.removeprefix(b"data: ").strip()
+        is_whole = data == DONE
+        if is_whole:
+            break
+        event = json.loads(data)
+        if "error" in event:
             return Seen(status, request_id, "".join(pieces), _error_of(event), is_whole=False)
-        if event["type"] == "message_stop":
-            lines.read()
-            return Seen(status, request_id, "".join(pieces))
-        piece = event.get("delta", {}).get("text", "")
-        if piece:
-            pieces.append(piece)
-            if not on_text(piece):
-                break
-    return Seen(status, request_id, "".join(pieces), is_whole=False)
+        tells_usage = tells_usage or api.tells_usage(event)
+        piece = api.text_of(event)
+        pieces.append(piece)
+        stays = not piece or on_text(piece)
+        is_whole = api.is_last(event)
+        if is_whole or not stays:
+            break
+    if is_whole:
+        lines.read()
+    return Seen(status, request_id, "".join(pieces), is_whole=is_whole, tells_usage=tells_usage)
 
 
-def _text_of(message: Mapping[str, Any]) -> str:
-    return "".join(block.get("text", "") for block in message["content"])
-
-
-def _error_of(message: Mapping[str, Any]) -> str:
-    return f"{message['error']['type']}: {message['error']['message']}"
+def _error_of(answer: Mapping[str, Any]) -> str:
+    """What kind of error, in the vendor's word for it, and what it says."""
+    error = answer["error"]
+    return f"{error.get('type') or error.get('status')}: {error['message']}"

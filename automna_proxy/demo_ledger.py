@@ -56,9 +56,9 @@ def counts_of(entry: Entry) -> dict[str, int]:
     return {unit: count for unit, count in total.items() if count}
 
 
-def cost_of(prices: PriceTable, model: str, counts: Mapping[str, int], *, at_ms: int) -> int:
+def cost_of(prices: PriceTable, surface: str, model: str, counts: Mapping[str, int], *, at_ms: int) -> int:
     """What the price list asks for what the vendor reported, in nano-USD."""
-    return prices.price("anthropic", Usage((UsageLine(model, counts),)), at_ms=at_ms).cost_nanousd
+    return prices.price(surface, Usage((UsageLine(model, counts),)), at_ms=at_ms).cost_nanousd
 
 
 # --- the table ----------------------------------------------------------------------------------------
@@ -150,4 +150,4 @@ def _shown(value: str | int) -> str:
 
 def _short(model: str) -> str:
     """A model's name without its family and date, as people say it."""
-    return re.sub(r"-\d{8}$", "", model.removeprefix("claude-"))
+    return re.sub(r"-\d{4}-?\d{2}-?\d{2}$", "", model.removeprefix("claude-"))

@@ -4,9 +4,12 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from automna_proxy.demo_apis import CHAT, GEMINI, MESSAGES, RESPONSE, RESPONSES, Api
+from simulators import behaviour, gemini, openai
 from simulators.anthropic import Behaviour, streams
 
 SONNET, HAIKU = "claude-sonnet-4-5", "claude-haiku-4-5"
+GPT, FLASH = "gpt-4o-mini", "gemini-2.5-flash"
 PACE_S = 0.02
 """Between two events: slow enough to be watched."""
 ADA, BOB = "ada", "bob"
@@ -25,6 +28,9 @@ call_minutes_per_month = 0
 """
 """A plan for one: 30 credits are $0.003."""
 
+STREAMED = {"stream": True}
+"""Asked for in the body, everywhere but at Gemini."""
+
 _HANDBOOK = " ".join(
     f"Section {number}: answer politely, cite the page, and say so when the handbook is silent."
     for number in range(1, 201)
@@ -42,7 +48,10 @@ class Ask:
 
     client: str
     question: str
-    behaviour: Behaviour | None
+    behaviour: behaviour.Behaviour | None
+    api: Api = MESSAGES
+    is_free: bool = False
+    """The vendor answers, and bills nothing."""
     user: str = ADA
     model: str = HAIKU
     max_tokens: int = 400
@@ -54,11 +63,10 @@ class Ask:
     shown: tuple[str, ...] = ()
 
     @property
-    def body(self) -> dict[str, Any]:
-        body = {"model": self.model, "max_tokens": self.max_tokens, **self.fields}
-        if self.is_streaming:
-            body["stream"] = True
-        return {**body, "messages": [{"role": "user", "content": self.question}]}
+    def body(self) -> dict[str, Any] | None:
+        if self.api.body_of is None:
+            return None
+        return {**self.api.body_of(self.model, self.question, self.max_tokens), **self.fields}
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,6 +98,7 @@ SCENES = (
                 question="Why does a ledger only ever append?",
                 model=SONNET,
                 is_streaming=True,
+                fields=STREAMED,
                 behaviour=streams(
                     text="Because what was written down stays true. A correction is a new line with its own "
                     "reason, so every balance can be added up again from the first line to the last.",
@@ -109,6 +118,7 @@ SCENES = (
                 client="sdk",
                 question="And what is a hold?",
                 is_streaming=True,
+                fields=STREAMED,
                 behaviour=streams(
                     text="Money set aside before the work begins: as much as it may cost at most. When the work "
                     "is done, what it did cost is booked and the rest is free again.",
@@ -168,12 +178,81 @@ SCENES = (
                 client="curl",
                 question="Count slowly to twenty.",
                 is_streaming=True,
+                fields=STREAMED,
                 behaviour=streams(
                     text="One, two, three, four, five, six, seven, eight, nine, ten, eleven, twelve, thirteen, "
                     "fourteen, fifteen, sixteen, seventeen, eighteen, nineteen, twenty.",
                     pace_s=PACE_S,
                 ),
                 leaves_after=7,
+            ),
+        ),
+    ),
+    Scene(
+        "OpenAI, streamed: who did not ask for the usage does not see it, and it is booked",
+        (
+            Ask(
+                client="curl",
+                api=CHAT,
+                question="And who counts the tokens?",
+                model=GPT,
+                is_streaming=True,
+                fields=STREAMED,
+                behaviour=openai.streams(
+                    text="The proxy asks for the count, and keeps the chunk that nobody else asked for.",
+                    pace_s=PACE_S,
+                    usage_changes={"cached_tokens": 8, "reasoning_tokens": 3},
+                ),
+                shown=(
+                    '$ curl -N $URL/api/openai/v1/chat/completions -H "authorization: Bearer $TOKEN" \\',
+                    """    -H "content-type: application/json" -d '{"model": ..., "stream": true, ...}'""",
+                ),
+            ),
+        ),
+    ),
+    Scene(
+        "OpenAI, a stored response: its user reads it again, another user finds nothing",
+        (
+            Ask(
+                client="curl",
+                api=RESPONSES,
+                question="Remember a bird for me.",
+                model=GPT,
+                behaviour=openai.streams(text="A wren it is."),
+            ),
+            Ask(
+                client="curl",
+                api=RESPONSE,
+                question="(reads it again)",
+                behaviour=openai.Behaviour(text="A wren it is."),
+                is_free=True,
+                shown=('$ curl $URL/api/openai/v1/responses/$ID -H "authorization: Bearer $TOKEN"',),
+            ),
+            Ask(
+                client="curl",
+                api=RESPONSE,
+                question="(reads it too)",
+                user=BOB,
+                behaviour=None,
+                status=404,
+                error="not found",
+            ),
+        ),
+    ),
+    Scene(
+        "Gemini, streamed, with curl",
+        (
+            Ask(
+                client="curl",
+                api=GEMINI,
+                question="Say it in three words.",
+                model=FLASH,
+                is_streaming=True,
+                behaviour=gemini.streams(text="Measured, priced, booked.", thinking="Hm.", pace_s=PACE_S),
+                shown=(
+                    '$ curl -N "$URL/api/gemini/v1beta/models/gemini-2.5-flash:streamGenerateContent?alt=sse" \\',
+                    """    -H "x-goog-api-key: $TOKEN" -H "content-type: application/json" -d '{"contents": ...}'""",
+                ),
             ),
         ),
     ),

@@ -15,13 +15,15 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from importlib import resources
 from pathlib import Path
+from typing import Any
 from urllib.parse import urlsplit
 
 import automna_proxy
 from automna_proxy.demo_scenes import PACE_S, PLAN_TINY
 from metering.store.database import Database
-from simulators.anthropic import VENDOR_KEY, AnthropicSimulator, Behaviour
+from simulators import anthropic, gemini, openai
 from simulators.server import running_in_thread
+from simulators.vendor import VendorSimulator
 
 READY_WITHIN_S = 20.0
 POLL_S = 0.02
@@ -33,7 +35,15 @@ OK = 200
 KEPT = ("PATH", "LANG", "LC_ALL", "LC_CTYPE", "TERM", "NO_COLOR", "TMPDIR", "SYSTEMROOT")
 """All that the demo takes from its caller's environment, beside PYTHONPATH: no key, no proxy, no setting of the
 service, no home with somebody's `.curlrc`."""
+VENDOR_KEYS = {
+    "ANTHROPIC_API_KEY": anthropic.VENDOR_KEY,
+    "OPENAI_API_KEY": openai.VENDOR_KEY,
+    "GEMINI_API_KEY": gemini.VENDOR_KEY,
+}
 SETTINGS = {"DRAIN_NOTICE_S": "0", "DRAIN_STREAMS_S": "5", "LOG_FORMAT": "console", "LOG_LEVEL": "info"}
+
+
+Vendor = VendorSimulator[Any, Any]
 
 
 class StageError(Exception):
@@ -50,12 +60,13 @@ class Said:
 
 
 class Stage:
-    """A running proxy before a simulated vendor, and the commands of its operator."""
+    """A running proxy before simulated vendors, and the commands of its operator."""
 
-    def __init__(self, folder: Path, environment: Mapping[str, str], vendor: AnthropicSimulator) -> None:
+    def __init__(self, folder: Path, environment: Mapping[str, str], vendors: Mapping[str, Vendor]) -> None:
         self.folder = folder
         self.environment = environment
-        self.vendor = vendor
+        self.vendors = vendors
+        """By surface."""
         self.database = Database(folder / "ledger.db")
         self.url = ""
         self.is_kept = False
@@ -153,14 +164,18 @@ def _automna_proxy(*words: str) -> list[str]:
 
 @contextmanager
 def staged() -> Iterator[Stage]:
-    """Folder, vendor and server; taken down in reverse. The caller waits until the server is ready."""
+    """Folder, vendors and server; taken down in reverse. The caller waits until the server is ready."""
     with ExitStack() as stack:
         folder = Path(tempfile.mkdtemp(prefix="automna-proxy-demo-"))
-        vendor = AnthropicSimulator(default=Behaviour(pace_s=PACE_S))
-        vendor_url = stack.enter_context(running_in_thread(vendor))
-        environment = _environment(os.environ, folder, vendor_url)
+        vendors: dict[str, Vendor] = {
+            "anthropic": anthropic.AnthropicSimulator(default=anthropic.Behaviour(pace_s=PACE_S)),
+            "openai": openai.OpenAISimulator(default=openai.Behaviour(pace_s=PACE_S)),
+            "gemini": gemini.GeminiSimulator(default=gemini.Behaviour(pace_s=PACE_S)),
+        }
+        urls = {name: stack.enter_context(running_in_thread(vendor)) for name, vendor in vendors.items()}
+        environment = _environment(os.environ, folder, urls)
         stack.enter_context(_only(environment))
-        stage = Stage(folder, environment, vendor)
+        stage = Stage(folder, environment, vendors)
         stack.callback(_remove, stage)
         _write_plans(folder)
         stack.callback(stage.stop_server)
@@ -168,7 +183,7 @@ def staged() -> Iterator[Stage]:
         yield stage
 
 
-def _environment(outer: Mapping[str, str], folder: Path, vendor_url: str) -> dict[str, str]:
+def _environment(outer: Mapping[str, str], folder: Path, urls: Mapping[str, str]) -> dict[str, str]:
     return {
         **{name: outer[name] for name in KEPT if name in outer},
         **_python_path(outer),
@@ -176,8 +191,8 @@ def _environment(outer: Mapping[str, str], folder: Path, vendor_url: str) -> dic
         "HOME": str(folder),
         "DATABASE_URL": f"sqlite:///{folder / 'ledger.db'}",
         "PLANS_FILE": str(folder / "plans.toml"),
-        "ANTHROPIC_API_KEY": VENDOR_KEY,
-        "ANTHROPIC_UPSTREAM_URL": vendor_url,
+        **VENDOR_KEYS,
+        **{f"{name.upper()}_UPSTREAM_URL": url for name, url in urls.items()},
     }
 
 
@@ -201,7 +216,7 @@ def _only(environment: Mapping[str, str]) -> Iterator[None]:
     """Our own process too: the SDK reads keys, base URLs, headers and proxies wherever it finds them."""
     outer = dict(os.environ)
     os.environ.clear()
-    os.environ.update({name: value for name, value in environment.items() if name != "ANTHROPIC_API_KEY"})
+    os.environ.update({name: value for name, value in environment.items() if name not in VENDOR_KEYS})
     try:
         yield
     finally:

@@ -73,11 +73,14 @@ def test_it_runs_once_and_takes_nothing_from_its_environment(tmp_path):
             "ANTHROPIC_AUTH_TOKEN": "somebodys-own-token",
             "ANTHROPIC_CUSTOM_HEADERS": "x-api-key: somebodys-header",
             "OPENAI_API_KEY": "sk-somebodys-other-key",
+            "GEMINI_API_KEY": "AIza-somebodys-third-key",
         }
         settings = {
             "HOME": str(tmp_path / "home"),
             "ANTHROPIC_BASE_URL": elsewhere,
             "ANTHROPIC_UPSTREAM_URL": elsewhere,
+            "OPENAI_UPSTREAM_URL": elsewhere,
+            "GEMINI_UPSTREAM_URL": elsewhere,
             "DATABASE_URL": "sqlite:////nowhere/at/all.db",
             "PLANS_FILE": "/nowhere/plans.toml",
             "LOG_LEVEL": "shouting",
@@ -86,10 +89,13 @@ def test_it_runs_once_and_takes_nothing_from_its_environment(tmp_path):
         done = run_demo(tmp_path, "-m", "automna_proxy", "demo", "--once", **proxies, **secrets, **settings)
     assert (done.returncode, done.stderr) == (0, "")
     assert "FAILED" not in done.stdout
-    assert "8 answers of the vendor, 8 entries in the ledger" in done.stdout
-    assert "clean: 4 accounts, 8 reservations, 8 entries" in done.stdout
+    assert "11 answers of the vendors, 11 entries in the ledger" in done.stdout
+    assert "clean: 4 accounts, 12 reservations, 12 entries" in done.stdout
     assert re.search(r"ada +haiku-4-5 .* client left +reported", done.stdout)
     assert "402 billing_error: Monthly usage limit reached" in done.stdout
+    assert re.search(r"bob +\(reads it too\)\n +curl +404 ", done.stdout)
+    assert "ok       who did not ask OpenAI for the usage saw none of it" in done.stdout
+    assert re.search(r"38 input, 8 read from cache, 20 output = ", done.stdout)
     assert "\x1b" not in done.stdout
     assert max(map(len, done.stdout.splitlines())) <= 100
     assert not [secret for secret in secrets.values() if secret in done.stdout]
@@ -103,7 +109,7 @@ def test_without_curl_and_without_the_sdk_it_says_so_and_goes_on(tmp_path):
     assert (done.returncode, done.stderr) == (0, "")
     assert "curl is not installed" in done.stdout
     assert "pip install 'automna-proxy[demo]'" in done.stdout
-    assert "8 answers of the vendor, 8 entries in the ledger" in done.stdout
+    assert "11 answers of the vendors, 11 entries in the ledger" in done.stdout
 
 
 BROKEN = {
@@ -189,6 +195,8 @@ def test_it_stays_up_until_ctrl_c_and_what_it_says_to_paste_works(tmp_path):
     assert pasted.returncode == 0, pasted.stderr
     assert '"text":"said: "' in pasted.stdout
     assert "event: message_stop" in pasted.stdout
+    assert '"content":"You said: Say something."' in pasted.stdout
+    assert '"finishReason":"STOP"' in pasted.stdout
     assert '"id":"claude-sonnet-5"' in pasted.stdout
     assert "automna_requests_total" in pasted.stdout
     assert "claude-sonnet-4-5" in pasted.stdout
