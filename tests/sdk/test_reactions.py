@@ -1,19 +1,16 @@
-"""Our own answers, as the vendor's SDKs feel them: which exception, how many requests, after which waits, which words.
+"""Our own answers, as Anthropic's SDKs feel them: which exception, how many requests, after which waits, which words.
 
 The table below stands in `docs/clients.md` for people; a test holds the two together.
 """
 
-import re
-from collections.abc import AsyncIterator, Callable, Iterator
-from contextlib import ExitStack, asynccontextmanager
-from dataclasses import dataclass, field
+from collections.abc import Iterator
+from contextlib import ExitStack
 from pathlib import Path
-from typing import Any
 
 import pytest
 
-from metering.tasks import spawn
 from simulators.anthropic import (
+    VENDOR_KEY,
     AnthropicSimulator,
     ReportedUsage,
     breaks_after,
@@ -23,150 +20,46 @@ from simulators.anthropic import (
     hangs,
     streams,
 )
-from simulators.script import Gate
-from tests.support.gateway import Gateway, client_of, messages_body, running_gateway
+from tests.support.gateway import messages_body
+from tests.support.reactions import (
+    ANY,
+    OF_THE_MINUTE,
+    TEXT,
+    Case,
+    Vendor,
+    asking,
+    asking_tokens,
+    assert_documented,
+    assert_felt,
+    disabled_user,
+    draining,
+    locked_store,
+    minute_used_up,
+    nobody_listens,
+    nothing,
+    request_in_flight,
+    revoked_token,
+    spent_budget,
+    unknown_token,
+    vendor_answers,
+)
 from tests.support.sdk import Sdk, running_sdk
 
-DOCUMENT = Path(__file__).parents[2] / "docs" / "clients.md"
 SDKS = ("2-sync", "0-sync", "1-js")
-TEXT = "A robin, I should say, or a wren."
-ANY = -1.0
-"""A wait of the SDK's own choice: half a second growing, with jitter."""
-OWN_WAITS_S = (0.25, 2.0)
-OF_THE_MINUTE = -2.0
-"""The Retry-After of the minute's rate: until the window has room again."""
 
 
-@dataclass
-class Scene:
-    """A running proxy before a vendor, and the token that the SDK will use."""
-
-    gateway: Gateway
-    vendor: AnthropicSimulator
-    user_id: str
-    token: str
-    url: str
-    more: dict[str, Any] = field(default_factory=dict)
-    """Arguments of the SDK's call."""
-
-
-Arrange = Callable[[Scene], Any]
-"""An async context manager that brings the proxy into the state in which it answers so."""
-
-
-@dataclass(frozen=True)
-class Case:
-    """One line of the table. `classes`: of the Python SDK (current, below 1.0) and of the JavaScript SDK."""
-
-    name: str
-    arrange: Arrange
-    status: int | None
-    classes: tuple[str, str, str]
-    words: str
-    """A regular expression that the exception's text contains."""
-    waits: tuple[float, ...] = ()
-    """Before each retry, in seconds. No retries: asked once."""
-    do: str = "create"
-    env: dict[str, str] = field(default_factory=dict)
-    plan: dict[str, Any] = field(default_factory=dict)
-    is_refused_connection: bool = False
-
-    @property
-    def requests(self) -> int:
-        return 0 if self.is_refused_connection else len(self.waits) + 1
-
-
-@asynccontextmanager
-async def nothing(scene: Scene) -> AsyncIterator[None]:
-    yield
-
-
-def vendor_answers(*behaviours) -> Arrange:
-    @asynccontextmanager
-    async def arrange(scene: Scene) -> AsyncIterator[None]:
-        scene.vendor.next(*behaviours * 3)
-        yield
-
-    return arrange
-
-
-def asking(**more) -> Arrange:
-    @asynccontextmanager
-    async def arrange(scene: Scene) -> AsyncIterator[None]:
-        scene.more = more
-        yield
-
-    return arrange
-
-
-@asynccontextmanager
-async def unknown_token(scene: Scene) -> AsyncIterator[None]:
-    scene.token = "amp_nobodys"
-    yield
-
-
-@asynccontextmanager
-async def revoked_token(scene: Scene) -> AsyncIterator[None]:
-    (token,) = await scene.gateway.directory.tokens(scene.user_id)
-    await scene.gateway.directory.revoke(token.id)
-    await scene.gateway.service.own.authenticator.look_for_changes()
-    yield
-
-
-@asynccontextmanager
-async def disabled_user(scene: Scene) -> AsyncIterator[None]:
-    await scene.gateway.directory.disable(scene.user_id)
-    await scene.gateway.service.own.authenticator.look_for_changes()
-    yield
-
-
-@asynccontextmanager
-async def spent_budget(scene: Scene) -> AsyncIterator[None]:
-    scene.vendor.next(streams(usage=ReportedUsage(input_tokens=10, output_tokens=10_000)))
-    assert await plain_request(scene) == 200
-    yield
-
-
-@asynccontextmanager
-async def request_in_flight(scene: Scene) -> AsyncIterator[None]:
-    """Holds the only slot, or most of the credits."""
-    gate = Gate()
-    scene.vendor.next(hangs(gate=gate))
-    other = spawn(plain_request(scene, max_tokens=1_000), name="the request in flight")
-    await gate.reached()
-    yield
-    gate.open()
-    assert await other == 200
-
-
-@asynccontextmanager
-async def minute_used_up(scene: Scene) -> AsyncIterator[None]:
-    assert await plain_request(scene) == 200
-    yield
-
-
-@asynccontextmanager
-async def locked_store(scene: Scene) -> AsyncIterator[None]:
-    with scene.gateway.locked_store() as lock:
-        yield
-        lock.rollback()
-
-
-@asynccontextmanager
-async def draining(scene: Scene) -> AsyncIterator[None]:
-    scene.gateway.service.engine.is_stopping = True
-    yield
-
-
-@asynccontextmanager
-async def nobody_listens(scene: Scene) -> AsyncIterator[None]:
-    scene.url = "http://127.0.0.1:1"
-    yield
-
-
-async def plain_request(scene: Scene, **more: Any) -> int:
-    async with client_of(scene.gateway, scene.token) as client:
-        return (await client.post("/v1/messages", json=messages_body(**more))).status_code
+def anthropic(simulator: AnthropicSimulator) -> Vendor:
+    return Vendor(
+        simulator,
+        "create",
+        {"ANTHROPIC_API_KEY": VENDOR_KEY, "ANTHROPIC_UPSTREAM_URL": simulator.url},
+        "/api/llm/v1/messages",
+        body=lambda tokens: messages_body(max_tokens=tokens),
+        more=lambda _, tokens: {"max_tokens": tokens},
+        spends_all=streams(usage=ReportedUsage(input_tokens=10, output_tokens=10_000)),
+        hangs=hangs,
+        in_flight_tokens=1_000,
+    )
 
 
 AUTHENTICATION = ("AuthenticationError",) * 3
@@ -191,7 +84,7 @@ CASES = (
     ),
     Case(
         "request too large for what is left",
-        asking(max_tokens=15_000),
+        asking_tokens(15_000),
         402,
         PAYMENT,
         "for a request of this size",
@@ -302,41 +195,8 @@ def sdks() -> Iterator[list[Sdk]]:
 async def test_an_answer_of_ours_is_felt_as_the_table_says(
     sdks: list[Sdk], tmp_path: Path, vendor: AnthropicSimulator, case: Case
 ) -> None:
-    async with running_gateway(tmp_path, upstream=vendor.url, env=case.env, **case.plan) as gateway:
-        for sdk, kind in zip(sdks, case.classes, strict=True):
-            scene = Scene(gateway, vendor, sdk.name, await gateway.new_token(sdk.name), gateway.url)
-            async with case.arrange(scene):
-                served = len(gateway.lines)
-                said = await sdk(case.do, scene.url, scene.token, pauses=False, **scene.more)
-                lines = gateway.lines[served:]
-            error = said.error(kind)
-            assert error["classes"][0] == kind
-            assert re.search(case.words, error["message"]), error["message"]
-            assert len(lines) == case.requests
-            if case.status is not None:
-                assert error["status"] == case.status
-                assert {line["status"] for line in lines} == {case.status}
-            assert len(said.waits) == len(case.waits), said.waits
-            for waited, expected in zip(said.waits, case.waits, strict=True):
-                assert is_wait(waited, expected), said.waits
+    await assert_felt(case, sdks, tmp_path, anthropic(vendor))
 
 
 def test_the_document_has_the_same_table() -> None:
-    assert "\n".join(map(row_of, CASES)) in DOCUMENT.read_text(encoding="utf-8")
-
-
-def row_of(case: Case) -> str:
-    """The case as a row of the document."""
-    words = {ANY: "its own", OF_THE_MINUTE: "until the minute has room"}
-    waits = ", ".join(words.get(wait, f"{wait:g} s") for wait in dict.fromkeys(case.waits)) or "-"
-    kinds = dict.fromkeys(case.classes)
-    cells = (case.name, case.status or "-", case.requests or "0 (3 tries)", waits, " / ".join(kinds))
-    return f"| {' | '.join(map(str, cells))} |"
-
-
-def is_wait(waited_s: float, expected_s: float) -> bool:
-    if expected_s == ANY:
-        return OWN_WAITS_S[0] <= waited_s <= OWN_WAITS_S[1]
-    if expected_s == OF_THE_MINUTE:
-        return 1 <= waited_s <= 61
-    return waited_s == expected_s
+    assert_documented(CASES)
