@@ -171,6 +171,7 @@ async def test_a_turn_of_another_vendor_uses_a_tool_and_is_booked_exactly(stage,
     sent = vendor.simulator.requests[-1]
     assert sent.header(b"authorization").removeprefix(b"Bearer ") in (b"", OPENAI_KEY.encode())
     assert sent.header(b"x-goog-api-key") in (b"", GEMINI_KEY.encode())
+    assert sent.json().get("store") is (False if agent == "responses" else None)
 
 
 @OTHERS

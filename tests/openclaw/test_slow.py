@@ -1,4 +1,4 @@
-"""What takes OpenClaw a minute or more: locks of keys, and outages that do not end, indexes. By hand: `make openclaw-test`."""
+"""What takes OpenClaw long: locks of keys, outages that do not end, the index of its memory. By hand: `make openclaw-test`."""
 
 import asyncio
 
