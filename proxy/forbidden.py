@@ -13,6 +13,7 @@ from proxy.json_walk import may_name, objects, values_at
 from proxy.surface import ForbiddenField
 
 ANYWHERE = "**"
+PAIR = 2
 RULE_SETS_MAX = 1_024
 """Bound of the cache of compiled declarations: one per operation."""
 
@@ -84,6 +85,9 @@ class _Scope:
     keys: tuple[str, ...]
     by_value: Mapping[str, Mapping[str, _Rule]]
     """Rules about one value of one key: most objects have a `type`, so that these are looked up at once."""
+    pairs: Mapping[str, Mapping[str, _Rule]]
+    """Rules about one key below another, whatever its value: looked at without a call where the first is a text, as
+    it mostly is."""
     by_first_key: Mapping[str, Sequence[_Rule]]
     """All other rules."""
     names: tuple[bytes, ...]
@@ -95,10 +99,22 @@ class _Scope:
                 value = found.get(key)
                 if isinstance(value, str) and value in values:
                     values[value].refuse()
+            for key, below in self.pairs.items():
+                value = found.get(key)
+                if type(value) is list or type(value) is dict:
+                    _refuse_below(value, below)
             for key, rules in self.by_first_key.items():
                 if key in found:
                     for rule in rules:
                         rule.refuse_in(found)
+
+
+def _refuse_below(value: Any, below: Mapping[str, _Rule]) -> None:
+    for item in value if type(value) is list else (value,):
+        if type(item) is dict:
+            for key, rule in below.items():
+                if item.get(key) is not None:
+                    rule.refuse()
 
 
 @dataclass(frozen=True, slots=True)
@@ -123,14 +139,17 @@ def _rules_of(forbidden: tuple[ForbiddenField, ...]) -> _Rules:
 
 def _scope_of(keys: tuple[str, ...], rules: Sequence[_Rule]) -> _Scope:
     by_value: dict[str, dict[str, _Rule]] = {}
+    pairs: dict[str, dict[str, _Rule]] = {}
     by_first_key: dict[str, list[_Rule]] = {}
     for rule in rules:
         if len(rule.keys) == 1 and rule.field.value is not None:
             by_value.setdefault(rule.keys[0], {})[rule.field.value] = rule
+        elif len(rule.keys) == PAIR and rule.field.value is None:
+            pairs.setdefault(rule.keys[0], {})[rule.keys[1]] = rule
         else:
             by_first_key.setdefault(rule.keys[0], []).append(rule)
     names = tuple({f'"{rule.field.value or rule.keys[-1]}"'.encode() for rule in rules})
-    return _Scope(keys, by_value, by_first_key, names)
+    return _Scope(keys, by_value, pairs, by_first_key, names)
 
 
 def _at(node: Any, keys: tuple[str, ...]) -> Any:

@@ -83,9 +83,11 @@ class EventGate:
 
     def _without_added(self, whole: bytes, added: AddedEvent) -> bytes:
         for begin, end in self._cutter.holding(whole, added.marker):
-            if added.is_it(data_of(whole[begin:end])):
+            event = whole[begin:end]
+            if added.is_it(data_of(event)):
                 self._added = None
-                return whole[:begin] + whole[end:]
+                before = begin + len(event) - len(event.lstrip(b"\r\n"))  # a CRLF that was cut in two
+                return whole[:before] + whole[end:]
         return whole
 
 

@@ -7,6 +7,7 @@ from typing import Any
 OBJECTS_WALKED_FREELY = 1_000
 """Below so many objects a walk costs less than searching the body's bytes to find out whether it is needed."""
 
+_ABSENT = object()
 _HIDDEN_NAME = re.compile(rb"\\u00(?:3[0-9]|[4-7])")
 """An escape of an ASCII letter, digit or underscore: nobody writes one except to hide a name from a search
 in the bytes. (Escapes of `<`, `>`, `&` and `'` are what careful encoders write, and hide nothing.)"""
@@ -36,14 +37,14 @@ def objects(root: Any, *, worth_it: Callable[[], bool]) -> Iterator[dict[str, An
 
 def values_at(node: Mapping[str, Any], keys: tuple[str, ...]) -> Iterator[Any]:
     """What stands at a path below an object; a list on the way stands for each of its items."""
-    if keys[0] not in node:
+    value = node.get(keys[0], _ABSENT)
+    if value is _ABSENT:
         return
-    value = node[keys[0]]
     if len(keys) == 1:
         yield value
         return
-    for item in value if isinstance(value, list) else (value,):
-        if isinstance(item, Mapping):
+    for item in value if type(value) is list else (value,):
+        if type(item) is dict:
             yield from values_at(item, keys[1:])
 
 

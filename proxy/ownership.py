@@ -83,9 +83,10 @@ def _in_body(name: Names, fields: Mapping[str, Any]) -> Iterator[Any]:
     *way, last = name.body_field.split(".")
     holders = values_at(fields, tuple(way)) if way else (fields,)
     for holder in holders:
-        for item in holder if isinstance(holder, list) else (holder,):
-            if isinstance(item, Mapping) and (name.when is None or name.when(item)):
-                if isinstance(value := item.get(last), list):
+        for item in holder if type(holder) is list else (holder,):
+            value = item.get(last) if type(item) is dict else None
+            if value is not None and (name.when is None or name.when(item)):
+                if type(value) is list:
                     yield from value
-                elif value is not None:
+                else:
                     yield value
