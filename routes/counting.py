@@ -62,6 +62,7 @@ class StreamObserver(ABC):
         "_demand",
         "_error",
         "_is_complete",
+        "_repeated_bytes",
         "_report",
         "_scanner",
     )
@@ -74,6 +75,8 @@ class StreamObserver(ABC):
         self._scanner = SseScanner(markers)
         self._bytes_per_output_token = bytes_per_output_token
         self._bytes_fed = 0
+        self._repeated_bytes = 0
+        """Of events that only repeat the request or the answer: nothing was written for them."""
         self._is_complete = False
         self._error: str | None = None
 
@@ -114,7 +117,8 @@ class StreamObserver(ABC):
     def usage(self) -> Usage:
         notes = (NOTE_TOO_LONG,) if self._scanner.events_skipped else ()
         # A stream that ends in an error is not charged by its vendor: no guess on top of what it reported.
-        guess = None if self._error is not None else self._bytes_fed // self._bytes_per_output_token
+        new_bytes = self._bytes_fed - self._repeated_bytes
+        guess = None if self._error is not None else new_bytes // self._bytes_per_output_token
         is_final = self._is_final and not notes
         return self._report.usage(self._demand, is_final=is_final, output_guess=guess, notes=notes)
 

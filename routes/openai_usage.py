@@ -174,7 +174,7 @@ class ResponseStream(StreamObserver):
 
     def _read(self, event: SseEvent) -> None:
         if event.type in _EARLY_EVENTS:  # They repeat the whole request, and say nothing that is final.
-            self._bytes_fed -= len(event.data)
+            self._repeated_bytes += len(event.data)
             if not self._demand.is_deferred:
                 return
         data = json_of(event.data)
@@ -183,7 +183,7 @@ class ResponseStream(StreamObserver):
             return
         kind = data.get("type")
         if kind in _TERMINAL:
-            self._bytes_fed -= len(event.data)  # It repeats the request and all of the answer.
+            self._repeated_bytes += len(event.data)  # It repeats the request and all of the answer.
             self._is_complete = True
             self._response.take(data.get("response"))
             self._error = self._response.error
