@@ -38,7 +38,7 @@ class Gate(Protocol):
 class EventGate:
     """For streams."""
 
-    __slots__ = ("_added", "_cutter", "_ids", "_keys", "_places", "_seen", "_vendor")
+    __slots__ = ("_added", "_cutter", "_ids", "_keys", "_places", "_seen", "_took_half_crlf", "_vendor")
 
     def __init__(self, vendor: str, added: AddedEvent | None, places: Sequence[HandsOut]) -> None:
         self._vendor = vendor
@@ -49,6 +49,8 @@ class EventGate:
         self._cutter = EventCutter(event_bytes_max=EVENT_BYTES_MAX)
         self._ids: list[ObjectId] = []
         self._seen: set[ObjectId] = set()
+        self._took_half_crlf = False
+        """What was taken out ended in a CR at the very end of what had come: an LF that follows is its own."""
 
     def feed(self, chunk: bytes) -> bytes:
         whole = self._cutter.feed(chunk)
@@ -65,6 +67,9 @@ class EventGate:
 
     def _let_pass(self, whole: bytes) -> bytes:
         """`whole` events, of which few are looked at."""
+        if self._took_half_crlf and whole:
+            self._took_half_crlf = False
+            whole = whole.removeprefix(b"\n")
         for key in self._keys:
             for begin, end in self._cutter.holding(whole, key):
                 self._find_ids(whole[begin:end])
@@ -86,6 +91,7 @@ class EventGate:
             event = whole[begin:end]
             if added.is_it(data_of(event)):
                 self._added = None
+                self._took_half_crlf = end == len(whole) and event.endswith(b"\r")
                 before = begin + len(event) - len(event.lstrip(b"\r\n"))  # a CRLF that was cut in two
                 return whole[:before] + whole[end:]
         return whole

@@ -421,7 +421,7 @@ def small_body(**more: Any) -> bytes:
     return orjson.dumps(messages_body(model="claude-haiku-4-5", max_tokens=9, **more))
 
 
-def _others_at(url: str) -> dict[str, str]:
+def others_at(url: str) -> dict[str, str]:
     return {
         "OPENAI_API_KEY": OPENAI_KEY,
         "OPENAI_UPSTREAM_URL": url,
@@ -437,7 +437,7 @@ async def staged(folder: Path, *, env: dict[str, str] | None = None, **plan: Any
     async with (
         RecordingVendor().running() as vendor,
         running_gateway(
-            folder, upstream=vendor.url, env={**_others_at(vendor.url), **(env or {})}, **plan
+            folder, upstream=vendor.url, env={**others_at(vendor.url), **(env or {})}, **plan
         ) as gateway,
     ):
         other = await gateway.new_token("other")

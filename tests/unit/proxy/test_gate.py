@@ -4,7 +4,7 @@ import json
 from itertools import pairwise
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from metering.errors import Refused
@@ -40,9 +40,15 @@ def pieces(text: bytes, cuts: list[int]) -> list[bytes]:
     return [text[begin:end] for begin, end in pairwise(at)]
 
 
-@given(st.lists(st.sampled_from([*TEXTS, ITEM, CREATED]), max_size=12), st.integers(0, 12), SPLIT)
-def test_the_added_event_is_taken_out_and_nothing_else_however_it_is_cut(events, at, cuts):
-    with_usage = [*events[:at], USAGE, *events[at:]]
+@settings(max_examples=400)
+@given(
+    st.lists(st.sampled_from([*TEXTS, ITEM, CREATED]), max_size=12),
+    st.integers(0, 12),
+    st.sampled_from([USAGE, USAGE.replace(b"\n", b"\r\n")]),
+    SPLIT,
+)
+def test_the_added_event_is_taken_out_and_nothing_else_however_it_is_cut(events, at, usage, cuts):
+    with_usage = [*events[:at], usage, *events[at:]]
     gate = EventGate("openai", ADDED, PLACES)
     passed = b"".join(gate.feed(piece) for piece in pieces(b"".join(with_usage), cuts)) + gate.end()
     assert passed == b"".join(events)
