@@ -31,6 +31,8 @@ def check(forbidden: tuple[ForbiddenField, ...], fields: Mapping[str, Any], body
     rules = _rules_of(forbidden)
     for rule in rules.fixed:
         rule.refuse_in(fields)
+    for key, below in rules.fixed_pairs:
+        _refuse_below(fields.get(key), below)
     for scope in rules.scopes:
         scope.refuse_in(_at(fields, scope.keys), body)
 
@@ -120,21 +122,27 @@ def _refuse_below(value: Any, below: Mapping[str, _Rule]) -> None:
 @dataclass(frozen=True, slots=True)
 class _Rules:
     fixed: tuple[_Rule, ...]
+    fixed_pairs: tuple[tuple[str, Mapping[str, _Rule]], ...]
     scopes: tuple[_Scope, ...]
 
 
 @lru_cache(maxsize=RULE_SETS_MAX)
 def _rules_of(forbidden: tuple[ForbiddenField, ...]) -> _Rules:
     fixed: list[_Rule] = []
+    pairs: dict[str, dict[str, _Rule]] = {}
     scoped: dict[tuple[str, ...], list[_Rule]] = {}
     for field in forbidden:
         keys = tuple(field.path.split("."))
         if ANYWHERE in keys:
             depth = keys.index(ANYWHERE)
             scoped.setdefault(keys[:depth], []).append(_Rule(keys[depth + 1 :], field))
+        elif len(keys) == PAIR and field.value is None:
+            pairs.setdefault(keys[0], {})[keys[1]] = _Rule(keys, field)
         else:
             fixed.append(_Rule(keys, field))
-    return _Rules(tuple(fixed), tuple(_scope_of(keys, rules) for keys, rules in scoped.items()))
+    return _Rules(
+        tuple(fixed), tuple(pairs.items()), tuple(_scope_of(keys, rules) for keys, rules in scoped.items())
+    )
 
 
 def _scope_of(keys: tuple[str, ...], rules: Sequence[_Rule]) -> _Scope:
