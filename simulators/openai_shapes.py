@@ -12,7 +12,16 @@ from typing import Any
 
 import orjson
 
-from metering.usage import CACHE_READ, INPUT, OUTPUT, WEB_SEARCHES
+from metering.usage import (
+    CACHE_READ,
+    CACHE_WRITE_12H,
+    CACHE_WRITE_30M,
+    INPUT,
+    INPUT_AUDIO,
+    OUTPUT,
+    OUTPUT_AUDIO,
+    WEB_SEARCHES,
+)
 from simulators.text import text_pieces
 
 CREATED_S = 1_795_176_000
@@ -73,12 +82,12 @@ class ReportedUsage:
         cached_or_apart = self.cached_tokens + self.cache_write_tokens + self.audio_prompt_tokens
         counts = {
             INPUT: self.prompt_tokens - cached_or_apart,
-            "input_audio_tokens": self.audio_prompt_tokens,
+            INPUT_AUDIO: self.audio_prompt_tokens,
             CACHE_READ: self.cached_tokens,
-            "cache_write_30m_tokens": self.cache_write_tokens - self.cache_write_12h_tokens,
-            "cache_write_12h_tokens": self.cache_write_12h_tokens,
+            CACHE_WRITE_30M: self.cache_write_tokens - self.cache_write_12h_tokens,
+            CACHE_WRITE_12H: self.cache_write_12h_tokens,
             OUTPUT: self.completion_tokens - self.audio_completion_tokens,
-            "output_audio_tokens": self.audio_completion_tokens,
+            OUTPUT_AUDIO: self.audio_completion_tokens,
             WEB_SEARCHES: self.web_searches,
         }
         return {unit: count for unit, count in counts.items() if count}
