@@ -6,6 +6,7 @@ once. Workers share the rows: one poll at a time, by whoever moves `poll_at_ms` 
 """
 
 from dataclasses import dataclass
+from typing import cast
 
 from metering.clock import Clock
 from metering.store.store import Store
@@ -61,7 +62,7 @@ class DeferredWorks:
     async def due(self, *, at_most: int) -> list[DeferredWork]:
         """What should be asked about by now. Raises Refused(STORE_UNAVAILABLE)."""
         rows = await self._store.readers.rows(SELECT_DUE, (self._clock.now_ms(), at_most))
-        return [DeferredWork(*row) for row in rows]  # type: ignore[arg-type]  # the schema's types
+        return [DeferredWork(*cast("tuple[str, str, str, str, str, int, int]", row)) for row in rows]
 
     async def claim(self, work: DeferredWork, *, next_poll_in_s: float) -> bool:
         """Take a row for one poll; False when another worker has. Raises Refused(STORE_UNAVAILABLE)."""
