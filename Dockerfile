@@ -13,8 +13,8 @@ ENV PIP_DISABLE_PIP_VERSION_CHECK=1 PIP_NO_CACHE_DIR=1 PIP_ROOT_USER_ACTION=igno
 WORKDIR /src
 RUN ["python", "-m", "venv", "--without-pip", "/opt/automna-proxy"]
 COPY requirements.lock requirements-build.lock ./
-RUN ["python", "-m", "pip", "--python", "/opt/automna-proxy/bin/python", "install", "--quiet", "--no-compile", "--require-hashes", "--only-binary", ":all:", "-r", "requirements.lock"]
-RUN ["python", "-m", "pip", "install", "--quiet", "--require-hashes", "--only-binary", ":all:", "-r", "requirements-build.lock"]
+RUN ["python", "-m", "pip", "--python", "/opt/automna-proxy/bin/python", "install", "--quiet", "--no-compile", "--require-hashes", "--no-deps", "--only-binary", ":all:", "-r", "requirements.lock"]
+RUN ["python", "-m", "pip", "install", "--quiet", "--require-hashes", "--no-deps", "--only-binary", ":all:", "-r", "requirements-build.lock"]
 COPY pyproject.toml README.md ./
 COPY automna_proxy automna_proxy
 COPY routes routes
