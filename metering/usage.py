@@ -74,7 +74,7 @@ class Usage:
     notes: tuple[str, ...] = ()
 
     def total(self, unit: str) -> int:
-        return sum(line.counts.get(unit, 0) for line in self.lines)
+        return sum([line.counts.get(unit, 0) for line in self.lines])
 
 
 NOTHING = Usage()

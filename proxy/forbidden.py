@@ -1,7 +1,7 @@
 """Refuses bodies that would reach another user's objects, and bodies that can be read in two ways."""
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any, NoReturn
@@ -9,8 +9,8 @@ from typing import Any, NoReturn
 import orjson
 
 from metering.errors import Reason, Refused
-from proxy.json_walk import may_name, objects, values_at
-from proxy.surface import ForbiddenField
+from proxy.json_walk import Walk, values_at
+from proxy.surface import ForbiddenField, Inbound
 
 ANYWHERE = "**"
 PAIR = 2
@@ -18,23 +18,25 @@ RULE_SETS_MAX = 1_024
 """Bound of the cache of compiled declarations: one per operation."""
 
 
-def check(forbidden: tuple[ForbiddenField, ...], fields: Mapping[str, Any], body: bytes) -> None:
-    """Raise Refused(BAD_REQUEST) when `fields`, the decoded `body`, hold a forbidden field or hide one.
+def check(forbidden: tuple[ForbiddenField, ...], inbound: Inbound) -> None:
+    """Raise Refused(BAD_REQUEST) when a request's body holds a forbidden field or hides one.
 
     Paths go through lists: `a.b` is `b` in `a`, or in each item of `a`. `**` stands for any depth, at the
     front or after the keys it is limited to (`messages.**.source.file_id`).
     """
-    if body:
-        _refuse_ambiguous(fields, body)
+    fields = inbound.fields
+    if inbound.body:
+        _refuse_ambiguous(fields, inbound.body)
     if not forbidden:
         return
     rules = _rules_of(forbidden)
     for rule in rules.fixed:
         rule.refuse_in(fields)
-    for key, below in rules.fixed_pairs:
-        _refuse_below(fields.get(key), below)
+    for key, below, is_walked in rules.fixed_pairs:
+        if not is_walked or any(map(inbound.below(key).may_hold, below)):
+            _refuse_below(fields.get(key), below)
     for scope in rules.scopes:
-        scope.refuse_in(_at(fields, scope.keys), body)
+        scope.refuse_in(inbound.below(*scope.keys))
 
 
 def _refuse_ambiguous(fields: Mapping[str, Any], body: bytes) -> None:
@@ -86,29 +88,27 @@ class _Scope:
 
     keys: tuple[str, ...]
     by_value: Mapping[str, Mapping[str, _Rule]]
-    """Rules about one value of one key: most objects have a `type`, so that these are looked up at once."""
-    pairs: Mapping[str, Mapping[str, _Rule]]
-    """Rules about one key below another, whatever its value: looked at without a call where the first is a text, as
-    it mostly is."""
-    by_first_key: Mapping[str, Sequence[_Rule]]
-    """All other rules."""
-    names: tuple[bytes, ...]
-    """What the body must contain, quotes included, for any of these rules to be broken."""
+    """Rules about one value of one key: most objects have a `type`, so that these are looked up together."""
+    others: Sequence[_Rule]
+    last_keys: frozenset[str]
+    """Of the other rules: none of them can be broken without one of these."""
+    value_names: tuple[bytes, ...]
+    other_names: tuple[bytes, ...]
+    """What the body must contain, quotes included, for any of the rules of either kind to be broken."""
 
-    def refuse_in(self, root: Any, body: bytes) -> None:
-        for found in objects(root, worth_it=lambda: may_name(body, self.names)):
-            for key, values in self.by_value.items():
-                value = found.get(key)
-                if isinstance(value, str) and value in values:
-                    values[value].refuse()
-            for key, below in self.pairs.items():
-                value = found.get(key)
-                if type(value) is list or type(value) is dict:
-                    _refuse_below(value, below)
-            for key, rules in self.by_first_key.items():
-                if key in found:
-                    for rule in rules:
-                        rule.refuse_in(found)
+    def refuse_in(self, walk: Walk) -> None:
+        if self.by_value and (found := walk.objects(self.by_value.keys(), self.value_names)):
+            for key, rules in self.by_value.items():
+                values = {one[key] for one in found if type(one.get(key)) is str}
+                for value in values.intersection(rules):
+                    rules[value].refuse()
+        if self.others and (found := walk.objects(self.last_keys, self.other_names)):
+            for rule in self.others:
+                first, last = rule.keys[0], rule.keys[-1]
+                if walk.has_met(first) and walk.has_met(last):
+                    for one in found:
+                        if first in one:
+                            rule.refuse_in(one)
 
 
 def _refuse_below(value: Any, below: Mapping[str, _Rule]) -> None:
@@ -122,7 +122,8 @@ def _refuse_below(value: Any, below: Mapping[str, _Rule]) -> None:
 @dataclass(frozen=True, slots=True)
 class _Rules:
     fixed: tuple[_Rule, ...]
-    fixed_pairs: tuple[tuple[str, Mapping[str, _Rule]], ...]
+    fixed_pairs: tuple[tuple[str, Mapping[str, _Rule], bool], ...]
+    """Rules about one key below another, and whether all objects there are found anyway."""
     scopes: tuple[_Scope, ...]
 
 
@@ -141,26 +142,30 @@ def _rules_of(forbidden: tuple[ForbiddenField, ...]) -> _Rules:
         else:
             fixed.append(_Rule(keys, field))
     return _Rules(
-        tuple(fixed), tuple(pairs.items()), tuple(_scope_of(keys, rules) for keys, rules in scoped.items())
+        tuple(fixed),
+        tuple((key, below, (key,) in scoped) for key, below in pairs.items()),
+        tuple(_scope_of(keys, rules) for keys, rules in scoped.items()),
     )
 
 
 def _scope_of(keys: tuple[str, ...], rules: Sequence[_Rule]) -> _Scope:
     by_value: dict[str, dict[str, _Rule]] = {}
-    pairs: dict[str, dict[str, _Rule]] = {}
-    by_first_key: dict[str, list[_Rule]] = {}
+    others: list[_Rule] = []
     for rule in rules:
         if len(rule.keys) == 1 and rule.field.value is not None:
             by_value.setdefault(rule.keys[0], {})[rule.field.value] = rule
-        elif len(rule.keys) == PAIR and rule.field.value is None:
-            pairs.setdefault(rule.keys[0], {})[rule.keys[1]] = rule
         else:
-            by_first_key.setdefault(rule.keys[0], []).append(rule)
-    names = tuple({f'"{rule.field.value or rule.keys[-1]}"'.encode() for rule in rules})
-    return _Scope(keys, by_value, pairs, by_first_key, names)
+            others.append(rule)
+    values = {value for by_key in by_value.values() for value in by_key}
+    return _Scope(
+        keys,
+        by_value,
+        others,
+        frozenset(rule.keys[-1] for rule in others),
+        _quoted(values),
+        _quoted({rule.field.value or rule.keys[-1] for rule in others}),
+    )
 
 
-def _at(node: Any, keys: tuple[str, ...]) -> Any:
-    for key in keys:
-        node = node.get(key) if isinstance(node, Mapping) else None
-    return node
+def _quoted(names: Iterable[str]) -> tuple[bytes, ...]:
+    return tuple(f'"{name}"'.encode() for name in sorted(names))

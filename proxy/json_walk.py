@@ -1,11 +1,14 @@
-"""Looking through decoded JSON for objects at any depth, without walking every large body to its end."""
+"""Looking through decoded JSON: at a path, or at any depth without walking every large body for every question."""
 
 import re
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Set as AbstractSet
 from typing import Any
 
-OBJECTS_WALKED_FREELY = 1_000
-"""Below so many objects a walk costs less than searching the body's bytes to find out whether it is needed."""
+WALKED_FREELY = 2_000
+BYTES_EACH_WALKED_FREELY = 100
+"""Values looked at by a walk before it asks whether it is needed: so many, and one for so many bytes of the body.
+Up to there it costs less than the search in the bytes that answers that."""
 
 _ABSENT = object()
 _HIDDEN_NAME = re.compile(rb"\\u00(?:3[0-9]|[4-7])")
@@ -13,26 +16,67 @@ _HIDDEN_NAME = re.compile(rb"\\u00(?:3[0-9]|[4-7])")
 in the bytes. (Escapes of `<`, `>`, `&` and `'` are what careful encoders write, and hide nothing.)"""
 
 
-def objects(root: Any, *, worth_it: Callable[[], bool]) -> Iterator[dict[str, Any]]:
-    """Every object in `root`, itself included, outer ones first; never recursive.
+class Walk:
+    """Every object in one value of a body, found once for all who look there.
 
-    A long walk asks once, after OBJECTS_WALKED_FREELY, whether it is worth going on. Level by level, as a
-    comprehension over a whole level costs a third of a stack that is popped value by value.
+    Most questions end at the set of all keys: whoever looks for `file_id` has seen a body of hundreds of objects
+    when no object has that key. A long walk stops early, and goes on when a search in the body's bytes says that
+    there may be something to find.
     """
-    walked = 0
-    has_asked = False
-    level = [root]
-    while level:
-        found = [node for node in level if type(node) is dict]
-        inside = [node for node in level if type(node) is list]
-        yield from found
-        walked += len(found)
-        if walked > OBJECTS_WALKED_FREELY and not has_asked:
-            has_asked = True
-            if not worth_it():
-                return
-        level = [value for node in found for value in node.values() if type(value) is not str]
-        level += [value for node in inside for value in node if type(value) is not str]
+
+    __slots__ = ("_body", "_keys", "_level", "_objects")
+
+    def __init__(self, root: Any, body: bytes) -> None:
+        self._body = body
+        self._objects: list[dict[str, Any]] = []
+        self._keys: set[str] = set()
+        self._level: list[Any] = [root]
+        """Where the walk goes on, if it is not over."""
+        self._walk_on(max(WALKED_FREELY, len(body) // BYTES_EACH_WALKED_FREELY))
+
+    def objects(self, keys: AbstractSet[str], names: Sequence[bytes]) -> Sequence[dict[str, Any]]:
+        """All objects, outer ones first, where one of `keys` stands in any of them; otherwise none.
+
+        `names`: what the body's text must contain, quotes included, for the caller to find anything. If it does
+        not, the objects of a long body may be left out that were not come to yet.
+        """
+        if self._level and may_name(self._body, names):
+            self._walk_on(None)
+        return () if self._keys.isdisjoint(keys) else self._objects
+
+    def has_met(self, key: str) -> bool:
+        """Whether an object that the walk has come to has this key."""
+        return key in self._keys
+
+    def may_hold(self, key: str) -> bool:
+        """Whether any object may have this key."""
+        return key in self._keys or (bool(self._level) and may_name(self._body, (f'"{key}"'.encode(),)))
+
+    def _walk_on(self, walked_max: int | None) -> None:
+        """Level by level, never recursive."""
+        found, level, walked = self._objects, self._level, 0
+        begin = len(found)
+        while level and (walked_max is None or walked <= walked_max):
+            walked += len(level)
+            below: list[Any] = []
+            for node in level:
+                if type(node) is dict:
+                    found.append(node)
+                    for value in node.values():
+                        if type(value) is dict or type(value) is list:
+                            below.append(value)  # noqa: PERF401 - a comprehension for each object takes longer
+                elif type(node) is list:
+                    below += node
+            level = below
+        self._level = level
+        self._keys.update(*found[begin:])
+
+
+def value_at(node: Any, keys: Sequence[str]) -> Any:
+    """What stands at a path of objects; None where there is nothing."""
+    for key in keys:
+        node = node.get(key) if isinstance(node, Mapping) else None
+    return node
 
 
 def values_at(node: Mapping[str, Any], keys: tuple[str, ...]) -> Iterator[Any]:
@@ -48,6 +92,6 @@ def values_at(node: Mapping[str, Any], keys: tuple[str, ...]) -> Iterator[Any]:
             yield from values_at(item, keys[1:])
 
 
-def may_name(body: bytes, names: tuple[bytes, ...]) -> bool:
+def may_name(body: bytes, names: Sequence[bytes]) -> bool:
     """Whether a JSON text may hold one of `names` (with their quotes) as a key or a value."""
     return any(name in body for name in names) or _HIDDEN_NAME.search(body) is not None

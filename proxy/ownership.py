@@ -27,6 +27,7 @@ async def check_owner(
     named = [
         (ObjectId(vendor, name.kind, upstream_id), name)
         for name in names
+        if not _is_absent(name, inbound)
         for upstream_id in ids_of(name, inbound)
     ]
     if not named:
@@ -57,6 +58,15 @@ def handed_out(vendor: str, places: Sequence[HandsOut], answer: Any) -> list[Obj
     return list(dict.fromkeys(found))
 
 
+def _is_absent(name: Names, inbound: Inbound) -> bool:
+    """The usual case, told without a generator: the field at the top that would name something is not there."""
+    top, _, below = name.body_field.partition(".")
+    return bool(top) and (
+        inbound.fields.get(top) is None
+        or (bool(below) and not inbound.below(top).may_hold(below.rpartition(".")[2]))
+    )
+
+
 def ids_of(name: Names, inbound: Inbound) -> Iterator[str]:
     """What stands in a place where a request names objects. Raises Refused(BAD_REQUEST) where that is no id."""
     if name.path_param:
@@ -68,7 +78,7 @@ def ids_of(name: Names, inbound: Inbound) -> Iterator[str]:
             if parameter == name.query_param
         ]
     else:
-        values = list(_in_body(name, inbound.fields))
+        values = list(_in_body(name, inbound))
     for value in values:
         if not isinstance(value, str) or not 0 < len(value) <= ID_CHARS_MAX:
             where = name.path_param or name.query_param or name.body_field
@@ -78,10 +88,10 @@ def ids_of(name: Names, inbound: Inbound) -> Iterator[str]:
         yield value
 
 
-def _in_body(name: Names, fields: Mapping[str, Any]) -> Iterator[Any]:
+def _in_body(name: Names, inbound: Inbound) -> Iterator[Any]:
     """Nulls name nothing."""
     *way, last = name.body_field.split(".")
-    holders = values_at(fields, tuple(way)) if way else (fields,)
+    holders = values_at(inbound.fields, tuple(way)) if way else (inbound.fields,)
     for holder in holders:
         for item in holder if type(holder) is list else (holder,):
             value = item.get(last) if type(item) is dict else None

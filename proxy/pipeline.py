@@ -203,7 +203,7 @@ class Engine:
         if not inbound.body and operation.may_lack_body:
             return inbound
         inbound.fields = _json_object(inbound.body)
-        forbidden.check(operation.forbidden, inbound.fields, inbound.body)
+        forbidden.check(operation.forbidden, inbound)
         return inbound
 
     async def _body(self, exchange: Exchange) -> bytes:
@@ -354,7 +354,7 @@ class Engine:
         headers.append(credential)
         target = path + b"?" + inbound.query if inbound.query else path
         exchange.is_forwarded = True
-        body, inbound.body = inbound.body, b""  # streams are many and long: the body is not kept beside them
+        body = inbound.forget_body()  # streams are many and long: the body is not kept beside them
         if exchange.demand.body is not None:
             body = exchange.demand.body
             exchange.demand = replace(exchange.demand, body=None)

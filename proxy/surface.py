@@ -11,6 +11,7 @@ from typing import Any, Protocol
 from metering.errors import Refused
 from metering.prices import PriceTable
 from metering.usage import NOTHING, Usage
+from proxy.json_walk import Walk, value_at
 
 _CHOICES = re.compile(r":[^{}]*\}")
 """The words that a piece of a path is limited to, as they stand in its template."""
@@ -83,6 +84,20 @@ class Inbound:
     headers: Headers
     body: bytes
     fields: Mapping[str, Any]
+    _walks: dict[tuple[str, ...], Walk] = field(default_factory=dict, repr=False)
+
+    def below(self, *keys: str) -> Walk:
+        """Every object in the value at a path of `fields`; all of the body without a path. Found once."""
+        walk = self._walks.get(keys)
+        if walk is None:
+            walk = self._walks[keys] = Walk(value_at(self.fields, keys), self.body)
+        return walk
+
+    def forget_body(self) -> bytes:
+        """Give up the body and what was found in it; `fields` stay."""
+        body, self.body = self.body, b""
+        self._walks.clear()
+        return body
 
     def header(self, name: bytes) -> bytes:
         """The first value of a header, b"" when absent."""

@@ -6,6 +6,7 @@ Facts about request fields: Anthropic docs and Python SDK 2.11.0 (`message_creat
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import chain
 from typing import Any
 
 from metering.errors import Reason, Refused
@@ -19,7 +20,6 @@ from metering.usage import (
     Usage,
     UsageLine,
 )
-from proxy.json_walk import may_name, objects
 from proxy.surface import AnswerHead, Demand, Inbound, Observer, Pricing
 from routes import anthropic_usage
 from routes.counting import is_number, model_named, optional_text
@@ -43,6 +43,7 @@ _SERVER_TOOLS = ("web_search_", "web_fetch_", "code_execution_", "tool_search_to
 """Tools that the vendor runs inside the request: their results come back as input, of unknown length."""
 _WEB_SEARCH = "web_search_"
 _ADVISOR = "advisor_"
+_KEYS_LOOKED_FOR = frozenset({"cache_control", "type"})
 _NAMES_LOOKED_FOR = (b'"cache_control"', b'"url"', b'"tool_definition"')
 
 
@@ -101,7 +102,7 @@ class _Reading:
 
     def demand(self) -> Demand:
         attempts = self._attempts()
-        traits = _traits_of(self._fields, self._request.body)
+        traits = _traits_of(self._request)
         tools = _tools_of(self._fields.get("tools"), traits.inline_tools)
         has_compaction = _compacts(self._fields)
         is_unbounded = traits.has_content_by_url or has_compaction or tools.server
@@ -242,18 +243,19 @@ def _uses(tool: Mapping[str, Any], name: str, *, default: int | None) -> int:
     return uses
 
 
-def _traits_of(fields: Mapping[str, Any], body: bytes) -> _Traits:
+def _traits_of(request: Inbound) -> _Traits:
     """Look where caching, content by URL and inline tools can stand: at the top, on tools, in the content."""
     traits = _Traits(set(), has_content_by_url=False, inline_tools=[])
+    fields = request.fields
     tools = fields.get("tools")
     shallow = (
         [fields, *(tool for tool in tools if isinstance(tool, dict))] if isinstance(tools, list) else [fields]
     )
-    content = [fields.get("system"), fields.get("messages")]
     traits.ttls.update(
         _ttl_of(one["cache_control"]) for one in shallow if one.get("cache_control") is not None
     )
-    for found in objects(content, worth_it=lambda: may_name(body, _NAMES_LOOKED_FOR)):
+    walks = request.below("system"), request.below("messages")
+    for found in chain.from_iterable(walk.objects(_KEYS_LOOKED_FOR, _NAMES_LOOKED_FOR) for walk in walks):
         if found.get("cache_control") is not None:
             traits.ttls.add(_ttl_of(found["cache_control"]))
         kind = found.get("type")

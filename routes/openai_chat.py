@@ -49,7 +49,7 @@ class ChatMeter:
         fields = request.fields
         name, info = model_of(request, pricing)
         rates = rates_of(fields, name, pricing)
-        traits = traits_of(fields.get("messages"), request)
+        traits = traits_of("messages", request)
         for kind in map(tool_kind, tools_in(fields)):
             if kind is not None and kind not in _CLIENT_TOOLS:
                 raise refuse_tool(kind)
@@ -71,7 +71,7 @@ class ChatMeter:
         read_at_least = traits.prompt_tokens(request, pricing, tokens_per_image=IMAGE_TOKENS_USUAL)
         return _demand(
             request,
-            ceiling=(rates.line(counts), rates.named_line({})),
+            ceiling=rates.lines(counts),
             floor=rates.named_line({INPUT: min(read_at_least, context)}),
         )
 
@@ -99,7 +99,7 @@ class CompletionsMeter:
         counts = {rates.prompt_unit(Traits(), prompt): prompt, OUTPUT: written}
         return _demand(
             request,
-            ceiling=(rates.line(counts), rates.named_line({})),
+            ceiling=rates.lines(counts),
             floor=rates.named_line({INPUT: prompt}),
         )
 

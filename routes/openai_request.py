@@ -21,7 +21,6 @@ from metering.usage import (
     Usage,
     UsageLine,
 )
-from proxy.json_walk import may_name, objects
 from proxy.surface import Inbound, Pricing
 from routes.counting import is_number, model_named, optional_text
 from routes.openai_usage import STANDARD_TIERS, UNDECIDED_TIER
@@ -95,10 +94,10 @@ class Traits:
         )
 
 
-def traits_of(content: Any, request: Inbound) -> Traits:
-    """Look through messages or input items."""
+def traits_of(field: str, request: Inbound) -> Traits:
+    """Look through messages or input items, whichever `field` holds them."""
     traits = Traits(is_kept_long=_is_kept_long(request.fields.get("prompt_cache_options")))
-    for found in objects(content, worth_it=lambda: may_name(request.body, _NAMES_LOOKED_FOR)):
+    for found in request.below(field).objects(_KEYS_LOOKED_FOR, _NAMES_LOOKED_FOR):
         if _KEYS_LOOKED_FOR.isdisjoint(found):
             continue
         _take_image(traits, found.get("image_url"))
@@ -154,6 +153,11 @@ class Rates:
 
     def named_line(self, counts: Mapping[str, int]) -> UsageLine:
         return UsageLine(self.name, counts, self.named)
+
+    def lines(self, counts: Mapping[str, int]) -> tuple[UsageLine, ...]:
+        """The line that is held, and an empty one where what is named is something else: it must have a price, too."""
+        held = self.line(counts)
+        return (held,) if self.named == self.held else (held, self.named_line({}))
 
     def prompt_unit(self, traits: Traits, prompt_tokens: int) -> str:
         """The dearest way in which a prompt may be read. Newer models write it to a cache unasked; what asks

@@ -94,7 +94,7 @@ class ReplayMeter:
 def counted_models_of(request: Inbound, pricing: Pricing) -> tuple[str, ...]:
     """For token counts: the same tools are refused, as listing a remote tool's functions would call its server;
     a model may be left out."""
-    _searches(request, traits_of(request.fields.get("input"), request).tools)
+    _searches(request, traits_of("input", request).tools)
     return () if request.fields.get("model") is None else (model_of(request, pricing)[0],)
 
 
@@ -102,14 +102,14 @@ def _demand(request: Inbound, pricing: Pricing, *, written: Sequence[Any], is_co
     fields = request.fields
     name, info = model_of(request, pricing)
     rates = rates_of(fields, name, pricing)
-    traits = traits_of(fields.get("input"), request)
+    traits = traits_of("input", request)
     searches = _searches(request, traits.tools)
     is_unbounded = (
         traits.is_unbounded
         or any(searches.values())
         or is_compacted
         or fields.get("previous_response_id") is not None
-        or any(map(is_reference, _items(fields)))
+        or (request.below("input").may_hold("id") and any(map(is_reference, _items(fields))))
     )
     context = info.context_tokens
     prompt_max = traits.prompt_tokens(request, pricing, tokens_per_image=IMAGE_TOKENS_MAX)
@@ -117,7 +117,8 @@ def _demand(request: Inbound, pricing: Pricing, *, written: Sequence[Any], is_co
     one_pass = rates.line({rates.prompt_unit(traits, prompt): prompt, OUTPUT: output_tokens(written, info)})
     # Compacting is one more call of the same model, over the context so far.
     lines = [one_pass] * (2 if is_compacted else 1)
-    lines.append(rates.named_line(searches))
+    if searches or rates.named != rates.held:  # what is named must have a price, too
+        lines.append(rates.named_line(searches))
     read_at_least = traits.prompt_tokens(request, pricing, tokens_per_image=IMAGE_TOKENS_USUAL)
     floor = rates.named_line({INPUT: min(read_at_least, context)})
     return Demand(

@@ -10,6 +10,7 @@ output's total includes reasoning and predicted tokens that were rejected. The t
 
 from collections.abc import Mapping, Sequence
 from email.utils import parsedate_to_datetime
+from functools import lru_cache
 from typing import Any
 
 import orjson
@@ -54,6 +55,8 @@ RESPONSE_BYTES_PER_OUTPUT_TOKEN = 20
 """The same for Responses streams: a recorded one, mostly reasoning, has 32."""
 REASONED_TOKENS_PER_S = 50
 """Of a response that was cancelled and tells no usage: what it reasoned is not shown, but was done. A usual speed."""
+DATES_KEPT = 64
+"""Answers of one second have the same `date`."""
 TAIL_BYTES_MAX = 4_096
 """Of an answer with embeddings: what follows the vectors is some hundred bytes."""
 OTHER_TOOLS_MAX = 8
@@ -73,10 +76,10 @@ _CHAT_MARKERS = (b'"prompt_tokens"', b'"error"', _DONE)
 _TERMINAL = ("response.completed", "response.incomplete", "response.failed", "response.cancelled")
 _EARLY = ("response.created", "response.queued", "response.in_progress")
 _EARLY_EVENTS = tuple(kind.encode() for kind in _EARLY)
-_RESPONSE_MARKERS = (*(f'"{kind}"'.encode() for kind in _TERMINAL), b'"error"')
-_DEFERRED_MARKERS = (*(f'"{kind}"'.encode() for kind in _EARLY), *_RESPONSE_MARKERS)
-"""Where the work may go on, the early events say so."""
+_RESPONSE_MARKERS = (b'"response"', b'"error"')
+"""The events that tell how the response stands carry it whole; within a text no quote stands unescaped."""
 _WEB_SEARCH = "web_search"
+_WRITES = "cache_write_tokens_details"
 
 
 def observe_chat(demand: Demand, answer: AnswerHead) -> Observer:
@@ -157,9 +160,11 @@ class ResponseStream(StreamObserver):
 
     def __init__(self, demand: Demand) -> None:
         self._response = ResponseReport()
-        markers = _DEFERRED_MARKERS if demand.is_deferred else _RESPONSE_MARKERS
         super().__init__(
-            demand, self._response, markers, bytes_per_output_token=RESPONSE_BYTES_PER_OUTPUT_TOKEN
+            demand,
+            self._response,
+            _RESPONSE_MARKERS,
+            bytes_per_output_token=RESPONSE_BYTES_PER_OUTPUT_TOKEN,
         )
 
     @property
@@ -394,17 +399,16 @@ class _Counts:
             is_count(self._output) or (may_lack_output and not self._output)
         ):
             return False
-        writes = _object_in(self._of_prompt, "cache_write_tokens_details")
-        parts = [self._of_prompt, self._of_output, writes]
-        if not all(part is None or isinstance(part, dict) for part in parts):
-            return False
-        counters = [value for part in parts if part for value in part.values() if not isinstance(value, dict)]
+        for part in (self._of_prompt, self._of_output, _object_in(self._of_prompt, _WRITES)):
+            if part is None:
+                continue
+            if not isinstance(part, dict):
+                return False
+            for value in part.values():
+                if not (value is None or is_count(value) or isinstance(value, dict)):
+                    return False
         cached = _part(self._of_prompt, "cached_tokens") + _part(self._of_prompt, "cache_write_tokens")
-        return (
-            all(value is None or is_count(value) for value in counters)
-            and cached <= self._prompt
-            and _part(self._of_output, "audio_tokens") <= (self._output or 0)
-        )
+        return cached <= self._prompt and _part(self._of_output, "audio_tokens") <= (self._output or 0)
 
     def buckets(self, notes: list[str], *, is_long: bool) -> dict[str, int]:
         """Disjoint counts. Where the vendor does not say which kind of token was cached, text was: sound that
@@ -419,7 +423,7 @@ class _Counts:
         audio_cached = min(max(_part(details, "audio_tokens") - audio, 0), cached)
         images = min(_part(details, "image_tokens"), uncached - audio)
         audio_out = min(_part(self._of_output, "audio_tokens"), output)
-        writes = _object_in(details, "cache_write_tokens_details")
+        writes = _object_in(details, _WRITES)
         written_12h = min(_part(writes, "ttl_12h_tokens"), written)
         rest = written - written_12h - _part(writes, "ttl_30m_tokens")
         if rest > 0 and is_long:
@@ -440,6 +444,7 @@ class _Counts:
         return {unit: count for unit, count in counts.items() if count}
 
 
+@lru_cache(maxsize=DATES_KEPT)
 def _seconds_of(date: bytes) -> float | None:
     """The instant of a `date` header, in seconds since the epoch; None where there is none."""
     try:
@@ -453,7 +458,8 @@ def _object_in(value: Any, name: str) -> Any:
 
 
 def _part(details: Any, name: str) -> int:
-    return count_in(details, name) if isinstance(details, dict) else 0
+    value = details.get(name) if isinstance(details, dict) else None
+    return value if value and is_count(value) else 0
 
 
 def _search_unit(demand: Demand) -> str:
@@ -462,7 +468,7 @@ def _search_unit(demand: Demand) -> str:
 
 
 def _output_of(demand: Demand) -> int:
-    return sum(demand.ceiling.total(unit) for unit in OUTPUT_UNITS)
+    return sum([line.counts.get(unit, 0) for line in demand.ceiling.lines for unit in OUTPUT_UNITS])
 
 
 def _is_search(item: Any) -> bool:

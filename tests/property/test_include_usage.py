@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 
 from metering.errors import Refused
 from proxy.forbidden import check
+from proxy.surface import Inbound
 from routes.openai_include_usage import with_usage_asked_for
 
 OPTIONS, WISH = "stream_options", "include_usage"
@@ -20,6 +21,10 @@ NUMBERS = st.sampled_from(
 TEXTS = st.text(max_size=6) | st.sampled_from(
     [OPTIONS, WISH, '"', "\\", '{"stream_options":{', "}", "\\u0022", "é\U0001f600", "\u2028"]
 )
+
+
+def inbound(fields: Any, body: bytes) -> Inbound:
+    return Inbound("POST", {}, b"", [], body, fields)
 
 
 @st.composite
@@ -98,7 +103,7 @@ def test_a_body_with_the_wish_reads_the_same_but_for_the_wish_and_is_the_same_bu
         with pytest.raises(Refused):
             with_usage_asked_for(fields, body)
         return
-    check((), fields, body)
+    check((), inbound(fields, body))
     spliced = with_usage_asked_for(fields, body)
     if spliced is None:
         assert fields[OPTIONS][WISH] is True
@@ -106,7 +111,7 @@ def test_a_body_with_the_wish_reads_the_same_but_for_the_wish_and_is_the_same_bu
     assert read(spliced) == wished(read(body))
     assert orjson.loads(spliced) == wished(orjson.loads(body))
     assert with_usage_asked_for(orjson.loads(spliced), spliced) is None
-    check((), orjson.loads(spliced), spliced)
+    check((), inbound(orjson.loads(spliced), spliced))
     assert is_one_edit(body, spliced)
 
 
@@ -160,7 +165,7 @@ def test_options_that_stand_twice_are_refused_however_they_are_written(first, se
     for one, other in (('{"include_usage":true}', "null"), ("null", '{"include_usage":false}'), ("{}", "{}")):
         body = f'{{"{first}":{one},{between}"{second}":{other}}}'.encode()
         with pytest.raises(Refused, match="stands twice"):
-            check((), orjson.loads(body), body)
+            check((), inbound(orjson.loads(body), body))
 
 
 @pytest.mark.parametrize("second", ["include_usage", "include\\u005fusage"])
@@ -168,4 +173,4 @@ def test_options_that_stand_twice_are_refused_however_they_are_written(first, se
 def test_a_wish_that_stands_twice_is_refused_however_it_is_written(second, others):
     body = f'{{"stream_options":{{"include_usage":true,{others}"{second}":false}}}}'.encode()
     with pytest.raises(Refused, match="stands twice"):
-        check((), orjson.loads(body), body)
+        check((), inbound(orjson.loads(body), body))

@@ -7,8 +7,8 @@ import pytest
 
 from metering.errors import Reason, Refused
 from proxy.forbidden import check
-from proxy.json_walk import OBJECTS_WALKED_FREELY
-from proxy.surface import ForbiddenField
+from proxy.json_walk import WALKED_FREELY
+from proxy.surface import ForbiddenField, Inbound
 
 RULES = (
     ForbiddenField("thread", "held by the vendor."),
@@ -19,10 +19,14 @@ RULES = (
 )
 
 
+def inbound(body):
+    return Inbound("POST", {}, b"", [], body, orjson.loads(body))
+
+
 def is_refused(body, rules=RULES):
     body = body if isinstance(body, bytes) else orjson.dumps(body)
     try:
-        check(rules, orjson.loads(body), body)
+        check(rules, inbound(body))
     except Refused as refused:
         return refused.reason is Reason.BAD_REQUEST
     return False
@@ -61,7 +65,7 @@ def test_a_body_is_refused_when_it_holds_a_forbidden_value(refused, body):
 
 @pytest.mark.parametrize(("refused", "body"), BODIES, ids=[json.dumps(body)[:60] for _, body in BODIES])
 def test_blanks_and_long_surroundings_change_nothing(refused, body):
-    filler = [{"n": index} for index in range(2 * OBJECTS_WALKED_FREELY)]
+    filler = [{"n": index} for index in range(2 * WALKED_FREELY)]
     messages = body.get("messages")
     padded = {**body, "zz": filler}
     if isinstance(messages, list):
@@ -72,11 +76,11 @@ def test_blanks_and_long_surroundings_change_nothing(refused, body):
 def test_the_refusal_names_the_field_and_why():
     body = b'{"messages":[{"source":{"type":"file"}}]}'
     with pytest.raises(Refused, match=r"source\.type 'file': shared files\."):
-        check(RULES, orjson.loads(body), body)
+        check(RULES, inbound(body))
 
 
 def test_an_escaped_name_is_found_in_a_long_body():
-    filler = ",".join('{"n":1}' for _ in range(2 * OBJECTS_WALKED_FREELY))
+    filler = ",".join('{"n":1}' for _ in range(2 * WALKED_FREELY))
     body = f'{{"deep":{{"\\u0066ile_id":"f"}},"zz":[{filler}]}}'.encode()
     assert is_refused(body)
 
@@ -105,7 +109,7 @@ def test_a_key_that_stands_twice_in_one_object_is_refused_at_any_depth(refused, 
 
 def test_the_repeated_key_is_named():
     with pytest.raises(Refused, match="max_tokens"):
-        check((), {"max_tokens": 2}, b'{"max_tokens":1,"max_tokens":2}')
+        check((), inbound(b'{"max_tokens":1,"max_tokens":2}'))
 
 
 def test_a_body_nested_deeper_than_can_be_checked_is_refused():
@@ -114,4 +118,4 @@ def test_a_body_nested_deeper_than_can_be_checked_is_refused():
 
 
 def test_a_request_without_a_body_has_nothing_to_refuse():
-    check(RULES, {}, b"")
+    check(RULES, Inbound("GET", {}, b"", [], b"", {}))

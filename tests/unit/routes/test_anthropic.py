@@ -8,6 +8,7 @@ from metering.errors import Reason, Refused
 from proxy.forbidden import check
 from routes import SURFACES
 from routes.anthropic import FORBIDDEN, SURFACE
+from tests.unit.routes.anthropic_bodies import inbound
 
 
 def test_the_surface_is_listed():
@@ -61,18 +62,17 @@ FIELDS = [
 
 @pytest.mark.parametrize(("refused", "fields"), FIELDS, ids=[json.dumps(fields)[:70] for _, fields in FIELDS])
 def test_what_reaches_another_users_objects_is_refused_and_nothing_else(refused, fields):
-    body = json.dumps(fields).encode()
     if not refused:
-        check(FORBIDDEN, fields, body)
+        check(FORBIDDEN, inbound(fields))
         return
     with pytest.raises(Refused) as caught:
-        check(FORBIDDEN, fields, body)
+        check(FORBIDDEN, inbound(fields))
     assert caught.value.reason is Reason.BAD_REQUEST
 
 
 @pytest.mark.parametrize("operation", SURFACE.operations, ids=lambda operation: operation.name)
 def test_every_example_is_a_request_that_passes(operation):
     example = operation.example
-    check(operation.forbidden, json.loads(example.body or b"{}"), example.body)
+    check(operation.forbidden, inbound(example.body or b"{}"))
     pattern = operation.path.split("/")
     assert all(a == b or a.startswith("{") for a, b in zip(pattern, example.path.split("/"), strict=True))

@@ -368,7 +368,7 @@ def test_every_forbidden_field_is_declared_under_all_its_names():
 )
 def test_forbidden_tools_are_found_in_a_list_and_without_one(tools):
     with pytest.raises(Refused):
-        forbidden.check(FORBIDDEN, {"tools": tools}, b"")
+        forbidden.check(FORBIDDEN, inbound({"tools": tools}))
 
 
 @pytest.mark.parametrize(

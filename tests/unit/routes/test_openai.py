@@ -99,12 +99,11 @@ IN_RESPONSES = [
     ],
 )
 def test_fields_that_reach_what_is_shared_are_refused(forbidden, is_refused, fields):
-    body = json.dumps(fields).encode()
     if not is_refused:
-        check(forbidden, fields, body)
+        check(forbidden, inbound(fields))
         return
     with pytest.raises(Refused) as caught:
-        check(forbidden, fields, body)
+        check(forbidden, inbound(fields))
     assert caught.value.reason is Reason.BAD_REQUEST
 
 
