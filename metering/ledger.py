@@ -9,8 +9,8 @@ A reservation is HELD, and then, once, SETTLED, VOIDED or EXPIRED:
 Each resolution appends one entry (`settle`, `void`, `expire`) and moves the accounts in the same unit of
 work. What a settle costs above the hold is an entry of its own (`overage`). Entries are never edited.
 
-Accounts hold integers per (owner, meter, period): nano-USD for money, counts for the rest. A *gauge*
-(open requests) is only held, never spent.
+Accounts hold integers per (owner, meter, period): nano-USD for money and caps on it, counts for the rest. A *gauge*
+(open requests) is only held, never spent; any other count is spent as it was held, unless a settle says otherwise.
 """
 
 import asyncio
@@ -35,7 +35,14 @@ from metering.usage import CACHE_READ_UNITS, CACHE_WRITE_UNITS, INPUT_UNITS, OUT
 logger = logging.getLogger(__name__)
 
 MONEY = "money"
+"""The plan's allowance: an account of the user and the month."""
+SPEND = "spend"
+"""Caps on what may be spent, whatever pays for it: accounts of a user or a token, by day or month."""
+CHARGED = frozenset({MONEY, SPEND})
+"""Meters in nano-USD: each account of them is charged the whole cost of a request."""
 OPEN_REQUESTS = "open_requests"
+REQUESTS = "requests"
+"""How many requests were sent to a vendor: caps on their number."""
 GAUGES = frozenset({OPEN_REQUESTS})
 """Meters that are held while something runs and given back whole."""
 NO_PERIOD = ""
@@ -382,12 +389,12 @@ class Ledger:
         above_nanousd = cost_nanousd - within_nanousd
         within, above = [], []
         for owner, meter, period, held in reservation.lines:
-            if meter == MONEY:
+            if meter in CHARGED:
                 spent = cost_nanousd
                 within.append(Line(owner, meter, period, within_nanousd))
                 above.append(Line(owner, meter, period, above_nanousd))
             else:
-                spent = settlement.amounts.get(meter, 0)
+                spent = settlement.amounts.get(meter, 0 if meter in GAUGES else held)
                 within.append(Line(owner, meter, period, spent))
             steps.append(Step(MOVE_ACCOUNT, (owner, meter, period, spent, held)))
         entry = _Entry(
@@ -562,7 +569,7 @@ class Ledger:
         moved = [
             line._replace(amount=difference_nanousd)
             for line in decode_lines(booked.lines)
-            if line.meter == MONEY
+            if line.meter in CHARGED
         ]
         entry = _Entry(intent, settlement, now_ms, None, tokens_before=booked.tokens)
         steps = [
@@ -754,16 +761,16 @@ def _duration_ms(started_at_ms: int, now_ms: int) -> int:
 
 
 def _money(lines: Sequence[Line]) -> int:
-    """The hold in nano-USD: what every money account of the reservation holds."""
+    """The hold in nano-USD: what every account of the reservation that is charged holds."""
     hold_nanousd = 0
     for _, meter, _, amount in lines:
-        if meter == MONEY and amount > hold_nanousd:
+        if meter in CHARGED and amount > hold_nanousd:
             hold_nanousd = amount
     return hold_nanousd
 
 
 def _expired(line: Line, checkpoint_nanousd: int) -> int:
-    if line.meter == MONEY:
+    if line.meter in CHARGED:
         return checkpoint_nanousd
     return 0 if line.meter in GAUGES else line.amount
 

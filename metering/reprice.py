@@ -28,9 +28,9 @@ import orjson
 from metering.clock import Clock
 from metering.ledger import (
     ALREADY_RESOLVED,
+    CHARGED,
     COST_NANOUSD_MAX,
     INSERT_ENTRY,
-    MONEY,
     MOVE_ACCOUNT,
     NOT_FROM_USAGE,
     REPRICED,
@@ -187,7 +187,7 @@ class _Reservation:
 
     @property
     def money(self) -> list[Line]:
-        return [line for line in decode_lines(self.lines) if line.meter == MONEY]
+        return [line for line in decode_lines(self.lines) if line.meter in CHARGED]
 
 
 @dataclass(frozen=True, slots=True)

@@ -8,7 +8,7 @@ What must hold:
     reservations   HELD: no entry. Resolved: one resolution entry of the matching kind; what its entries
                    cost together is what the reservation says was booked. What was resolved with a cost may have
                    been repriced, any number of times
-    entries        each money line = the cost; usage x unit prices = the cost of the settle with its overage,
+    entries        each charged line = the cost; usage x unit prices = the cost of the settle with its overage,
                    or of what an adjust arrived at: all entries up to it
 """
 
@@ -24,7 +24,7 @@ from typing import NamedTuple
 
 import orjson
 
-from metering.ledger import MONEY, NOT_FROM_USAGE, REPRICED, Line, decode_lines
+from metering.ledger import CHARGED, NOT_FROM_USAGE, REPRICED, Line, decode_lines
 from metering.prices import PricedLine, recompute
 from metering.store.database import Database
 from metering.store.store import Store
@@ -202,7 +202,7 @@ class _Audit:
         if not _is_cost_on(lines, entry.cost_nanousd):
             self._note(
                 f"{entry.kind} of {entry.reservation_id or 'no reservation'}: "
-                f"cost is {entry.cost_nanousd}, its money lines are {entry.lines}"
+                f"cost is {entry.cost_nanousd}, its charged lines are {entry.lines}"
             )
 
     def _check_orphans(self, entries: Sequence[_Entry]) -> None:
@@ -266,8 +266,8 @@ def _charge(entry: _Entry) -> int | None:
 
 
 def _is_cost_on(lines: Sequence[Line], cost_nanousd: int) -> bool:
-    """Whether every money account was charged the cost, and at least one if there is any."""
-    amounts = {line.amount for line in lines if line.meter == MONEY}
+    """Whether every account that is charged was charged the cost, and at least one if there is any."""
+    amounts = {line.amount for line in lines if line.meter in CHARGED}
     return amounts <= {cost_nanousd} and (bool(amounts) or not cost_nanousd)
 
 

@@ -17,8 +17,11 @@ from metering.ledger import (
     MONEY,
     NO_PERIOD,
     OPEN_REQUESTS,
+    REQUESTS,
+    SPEND,
     UNBOOKABLE_REPORT,
     Balance,
+    Hold,
     Outcome,
     Reservation,
     Resolved,
@@ -134,6 +137,22 @@ async def test_user_and_token_are_both_charged_by_one_reservation(bench: Bench) 
     assert await bench.entries() == [("settle", 100), ("overage", 20)]
     assert await bench.ledger.reserve(intent(money(31), token._replace(amount=31))) == Declined(MONEY)
     assert await bench.account() == (120, 0)
+
+
+async def test_caps_are_charged_beside_the_money_and_counts_are_spent_as_held(bench: Bench) -> None:
+    caps = [
+        Hold("user:ada", SPEND, "2026-11-20", 100, 200),
+        Hold("token:t1", SPEND, "2026-11", 100, 200),
+        Hold("token:t1", REQUESTS, "2026-11-20", 1, 2),
+    ]
+    day, month, count = ((hold.owner, hold.meter, hold.period) for hold in caps)
+    first, second = await bench.reserve(money(100), *caps), await bench.reserve(money(100), *caps)
+    assert await bench.ledger.reserve(intent(money(0), caps[2])) == Declined(REQUESTS)
+    await bench.ledger.settle(first, settlement(130))
+    await bench.ledger.void(second)
+    assert [await bench.account(*one) for one in (day, month, count)] == [(130, 0), (130, 0), (1, 0)]
+    assert await bench.account() == (130, 0)
+    assert await bench.entries(first.id) == [("settle", 100), ("overage", 30)]
 
 
 async def test_accounts_that_hold_different_amounts_are_charged_the_same_cost(bench: Bench) -> None:
