@@ -22,6 +22,7 @@ from metering.store.migrate import migrate
 from metering.users import Directory
 from metering.verify import verify
 from simulators.anthropic import VENDOR_KEY
+from tests.support.ledger import migrated_store
 
 STARTED_WITHIN_S = 10.0
 SETTLED_WITHIN_S = 10.0
@@ -227,7 +228,10 @@ async def running_gateway(
     settings = Settings.from_env({name: value for name, value in variables.items() if value is not None})
     clock = clock or SystemClock()
     database = Database.from_url(settings.database_url)
-    migrate(database, clock)
+    if database.path.exists():
+        migrate(database, clock)
+    else:
+        database.path.write_bytes(migrated_store())
     listener = listen("127.0.0.1", 0)
     server = make_server(settings, clock=clock)
     # `_serve` is uvicorn's `serve` without taking the process's signals, which belong to pytest.
@@ -251,7 +255,7 @@ async def running_gateway(
             f"http://127.0.0.1:{port}", service, server, database, clock, lines.lines, defects.found
         )
     finally:
-        server.should_exit = True
+        server.exit_now()
         await task
         requests_logger.removeHandler(lines)
         logging.getLogger().removeHandler(defects)
