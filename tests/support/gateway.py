@@ -51,6 +51,7 @@ emails_per_day = 0
 call_minutes_per_month = 0
 models = {models}
 surfaces = {surfaces}
+budget = "{budget}"
 """
 
 
@@ -62,6 +63,7 @@ def plans_file(
     concurrent: int = 10_000,
     models: tuple[str, ...] = ("*",),
     surfaces: tuple[str, ...] = ("*",),
+    budget: str = "hard",
 ) -> Path:
     """A plans file with one plan, `test`, roomy unless told otherwise."""
     path = folder / "plans.toml"
@@ -72,6 +74,7 @@ def plans_file(
             concurrent=concurrent,
             models=json.dumps(list(models)),
             surfaces=json.dumps(list(surfaces)),
+            budget=budget,
         )
     )
     return path
