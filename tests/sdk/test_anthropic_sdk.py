@@ -271,6 +271,20 @@ async def test_an_error_inside_the_stream_raises_with_its_type(sdk, gateway, tok
     assert vendor.requests_total == 1, "a stream that has begun is not asked for again"
 
 
+@pytest.mark.parametrize("do", ["text_stream", "raw_events"])
+async def test_a_stream_cut_for_its_budget_raises_with_the_words_of_the_budget(sdk, tmp_path, vendor, do):
+    env = {"OUTPUT_SLICE_TOKENS": "100"}
+    async with running_gateway(tmp_path, upstream=vendor.url, env=env, credits_per_month=12) as gateway:
+        vendor.next(streams(text="A robin. " * 400, events=200, stalls_after=150))
+        said = await sdk(do, gateway.url, await gateway.new_token(), max_tokens=8_000)
+        error = said.error("APIStatusError")["body"]["error"]
+        assert error["type"] == "billing_error"
+        assert "Monthly usage limit reached" in error["message"]
+        assert said.seen, "what was paid for was passed on"
+        assert vendor.requests_total == 1
+        assert (await gateway.only_entry())["outcome"] == "budget_ended"
+
+
 # --- answers that break off -----------------------------------------------------------------------------
 
 

@@ -489,6 +489,20 @@ async def test_an_error_inside_the_stream_raises(sdk, gateway, token, vendor, do
     assert vendor.requests_total == 1, "a stream that has begun is not asked for again"
 
 
+@EVERY_SDK
+@pytest.mark.parametrize("do", ["chat_chunks", "response_events"])
+async def test_a_stream_cut_for_its_budget_raises_with_the_words_of_the_budget(sdk, tmp_path, vendor, do):
+    env = environment(vendor, OUTPUT_SLICE_TOKENS="100")
+    async with running_gateway(tmp_path, env=env, credits_per_month=40) as gateway:
+        vendor.next(streams(text="A robin. " * 1_000, events=400, stalls_after=300))
+        most = {"max_completion_tokens" if do == "chat_chunks" else "max_output_tokens": 8_000}
+        said = await sdk(do, gateway.url, await gateway.new_token(), model="gpt-4o", **most)
+        assert "Monthly usage limit reached" in said.error("APIError")["message"]
+        assert said.seen, "what was paid for was passed on"
+        assert vendor.requests_total == 1
+        assert (await gateway.only_entry())["outcome"] == "budget_ended"
+
+
 async def test_an_error_event_of_a_response_is_passed_on_as_it_is(sdk, gateway, token, vendor):
     vendor.next(errors_after(5, text=TEXT))
     said = await sdk("response_events", gateway.url, token)
