@@ -39,16 +39,19 @@ from tests.support.ledger import (
 USERS = ("ada", "bob")
 WORKERS = ("wrk_a", "wrk_b", "wrk_c")
 ALLOWANCE = 100
-PLANS = (0, 30, ALLOWANCE, 170)
-CAP = 260
-OPEN_MAX = 4
+PLANS = (0, 40, ALLOWANCE, 170)
+CREDIT_AT_FIRST = 60
+"""Of ada, so that both accounts are used up, held and overdrawn within a few requests."""
+CAP = 400
+OPEN_MAX = 5
 MONTHS = (PERIOD, "2026-12", "2027-01")
 
-users = st.sampled_from(USERS)
+users = st.sampled_from(["ada", "ada", "ada", "bob"])
 workers = st.sampled_from(WORKERS)
-amounts = st.one_of(st.integers(0, 40), st.sampled_from([0, 1, ALLOWANCE, ALLOWANCE + 1]))
-costs = st.one_of(st.integers(0, 60), st.just(3 * ALLOWANCE))
+amounts = st.one_of(st.integers(0, 60), st.sampled_from([0, 1, ALLOWANCE, ALLOWANCE + 1]))
+costs = st.one_of(st.integers(0, 60), st.sampled_from([30, 60, ALLOWANCE]))
 grants = st.sampled_from([1, 20, 60, -1, -20, -60])
+seldom = st.sampled_from([False] * 5 + [True])
 
 
 @dataclass
@@ -126,6 +129,7 @@ class LedgerMachine(RuleBasedStateMachine):
         directory = Directory(self.bench.store, self.bench.clock)
         for user in USERS:
             self.run(directory.add_user(user, plan="pro"))
+        self.grant(user="ada", amount=CREDIT_AT_FIRST)
 
     def run(self, coroutine: Coroutine[Any, Any, Any]) -> Any:
         return self.runner.run(coroutine)
@@ -137,9 +141,9 @@ class LedgerMachine(RuleBasedStateMachine):
         """Nothing is moved; the next hold is under the new one."""
         self.purses[user].plan = plan
 
-    @rule()
-    def end_month(self) -> None:
-        self.month = min(self.month + 1, len(MONTHS) - 1)
+    @rule(is_over=seldom)
+    def end_month(self, is_over: bool) -> None:
+        self.month = min(self.month + is_over, len(MONTHS) - 1)
 
     @rule(target=sources, user=users, amount=grants)
     def grant(self, user: str, amount: int) -> Any:
@@ -169,7 +173,7 @@ class LedgerMachine(RuleBasedStateMachine):
         worker=workers,
         amount=amounts,
         floor=amounts,
-        is_told_of_credit=st.sampled_from([True, True, False]),
+        is_told_of_credit=seldom.map(lambda is_late: not is_late),
         has_cap=st.booleans(),
     )
     def reserve(
@@ -196,6 +200,24 @@ class LedgerMachine(RuleBasedStateMachine):
         exchange = Exchange(granted, user, worker, month_name, has_credit, has_cap, 0, 0, min(floor, amount))
         self._hold(exchange, amount - on_credit, on_credit)
         self.known.append(exchange)
+        return exchange
+
+    @rule(target=exchanges, user=users, worker=workers, hold=amounts, cost=costs)
+    def request(self, user: str, worker: str, hold: int, cost: int) -> Any:
+        """From its beginning to its end: what most requests do."""
+        exchange = self.reserve(user, worker, hold, 0, is_told_of_credit=True, has_cap=False)
+        if isinstance(exchange, Exchange):
+            self.settle(exchange, cost, is_reported=True)
+        return exchange
+
+    @rule(target=exchanges, user=users, hold=amounts, floor=amounts, reports=st.lists(costs, max_size=1))
+    def die(self, user: str, hold: int, floor: int, reports: list[int]) -> Any:
+        """With its worker; a report may come late."""
+        exchange = self.reserve(user, WORKERS[0], hold, floor, is_told_of_credit=True, has_cap=False)
+        self.expire(WORKERS[0], WORKERS[1])
+        if isinstance(exchange, Exchange):
+            for cost in reports:
+                self.report_late(exchange, cost)
         return exchange
 
     @rule(exchange=exchanges, amount=amounts)
