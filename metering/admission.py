@@ -4,6 +4,7 @@ of a vendor. The order is: what the plan includes, how fast, how much; the last 
 from dataclasses import dataclass
 
 from metering.clock import Clock, month_of, next_month, utc
+from metering.credit import CREDIT
 from metering.errors import Reason, Refused
 from metering.ledger import CHARGED, MONEY, NO_PERIOD, OPEN_REQUESTS, Hold, Intent, Ledger, Reservation
 from metering.money import credits_left, credits_of
@@ -22,6 +23,8 @@ class Caller:
     user_id: str
     token_id: str
     plan: Plan
+    has_credit: bool = False
+    """Prepaid credit was granted; what is left of it the ledger knows."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,8 +49,10 @@ class Admitted:
     reservation: Reservation
     rate: RateState
     budget_limit_nanousd: int
+    """The month's allowance, and beside it the prepaid credit that is not spent yet."""
     budget_remaining_nanousd: int | None
-    """None when the request holds no money (a free operation): nothing was looked up."""
+    """Of both, neither spent nor held. None when the request holds no money (a free operation): nothing was
+    looked up."""
     budget_reset_ms: int
 
 
@@ -100,6 +105,8 @@ class Admission:
         holds = [Hold(owner, OPEN_REQUESTS, NO_PERIOD, 1, caller.plan.concurrent_requests)]
         if request.hold_nanousd:
             holds.append(Hold(owner, MONEY, period, request.hold_nanousd, allowance))
+            if caller.has_credit:
+                holds.append(Hold(owner, CREDIT, NO_PERIOD, 0, 0))
         intent = Intent(
             id=request.id,
             user_id=caller.user_id,
@@ -116,8 +123,11 @@ class Admission:
         reservation = await self._ledger.reserve(intent)
         if isinstance(reservation, Declined):
             raise await self._refusal(reservation.refusal, caller, request, period)
-        balance = reservation.balances.get(MONEY)
-        remaining = allowance - balance.spent - balance.held if balance else None
+        money, credit = reservation.balances.get(MONEY), reservation.balances.get(CREDIT)
+        remaining = allowance - money.spent - money.held if money else None
+        if remaining is not None and credit is not None:
+            allowance += credit.allowance - credit.spent
+            remaining = max(0, remaining) + credit.allowance - credit.spent - credit.held
         return Admitted(reservation, rate, allowance, remaining, period_end_ms)
 
     async def extend(self, caller: Caller, reservation: Reservation, more_nanousd: int) -> Refused | None:
@@ -144,27 +154,32 @@ class Admission:
         """Spent, or only held, or too large: three different things to tell a person.
 
         `own_nanousd`: what the request holds already, of which it has used most."""
-        allowance = caller.plan.allowance_nanousd
-        balance = await self._ledger.balance(owner_of(caller.user_id), MONEY, period)
-        used_nanousd = balance.spent + own_nanousd
-        used, limit = credits_of(used_nanousd), credits_of(allowance)
+        allowance, owner = caller.plan.allowance_nanousd, owner_of(caller.user_id)
+        money = await self._ledger.balance(owner, MONEY, period)
+        credit = await self._ledger.balance(owner, CREDIT, NO_PERIOD) if caller.has_credit else None
+        month_left = max(0, allowance - money.spent)
+        prepaid_left = credit.allowance - credit.spent if credit else 0
+        used, limit = credits_of(money.spent + min(own_nanousd, month_left)), credits_of(allowance)
         resets = next_month(self._clock.now_ms()).strftime("%-d %B %Y")
         facts: dict[str, int | str] = {"used_credits": used, "limit_credits": limit, "resets": resets}
-        if used_nanousd + asked_nanousd <= allowance:
+        if own_nanousd + asked_nanousd <= month_left + prepaid_left:
             return Refused(
                 Reason.BUDGET_HELD,
                 "Requests in flight hold the rest of the credits; retry when they have finished.",
                 retry_after_s=HELD_RETRY_AFTER_S,
                 facts=facts,
             )
-        left = credits_left(allowance - used_nanousd)
-        if not left or own_nanousd:
-            message = f"Monthly usage limit reached ({used:,} of {limit:,} credits). Resets on {resets}."
+        if own_nanousd or not credits_left(month_left + prepaid_left):
+            prepaid = ", prepaid credit used up" if credit else ""
+            message = (
+                f"Monthly usage limit reached ({used:,} of {limit:,} credits{prepaid}). Resets on {resets}."
+            )
         else:
+            prepaid = f" and {credits_left(prepaid_left):,} prepaid" if credit else ""
             message = (
                 f"Monthly usage limit reached for a request of this size: it may cost up to "
-                f"{credits_of(asked_nanousd):,} credits, {left:,} of {limit:,} are left "
-                f"(a lower max_tokens costs less). Resets on {resets}."
+                f"{credits_of(asked_nanousd):,} credits, {credits_left(month_left):,} of {limit:,} "
+                f"are left{prepaid} (a lower max_tokens costs less). Resets on {resets}."
             )
         return Refused(Reason.BUDGET_EXHAUSTED, message, facts=facts)
 

@@ -11,6 +11,10 @@ work. What a settle costs above the hold is an entry of its own (`overage`). Ent
 
 Accounts hold integers per (owner, meter, period): nano-USD for money and caps on it, counts for the rest. A *gauge*
 (open requests) is only held, never spent; any other count is spent as it was held, unless a settle says otherwise.
+
+Who has prepaid credit pays from two accounts, the month's money and the credit. How an amount is split between them
+(metering/credit.py) depends on how they stand inside the transaction, so the lines of such a reservation and of its
+entries are computed there, by the steps themselves. A reservation without a line on credit knows nothing of it.
 """
 
 import asyncio
@@ -20,15 +24,26 @@ import logging
 import operator
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import NamedTuple, cast
+from typing import NamedTuple, TypeVar, cast
 
 import orjson
 
 from metering.clock import Clock
+from metering.credit import (
+    ADD_CREDIT_CHARGED,
+    CREDIT,
+    HOLD_BESIDE_CREDIT,
+    LOCK_ACCOUNT,
+    Charge,
+    Split,
+    charged_to,
+    corrected_on,
+    held_on,
+)
 from metering.errors import Refused
 from metering.prices import Priced, PricedLine
 from metering.store.store import Store
-from metering.store.writer import Declined, Done, Result, Row, Step, Unit, store_unavailable
+from metering.store.writer import Declined, Done, Params, Result, Row, Rows, Step, Unit, store_unavailable
 from metering.tasks import spawn
 from metering.usage import CACHE_READ_UNITS, CACHE_WRITE_UNITS, INPUT_UNITS, OUTPUT_UNITS, UsageLine
 
@@ -39,7 +54,10 @@ MONEY = "money"
 SPEND = "spend"
 """Caps on what may be spent, whatever pays for it: accounts of a user or a token, by day or month."""
 CHARGED = frozenset({MONEY, SPEND})
-"""Meters in nano-USD: each account of them is charged the whole cost of a request."""
+"""Meters in nano-USD: each account of them is charged the whole cost of a request, the user's money together with
+the credit beside it."""
+PURSE = frozenset({MONEY, CREDIT})
+"""Meters of the accounts that pay: a user's month, and the prepaid credit beside it."""
 OPEN_REQUESTS = "open_requests"
 REQUESTS = "requests"
 """How many requests were sent to a vendor: caps on their number."""
@@ -74,7 +92,10 @@ class Outcome(enum.StrEnum):
 
 
 class Hold(NamedTuple):
-    """One line to be reserved: `amount` on an account whose allowance is known to the caller."""
+    """One line to be reserved: `amount` on an account whose allowance is known to the caller.
+
+    One on CREDIT has no amount of its own: it takes what it can of the owner's MONEY, which must stand beside it.
+    """
 
     owner: str
     meter: str
@@ -123,7 +144,7 @@ class Reservation:
     lines: tuple[Line, ...]
     created_at_ms: int
     balances: Mapping[str, Balance]
-    """Of the money accounts, right after the hold."""
+    """Of the money and credit accounts, right after the hold, by meter."""
     extension: "asyncio.Future[Result] | None" = None
     """An extension under way: a resolution waits for it, because it must give back all that is held."""
 
@@ -194,7 +215,7 @@ WHERE id = ?1 AND state = 'HELD' AND checkpoint_nanousd = ?4 AND lines = ?5 RETU
 
 ADJUST_RESERVATION = """
 UPDATE reservations SET booked_nanousd = ?2, adjusted_at_ms = ?3
-WHERE id = ?1 AND state = 'EXPIRED' AND adjusted_at_ms IS NULL AND booked_nanousd = ?4 RETURNING id"""
+WHERE id = ?1 AND state = 'EXPIRED' AND adjusted_at_ms IS NULL AND booked_nanousd = ?4 RETURNING credit_nanousd"""
 
 INSERT_ENTRY = """
 INSERT INTO entries (kind, reservation_id, user_id, token_id, at_ms, surface, operation, model, outcome, basis,
@@ -258,39 +279,44 @@ class Ledger:
         lines = tuple([Line(*hold[:4]) for hold in holds])
         hold_nanousd = _money(lines)
         now_ms = self._clock.now_ms()
-        steps = [Step(HOLD_ACCOUNT, _hold_params(hold), refusal=hold.meter) for hold in holds]
+        steps, held_lines = _hold_steps(holds, lines)
         steps.append(
             Step(
                 INSERT_RESERVATION,
-                (
-                    intent.id,
-                    self.worker_id,
-                    intent.user_id,
-                    intent.token_id,
-                    intent.surface,
-                    intent.operation,
-                    intent.model,
-                    encode_lines(lines),
-                    hold_nanousd,
-                    min(intent.floor_nanousd, hold_nanousd),
-                    now_ms,
-                    intent.due_at_ms,
+                with_lines(
+                    (
+                        intent.id,
+                        self.worker_id,
+                        intent.user_id,
+                        intent.token_id,
+                        intent.surface,
+                        intent.operation,
+                        intent.model,
+                    ),
+                    held_lines,
+                    (
+                        hold_nanousd,
+                        min(intent.floor_nanousd, hold_nanousd),
+                        now_ms,
+                        intent.due_at_ms,
+                    ),
                 ),
             )
         )
 
         # Read apart: RETURNING would make each hold three times as dear, and only money is ever shown.
-        looked_at = [hold for hold in holds if hold.meter == MONEY]
+        looked_at = [hold for hold in holds if hold.meter in PURSE]
+        looked_from = len(steps)
         steps += [Step(SELECT_ACCOUNT, hold[:3]) for hold in looked_at]
 
         def granted(result: Result) -> Reservation | Declined:
             if isinstance(result, Declined):
                 return result
             balances = {
-                hold.meter: Balance(*cast("tuple[int, int, int]", row))
-                for hold, row in zip(looked_at, result.rows[len(holds) + 1 :], strict=True)
+                hold.meter: Balance(*cast("tuple[int, int, int]", row or (0, 0, 0)))
+                for hold, row in zip(looked_at, result.rows[looked_from:], strict=True)
             }
-            return Reservation(intent, lines, now_ms, balances)
+            return Reservation(intent, _lines_by(held_lines, result.rows), now_ms, balances)
 
         def abandon(result: Result) -> None:
             if isinstance(reservation := granted(result), Reservation):
@@ -309,27 +335,36 @@ class Ledger:
     ) -> bool:
         """Hold more on a reservation; False when an account has not enough left or it is resolved already.
 
-        `is_forced`: whatever is left on accounts that hold for it already, for what may not be cut. One extension of a reservation at a time. Raises Refused(STORE_UNAVAILABLE): it is not granted by
+        `is_forced`: whatever is left on accounts that hold for it already, for what may not be cut.
+
+        One extension of a reservation at a time. Raises Refused(STORE_UNAVAILABLE): it is not granted by
         EXTEND_TIMEOUT_S, or the one before is not in yet. What is refused so may still come to be held; the
         resolution, which waits for it, gives it back.
         """
         if reservation.extension is not None:
             raise store_unavailable("the last extension is not written yet")
-        lines = _added(reservation.lines, more)
-        statement = HOLD_ANYWAY if is_forced else HOLD_ACCOUNT
-        steps = [Step(statement, _hold_params(hold), refusal=hold.meter) for hold in sorted(more)]
+        holds = sorted([*more, *_credit_beside(more, reservation.lines)])
+        steps, held_lines = _hold_steps(
+            holds, tuple([Line(*hold[:4]) for hold in holds]), is_forced=is_forced
+        )
+        before, hold_nanousd = reservation.lines, _money(_added(reservation.lines, more))
+
+        def extended(rows: Rows) -> tuple[Line, ...]:
+            return _added(before, _lines_by(held_lines, rows))
+
+        lines = extended if callable(held_lines) else _added(before, held_lines)
         steps.append(
             Step(
                 EXTEND_RESERVATION,
-                (reservation.id, encode_lines(lines), _money(lines)),
+                with_lines((reservation.id,), lines, (hold_nanousd,)),
                 refusal=ALREADY_RESOLVED,
             )
         )
 
         def apply(waiting: "asyncio.Future[Result]") -> None:
             reservation.extension = None
-            if waiting.exception() is None and isinstance(waiting.result(), Done):
-                reservation.lines = lines
+            if waiting.exception() is None and isinstance(result := waiting.result(), Done):
+                reservation.lines = _lines_by(lines, result.rows)
 
         # Kept: a unit that the writer may refuse can be committed after it was refused, by a disk that hung, and
         # then nobody would know that it must be given back.
@@ -396,7 +431,12 @@ class Ledger:
         within_nanousd = min(cost_nanousd, hold_nanousd)
         above_nanousd = cost_nanousd - within_nanousd
         within, above = [], []
+        payment = _payment(reservation.id, reservation.lines, cost_nanousd, at=len(steps))
+        if payment is not None:
+            steps += payment.steps
         for owner, meter, period, held in reservation.lines:
+            if payment is not None and payment.is_on(owner, meter):
+                continue
             if meter in CHARGED:
                 spent = cost_nanousd
                 within.append(Line(owner, meter, period, within_nanousd))
@@ -408,9 +448,14 @@ class Ledger:
         entry = _Entry(
             reservation.intent, settlement, now_ms, _duration_ms(reservation.created_at_ms, now_ms)
         )
-        steps.append(entry.step("settle", within_nanousd, within))
+        of_settle: _Lines = within
+        of_overage: _Lines = above
+        if payment is not None:
+            of_settle = payment.lines(lambda charge: charge.within(within_nanousd), within)
+            of_overage = payment.lines(lambda charge: charge.above(within_nanousd), above)
+        steps.append(entry.step("settle", within_nanousd, of_settle))
         if above_nanousd:
-            steps.append(entry.step("overage", above_nanousd, above, with_usage=False))
+            steps.append(entry.step("overage", above_nanousd, of_overage, with_usage=False))
         return self._resolve(reservation.id, steps, entry, instead=instead)
 
     def void(
@@ -545,22 +590,27 @@ class Ledger:
         """Book the last checkpoint. Held counts (searches, e-mails) are booked as held: they were asked for."""
         intent, lines, checkpoint_nanousd, usage, created_at_ms = _held(row)
         now_ms = self._clock.now_ms()
-        spent = [(line, _expired(line, checkpoint_nanousd)) for line in lines]
         settlement = Settlement(Outcome.WORKER_DIED, NO_COST, is_reported=False)
         entry = _Entry(intent, settlement, now_ms, _duration_ms(created_at_ms, now_ms), usage=usage)
-        return Unit(
-            [
-                Step(
-                    EXPIRE_RESERVATION,
-                    (intent.id, checkpoint_nanousd, now_ms, checkpoint_nanousd, str(row[6])),
-                    refusal=ALREADY_RESOLVED,
-                ),
-                *(_move(line, amount) for line, amount in spent),
-                entry.step(
-                    "expire", checkpoint_nanousd, [line._replace(amount=amount) for line, amount in spent]
-                ),
-            ]
-        )
+        steps = [
+            Step(
+                EXPIRE_RESERVATION,
+                (intent.id, checkpoint_nanousd, now_ms, checkpoint_nanousd, str(row[6])),
+                refusal=ALREADY_RESOLVED,
+            )
+        ]
+        payment = _payment(intent.id, lines, checkpoint_nanousd, at=len(steps))
+        if payment is not None:
+            steps += payment.steps
+            lines = tuple(line for line in lines if not payment.is_on(line.owner, line.meter))
+        spent = [(line, _expired(line, checkpoint_nanousd)) for line in lines]
+        steps += [_move(line, amount) for line, amount in spent]
+        booked = [line._replace(amount=amount) for line, amount in spent]
+        of_expiry: _Lines = booked
+        if payment is not None:
+            of_expiry = payment.lines(lambda charge: charge.spent, booked)
+        steps.append(entry.step("expire", checkpoint_nanousd, of_expiry))
+        return Unit(steps)
 
     async def _intent_of(self, reservation_id: str) -> Intent:
         row = await self._store.readers.row(
@@ -574,11 +624,7 @@ class Ledger:
         cost_nanousd = settlement.priced.cost_nanousd
         difference_nanousd = cost_nanousd - booked.cost_nanousd
         now_ms = self._clock.now_ms()
-        moved = [
-            line._replace(amount=difference_nanousd)
-            for line in decode_lines(booked.lines)
-            if line.meter in CHARGED
-        ]
+        moves, moved = correction_steps(intent.id, decode_lines(booked.lines), difference_nanousd)
         entry = _Entry(intent, settlement, now_ms, None, tokens_before=booked.tokens)
         steps = [
             Step(
@@ -586,13 +632,176 @@ class Ledger:
                 (intent.id, cost_nanousd, now_ms, booked.cost_nanousd),
                 refusal=ALREADY_RESOLVED,
             ),
-            *(
-                Step(MOVE_ACCOUNT, (line.owner, line.meter, line.period, difference_nanousd, 0))
-                for line in moved
-            ),
+            *moves,
             entry.step("adjust", difference_nanousd, moved),
         ]
         return isinstance(await self._store.writer.submit(Unit(steps, must_keep=True)), Done)
+
+
+# --- two accounts that pay ---------------------------------------------------------------------------
+
+_Lines = Sequence[Line] | Callable[[Rows], Sequence[Line]]
+"""Lines, or what they are by the rows of the unit's steps so far."""
+
+
+class _Payment(NamedTuple):
+    """How one request is paid from money and credit: the steps, and what each account was charged.
+
+    The steps lock both accounts, credit first, and split by what they find there.
+    """
+
+    reservation_id: str
+    owner: str
+    period: str
+    held: Split
+    at: int
+    """Where in the unit its steps begin."""
+    split: Callable[[Rows, Row | None, Row | None], Charge]
+    """By the rows of the unit so far, and those of the money and the credit account."""
+
+    @property
+    def steps(self) -> list[Step]:
+        credit, money = (self.owner, CREDIT, NO_PERIOD), (self.owner, MONEY, self.period)
+        return [
+            Step(LOCK_ACCOUNT, credit),
+            Step(LOCK_ACCOUNT, money),
+            Step(MOVE_ACCOUNT, lambda rows: (*credit, self.charge(rows).credit, self.held.credit)),
+            Step(MOVE_ACCOUNT, lambda rows: (*money, self.charge(rows).spent.money, self.held.money)),
+            Step(ADD_CREDIT_CHARGED, lambda rows: (self.reservation_id, self.charge(rows).credit)),
+        ]
+
+    def is_on(self, owner: str, meter: str) -> bool:
+        """Whether a line of the reservation is one of the two."""
+        return meter in PURSE and owner == self.owner
+
+    def charge(self, rows: Rows) -> Charge:
+        return self.split(rows, rows[self.at + 1], rows[self.at])
+
+    def lines(self, part: Callable[[Charge], Split], beside: Sequence[Line]) -> Callable[[Rows], list[Line]]:
+        """Lines of an entry with a part of the charge, among those beside it."""
+
+        def sorted_lines(rows: Rows) -> list[Line]:
+            money, credit = part(self.charge(rows))
+            return sorted(
+                (
+                    *beside,
+                    Line(self.owner, CREDIT, NO_PERIOD, credit),
+                    Line(self.owner, MONEY, self.period, money),
+                )
+            )
+
+        return sorted_lines
+
+
+def _payment(reservation_id: str, lines: Sequence[Line], cost_nanousd: int, *, at: int) -> _Payment | None:
+    """Of a resolution that costs so much; None when the reservation knows nothing of credit."""
+    purse = _purse(lines)
+    if purse is None:
+        return None
+    credit, money = purse
+    held = Split(money.amount, credit.amount)
+    return _Payment(
+        reservation_id,
+        credit.owner,
+        money.period,
+        held,
+        at,
+        lambda _, money_row, credit_row: charged_to(cost_nanousd, held, money=money_row, credit=credit_row),
+    )
+
+
+def correction_steps(
+    reservation_id: str, lines: Sequence[Line], difference_nanousd: int
+) -> tuple[list[Step], _Lines]:
+    """The steps that move a difference on the accounts that paid at first, and the lines of its entry.
+
+    They are to follow one step, which returns the reservation's `credit_nanousd`.
+    """
+    moved = [line._replace(amount=difference_nanousd) for line in lines if line.meter in CHARGED]
+    purse = _purse(lines)
+    if purse is None:
+        return [_move_only(line) for line in moved], moved
+
+    def split(rows: Rows, money_row: Row | None, credit_row: Row | None) -> Charge:
+        (credit_charged,) = cast("tuple[int]", rows[0])
+        return corrected_on(difference_nanousd, credit_charged, money=money_row, credit=credit_row)
+
+    payment = _Payment(reservation_id, purse[0].owner, purse[1].period, Split(0, 0), 1, split)
+    beside = [line for line in moved if not payment.is_on(line.owner, line.meter)]
+    steps = [*payment.steps, *(_move_only(line) for line in beside)]
+    return steps, payment.lines(lambda charge: charge.spent, beside)
+
+
+_Amount = TypeVar("_Amount", Hold, Line)
+
+
+def _purse(lines: Sequence[_Amount]) -> tuple[_Amount, _Amount] | None:
+    """The lines on credit and on the money beside it; None when nothing is on credit."""
+    for credit in lines:
+        if credit.meter == CREDIT:
+            for money in lines:
+                if money.meter == MONEY and money.owner == credit.owner:
+                    return credit, money
+            raise ValueError(f"credit of {credit.owner} without its money: {lines}")
+    return None
+
+
+def _hold_steps(
+    holds: Sequence[Hold], lines: tuple[Line, ...], *, is_forced: bool = False
+) -> tuple[list[Step], _Lines]:
+    """The steps that hold, and the lines that are held then. `lines`: of the holds, as they were asked for."""
+    purse = _purse(holds)
+    statement = HOLD_ANYWAY if is_forced else HOLD_ACCOUNT
+    if purse is None:
+        return [Step(statement, _hold_params(hold), refusal=hold.meter) for hold in holds], lines
+    credit, money = purse
+    locked_at = holds.index(credit)
+
+    def split(rows: Rows) -> Split:
+        return held_on(money.amount, rows[locked_at])
+
+    steps: list[Step] = []
+    for hold in holds:
+        if hold == credit:
+            steps.append(Step(LOCK_ACCOUNT, credit[:3]))
+            steps.append(Step(MOVE_ACCOUNT, lambda rows: (*credit[:3], 0, -split(rows).credit)))
+        elif hold == money:
+            steps.append(
+                Step(
+                    HOLD_ANYWAY if is_forced else HOLD_BESIDE_CREDIT,
+                    lambda rows: (*money[:3], money.allowance, split(rows).money),
+                    refusal=MONEY,
+                )
+            )
+        else:
+            steps.append(Step(statement, _hold_params(hold), refusal=hold.meter))
+
+    def held_lines(rows: Rows) -> list[Line]:
+        amounts = {credit[:3]: split(rows).credit, money[:3]: split(rows).money}
+        return [line._replace(amount=amounts.get(line[:3], line.amount)) for line in lines]
+
+    return steps, held_lines
+
+
+def _credit_beside(more: Sequence[Hold], lines: Sequence[Line]) -> list[Hold]:
+    """For an extension: the credit of the reservation, where it extends the money beside it."""
+    purse = _purse(lines)
+    if purse is None or not any(hold[:3] == purse[1][:3] for hold in more):
+        return []
+    return [Hold(*purse[0][:3], amount=0, allowance=0)]
+
+
+def _lines_by(lines: _Lines, rows: Rows) -> tuple[Line, ...]:
+    return tuple(lines(rows) if callable(lines) else lines)
+
+
+def with_lines(
+    before: Params, lines: _Lines, after: Params, *, without_zeros: bool = False
+) -> Params | Callable[[Rows], Params]:
+    """Parameters with lines among them: computed when they are."""
+    if callable(lines):
+        return lambda rows: (*before, encode_lines(lines(rows), without_zeros=without_zeros), *after)
+    return (*before, encode_lines(lines, without_zeros=without_zeros), *after)
 
 
 # --- rows --------------------------------------------------------------------------------------------
@@ -629,7 +838,7 @@ class _Entry:
     tokens_before: tuple[int, int, int, int] = (0, 0, 0, 0)
     """Tokens that an earlier entry counts: the columns of all entries together are what was used."""
 
-    def step(self, kind: str, cost_nanousd: int, lines: Sequence[Line], *, with_usage: bool = True) -> Step:
+    def step(self, kind: str, cost_nanousd: int, lines: "_Lines", *, with_usage: bool = True) -> Step:
         intent, settlement = self.intent, self.settlement
         usage = None
         counts: tuple[int, ...] = (0, 0, 0, 0)
@@ -639,30 +848,29 @@ class _Entry:
             if any(self.tokens_before):
                 counts = tuple(map(operator.sub, counts, self.tokens_before))
         notes = (*settlement.notes, *settlement.priced.flags)
-        return Step(
-            INSERT_ENTRY,
-            (
-                kind,
-                intent.id,
-                intent.user_id,
-                intent.token_id,
-                self.at_ms,
-                intent.surface,
-                intent.operation,
-                settlement.priced.lines[0].model if settlement.priced.lines else intent.model,
-                settlement.outcome.value,
-                "reported" if settlement.is_reported else "estimated",
-                cost_nanousd,
-                *counts,
-                usage,
-                orjson.dumps(notes).decode() if notes else None,
-                encode_lines(lines, without_zeros=True),
-                settlement.price_version,
-                settlement.upstream_status,
-                settlement.upstream_request_id,
-                self.duration_ms,
-            ),
+        before = (
+            kind,
+            intent.id,
+            intent.user_id,
+            intent.token_id,
+            self.at_ms,
+            intent.surface,
+            intent.operation,
+            settlement.priced.lines[0].model if settlement.priced.lines else intent.model,
+            settlement.outcome.value,
+            "reported" if settlement.is_reported else "estimated",
+            cost_nanousd,
+            *counts,
+            usage,
+            orjson.dumps(notes).decode() if notes else None,
         )
+        after = (
+            settlement.price_version,
+            settlement.upstream_status,
+            settlement.upstream_request_id,
+            self.duration_ms,
+        )
+        return Step(INSERT_ENTRY, with_lines(before, lines, after, without_zeros=True))
 
 
 def _after(
@@ -763,17 +971,28 @@ def _move(line: Line, spent: int) -> Step:
     return Step(MOVE_ACCOUNT, (line.owner, line.meter, line.period, spent, line.amount))
 
 
+def _move_only(line: Line) -> Step:
+    """Spend a line, of which nothing is held."""
+    return Step(MOVE_ACCOUNT, (line.owner, line.meter, line.period, line.amount, 0))
+
+
 def _duration_ms(started_at_ms: int, now_ms: int) -> int:
     """Never negative, though the wall clock may be set back."""
     return max(0, now_ms - started_at_ms)
 
 
 def _money(lines: Sequence[Line]) -> int:
-    """The hold in nano-USD: what every account of the reservation that is charged holds."""
-    hold_nanousd = 0
+    """The hold in nano-USD: what every account of the reservation that is charged holds, or, of a user with credit,
+    both accounts together. Credit stands right before the money of its owner."""
+    hold_nanousd = beside_nanousd = 0
     for _, meter, _, amount in lines:
-        if meter in CHARGED and amount > hold_nanousd:
-            hold_nanousd = amount
+        if meter == CREDIT:
+            beside_nanousd = amount
+        elif meter in CHARGED:
+            together_nanousd = amount
+            if meter == MONEY:
+                together_nanousd, beside_nanousd = amount + beside_nanousd, 0
+            hold_nanousd = max(hold_nanousd, together_nanousd)
     return hold_nanousd
 
 
@@ -783,7 +1002,7 @@ def _expired(line: Line, checkpoint_nanousd: int) -> int:
     return 0 if line.meter in GAUGES else line.amount
 
 
-def _added(lines: Sequence[Line], more: Sequence[Hold]) -> tuple[Line, ...]:
+def _added(lines: Sequence[Line], more: Sequence[Hold | Line]) -> tuple[Line, ...]:
     amounts = {line[:3]: line.amount for line in lines}
     for hold in more:
         amounts[hold[:3]] = amounts.get(hold[:3], 0) + hold.amount

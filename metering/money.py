@@ -1,9 +1,13 @@
 """Money as integers: nano-USD for amounts, pico-USD for unit prices, credits for display."""
 
+import re
+
 PICO_PER_NANO = 1_000
 NANO_PER_USD = 1_000_000_000
 CREDIT_NANOUSD = 100_000
 """A credit is a unit of display: 100 micro-USD."""
+
+_USD = re.compile(r"(\d{1,9})(?:\.(\d{1,9}))?", re.ASCII)
 
 
 def nanousd_of_picousd(picousd: int) -> int:
@@ -26,3 +30,11 @@ def usd(nanousd: int) -> str:
     sign = "-" if nanousd < 0 else ""
     whole, nano = divmod(abs(nanousd), NANO_PER_USD)
     return f"{sign}{whole}.{nano:09d}"
+
+
+def nanousd_of_usd(text: str) -> int | None:
+    """Decimal USD as people write them (`5`, `4.99`), exactly; None for anything else."""
+    found = _USD.fullmatch(text)
+    if found is None:
+        return None
+    return int(found[1]) * NANO_PER_USD + int((found[2] or "").ljust(9, "0"))

@@ -31,13 +31,13 @@ from metering.ledger import (
     CHARGED,
     COST_NANOUSD_MAX,
     INSERT_ENTRY,
-    MOVE_ACCOUNT,
     NOT_FROM_USAGE,
     REPRICED,
     Line,
+    correction_steps,
     decode_lines,
-    encode_lines,
     encode_usage,
+    with_lines,
 )
 from metering.prices import Priced, PricedLine, PriceTable, recompute
 from metering.reports import Period, newest_seq
@@ -62,7 +62,8 @@ FROM entries WHERE user_id = ?1 AND at_ms = ?2 AND reservation_id = ?3 AND kind 
 
 REPRICE_RESERVATION = """
 UPDATE reservations SET booked_nanousd = ?3
-WHERE id = ?1 AND booked_nanousd = ?2 AND COALESCE(adjusted_at_ms, -1) = ?4 RETURNING id"""
+WHERE id = ?1 AND booked_nanousd = ?2 AND COALESCE(adjusted_at_ms, -1) = ?4
+RETURNING credit_nanousd"""
 NEVER_ADJUSTED = -1
 
 
@@ -187,6 +188,7 @@ class _Reservation:
 
     @property
     def money(self) -> list[Line]:
+        """Those that are charged; credit never stands without them."""
         return [line for line in decode_lines(self.lines) if line.meter in CHARGED]
 
 
@@ -280,30 +282,23 @@ def _steps(correction: _Correction, now_ms: int) -> Iterator[Step]:
         (reservation.id, reservation.booked_nanousd, correction.priced.cost_nanousd, adjusted_at_ms),
         refusal=ALREADY_RESOLVED,
     )
-    moved = sorted(line._replace(amount=difference) for line in reservation.money)
-    for line in moved:
-        yield Step(MOVE_ACCOUNT, (line.owner, line.meter, line.period, difference, 0))
-    yield Step(
-        INSERT_ENTRY,
-        (
-            "adjust",
-            reservation.id,
-            reservation.user_id,
-            reservation.token_id,
-            now_ms,
-            reservation.surface,
-            reservation.operation,
-            report.model,
-            report.outcome,
-            report.basis,
-            difference,
-            *(0, 0, 0, 0),  # The tokens are counted by the entries before.
-            encode_usage(correction.priced),
-            orjson.dumps([REPRICED]).decode(),
-            encode_lines(moved),
-            correction.price_version,
-            None,
-            None,
-            None,
-        ),
+    moves, moved = correction_steps(reservation.id, decode_lines(reservation.lines), difference)
+    yield from moves
+    before = (
+        "adjust",
+        reservation.id,
+        reservation.user_id,
+        reservation.token_id,
+        now_ms,
+        reservation.surface,
+        reservation.operation,
+        report.model,
+        report.outcome,
+        report.basis,
+        difference,
+        *(0, 0, 0, 0),  # The tokens are counted by the entries before.
+        encode_usage(correction.priced),
+        orjson.dumps([REPRICED]).decode(),
     )
+    after = (correction.price_version, None, None, None)
+    yield Step(INSERT_ENTRY, with_lines(before, moved, after, without_zeros=True))

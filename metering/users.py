@@ -31,7 +31,7 @@ class NotFoundError(DirectoryError):
 
 @dataclass(frozen=True, slots=True)
 class User:
-    """Who is billed. `created_at` in Unix seconds."""
+    """Who is billed. `created_at` in Unix seconds. From `plan_until_ms` on, the plan is `next_plan`."""
 
     id: str
     email: str | None
@@ -39,6 +39,18 @@ class User:
     plan: str
     status: str
     created_at: int
+    plan_until_ms: int | None = None
+    next_plan: str | None = None
+
+    def plan_at(self, now_ms: int) -> str:
+        """The plan in force."""
+        return plan_at(now_ms, self.plan, self.plan_until_ms, self.next_plan)
+
+    def coming_plan(self, now_ms: int) -> tuple[int, str] | None:
+        """When another plan begins, and which; None when nothing is arranged."""
+        if self.plan_until_ms is None or self.next_plan is None or now_ms >= self.plan_until_ms:
+            return None
+        return self.plan_until_ms, self.next_plan
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,15 +79,34 @@ class Credential:
     status: str
     expires_at_ms: int | None
     revoked_at_ms: int | None
+    plan_until_ms: int | None = None
+    next_plan: str | None = None
+    granted_nanousd: int = 0
+    """All prepaid credit that was ever granted, less what was taken back."""
+
+    def plan_at(self, now_ms: int) -> str:
+        """The plan in force."""
+        return plan_at(now_ms, self.plan, self.plan_until_ms, self.next_plan)
 
 
-USER_COLUMNS = "id, email, name, plan, status, created_at"
+def plan_at(now_ms: int, plan: str, until_ms: int | None, next_plan: str | None) -> str:
+    """Which plan is in force: computed wherever it is asked, so that it changes without anybody writing."""
+    return next_plan if next_plan is not None and until_ms is not None and now_ms >= until_ms else plan
+
+
+USER_COLUMNS = "id, email, name, plan, status, created_at, plan_until_ms, next_plan"
 TOKEN_COLUMNS = "id, user_id, token_prefix, label, created_at_ms, expires_at_ms, revoked_at_ms"
 
 INSERT_USER = """
 INSERT INTO users (id, email, name, plan, status, created_at, updated_at)
 VALUES (?1, ?2, NULL, ?3, 'active', ?4, ?4) ON CONFLICT (id) DO NOTHING RETURNING id"""
-UPDATE_PLAN = "UPDATE users SET plan = ?2, updated_at = ?3 WHERE id = ?1 RETURNING id"
+UPDATE_PLAN = """
+UPDATE users SET plan = ?2, plan_until_ms = ?4, next_plan = ?5, updated_at = ?3 WHERE id = ?1 RETURNING id"""
+# The plan in force stays until then, also where that is itself the successor of one whose time is over.
+UPDATE_NEXT_PLAN = """
+UPDATE users SET plan = CASE WHEN plan_until_ms <= ?4 THEN next_plan ELSE plan END, plan_until_ms = ?5,
+    next_plan = ?2, updated_at = ?3
+WHERE id = ?1 RETURNING id"""
 UPDATE_STATUS = "UPDATE users SET status = ?2, updated_at = ?3 WHERE id = ?1 RETURNING id"
 SELECT_USER = f"SELECT {USER_COLUMNS} FROM users WHERE id = ?1"
 SELECT_USERS = f"SELECT {USER_COLUMNS} FROM users ORDER BY id"
@@ -93,8 +124,11 @@ SELECT_TOKEN = f"SELECT {TOKEN_COLUMNS} FROM gateway_tokens WHERE id = ?1"
 SELECT_TOKEN_BY_PREFIX = f"""
 SELECT {TOKEN_COLUMNS} FROM gateway_tokens WHERE token_prefix = ?1"""
 SELECT_CREDENTIAL = """
-SELECT t.id, u.id, u.plan, u.status, t.expires_at_ms, t.revoked_at_ms
-FROM gateway_tokens t JOIN users u ON u.id = t.user_id WHERE t.token_hash = ?1"""
+SELECT t.id, u.id, u.plan, u.status, t.expires_at_ms, t.revoked_at_ms, u.plan_until_ms, u.next_plan,
+    COALESCE(c.allowance, 0)
+FROM gateway_tokens t JOIN users u ON u.id = t.user_id
+LEFT JOIN accounts c ON c.owner = 'user:' || u.id AND c.meter = 'credit' AND c.period = ''
+WHERE t.token_hash = ?1"""
 INSERT_CHANGE = "INSERT INTO changes (kind, subject, at_ms) VALUES (?1, ?2, ?3)"
 SELECT_CHANGES = "SELECT seq, kind, subject FROM changes WHERE seq >= ?1 ORDER BY seq LIMIT ?2"
 SELECT_LAST_CHANGE = "SELECT COALESCE(MAX(seq), 0) FROM changes"
@@ -136,9 +170,18 @@ class Directory:
     async def users(self) -> list[User]:
         return [User(*row) for row in await self._store.readers.rows(SELECT_USERS)]  # type: ignore[arg-type]  # as above
 
-    async def set_plan(self, user_id: str, plan: str) -> User:
-        """Effective on running workers within a second; what is spent stays spent."""
-        await self._change(UPDATE_PLAN, user_id, plan)
+    async def set_plan(
+        self, user_id: str, plan: str, *, until_ms: int | None = None, next_plan: str | None = None
+    ) -> User:
+        """Effective on running workers within a second; what is spent stays spent. From `until_ms` on it is
+        `next_plan`. Whatever was arranged before is forgotten."""
+        assert (until_ms is None) == (next_plan is None)
+        await self._change(UPDATE_PLAN, user_id, plan, until_ms, next_plan)
+        return await self.user(user_id)
+
+    async def set_next_plan(self, user_id: str, next_plan: str, *, from_ms: int) -> User:
+        """The plan in force stays until `from_ms`: how one moves down without taking back what was bought."""
+        await self._change(UPDATE_NEXT_PLAN, user_id, next_plan, self._clock.now_ms(), from_ms)
         return await self.user(user_id)
 
     async def disable(self, user_id: str) -> User:
@@ -150,11 +193,12 @@ class Directory:
         await self._change(UPDATE_STATUS, user_id, "active")
         return await self.user(user_id)
 
-    async def _change(self, sql: str, user_id: str, value: str) -> None:
+    async def _change(self, sql: str, user_id: str, *values: str | int | None) -> None:
+        """By a statement whose placeholders are the user, a value, the time in seconds, and the other values."""
         now_ms = self._clock.now_ms()
         unit = Unit(
             (
-                Step(sql, (user_id, value, now_ms // 1000), refusal="missing"),
+                Step(sql, (user_id, values[0], now_ms // 1000, *values[1:]), refusal="missing"),
                 Step(INSERT_CHANGE, ("user", user_id, now_ms)),
             )
         )

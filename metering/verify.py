@@ -4,11 +4,13 @@ One read transaction sees one instant of the whole ledger and holds nobody up. R
 read side by side in the order of reservation ids, a row at a time; only the accounts' sums are in memory.
 What must hold:
 
-    accounts       held = lines of HELD reservations, never negative; spent = lines of entries
+    accounts       held = lines of HELD reservations, never negative; spent = lines of entries. Of credit: allowance =
+                   lines of grants, and never less than spent + held
     reservations   HELD: no entry. Resolved: one resolution entry of the matching kind; what its entries
                    cost together is what the reservation says was booked. What was resolved with a cost may have
-                   been repriced, any number of times
-    entries        each charged line = the cost; usage x unit prices = the cost of the settle with its overage,
+                   been repriced, any number of times. What it says was charged on credit is on its entries' lines
+    grants         each has its entry, and each such entry its source: same user, same amount, no cost
+    entries        each cap's line = the cost, and so are a user's money and credit together; usage x unit prices = the cost of the settle with its overage,
                    or of what an adjust arrived at: all entries up to it
 """
 
@@ -24,7 +26,8 @@ from typing import NamedTuple
 
 import orjson
 
-from metering.ledger import CHARGED, NOT_FROM_USAGE, REPRICED, Line, decode_lines
+from metering.credit import CREDIT
+from metering.ledger import CHARGED, NO_PERIOD, NOT_FROM_USAGE, PURSE, REPRICED, Line, decode_lines
 from metering.prices import PricedLine, recompute
 from metering.store.database import Database
 from metering.store.store import Store
@@ -39,13 +42,20 @@ COMPANION_OF = {"settle": "overage", "expire": "adjust"}
 
 _ENTRY_COLUMNS = "COALESCE(reservation_id, ''), seq, kind, cost_nanousd, usage, notes, lines"
 SELECT_RESERVATIONS = """
-SELECT id, state, lines, hold_nanousd, booked_nanousd FROM reservations ORDER BY id"""
+SELECT id, state, lines, hold_nanousd, booked_nanousd, credit_nanousd FROM reservations ORDER BY id"""
 # Two streams, because the index on resolutions gives the first, of one row a request, without sorting.
 SELECT_RESOLUTIONS = f"""
 SELECT {_ENTRY_COLUMNS} FROM entries WHERE kind IN ('settle', 'void', 'expire') ORDER BY reservation_id"""
 SELECT_OTHER_ENTRIES = f"""
-SELECT {_ENTRY_COLUMNS} FROM entries WHERE kind NOT IN ('settle', 'void', 'expire') ORDER BY reservation_id"""
-SELECT_ACCOUNTS = "SELECT owner, meter, period, spent, held FROM accounts"
+SELECT {_ENTRY_COLUMNS} FROM entries WHERE kind NOT IN ('settle', 'void', 'expire', 'grant')
+ORDER BY reservation_id"""
+SELECT_GRANTS = """
+SELECT e.seq, e.user_id, e.cost_nanousd, e.reservation_id, e.lines, g.source, g.user_id, g.amount_nanousd
+FROM entries e LEFT JOIN grants g ON g.entry_seq = e.seq WHERE e.kind = 'grant'
+UNION ALL
+SELECT g.entry_seq, NULL, NULL, NULL, NULL, g.source, g.user_id, g.amount_nanousd
+FROM grants g WHERE NOT EXISTS (SELECT 1 FROM entries e WHERE e.seq = g.entry_seq AND e.kind = 'grant')"""
+SELECT_ACCOUNTS = "SELECT owner, meter, period, spent, held, allowance FROM accounts"
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,6 +101,7 @@ def _audit(connection: sqlite3.Connection) -> Report:
         audit = _Audit()
         for reservation, entries in _reservations_with_entries(connection):
             audit.check_exchange(reservation, entries)
+        audit.check_grants(map(_Grant._make, connection.execute(SELECT_GRANTS)))
         audit.check_accounts(connection.execute(SELECT_ACCOUNTS))
         return audit.report()
 
@@ -101,6 +112,20 @@ class _Reservation(NamedTuple):
     lines: str
     hold_nanousd: int
     booked_nanousd: int | None
+    credit_nanousd: int
+
+
+class _Grant(NamedTuple):
+    """An entry of the kind, and the source it came from; either may be missing."""
+
+    seq: int
+    user_id: str | None
+    cost_nanousd: int | None
+    reservation_id: str | None
+    lines: str | None
+    source: str | None
+    granted_user_id: str | None
+    amount_nanousd: int | None
 
 
 class _Entry(NamedTuple):
@@ -149,6 +174,7 @@ class _Audit:
         self._cost_nanousd = 0
         self._spent: Counter[tuple[str, str, str]] = Counter()
         self._held: Counter[tuple[str, str, str]] = Counter()
+        self._granted: Counter[tuple[str, str, str]] = Counter()
         self._problems: list[str] = []
         self._problems_total = 0
 
@@ -176,9 +202,33 @@ class _Audit:
         for problem in _problems_of(reservation, entries):
             self._note(f"reservation {reservation.id} ({reservation.state}): {problem}")
 
-    def check_accounts(self, rows: Iterator[tuple[str, str, str, int, int]]) -> None:
+    def check_grants(self, grants: Iterator[_Grant]) -> None:
+        """Entries of the kind, each with its source."""
+        for grant in grants:
+            if grant.lines is None:
+                self._note(f"grant {grant.source}: there is no entry {grant.seq} of it")
+                continue
+            self._entries["grant"] += 1
+            lines = decode_lines(grant.lines)
+            for line in lines:
+                self._granted[line[:3]] += line.amount
+            if grant.source is None:
+                self._note(f"grant entry {grant.seq}: no source says what for")
+                continue
+            if grant.reservation_id is not None or grant.cost_nanousd:
+                self._note(
+                    f"grant {grant.source}: its entry is of {grant.reservation_id} and costs {grant.cost_nanousd}"
+                )
+            gained = Line(f"user:{grant.granted_user_id}", CREDIT, NO_PERIOD, grant.amount_nanousd or 0)
+            if lines != (gained,) or grant.user_id != grant.granted_user_id:
+                self._note(
+                    f"grant {grant.source}: {grant.amount_nanousd} to {grant.granted_user_id}, its entry of "
+                    f"{grant.user_id} has the lines {grant.lines}"
+                )
+
+    def check_accounts(self, rows: Iterator[tuple[str, str, str, int, int, int]]) -> None:
         """After all rows: each account against what was summed up for it."""
-        for owner, meter, period, spent, held in rows:
+        for owner, meter, period, spent, held, allowance in rows:
             self._accounts += 1
             account = (owner, meter, period)
             name = _name(account)
@@ -188,10 +238,18 @@ class _Audit:
                 self._note(f"{name}: held is {held}, its HELD reservations add up to {owed}")
             if held < 0:
                 self._note(f"{name}: held is negative ({held})")
-        for what, sums in (("spent", self._spent), ("held", self._held)):
+            if meter == CREDIT:
+                self._check_credit(account, spent + held, allowance)
+        for what, sums in (("spent", self._spent), ("held", self._held), ("granted", self._granted)):
             for account, amount in sums.items():
                 if amount:
                     self._note(f"{_name(account)}: {amount} {what}, but there is no such account")
+
+    def _check_credit(self, account: tuple[str, str, str], used: int, granted: int) -> None:
+        if (owed := self._granted.pop(account, 0)) != granted:
+            self._note(f"{_name(account)}: granted is {granted}, its grants add up to {owed}")
+        if used > granted:
+            self._note(f"{_name(account)}: spent and held is {used}, granted only {granted}")
 
     def _check_entry(self, entry: _Entry) -> None:
         self._entries[entry.kind] += 1
@@ -207,8 +265,7 @@ class _Audit:
 
     def _check_orphans(self, entries: Sequence[_Entry]) -> None:
         for entry in entries:
-            if entry.kind != "grant":
-                self._note(f"{entry.kind} of {entry.reservation_id or 'no reservation'}: no such reservation")
+            self._note(f"{entry.kind} of {entry.reservation_id or 'no reservation'}: no such reservation")
 
     def _note(self, problem: str) -> None:
         self._problems_total += 1
@@ -220,6 +277,9 @@ def _problems_of(reservation: _Reservation, entries: Sequence[_Entry]) -> Iterat
     kinds = sorted(entry.kind for entry in entries if not _is_repricing(entry))
     if reservation.state in {"HELD", "VOIDED"}:  # Nothing was booked that could be repriced.
         kinds = sorted(entry.kind for entry in entries)
+    on_credit = sum(_on_credit(entry) for entry in entries)
+    if on_credit != reservation.credit_nanousd:
+        yield f"charged on credit is {reservation.credit_nanousd}, its entries say {on_credit}"
     if reservation.state == "HELD":
         if kinds:
             yield f"entries of what is not resolved: {', '.join(kinds)}"
@@ -265,10 +325,20 @@ def _charge(entry: _Entry) -> int | None:
     )
 
 
+def _on_credit(entry: _Entry) -> int:
+    return sum(line.amount for line in decode_lines(entry.lines) if line.meter == CREDIT)
+
+
 def _is_cost_on(lines: Sequence[Line], cost_nanousd: int) -> bool:
-    """Whether every account that is charged was charged the cost, and at least one if there is any."""
-    amounts = {line.amount for line in lines if line.meter in CHARGED}
-    return amounts <= {cost_nanousd} and (bool(amounts) or not cost_nanousd)
+    """Whether every account that is charged was charged the cost, money and credit of an owner together, and at
+    least one if there is any."""
+    amounts = [line.amount for line in lines if line.meter in CHARGED - PURSE]
+    together: Counter[str] = Counter()
+    for line in lines:
+        if line.meter in PURSE:
+            together[line.owner] += line.amount
+    amounts += together.values()
+    return set(amounts) <= {cost_nanousd} and (bool(amounts) or not cost_nanousd)
 
 
 def _name(account: tuple[str, str, str]) -> str:

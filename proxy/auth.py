@@ -135,13 +135,15 @@ class Authenticator:
             raise unauthenticated("This API key has expired.")
         if credential.status != "active":
             raise Refused(Reason.FORBIDDEN, "This account is disabled.")
-        plan = self._plans.get(credential.plan)
+        plan_name = credential.plan_at(now_ms)
+        plan = self._plans.get(plan_name)
         if plan is None:
             raise Refused(
                 Reason.NOT_CONFIGURED,
-                f"The plan {credential.plan} of this account is not in the plans file.",
+                f"The plan {plan_name} of this account is not in the plans file.",
             )
-        return Caller(credential.user_id, credential.token_id, plan)
+        has_credit = credential.granted_nanousd > 0
+        return Caller(credential.user_id, credential.token_id, plan, has_credit=has_credit)
 
     async def _look_up(self, token: bytes) -> Credential:
         if len(token) > GATEWAY_TOKEN_BYTES_MAX:

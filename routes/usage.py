@@ -17,6 +17,7 @@ from starlette.routing import Route
 from metering.admission import Caller, owner_of
 from metering.clock import Clock, month_of, next_month
 from metering.errors import Reason, Refused
+from metering.grants import prepaid_credit
 from metering.rate_limits import RateLimits
 from metering.reports import GroupBy, PeriodError, balances_of, credits_as_json, instant, period_of, usage_of
 from metering.store.readers import Readers
@@ -67,6 +68,7 @@ class Reports:
         owner, now_ms, plan = owner_of(caller.user_id), self._clock.now_ms(), caller.plan
         async with self._readers() as readers:
             money, open_requests = await balances_of(readers, owner, now_ms)
+            prepaid = await prepaid_credit(readers, caller.user_id)
         used = self._rate_limits.used(owner, plan.requests_per_minute)
         return {
             "user": caller.user_id,
@@ -76,7 +78,8 @@ class Reports:
                 "credits": {
                     **credits_as_json(money, plan.allowance_nanousd),
                     "resets_at": next_month(now_ms).strftime("%Y-%m-%dT%H:%M:%SZ"),
-                }
+                },
+                "prepaid_credit": prepaid,
             },
             "requests_per_minute": {
                 "limit": plan.requests_per_minute,

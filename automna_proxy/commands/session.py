@@ -15,6 +15,7 @@ from automna_proxy.settings import SettingError, Settings
 from automna_proxy.terminal import PROGRAM, note
 from metering.clock import SystemClock
 from metering.errors import Refused
+from metering.grants import GrantError
 from metering.plans import Plans, PlansFileError, load_plans
 from metering.prices import PriceFileError
 from metering.reports import PeriodError
@@ -56,6 +57,7 @@ class CommandError(Exception):
 _STATUS_OF_ERROR: tuple[tuple[type[Exception], Status], ...] = (
     (NotFoundError, Status.NOT_FOUND),
     (DirectoryError, Status.NO),
+    (GrantError, Status.NO),
     (BackupError, Status.NO),
     (StoreInUseError, Status.STORE),
     (PeriodError, Status.USAGE),

@@ -4,6 +4,7 @@ from typing import Annotated, Any
 
 import typer
 
+from automna_proxy.commands.credit import credit_in_words
 from automna_proxy.commands.session import (
     CLOCK,
     CommandError,
@@ -13,10 +14,13 @@ from automna_proxy.commands.session import (
     current_plans,
     with_store,
 )
+from automna_proxy.commands.times import future_ms
 from automna_proxy.commands.tokens import token_as_json, tokens_table
 from automna_proxy.tables import Table
 from automna_proxy.terminal import say, show, show_json
 from metering.admission import owner_of
+from metering.clock import next_month
+from metering.grants import credit_as_json, credit_of
 from metering.ledger import Balance
 from metering.plans import DEFAULT_PLAN, Plans
 from metering.reports import balances_of, credits_as_json, instant
@@ -58,7 +62,10 @@ def list_users(as_json: Json = False) -> None:
     if as_json:
         show_json({"users": [user_as_json(user) for user in users]})
         return
-    rows = [(user.id, user.plan, user.status, user.email, instant(user.created_at * 1000)) for user in users]
+    rows = [
+        (user.id, user.plan_at(CLOCK.now_ms()), user.status, user.email, instant(user.created_at * 1000))
+        for user in users
+    ]
     show(
         Table(
             "Users",
@@ -72,15 +79,16 @@ def list_users(as_json: Json = False) -> None:
 @app.command("show")
 def show_user(user_id: UserId, as_json: Json = False) -> None:
     """Show a user with their credits of this month and their gateway tokens."""
-    plan_of = current_plans().get
+    plans = current_plans()
 
-    async def work(store: Store) -> tuple[User, Balance, Balance, list[GatewayToken]]:
+    async def work(store: Store) -> tuple[User, Balance, Balance, Balance, list[GatewayToken]]:
         directory = Directory(store, CLOCK)
         user, tokens = await directory.user(user_id), await directory.tokens(user_id)
-        return user, *await balances_of(store.readers, owner_of(user_id), CLOCK.now_ms()), tokens
+        money, open_requests = await balances_of(store.readers, owner_of(user_id), CLOCK.now_ms())
+        return user, money, open_requests, await credit_of(store.readers, user_id), tokens
 
-    user, money, open_requests, tokens = with_store(work)
-    plan = plan_of(user.plan)
+    user, money, open_requests, prepaid, tokens = with_store(work)
+    plan = plans.get(user.plan_at(CLOCK.now_ms()))
     # A plan that the plans file no longer has allows nothing.
     credit = credits_as_json(money, plan.allowance_nanousd if plan else 0)
     if as_json:
@@ -88,17 +96,19 @@ def show_user(user_id: UserId, as_json: Json = False) -> None:
             {
                 **user_as_json(user),
                 "credits": credit,
+                "prepaid_credit": credit_as_json(prepaid),
                 "open_requests": open_requests.held,
                 "tokens": [token_as_json(token) for token in tokens],
             }
         )
         return
     facts = (
-        ("plan", user.plan if plan else f"{user.plan} (not in the plans file)"),
+        ("plan", _plan_in_words(user, plans)),
         ("status", user.status),
         ("email", user.email),
         ("created", instant(user.created_at * 1000)),
         ("credits this month", f"{credit['used']:,} of {credit['limit']:,}, {credit['held']:,} held"),
+        ("prepaid credit", credit_in_words(prepaid)),
         ("open requests", str(open_requests.held)),
     )
     show(Table(f"User {user.id}", ("fact", "value"), facts))
@@ -109,16 +119,41 @@ def show_user(user_id: UserId, as_json: Json = False) -> None:
 def set_plan(
     user_id: UserId,
     plan: Annotated[str, typer.Argument(metavar="PLAN", help="See `plan list`.", show_default=False)],
+    *,
+    at_period_end: Annotated[
+        bool, typer.Option("--at-period-end", help="The plan in force stays until the month ends (UTC).")
+    ] = False,
+    until: Annotated[
+        str | None, typer.Option(help="PLAN until then (30d, 2026-12-31, RFC 3339), and --then after it.")
+    ] = None,
+    then: Annotated[
+        str | None, typer.Option("--then", metavar="PLAN", help="The plan after --until.")
+    ] = None,
     as_json: Json = False,
 ) -> None:
     """Move a user to another plan, within a second on every worker. What is spent stays spent.
 
-    Example: automna-proxy user set-plan alice pro
+    A change at a later time needs nobody when it comes. Each call forgets what was arranged before.
+
+    Example: automna-proxy user set-plan alice free --at-period-end
     """
-    _known_plan(current_plans(), plan)
+    plans = current_plans()
+    _known_plan(plans, plan)
+    if (until is None) != (then is None):
+        raise CommandError(Status.USAGE, "expected --until TIME and --then PLAN together, given one of them")
+    if until is not None and at_period_end:
+        raise CommandError(Status.USAGE, "given --at-period-end and --until, expected one of them")
+    if then is not None:
+        _known_plan(plans, then)
+    now_ms = CLOCK.now_ms()
+    until_ms = None if until is None else future_ms("--until", until, now_ms)
+    month_ends_ms = round(next_month(now_ms).timestamp() * 1000)
 
     async def work(store: Store) -> User:
-        return await Directory(store, CLOCK).set_plan(user_id, plan)
+        directory = Directory(store, CLOCK)
+        if at_period_end:
+            return await directory.set_next_plan(user_id, plan, from_ms=month_ends_ms)
+        return await directory.set_plan(user_id, plan, until_ms=until_ms, next_plan=then)
 
     _report(with_store(work), as_json=as_json, done="moved")
 
@@ -144,10 +179,13 @@ def enable(user_id: UserId, as_json: Json = False) -> None:
 
 
 def user_as_json(user: User) -> dict[str, Any]:
+    coming = user.coming_plan(CLOCK.now_ms())
     return {
         "id": user.id,
         "email": user.email,
-        "plan": user.plan,
+        "plan": user.plan_at(CLOCK.now_ms()),
+        "plan_until": None if coming is None else instant(coming[0]),
+        "next_plan": None if coming is None else coming[1],
         "status": user.status,
         "created_at": instant(user.created_at * 1000),
     }
@@ -160,8 +198,21 @@ def _known_plan(plans: Plans, name: str) -> None:
         )
 
 
+def _plan_in_words(user: User, plans: Plans | None = None) -> str:
+    """The plan in force and the one that follows; those that the plans file lacks are marked as such."""
+
+    def named(plan: str) -> str:
+        return plan if plans is None or plan in plans else f"{plan} (not in the plans file)"
+
+    now_ms = CLOCK.now_ms()
+    words = named(user.plan_at(now_ms))
+    if (coming := user.coming_plan(now_ms)) is not None:
+        words += f" until {instant(coming[0])}, then {named(coming[1])}"
+    return words
+
+
 def _report(user: User, *, as_json: bool, done: str) -> None:
     if as_json:
         show_json(user_as_json(user))
     else:
-        say(f"{done} {user.id} (plan {user.plan}, {user.status})")
+        say(f"{done} {user.id} (plan {_plan_in_words(user)}, {user.status})")

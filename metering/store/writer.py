@@ -49,14 +49,21 @@ STORE_RETRY_AFTER_S = 2.0
 """What a refused client is told."""
 
 Row = tuple[object, ...]
+Rows = Sequence[Row | None]
+"""For each step so far its first returned row, if any."""
 Value = str | int | None
+Params = tuple[Value, ...]
 
 
 class Step(NamedTuple):
-    """One statement with numbered placeholders. With a `refusal`, no row returned or changed undoes the unit."""
+    """One statement with numbered placeholders. With a `refusal`, no row returned or changed undoes the unit.
+
+    Parameters that depend on what earlier steps of the unit found are a function of their rows. The writer's thread
+    calls it inside the transaction, and once more when a batch is tried again: arithmetic, nothing else.
+    """
 
     sql: str
-    params: tuple[Value, ...]
+    params: Params | Callable[[Rows], Params]
     refusal: str | None = None
 
 
@@ -453,7 +460,7 @@ def _run_unit(execute: Callable[..., sqlite3.Cursor], steps: Sequence[Step]) -> 
 def _run_steps(execute: Callable[..., sqlite3.Cursor], steps: Sequence[Step]) -> Result:
     rows: list[Row | None] = []
     for sql, params, refusal in steps:
-        cursor = execute(sql, params)
+        cursor = execute(sql, params if isinstance(params, tuple) else params(rows))
         row = None
         if cursor.description is not None:
             row = cursor.fetchone()

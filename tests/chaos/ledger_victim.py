@@ -16,12 +16,14 @@ from metering.ledger import Ledger, Reservation, Resolved
 from metering.store.database import Database
 from metering.store.store import open_store
 from tests.support.kill_points import install
-from tests.support.ledger import gauge, intent, money, priced, settlement
+from tests.support.ledger import gauge, intent, money, prepaid, priced, settlement
 
 TASKS = 12
 HOLD = 1_000
 ALLOWANCE = 40_000
 """Of each of the three users: a few holds short of what twelve tasks would like."""
+PREPAID = "user:c"
+"""Who has credit, if the test has granted any: some of their holds are on it, some on both."""
 
 
 async def main(path: str, worker_id: str, seed: str) -> None:
@@ -40,9 +42,10 @@ async def requests(ledger: Ledger, name: str, seed: str) -> None:
     while True:
         number += 1
         owner = f"user:{dice.choice('abc')}"
-        asked = intent(
-            money(HOLD, of=ALLOWANCE, owner=owner), gauge(owner=owner), named=f"{name}_{number}", floor=3
-        )
+        holds = [money(HOLD, of=ALLOWANCE, owner=owner), gauge(owner=owner)]
+        if owner == PREPAID:
+            holds.append(prepaid(owner=owner))
+        asked = intent(*holds, named=f"{name}_{number}", floor=3)
         reservation = await ledger.reserve(asked)
         if not isinstance(reservation, Reservation):
             await asyncio.sleep(0.001)

@@ -23,6 +23,8 @@ pytestmark = pytest.mark.chaos
 ROOT = Path(__file__).parents[2]
 VICTIM = Path(__file__).with_name("ledger_victim.py")
 ROUNDS = 10
+CREDIT_OF_ONE = 2_500
+"""Two holds and a half."""
 ALIVE_S = (0.005, 0.25)
 """How long a victim lives after its first reservation, at random."""
 
@@ -129,6 +131,8 @@ async def test_killed_at_random_moments_nothing_acknowledged_is_lost_and_nothing
     print(f"seed {seed}")
     dice = random.Random(seed)
     database = new_database(tmp_path)
+    async with open_bench(tmp_path, database=database) as bench:
+        await bench.grant(CREDIT_OF_ONE, user_id="c")
     victims: list[Victim] = []
     for round_number in range(ROUNDS // workers):
         running = await asyncio.gather(

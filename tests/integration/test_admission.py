@@ -7,6 +7,7 @@ from contextlib import asynccontextmanager, closing
 import httpx
 import pytest
 
+from metering.grants import credit_of, grant
 from simulators.anthropic import ReportedUsage, hangs, streams
 from simulators.script import Gate
 from tests.support.gateway import DatedClock, client_of, messages_body, running_gateway
@@ -139,6 +140,51 @@ async def test_nothing_left_is_said_as_openclaw_shows_it(tmp_path, vendor):
         assert error_of(answer) == (402, "billing_error")
         expected = "Monthly usage limit reached (3,000 of 1,000 credits). Resets on 1 December 2026."
         assert answer.json()["error"]["message"] == expected
+        await gateway.assert_clean()
+
+
+async def test_prepaid_credit_is_spent_after_the_allowance_and_within_a_second_of_its_grant(tmp_path, vendor):
+    clock = DatedClock(2026, 11, 20)
+    vendor.script = lambda _: streams(usage=USAGE_AS_HELD)
+    cost = 30 * 3_000 + 100 * 15_000
+    plan_nanousd = CREDITS_FOR_TEN * CREDIT_NANOUSD
+    async with serving(tmp_path, vendor, clock=clock, credits_per_month=CREDITS_FOR_TEN) as (gateway, client):
+        while (answer := await send(client)).status_code == 200:
+            spent = (await gateway.spent_and_held())[0]
+        assert "prepaid" not in answer.json()["error"]["message"]
+        await grant(gateway.service.store, gateway.clock, "u1", 2 * HOLD_NANOUSD, source="inv_1")
+        async with asyncio.timeout(1):
+            while (answer := await send(client)).status_code != 200:
+                pass
+        await gateway.quiet()
+        paid = plan_nanousd - spent
+        credit = await credit_of(gateway.service.store.readers, "u1")
+        assert await gateway.spent_and_held() == (plan_nanousd, 0)
+        assert (credit.spent, credit.held) == (cost - paid, 0)
+        left = 2 * HOLD_NANOUSD - credit.spent
+        held_left = int(answer.headers["x-automna-credits-remaining"])
+        assert held_left == (paid + 2 * HOLD_NANOUSD - HOLD_NANOUSD) // CREDIT_NANOUSD
+        limits = (await client.get(f"{gateway.url}/api/user/limits")).json()["meters"]["prepaid_credit"]
+        assert limits["left_nanousd"] == left
+        while (answer := await send(client)).status_code == 200:
+            pass
+        assert error_of(answer) == (402, "billing_error")
+        assert "prepaid" in answer.json()["error"]["message"]
+        assert answer.json()["error"]["message"].endswith("Resets on 1 December 2026.")
+        await gateway.assert_clean()
+
+
+async def test_a_plan_that_ends_is_over_at_its_instant(tmp_path, vendor):
+    clock = DatedClock(2026, 11, 20)
+    vendor.script = lambda _: streams(usage=USAGE_AS_HELD)
+    async with serving(tmp_path, vendor, clock=clock, credits_per_month=CREDITS_FOR_TEN) as (gateway, client):
+        until_ms = clock.now_ms() + 3_600_000
+        await gateway.directory.set_plan("u1", "test", until_ms=until_ms, next_plan="gone")
+        assert (await send(client)).status_code == 200
+        clock.advance(3_590)
+        assert (await send(client)).status_code == 200
+        clock.advance(11)
+        assert (await send(client)).status_code == 503, "the plan that follows is not in this plans file"
         await gateway.assert_clean()
 
 
@@ -276,6 +322,36 @@ async def test_two_workers_hear_of_a_revocation_within_a_second(tmp_path, vendor
             if asked_at_s > revoked_at_s + 1.0:
                 late.append(status)
         assert set(late) == {401}
+
+
+async def test_two_workers_hear_of_a_grant_within_a_second(tmp_path, vendor):
+    vendor.script = lambda _: streams(usage=USAGE)
+    plan = {"credits_per_month": 0}
+    async with (
+        serving_process(tmp_path, upstream=vendor.url, workers=2, **plan) as server,
+        server.directory() as directory,
+    ):
+        await directory.add_user("u1", plan="test")
+        secret, _ = await directory.create_token("u1")
+        await until_both_workers_know(server, secret)
+        assert await message(server.url, secret) == 402
+        await server.command("credit", "grant", "u1", "--usd", "1", "--source", "inv_1")
+        loop = asyncio.get_running_loop()
+        granted_at_s, late = loop.time(), []
+        while (asked_at_s := loop.time()) < granted_at_s + 1.5:
+            status = await message(server.url, secret)
+            assert status in (200, 402)
+            if asked_at_s > granted_at_s + 1.0:
+                late.append(status)
+        assert set(late) == {200}
+        await server.assert_verified()
+
+
+async def message(url, token):
+    """One paid request on a connection of its own."""
+    headers = {"x-api-key": token, "anthropic-version": "2023-06-01"}
+    async with httpx.AsyncClient(trust_env=False, headers=headers) as client:
+        return (await client.post(f"{url}/api/llm/v1/messages", json=BODY)).status_code
 
 
 async def once(url, token):

@@ -1,65 +1,119 @@
 """Any order of the ledger's verbs keeps the books: a state machine against a reference of a few integers.
 
-The reference knows one rule per verb. Deliberately simple: users share nothing, a month never ends.
+The reference knows one rule per verb, and of a user the month, the prepaid credit, a cap, and what is open. It is
+written out in plain sums of its own, so that it cannot share a mistake with metering/credit.py.
 """
 
 import asyncio
 import shutil
 import tempfile
+from collections import defaultdict
 from collections.abc import Coroutine
 from contextlib import AsyncExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import pytest
 from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import Bundle, RuleBasedStateMachine, consumes, initialize, invariant, multiple, rule
 
-from metering.ledger import MONEY, Ledger, Reservation, Resolved
+from metering.grants import GrantError, grant
+from metering.ledger import MONEY, SPEND, Hold, Ledger, Reservation, Resolved
 from metering.store.writer import Declined
+from metering.users import Directory
 from metering.verify import verify
-from tests.support.ledger import Bench, gauge, intent, money, open_bench, priced, settlement
+from tests.support.ledger import (
+    PERIOD,
+    Bench,
+    gauge,
+    intent,
+    money,
+    open_bench,
+    prepaid,
+    priced,
+    settlement,
+)
 
 USERS = ("ada", "bob")
 WORKERS = ("wrk_a", "wrk_b", "wrk_c")
 ALLOWANCE = 100
-OPEN_MAX = 4
+PLANS = (0, 40, ALLOWANCE, 170)
+CREDIT_AT_FIRST = 60
+"""Of ada, so that both accounts are used up, held and overdrawn within a few requests."""
+CAP = 400
+OPEN_MAX = 5
+MONTHS = (PERIOD, "2026-12", "2027-01")
 
-users = st.sampled_from(USERS)
+users = st.sampled_from(["ada", "ada", "ada", "bob"])
 workers = st.sampled_from(WORKERS)
-amounts = st.one_of(st.integers(0, 40), st.sampled_from([0, 1, ALLOWANCE, ALLOWANCE + 1]))
-costs = st.one_of(st.integers(0, 60), st.just(3 * ALLOWANCE))
+amounts = st.one_of(st.integers(0, 60), st.sampled_from([0, 1, ALLOWANCE, ALLOWANCE + 1]))
+costs = st.one_of(st.integers(0, 60), st.sampled_from([30, 60, ALLOWANCE]))
+grants = st.sampled_from([1, 20, 60, -1, -20, -60])
+seldom = st.sampled_from([False] * 5 + [True])
 
 
 @dataclass
 class Account:
-    """A user's month in the reference. `excess`: what was booked above holds."""
+    """Spent, held and allowed. `excess`: what was booked above holds that nothing had left. `allowed_most`: under
+    any plan."""
 
+    allowed: int = 0
     spent: int = 0
     held: int = 0
-    open: int = 0
     excess: int = 0
+    allowed_most: int = 0
+
+    @property
+    def left(self) -> int:
+        return max(0, self.allowed - self.spent - self.held)
+
+    def allow(self, allowed: int) -> None:
+        self.allowed = allowed
+        self.allowed_most = max(self.allowed_most, allowed)
+
+
+@dataclass
+class Purse:
+    """What a user has in the reference."""
+
+    plan: int = ALLOWANCE
+    months: dict[str, Account] = field(default_factory=lambda: defaultdict(Account))
+    credit: Account = field(default_factory=Account)
+    cap: Account = field(default_factory=lambda: Account(allowed=CAP))
+    open: int = 0
+    was_granted: bool = False
 
 
 @dataclass(eq=False)
 class Exchange:
-    """A reservation with what the reference knows of it."""
+    """A reservation with what the reference knows of it. Without credit, it knows nothing of any."""
 
     reservation: Reservation
     user: str
     worker: str
-    hold: int
+    month: str
+    has_credit: bool
+    has_cap: bool
+    on_month: int
+    on_credit: int
     checkpoint: int
     state: str = "HELD"
     booked: int = 0
+    booked_on_credit: int = 0
     is_adjusted: bool = False
+
+    @property
+    def hold(self) -> int:
+        return self.on_month + self.on_credit
 
 
 class LedgerMachine(RuleBasedStateMachine):
     """Verbs in any order, by several workers, for several users; each checked against the reference."""
 
     exchanges = Bundle("exchanges")
+    sources = Bundle("sources")
 
     @initialize()
     def open(self) -> None:
@@ -68,43 +122,131 @@ class LedgerMachine(RuleBasedStateMachine):
         self.stack = AsyncExitStack()
         self.bench: Bench = self.run(self.stack.enter_async_context(open_bench(self.folder)))
         self.ledgers: dict[str, Ledger] = {worker: self.bench.worker(worker) for worker in WORKERS}
-        self.accounts = {user: Account() for user in USERS}
+        self.purses = {user: Purse() for user in USERS}
         self.known: list[Exchange] = []
+        self.month = 0
+        self.sources_made = 0
+        directory = Directory(self.bench.store, self.bench.clock)
+        for user in USERS:
+            self.run(directory.add_user(user, plan="pro"))
+        self.grant(user="ada", amount=CREDIT_AT_FIRST)
 
     def run(self, coroutine: Coroutine[Any, Any, Any]) -> Any:
         return self.runner.run(coroutine)
 
-    @rule(target=exchanges, user=users, worker=workers, amount=amounts, floor=amounts)
-    def reserve(self, user: str, worker: str, amount: int, floor: int) -> Any:
-        owner, account = f"user:{user}", self.accounts[user]
-        asked = intent(
-            money(amount, of=ALLOWANCE, owner=owner),
+    # --- what happens outside of requests
+
+    @rule(user=users, plan=st.sampled_from(PLANS))
+    def change_plan(self, user: str, plan: int) -> None:
+        """Nothing is moved; the next hold is under the new one."""
+        self.purses[user].plan = plan
+
+    @rule(is_over=seldom)
+    def end_month(self, is_over: bool) -> None:
+        self.month = min(self.month + is_over, len(MONTHS) - 1)
+
+    @rule(target=sources, user=users, amount=grants)
+    def grant(self, user: str, amount: int) -> Any:
+        self.sources_made += 1
+        source, credit = f"src_{self.sources_made}", self.purses[user].credit
+        if amount < -credit.left:
+            with pytest.raises(GrantError):
+                self.run(self._granted(user, amount, source))
+            return multiple()
+        assert self.run(self._granted(user, amount, source)).is_new
+        credit.allow(credit.allowed + amount)
+        self.purses[user].was_granted = True
+        return source, user, amount
+
+    @rule(source=sources)
+    def deliver_again(self, source: tuple[str, str, int]) -> None:
+        assert not self.run(self._granted(source[1], source[2], source[0])).is_new
+
+    async def _granted(self, user: str, amount: int, source: str) -> Any:
+        return await grant(self.bench.store, self.bench.clock, user, amount, source=source)
+
+    # --- requests
+
+    @rule(
+        target=exchanges,
+        user=users,
+        worker=workers,
+        amount=amounts,
+        floor=amounts,
+        is_told_of_credit=seldom.map(lambda is_late: not is_late),
+        has_cap=st.booleans(),
+    )
+    def reserve(
+        self, user: str, worker: str, amount: int, floor: int, is_told_of_credit: bool, has_cap: bool
+    ) -> Any:
+        owner, purse, month_name = f"user:{user}", self.purses[user], MONTHS[self.month]
+        has_credit = purse.was_granted and is_told_of_credit
+        holds = [
+            money(amount, of=purse.plan, owner=owner, period=month_name),
             gauge(of=OPEN_MAX, owner=owner),
-            floor=floor,
-            user_id=user,
-        )
-        granted = self.run(self.ledgers[worker].reserve(asked))
-        fits = account.spent + account.held + amount <= ALLOWANCE
-        if not (fits and account.open < OPEN_MAX):
-            assert granted == Declined("open_requests" if fits else MONEY)
+        ]
+        holds += [prepaid(owner=owner)] if has_credit else []
+        holds += [cap_of(user, amount)] if has_cap else []
+        granted = self.run(self.ledgers[worker].reserve(intent(*holds, floor=floor, user_id=user)))
+        month = purse.months[month_name]
+        on_credit = min(amount, purse.credit.left) if has_credit else 0
+        fits = self._fits(month, purse.plan, amount - on_credit, has_credit=has_credit)
+        fits_cap = not has_cap or purse.cap.spent + purse.cap.held + amount <= CAP
+        if not (fits_cap and fits and purse.open < OPEN_MAX):
+            assert granted == Declined("open_requests" if fits and fits_cap else MONEY if fits_cap else SPEND)
             return multiple()
         assert isinstance(granted, Reservation)
-        account.held += amount
-        account.open += 1
-        exchange = Exchange(granted, user, worker, amount, min(floor, amount))
+        purse.open += 1
+        exchange = Exchange(granted, user, worker, month_name, has_credit, has_cap, 0, 0, min(floor, amount))
+        self._hold(exchange, amount - on_credit, on_credit)
         self.known.append(exchange)
+        return exchange
+
+    @rule(target=exchanges, user=users, worker=workers, hold=amounts, cost=costs)
+    def request(self, user: str, worker: str, hold: int, cost: int) -> Any:
+        """From its beginning to its end: what most requests do."""
+        exchange = self.reserve(user, worker, hold, 0, is_told_of_credit=True, has_cap=False)
+        if isinstance(exchange, Exchange):
+            self.settle(exchange, cost, is_reported=True)
+        return exchange
+
+    @rule(target=exchanges, user=users, hold=amounts, floor=amounts, reports=st.lists(costs, max_size=1))
+    def die(self, user: str, hold: int, floor: int, reports: list[int]) -> Any:
+        """With its worker; a report may come late."""
+        exchange = self.reserve(user, WORKERS[0], hold, floor, is_told_of_credit=True, has_cap=False)
+        self.expire(WORKERS[0], WORKERS[1])
+        if isinstance(exchange, Exchange):
+            for cost in reports:
+                self.report_late(exchange, cost)
         return exchange
 
     @rule(exchange=exchanges, amount=amounts)
     def extend(self, exchange: Exchange, amount: int) -> None:
-        account = self.accounts[exchange.user]
-        more = [money(amount, of=ALLOWANCE, owner=f"user:{exchange.user}")]
+        owner, purse = f"user:{exchange.user}", self.purses[exchange.user]
+        more = [money(amount, of=purse.plan, owner=owner, period=exchange.month)]
+        more += [cap_of(exchange.user, amount)] if exchange.has_cap else []
         is_granted = self.run(self.ledgers[exchange.worker].extend(exchange.reservation, more))
-        fits = account.spent + account.held + amount <= ALLOWANCE
-        assert is_granted is (fits and exchange.state == "HELD")
+        on_credit = min(amount, purse.credit.left) if exchange.has_credit else 0
+        month = purse.months[exchange.month]
+        fits = self._fits(month, purse.plan, amount - on_credit, has_credit=exchange.has_credit)
+        fits_cap = not exchange.has_cap or purse.cap.spent + purse.cap.held + amount <= CAP
+        assert is_granted is (fits and fits_cap and exchange.state == "HELD")
         if is_granted:
-            account.held += amount
-            exchange.hold += amount
+            self._hold(exchange, amount - on_credit, on_credit)
+
+    @staticmethod
+    def _fits(month: Account, plan: int, on_month: int, *, has_credit: bool) -> bool:
+        """Whether the month takes its part; nothing is too much only for who has no credit."""
+        return month.spent + month.held + on_month <= plan or (has_credit and not on_month)
+
+    def _hold(self, exchange: Exchange, on_month: int, on_credit: int) -> None:
+        purse = self.purses[exchange.user]
+        purse.months[exchange.month].allow(purse.plan)
+        purse.months[exchange.month].held += on_month
+        purse.credit.held += on_credit
+        purse.cap.held += on_month + on_credit if exchange.has_cap else 0
+        exchange.on_month += on_month
+        exchange.on_credit += on_credit
 
     @rule(exchange=exchanges, cost=costs)
     def checkpoint(self, exchange: Exchange, cost: int) -> None:
@@ -119,11 +261,9 @@ class LedgerMachine(RuleBasedStateMachine):
     def settle(self, exchange: Exchange, cost: int, is_reported: bool) -> None:
         """For what has expired this is the late report."""
         found = self.run(self._settled(exchange, cost, is_reported))
-        account = self.accounts[exchange.user]
         if exchange.state == "HELD":
             assert found is Resolved.DONE
             self._resolve(exchange, "SETTLED", cost)
-            account.excess += max(0, cost - exchange.hold)
             return
         assert found is Resolved.ALREADY_RESOLVED
         if is_reported:
@@ -155,35 +295,86 @@ class LedgerMachine(RuleBasedStateMachine):
 
     @rule(dead=workers, reaper=workers)
     def expire(self, dead: str, reaper: str) -> None:
-        lost = [one for one in self.known if one.worker == dead and one.state == "HELD"]
+        lost = sorted(
+            (one for one in self.known if one.worker == dead and one.state == "HELD"),
+            key=lambda one: one.reservation.id,
+        )
         assert self.run(self.ledgers[reaper].expire_worker(dead)) == len(lost)
-        for exchange in lost:
+        for exchange in lost:  # in the ledger's order: who pays for one depends on what the others hold
             self._resolve(exchange, "EXPIRED", exchange.checkpoint)
 
+    # --- who pays
+
     def _resolve(self, exchange: Exchange, state: str, booked: int) -> None:
-        account = self.accounts[exchange.user]
-        account.held -= exchange.hold
-        account.open -= 1
-        account.spent += booked
-        exchange.state, exchange.booked = state, booked
+        purse = self.purses[exchange.user]
+        month = purse.months[exchange.month]
+        self._charge(exchange, booked, exchange.on_month, exchange.on_credit, overage=booked - exchange.hold)
+        month.held -= exchange.on_month
+        purse.credit.held -= exchange.on_credit
+        purse.open -= 1
+        if exchange.has_cap:
+            purse.cap.held -= exchange.hold
+            purse.cap.excess += max(0, booked - exchange.hold)
+        exchange.state = state
 
     def _adjust(self, exchange: Exchange, cost: int) -> None:
         if exchange.state != "EXPIRED" or exchange.is_adjusted:
             return
-        account = self.accounts[exchange.user]
-        account.spent += cost - exchange.booked
-        account.excess += max(0, cost - exchange.booked)
-        exchange.booked, exchange.is_adjusted = cost, True
+        difference = cost - exchange.booked
+        exchange.is_adjusted = True
+        if exchange.has_cap:
+            self.purses[exchange.user].cap.excess += max(0, difference)
+        if difference >= 0:
+            self._charge(exchange, difference, 0, 0, overage=difference)
+        else:
+            back_to_credit = min(-difference, exchange.booked_on_credit)
+            self._pay(exchange, difference + back_to_credit, -back_to_credit)
+
+    def _charge(
+        self, exchange: Exchange, cost: int, own_month: int, own_credit: int, *, overage: int
+    ) -> None:
+        """`own`: what it holds on each, which is its own to spend."""
+        purse = self.purses[exchange.user]
+        month, credit = purse.months[exchange.month], purse.credit
+        if not exchange.has_credit:
+            month.excess += max(0, overage)
+            self._pay(exchange, cost, 0)
+            return
+        by_month = min(cost, own_month + month.left)
+        by_credit = min(cost - by_month, own_credit + credit.left)
+        uncovered = cost - by_month - by_credit
+        assert uncovered <= max(0, overage)
+        if by_credit:
+            assert month.spent + by_month + month.held - own_month >= month.allowed, "the month had some left"
+        month.excess += uncovered
+        self._pay(exchange, by_month + uncovered, by_credit)
+
+    def _pay(self, exchange: Exchange, by_month: int, by_credit: int) -> None:
+        purse = self.purses[exchange.user]
+        purse.months[exchange.month].spent += by_month
+        purse.credit.spent += by_credit
+        purse.cap.spent += by_month + by_credit if exchange.has_cap else 0
+        exchange.booked += by_month + by_credit
+        exchange.booked_on_credit += by_credit
+
+    # --- what always holds
 
     @invariant()
     def the_books_agree(self) -> None:
         if not hasattr(self, "bench"):
             return
-        for user, account in self.accounts.items():
+        for user, purse in self.purses.items():
             owner = f"user:{user}"
-            assert self.run(self.bench.account(owner)) == (account.spent, account.held)
-            assert self.run(self.bench.gauge(owner)) == account.open
-            assert account.spent + account.held <= ALLOWANCE + account.excess
+            for name, month in purse.months.items():
+                assert self.run(self.bench.account(owner, period=name)) == (month.spent, month.held)
+                assert month.spent + month.held <= month.allowed_most + month.excess
+            credit = purse.credit
+            assert self.run(self.bench.credit(owner)) == (credit.spent, credit.held, credit.allowed)
+            assert 0 <= credit.spent <= credit.spent + credit.held <= credit.allowed
+            cap = purse.cap
+            assert self.run(self.bench.account(f"token:{user}", SPEND)) == (cap.spent, cap.held)
+            assert cap.spent + cap.held <= CAP + cap.excess
+            assert self.run(self.bench.gauge(owner)) == purse.open
         for exchange in self.known:
             assert self.run(self.bench.state(exchange.reservation.id)) == exchange.state
 
@@ -194,11 +385,20 @@ class LedgerMachine(RuleBasedStateMachine):
             report = self.run(verify(self.bench.store))
             assert report.is_clean, report.problems
             booked = sum(one.booked for one in self.known)
-            assert report.cost_nanousd == booked == sum(account.spent for account in self.accounts.values())
+            spent = sum(
+                purse.credit.spent + sum(month.spent for month in purse.months.values())
+                for purse in self.purses.values()
+            )
+            assert report.cost_nanousd == booked == spent
         finally:
             self.run(self.stack.aclose())
             self.runner.close()
             shutil.rmtree(self.folder)
+
+
+def cap_of(user: str, amount: int) -> Hold:
+    """A cap of the user's token."""
+    return Hold(f"token:{user}", SPEND, PERIOD, amount, CAP)
 
 
 TestLedgerModel = LedgerMachine.TestCase

@@ -22,6 +22,7 @@ from metering.deferred import (
     DeferredWork,
     DeferredWorks,
 )
+from metering.grants import INSERT_GRANT
 from metering.heartbeat import BEAT
 from metering.ledger import (
     CHECKPOINT_RESERVATION,
@@ -59,6 +60,7 @@ COMMIT_OF = {
     CLAIM_DEFERRED: "claim",
     MOVE_DUE: "keep",
     DELETE_DEFERRED: "forget",
+    INSERT_GRANT: "grant",
     BEAT: "heartbeat",
 }
 

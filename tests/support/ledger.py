@@ -1,5 +1,6 @@
 """Factories for tests of the ledger: a migrated store in a directory, intents, settlements, and what the rows say."""
 
+import contextlib
 import shutil
 import sqlite3
 import tempfile
@@ -11,6 +12,8 @@ from itertools import count
 from pathlib import Path
 
 from metering.clock import ManualClock
+from metering.credit import CREDIT
+from metering.grants import grant
 from metering.ledger import (
     MONEY,
     NO_PERIOD,
@@ -21,6 +24,7 @@ from metering.ledger import (
     Outcome,
     Reservation,
     Settlement,
+    decode_lines,
 )
 from metering.prices import Priced, PricedLine
 from metering.store.database import Database
@@ -28,6 +32,7 @@ from metering.store.migrate import migrate
 from metering.store.store import Store, open_store
 from metering.store.writer import CommitStats
 from metering.usage import INPUT, OUTPUT
+from metering.users import Directory, DirectoryError
 from metering.verify import verify
 
 NOW_MS = 1_795_176_000_000
@@ -72,6 +77,11 @@ def money(amount: int, *, of: int = 1_000, owner: str = "user:ada", period: str 
 def gauge(*, of: int = 100, owner: str = "user:ada") -> Hold:
     """One open request."""
     return Hold(owner, OPEN_REQUESTS, NO_PERIOD, 1, of)
+
+
+def prepaid(*, owner: str = "user:ada") -> Hold:
+    """What an admission adds for a user with prepaid credit."""
+    return Hold(owner, CREDIT, NO_PERIOD, 0, 0)
 
 
 def intent(
@@ -141,6 +151,25 @@ class Bench:
             (reservation_id,),
         )
         return [(str(kind), int(str(cost))) for kind, cost in rows]
+
+    async def lines(self, reservation_id: str) -> list[tuple[str, dict[str, int]]]:
+        """(kind, what each meter was charged) in the order they were appended."""
+        rows = await self.store.readers.rows(
+            "SELECT kind, lines FROM entries WHERE reservation_id = ?1 ORDER BY seq", (reservation_id,)
+        )
+        return [
+            (str(kind), {line.meter: line.amount for line in decode_lines(str(text))}) for kind, text in rows
+        ]
+
+    async def credit(self, owner: str = "user:ada") -> tuple[int, int, int]:
+        """(spent, held, granted)."""
+        return await self.ledger.balance(owner, CREDIT, NO_PERIOD)
+
+    async def grant(self, amount: int, *, user_id: str = "ada", source: str | None = None) -> None:
+        """To a user, who is added if need be."""
+        with contextlib.suppress(DirectoryError):
+            await Directory(self.store, self.clock).add_user(user_id, plan="pro")
+        await grant(self.store, self.clock, user_id, amount, source=source or request_id())
 
     async def state(self, reservation_id: str) -> str:
         row = await self.store.readers.row("SELECT state FROM reservations WHERE id = ?1", (reservation_id,))

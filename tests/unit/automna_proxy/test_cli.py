@@ -229,6 +229,108 @@ def test_a_user_moves_between_plans_and_states(cli: Cli) -> None:
     assert [user["plan"] for user in cli.json("user", "list")["users"]] == ["lite"]
 
 
+def test_a_plan_may_stay_until_the_month_ends(cli: Cli) -> None:
+    moved = cli.json("user", "set-plan", "alice", "free", "--at-period-end")
+    assert (moved["plan"], moved["next_plan"]) == ("pro", "free")
+    assert re.fullmatch(r"\d{4}-\d\d-01T00:00:00Z", moved["plan_until"])
+    assert f"plan\tpro until {moved['plan_until']}, then free" in cli.ok("user", "show", "alice")
+    assert cli.json("user", "set-plan", "alice", "pro")["next_plan"] is None
+
+
+def test_a_plan_may_last_until_a_time(cli: Cli) -> None:
+    args = ("user", "set-plan", "alice", "business", "--until", "2999-01-02", "--then", "lite")
+    assert cli.ok(*args) == "moved alice (plan business until 2999-01-02T00:00:00Z, then lite, active)\n"
+    assert [user["plan"] for user in cli.json("user", "list")["users"]] == ["business"]
+
+
+@pytest.mark.parametrize(
+    ("args", "expected"),
+    [
+        (("--until", "2999-01-01"), "expected --until TIME and --then PLAN together"),
+        (("--then", "free"), "expected --until TIME and --then PLAN together"),
+        (("--until", "2999-01-01", "--then", "free", "--at-period-end"), "expected one of them"),
+        (("--until", "2999-01-01", "--then", "gold"), "given 'gold', expected one of free, lite"),
+        (("--until", "2020-01-01", "--then", "free"), "--until: 2020-01-01 is not in the future"),
+        (("--until", "soon", "--then", "free"), "--until: given 'soon', expected 12h"),
+    ],
+)
+def test_a_plan_change_that_makes_no_sense_is_a_usage_error(
+    cli: Cli, args: tuple[str, ...], expected: str
+) -> None:
+    result = cli.run("user", "set-plan", "alice", "lite", *args)
+    assert (result.exit_code, result.stdout) == (2, "")
+    assert expected in one_line(result.stderr)
+    assert cli.json("user", "show", "alice")["plan"] == "pro"
+
+
+# --- prepaid credit -----------------------------------------------------------------------------------------
+
+
+def test_credit_is_granted_once_by_its_source(cli: Cli) -> None:
+    args = ("credit", "grant", "alice", "--usd", "4.99", "--source", "stripe:evt_1", "--note", "thanks")
+    assert cli.ok(*args) == (
+        "granted USD 4.990000000 to alice (source stripe:evt_1); prepaid credit: 49,900 left of 49,900, 0 spent, "
+        "0 held\n"
+    )
+    again = cli.ok(*args)
+    assert again.startswith("granted already at ")
+    assert "nothing is changed" in again
+    assert cli.json(*args)["is_new"] is False
+    shown = cli.json("user", "show", "alice")
+    assert shown["prepaid_credit"]["left_nanousd"] == 4_990_000_000
+    assert "prepaid credit\t49,900 left of 49,900" in cli.ok("user", "show", "alice")
+    cli.ok("ledger", "verify")
+
+
+def test_a_source_of_another_grant_is_status_1_and_says_which(cli: Cli) -> None:
+    cli.ok("credit", "grant", "alice", "--credits", "5", "--source", "inv_1")
+    result = cli.run("credit", "grant", "alice", "--credits", "6", "--source", "inv_1")
+    assert (result.exit_code, result.stdout) == (1, "")
+    assert "'inv_1' was granted already, USD 0.000500000 to alice" in one_line(result.stderr)
+
+
+def test_credit_is_taken_back_as_far_as_there_is_any(cli: Cli) -> None:
+    cli.ok("credit", "grant", "alice", "--credits", "50", "--source", "inv_1")
+    result = cli.run("credit", "revoke", "alice", "--credits", "51", "--source", "re_1")
+    assert result.exit_code == 1
+    assert "cannot be taken back from alice: USD 0.005000000 of the prepaid credit is left" in one_line(
+        result.stderr
+    )
+    done = cli.json("credit", "revoke", "alice", "--credits", "20", "--source", "re_1")
+    assert (done["amount_nanousd"], done["prepaid_credit"]["left"]) == (-2_000_000, 30)
+    listed = cli.json("credit", "list", "alice")
+    assert [one["source"] for one in listed["grants"]] == ["re_1", "inv_1"]
+    assert [(one["user"], one["granted"]) for one in listed["balances"]] == [("alice", 30)]
+
+
+def test_credit_is_listed_for_people(cli: Cli) -> None:
+    cli.ok("user", "add", "bob")
+    assert cli.json("credit", "list") == {"balances": [], "grants": []}
+    cli.ok("credit", "grant", "alice", "--credits", "50", "--source", "inv_1", "--note", "welcome")
+    text = cli.ok("credit", "list")
+    assert "alice\t50\t0\t0\t50\t0.005000000" in text
+    assert "\talice\t0.005000000\tinv_1\twelcome" in text
+    assert cli.json("credit", "list", "bob")["grants"] == []
+
+
+@pytest.mark.parametrize(
+    ("args", "expected"),
+    [
+        ((), "given neither, expected either --credits N or --usd X"),
+        (("--credits", "1", "--usd", "1"), "given both, expected either"),
+        (("--usd", "0"), "--usd: given '0', expected more than 0"),
+        (("--usd", "1e3"), "--usd: given '1e3'"),
+        (("--usd", "-1"), "--usd: given '-1'"),
+    ],
+)
+def test_an_amount_that_makes_no_sense_is_a_usage_error(
+    cli: Cli, args: tuple[str, ...], expected: str
+) -> None:
+    result = cli.run("credit", "grant", "alice", "--source", "inv_1", *args)
+    assert (result.exit_code, result.stdout) == (2, "")
+    assert expected in one_line(result.stderr)
+
+
 def test_a_user_is_shown_with_credits_and_tokens(cli: Cli) -> None:
     cli.ok("token", "create", "alice", "--label", "laptop")
     shown = cli.json("user", "show", "alice")
@@ -252,8 +354,11 @@ def test_a_plan_that_is_gone_is_shown_as_such(cli: Cli, tmp_path: Path) -> None:
     [
         ("user", "show", "bob"),
         ("user", "set-plan", "bob", "pro"),
+        ("user", "set-plan", "bob", "pro", "--at-period-end"),
         ("user", "disable", "bob"),
         ("user", "enable", "bob"),
+        ("credit", "grant", "bob", "--credits", "1", "--source", "inv_1"),
+        ("credit", "list", "bob"),
         ("token", "create", "bob"),
         ("token", "list", "bob"),
         ("token", "revoke", "tok_1"),

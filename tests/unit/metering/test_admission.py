@@ -31,10 +31,16 @@ class Desk:
     admission: Admission
 
     async def admit(
-        self, credits_: float, *, plan: Plan = PRO, user: str = "ada", model: str = "m"
+        self,
+        credits_: float,
+        *,
+        plan: Plan = PRO,
+        user: str = "ada",
+        model: str = "m",
+        has_credit: bool = False,
     ) -> Admitted:
         return await self.admission.admit(
-            Caller(user, f"tok_{user}", plan),
+            Caller(user, f"tok_{user}", plan, has_credit=has_credit),
             Request(request_id(), "anthropic", "POST /v1/messages", (model,), round(credits_ * CREDIT), 0),
         )
 
@@ -148,6 +154,77 @@ async def test_a_request_is_charged_to_the_month_in_which_it_was_admitted(desk: 
     desk.bench.clock.ms = 1_796_083_200_000
     await desk.settle(admitted, 50)
     assert await desk.bench.account(period=PERIOD) == (50 * CREDIT, 0)
+
+
+async def test_prepaid_credit_is_left_beside_the_months(desk: Desk) -> None:
+    await desk.bench.grant(500 * CREDIT)
+    admitted = await desk.admit(700, has_credit=True)
+    assert admitted.budget_limit_nanousd == 1_500 * CREDIT
+    assert admitted.budget_remaining_nanousd == 800 * CREDIT
+    await desk.settle(admitted, 1_200)
+    later = await desk.admit(100, has_credit=True)
+    assert (later.budget_limit_nanousd, later.budget_remaining_nanousd) == (1_300 * CREDIT, 200 * CREDIT)
+    assert (await desk.admit(0, has_credit=True)).budget_remaining_nanousd is None
+
+
+async def test_a_month_that_is_overdrawn_takes_nothing_off_what_credit_has_left(desk: Desk) -> None:
+    await desk.settle(await desk.admit(1_000), 1_100)
+    await desk.bench.grant(50 * CREDIT)
+    admitted = await desk.admit(20, has_credit=True)
+    assert admitted.budget_remaining_nanousd == 30 * CREDIT
+
+
+async def test_when_both_are_spent_both_are_named(desk: Desk) -> None:
+    await desk.bench.grant(500 * CREDIT)
+    await desk.settle(await desk.admit(1_500, has_credit=True), 1_500)
+    refused = await desk.refusal(1, has_credit=True)
+    assert refused.reason is Reason.BUDGET_EXHAUSTED
+    assert refused.message == (
+        "Monthly usage limit reached (1,000 of 1,000 credits, prepaid credit used up). Resets on 1 December 2026."
+    )
+    assert refused.retry_after_s is None
+    assert refused.facts == {"used_credits": 1_000, "limit_credits": 1_000, "resets": "1 December 2026"}
+
+
+async def test_a_request_too_large_for_both_is_told_what_each_has_left(desk: Desk) -> None:
+    await desk.bench.grant(500 * CREDIT)
+    await desk.settle(await desk.admit(900, has_credit=True), 900)
+    refused = await desk.refusal(601, has_credit=True)
+    assert refused.message == (
+        "Monthly usage limit reached for a request of this size: it may cost up to 601 credits, 100 of 1,000 are left "
+        "and 500 prepaid (a lower max_tokens costs less). Resets on 1 December 2026."
+    )
+
+
+async def test_credit_that_is_only_held_is_told_to_wait_a_little(desk: Desk) -> None:
+    await desk.bench.grant(500 * CREDIT)
+    await desk.admit(1_500, has_credit=True)
+    refused = await desk.refusal(1, has_credit=True)
+    assert (refused.reason, refused.retry_after_s) == (Reason.BUDGET_HELD, 2.0)
+
+
+@pytest.mark.parametrize("spent", [0.0, 10_000_000.0])
+async def test_refusals_are_short_enough_to_be_shown_and_free_of_words_that_lock_a_key(
+    desk: Desk, spent: float
+) -> None:
+    """OpenClaw shows up to 300 characters as they are, and takes some words for an unpaid account."""
+    huge = replace(PRO, credits_per_month=10**10)
+    await desk.bench.grant(10**15)
+    await desk.settle(await desk.admit(spent, plan=huge, has_credit=True), spent)
+    plan = replace(PRO, credits_per_month=1) if spent else huge
+    message = (await desk.refusal(3 * 10**10, plan=plan, has_credit=True)).message
+    assert len(message) <= 300
+    assert "limit reached" in message
+    assert not any(
+        word in message for word in ("credit balance", "top up", "insufficient credits", "upgrade")
+    )
+
+
+async def test_a_plan_without_credits_lives_on_what_is_prepaid(desk: Desk) -> None:
+    none = replace(PRO, credits_per_month=0)
+    await desk.bench.grant(10 * CREDIT)
+    await desk.settle(await desk.admit(10, plan=none, has_credit=True), 10)
+    assert (await desk.refusal(1, plan=none, has_credit=True)).reason is Reason.BUDGET_EXHAUSTED
 
 
 async def test_a_larger_plan_counts_at_once(desk: Desk) -> None:

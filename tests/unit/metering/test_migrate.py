@@ -18,12 +18,13 @@ from metering.store.migrate import (
     migrations,
     statements,
 )
+from metering.verify import verify_file
 from tests.support.ledger import NOW_MS
 
 CLOCK = ManualClock(NOW_MS)
 TABLES = {
     *("users", "gateway_tokens", "accounts", "reservations", "entries", "workers", "changes"),
-    *("llm_usage", "usage_events", "schema_migrations", "owned_objects", "deferred_work"),
+    *("llm_usage", "usage_events", "schema_migrations", "owned_objects", "deferred_work", "grants"),
 }
 
 
@@ -49,6 +50,38 @@ def test_the_steps_that_ship_are_numbered_without_gaps() -> None:
 
 def test_every_step_says_why_it_is_there() -> None:
     assert all(step.sql.startswith("-- ") for step in migrations())
+
+
+def test_credit_comes_to_a_store_in_use_and_changes_nothing_of_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    database = Database(tmp_path / "x.db")
+    before = migrations()[:2]
+    with monkeypatch.context() as patched:
+        patched.setattr(migrate_module, "migrations", lambda: before)
+        migrate(database, CLOCK)
+    with closing(database.connect()) as connection:
+        connection.execute("INSERT INTO users (id, plan, created_at, updated_at) VALUES ('ada', 'pro', 1, 1)")
+        connection.execute("INSERT INTO accounts VALUES ('user:ada', 'money', '2026-11', 100, 60, 0)")
+        connection.execute(
+            """INSERT INTO reservations (id, state, worker_id, user_id, token_id, surface, operation, lines,
+            hold_nanousd, checkpoint_nanousd, booked_nanousd, created_at_ms)
+            VALUES ('req_1', 'SETTLED', 'w', 'ada', 't', 's', 'o', '[["user:ada","money","2026-11",80]]',
+            80, 0, 60, 1)"""
+        )
+        connection.execute(
+            """INSERT INTO entries (kind, reservation_id, user_id, at_ms, basis, cost_nanousd, input_tokens,
+            cache_read_tokens, cache_write_tokens, output_tokens, lines)
+            VALUES ('settle', 'req_1', 'ada', 1, 'reported', 60, 0, 0, 0, 0,
+            '[["user:ada","money","2026-11",60]]')"""
+        )
+    assert migrate(database, CLOCK)[0] == "0003_credit"
+    with closing(database.connect()) as connection:
+        assert connection.execute("SELECT plan, plan_until_ms, next_plan FROM users").fetchall() == [
+            ("pro", None, None)
+        ]
+        assert connection.execute("SELECT credit_nanousd FROM reservations").fetchall() == [(0,)]
+    assert verify_file(database).problems == ()
 
 
 def test_a_store_that_was_never_migrated_is_not_current(tmp_path: Path) -> None:

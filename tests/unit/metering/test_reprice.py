@@ -35,6 +35,7 @@ from tests.support.ledger import (
     money,
     new_database,
     open_bench,
+    prepaid,
     priced,
     settlement,
 )
@@ -149,6 +150,23 @@ async def test_the_entry_says_what_was_corrected_and_by_which_table(bench: Bench
     (line,) = json.loads(entry["usage"])
     assert (line["counts"], line["unit_prices"]) == ({INPUT: 30, OUTPUT: 30}, {INPUT: 2_000, OUTPUT: 2_000})
     assert await bench.account(period="2026-12") == (0, 0)
+
+
+async def test_what_credit_paid_is_corrected_on_credit(bench: Bench, tmp_path: Path) -> None:
+    """Upwards the month pays first if it has anything left; downwards credit gets its own back first."""
+    await bench.grant(100)
+    for cost in (80, 40):
+        reservation = await bench.reserve(money(cost, of=100), prepaid(), gauge())
+        await bench.ledger.settle(reservation, settlement(cost))
+    assert (await bench.account(), await bench.credit()) == ((100, 0), (20, 0, 100))
+    for name, picousd, month, credit in (
+        ("up", 1_500, 100, 80),
+        ("more", 2_000, 140, 100),
+        ("less", 500, 60, 0),
+        ("as it was", 1_000, 100, 20),
+    ):
+        await run(bench, price_table(tmp_path, name, input_picousd=picousd, output_picousd=picousd))
+        assert (await bench.account(), await bench.credit()) == ((month, 0), (credit, 0, 100)), name
 
 
 async def test_each_request_is_priced_as_of_its_own_time(bench: Bench, tmp_path: Path) -> None:

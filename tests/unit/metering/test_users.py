@@ -65,11 +65,38 @@ async def test_a_change_of_plan_or_status_is_heard_of_by_running_workers(house: 
     ]
 
 
+async def test_a_plan_ends_at_its_time_without_anybody_writing(house: House) -> None:
+    await house.directory.add_user("ada", plan="free")
+    secret, _ = await house.directory.create_token("ada")
+    until_ms = NOW_MS + 60_000
+    ada = await house.directory.set_plan("ada", "pro", until_ms=until_ms, next_plan="lite")
+    credential = await house.directory.credential(hash_of(secret))
+    assert credential is not None
+    for who in (ada, credential):
+        assert [who.plan_at(until_ms + late_ms) for late_ms in (-1, 0, 1)] == ["pro", "lite", "lite"]
+    assert (ada.coming_plan(NOW_MS), ada.coming_plan(until_ms)) == ((until_ms, "lite"), None)
+    assert await house.changes() == [("user", "ada")]
+
+
+async def test_the_plan_in_force_stays_until_the_next_one_begins(house: House) -> None:
+    await house.directory.add_user("ada", plan="pro")
+    ada = await house.directory.set_next_plan("ada", "free", from_ms=NOW_MS + 60_000)
+    assert (ada.plan_at(NOW_MS), ada.coming_plan(NOW_MS)) == ("pro", (NOW_MS + 60_000, "free"))
+    ada = await house.directory.set_next_plan("ada", "lite", from_ms=NOW_MS + 90_000)
+    assert (ada.plan_at(NOW_MS), ada.coming_plan(NOW_MS)) == ("pro", (NOW_MS + 90_000, "lite"))
+    house.bench.clock.advance(90)
+    ada = await house.directory.set_next_plan("ada", "free", from_ms=NOW_MS + 120_000)
+    assert (ada.plan_at(NOW_MS + 90_000), ada.plan_at(NOW_MS + 120_000)) == ("lite", "free")
+    ada = await house.directory.set_plan("ada", "power")
+    assert (ada.plan_at(NOW_MS + 120_000), ada.coming_plan(NOW_MS)) == ("power", None)
+
+
 async def test_what_is_not_there_cannot_be_changed_and_nobody_hears_of_it(house: House) -> None:
     directory = house.directory
     for attempt in (
         directory.user("nobody"),
         directory.set_plan("nobody", "pro"),
+        directory.set_next_plan("nobody", "pro", from_ms=NOW_MS),
         directory.disable("nobody"),
         directory.create_token("nobody"),
         directory.tokens("nobody"),

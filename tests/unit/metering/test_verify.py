@@ -12,7 +12,7 @@ from metering import verify as verify_module
 from metering.ledger import NOT_FROM_USAGE, Outcome, Settlement
 from metering.prices import Priced
 from metering.verify import Report, verify
-from tests.support.ledger import Bench, gauge, money, open_bench, priced, settlement
+from tests.support.ledger import Bench, gauge, money, open_bench, prepaid, priced, settlement
 
 
 @pytest.fixture
@@ -162,9 +162,49 @@ async def test_damage_is_found_and_named(bench: Bench, sql: str, problem: str) -
     assert any(problem in found for found in report.problems), report.problems
 
 
-async def test_a_grant_belongs_to_no_reservation(bench: Bench) -> None:
-    damage(bench, ENTRY + "('grant', NULL, 'ada', 0, 'reported', 0, 0, 0, 0, 0, '[]')")
-    assert (await verify(bench.store)).is_clean
+async def with_credit(bench: Bench) -> None:
+    """Beside the rest: a grant, some of it taken back, some spent."""
+    await bench.grant(50, user_id="cyd", source="in")
+    await bench.grant(-10, user_id="cyd", source="out")
+    holds = (money(30, of=20, owner="user:cyd"), prepaid(owner="user:cyd"))
+    await bench.ledger.settle(await bench.reserve(*holds, named="req_prepaid", user_id="cyd"), settlement(25))
+    assert await bench.credit("user:cyd") == (5, 0, 40)
+
+
+async def test_prepaid_credit_is_clean_and_counted(bench: Bench) -> None:
+    await with_credit(bench)
+    report = await verify(bench.store)
+    assert report.problems == ()
+    assert report.entries["grant"] == 2
+    assert report.cost_nanousd == 60 + 130 + 30 + 45 + 25, "a grant costs nothing"
+
+
+CREDIT_DAMAGES = [
+    ("UPDATE accounts SET allowance = 41 WHERE meter = 'credit'",
+     "account user:cyd credit: granted is 41, its grants add up to 40"),
+    ("UPDATE accounts SET spent = 41 WHERE meter = 'credit'",
+     "account user:cyd credit: spent and held is 41, granted only 40"),
+    ("DELETE FROM accounts WHERE meter = 'credit'",
+     "account user:cyd credit: 40 granted, but there is no such account"),
+    ("DELETE FROM grants WHERE source = 'in'", "no source says what for"),
+    ("DELETE FROM entries WHERE kind = 'grant' AND lines LIKE '%-10%'", "grant out: there is no entry"),
+    ("UPDATE grants SET amount_nanousd = 51 WHERE source = 'in'", "grant in: 51 to cyd, its entry of cyd has"),
+    ("UPDATE grants SET user_id = 'ada' WHERE source = 'in'", "grant in: 50 to ada, its entry of cyd has"),
+    ("UPDATE entries SET cost_nanousd = 1 WHERE kind = 'grant'", "its entry is of None and costs 1"),
+    ("UPDATE entries SET reservation_id = 'req_prepaid' WHERE kind = 'grant'", "its entry is of req_prepaid"),
+    ("UPDATE reservations SET credit_nanousd = 6 WHERE id = 'req_prepaid'",
+     "reservation req_prepaid (SETTLED): charged on credit is 6, its entries say 5"),
+    ("UPDATE entries SET lines = replace(lines, '20', '21') WHERE reservation_id = 'req_prepaid'",
+     "settle of req_prepaid: cost is 25, its charged lines are"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("sql", "problem"), CREDIT_DAMAGES)
+async def test_damage_to_prepaid_credit_is_found_and_named(bench: Bench, sql: str, problem: str) -> None:
+    await with_credit(bench)
+    damage(bench, sql)
+    found = (await verify(bench.store)).problems
+    assert any(problem in each for each in found), found
 
 
 async def test_a_cost_that_was_meant_to_differ_from_its_usage_says_so(bench: Bench) -> None:

@@ -113,6 +113,31 @@ async def test_rows_are_given_back_step_by_step(database: Database) -> None:
         assert await writer.submit(Unit(steps)) == Done([(2,), None, (2,)])
 
 
+async def test_parameters_may_be_computed_from_the_rows_of_earlier_steps(database: Database) -> None:
+    unit = Unit(
+        (
+            Step(TAKE_ONE, (), refusal="sold_out"),
+            Step(INSERT_RETURNING, lambda rows: (rows[0][0] + 40, "x")),  # type: ignore[index,operator]
+        )
+    )
+    async with writing(database) as writer:
+        assert await writer.submit(unit) == Done([(2,), (42,)])
+    assert notes(database) == [42]
+
+
+async def test_a_computation_that_fails_fails_its_unit_alone(
+    database: Database, caplog: pytest.LogCaptureFixture
+) -> None:
+    bad = Unit((Step(INSERT, (7, "x")), Step(INSERT, lambda rows: (rows[5], "x"))), must_keep=True)  # type: ignore[arg-type,return-value]
+    async with writing(database) as writer:
+        results = await asyncio.gather(
+            writer.submit(note(1)), writer.submit(bad), writer.submit(note(2)), return_exceptions=True
+        )
+    assert isinstance(results[1], IndexError)
+    assert notes(database) == [1, 2]
+    assert "refused a unit" in caplog.text
+
+
 async def test_a_refusal_undoes_the_steps_before_it_and_nothing_else(database: Database) -> None:
     refused = Unit(
         (Step(INSERT, (7, "x")), Step("SELECT 1 WHERE 1 = 2", (), refusal="never"), Step(INSERT, (8, "x")))

@@ -9,7 +9,9 @@ import pytest
 
 from metering.clock import ManualClock
 from metering.errors import Reason, Refused
+from metering.grants import grant
 from metering.plans import load_plans
+from metering.store.store import Store
 from metering.store.writer import Step, Unit
 from metering.users import Directory
 from proxy.auth import Authenticator
@@ -36,6 +38,7 @@ class CountingDirectory(Directory):
 class Door:
     authenticator: Authenticator
     directory: CountingDirectory
+    store: Store
     clock: ManualClock
     token: bytes
     token_id: str
@@ -54,7 +57,7 @@ async def door(tmp_path: Path) -> AsyncIterator[Door]:
             directory, load_plans(), bench.clock, cache_max=10, poll_s=POLL_S, stale_after_s=STALE_AFTER_S
         )
         await authenticator.start()
-        yield Door(authenticator, directory, bench.clock, token.encode(), made.id)
+        yield Door(authenticator, directory, bench.store, bench.clock, token.encode(), made.id)
 
 
 async def test_a_request_after_a_long_pause_waits_for_a_look_instead_of_being_refused(door: Door) -> None:
@@ -73,6 +76,40 @@ async def test_what_was_revoked_in_a_long_pause_is_not_admitted_after_it(door: D
     with pytest.raises(Refused) as refusal:
         await door.admits()
     assert refusal.value.reason is Reason.UNAUTHENTICATED
+
+
+async def test_a_plan_changes_at_its_instant_though_nobody_writes_or_looks(door: Door) -> None:
+    until_ms = door.clock.now_ms() + 500
+    await door.directory.set_plan("ada", "pro", until_ms=until_ms, next_plan="free")
+    assert (await door.authenticator.authenticate({door.token})).plan.name == "pro"
+    door.clock.ms = until_ms - 1
+    assert (await door.authenticator.authenticate({door.token})).plan.name == "pro"
+    door.clock.ms = until_ms
+    assert (await door.authenticator.authenticate({door.token})).plan.name == "free"
+    assert door.directory.looks == 0
+
+
+async def test_a_plan_that_begins_and_is_not_in_the_plans_file_is_named(door: Door) -> None:
+    await door.directory.set_plan("ada", "pro", until_ms=door.clock.now_ms(), next_plan="gone")
+    with pytest.raises(Refused, match="The plan gone of this account") as refusal:
+        await door.admits()
+    assert refusal.value.reason is Reason.NOT_CONFIGURED
+
+
+async def test_a_disabled_user_is_refused_whatever_plan_comes(door: Door) -> None:
+    await door.directory.set_plan("ada", "free", until_ms=door.clock.now_ms(), next_plan="pro")
+    await door.directory.disable("ada")
+    with pytest.raises(Refused) as refusal:
+        await door.admits()
+    assert refusal.value.reason is Reason.FORBIDDEN
+
+
+async def test_a_grant_is_known_after_the_next_look(door: Door) -> None:
+    assert not (await door.authenticator.authenticate({door.token})).has_credit
+    await grant(door.store, door.clock, "ada", 100, source="inv_1")
+    assert not (await door.authenticator.authenticate({door.token})).has_credit
+    await door.authenticator.look_for_changes()
+    assert (await door.authenticator.authenticate({door.token})).has_credit
 
 
 async def test_who_cannot_look_admits_nobody_and_does_not_look_for_each(door: Door) -> None:

@@ -12,6 +12,7 @@ import pytest
 from metering.admission import Caller
 from metering.clock import ManualClock
 from metering.errors import Reason, Refused
+from metering.grants import grant
 from metering.ledger import (
     MONEY,
     NO_PERIOD,
@@ -308,8 +309,24 @@ async def test_limits_show_where_the_user_stands(own: Own) -> None:
         "left_nanousd": 999_780_000,
         "resets_at": "2026-12-01T00:00:00Z",
     }
+    assert document["meters"]["prepaid_credit"]["granted"] == 0
     assert document["requests_per_minute"] == {"limit": 5, "used": 1, "remaining": 4}
     assert document["concurrent_requests"] == {"limit": 2, "held": 1, "left": 1}
+
+
+async def test_limits_show_prepaid_credit(own: Own) -> None:
+    await grant(own.context.store, own.context.clock, "alice", 2_000_050_000, source="inv_1")
+    await grant(own.context.store, own.context.clock, "alice", -1_000_000_000, source="refund_1")
+    assert (await own.ask("/api/user/limits")).json()["meters"]["prepaid_credit"] == {
+        "granted": 10_000,
+        "spent": 0,
+        "held": 0,
+        "left": 10_000,
+        "granted_nanousd": 1_000_050_000,
+        "spent_nanousd": 0,
+        "held_nanousd": 0,
+        "left_nanousd": 1_000_050_000,
+    }
 
 
 async def test_looking_does_not_use_up_the_plans_requests(own: Own) -> None:
