@@ -3,25 +3,37 @@ of a vendor. The order is: what the plan includes, how fast, how much; the last 
 
 from dataclasses import dataclass
 
+from metering.caps import HELD_RETRY_AFTER_S, CapHolds, cap_of, cap_refusal
 from metering.clock import Clock, month_of, next_month, utc
 from metering.errors import Reason, Refused
-from metering.ledger import MONEY, NO_PERIOD, OPEN_REQUESTS, Hold, Intent, Ledger, Reservation
+from metering.ledger import (
+    MONEY,
+    NO_PERIOD,
+    OPEN_REQUESTS,
+    Hold,
+    Intent,
+    Ledger,
+    Reservation,
+    declined_hold,
+)
 from metering.money import credits_left, credits_of
 from metering.plans import Plan
 from metering.rate_limits import RateLimits, RateState
 from metering.store.writer import Declined
+from metering.terms import Terms
 
 CONCURRENCY_RETRY_AFTER_S = 1.0
-HELD_RETRY_AFTER_S = 2.0
 
 
 @dataclass(frozen=True, slots=True)
 class Caller:
-    """An authenticated agent: whom to bill, by which token, on which plan."""
+    """An authenticated agent: whom to bill, by which token, on which plan; and what that token may beside it."""
 
     user_id: str
     token_id: str
     plan: Plan
+    token: Terms | None = None
+    """None when its token, those it comes from, and its user have neither scope nor caps nor limits."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,6 +69,7 @@ class Admission:
         self._ledger = ledger
         self._rate_limits = rate_limits
         self._clock = clock
+        self._caps = CapHolds(clock)
         self._month = ("", 0, 0)  # period, its end in ms, end of validity: computed once a month
 
     def check_plan(self, caller: Caller, surface: str, models: tuple[str, ...]) -> None:
@@ -93,12 +106,17 @@ class Admission:
     async def admit(self, caller: Caller, request: Request) -> Admitted:
         """Hold the most the request may cost. Raises Refused."""
         self.check_plan(caller, request.surface, request.models)
+        if caller.token is not None:
+            caller.token.require(request.surface, request.operation)
+            caller.token.require_models(request.models)
         rate = self.check_rate(caller)
         owner, allowance = owner_of(caller.user_id), caller.plan.allowance_nanousd
         period, period_end_ms = self._current_month()
         holds = [Hold(owner, OPEN_REQUESTS, NO_PERIOD, 1, caller.plan.concurrent_requests)]
         if request.ceiling_nanousd:
             holds.append(Hold(owner, MONEY, period, request.ceiling_nanousd, allowance))
+        if caller.token is not None:
+            holds += self._caps.holds(caller.token.caps, request.ceiling_nanousd)
         intent = Intent(
             id=request.id,
             user_id=caller.user_id,
@@ -114,15 +132,19 @@ class Admission:
         )
         reservation = await self._ledger.reserve(intent)
         if isinstance(reservation, Declined):
-            raise await self._refusal(reservation.refusal, caller, request, period)
+            raise await self._refusal(declined_hold(intent, reservation), caller, request)
         balance = reservation.balances.get(MONEY)
         remaining = allowance - balance.spent - balance.held if balance else None
         return Admitted(reservation, rate, allowance, remaining, period_end_ms)
 
-    async def _refusal(self, meter: str, caller: Caller, request: Request, period: str) -> Refused:
-        if meter == OPEN_REQUESTS:
+    async def _refusal(self, hold: Hold, caller: Caller, request: Request) -> Refused:
+        if hold.meter == OPEN_REQUESTS:
             return _too_many_concurrent(caller)
-        return await self._budget_refusal(caller, request, period)
+        if hold.meter == MONEY:
+            return await self._budget_refusal(caller, request, hold.period)
+        assert caller.token is not None
+        balance = await self._ledger.balance(hold.owner, hold.meter, hold.period)
+        return cap_refusal(cap_of(hold, caller.token.caps), hold, balance, self._clock.now_ms())
 
     async def _budget_refusal(self, caller: Caller, request: Request, period: str) -> Refused:
         """Spent, or only held, or too large: three different things to tell a person."""

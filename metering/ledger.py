@@ -242,7 +242,8 @@ class Ledger:
     # --- holding ---------------------------------------------------------------------------------
 
     async def reserve(self, intent: Intent) -> Reservation | Declined:
-        """Hold what `intent` may cost, durably; or Declined(meter) when an account has not enough left.
+        """Hold what `intent` may cost, durably; or Declined(meter) when an account has not enough left: which one,
+        `declined_hold` tells.
 
         Raises Refused(STORE_UNAVAILABLE). Cancelled meanwhile, it voids what may still be granted.
         """
@@ -698,6 +699,11 @@ def _reduced(settlement: Settlement, hold_nanousd: int) -> Settlement:
         notes=(UNBOOKABLE_REPORT,),
         upstream_request_id=None,
     )
+
+
+def declined_hold(intent: Intent, declined: Declined) -> Hold:
+    """The hold for which `reserve` declined an intent: they are tried in sorted order, before anything else."""
+    return sorted(intent.holds)[declined.step]
 
 
 def encode_lines(lines: Sequence[Line], *, without_zeros: bool = False) -> str:

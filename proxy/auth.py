@@ -141,7 +141,7 @@ class Authenticator:
                 Reason.NOT_CONFIGURED,
                 f"The plan {credential.plan} of this account is not in the plans file.",
             )
-        return Caller(credential.user_id, credential.token_id, plan)
+        return Caller(credential.user_id, credential.token_id, plan, credential.terms)
 
     async def _look_up(self, token: bytes) -> Credential:
         if len(token) > GATEWAY_TOKEN_BYTES_MAX:
@@ -217,7 +217,9 @@ class Authenticator:
         stale = [
             token
             for token, credential in self._cache.items()
-            if ("token", credential.token_id) in changed or ("user", credential.user_id) in changed
+            if ("token", credential.token_id) in changed
+            or ("user", credential.user_id) in changed
+            or any(("token", ancestor) in changed for ancestor in credential.ancestors)
         ]
         for token in stale:
             del self._cache[token]

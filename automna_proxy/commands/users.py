@@ -4,6 +4,14 @@ from typing import Annotated, Any
 
 import typer
 
+from automna_proxy.commands.caps import (
+    CreditsPerDay,
+    CreditsPerMonth,
+    RequestsPerDay,
+    RequestsPerMonth,
+    caps_as_facts,
+    caps_of_options,
+)
 from automna_proxy.commands.session import (
     CLOCK,
     CommandError,
@@ -17,10 +25,12 @@ from automna_proxy.commands.tokens import token_as_json, tokens_table
 from automna_proxy.tables import Table
 from automna_proxy.terminal import say, show, show_json
 from metering.admission import owner_of
+from metering.caps import CapState, states_of
 from metering.ledger import Balance
 from metering.plans import DEFAULT_PLAN, Plans
 from metering.reports import balances_of, credits_as_json, instant
 from metering.store.store import Store
+from metering.terms import caps_of_user
 from metering.users import Directory, GatewayToken, User
 
 app = typer.Typer(no_args_is_help=True, help="Users: who is billed, on which plan.")
@@ -74,12 +84,13 @@ def show_user(user_id: UserId, as_json: Json = False) -> None:
     """Show a user with their credits of this month and their gateway tokens."""
     plan_of = current_plans().get
 
-    async def work(store: Store) -> tuple[User, Balance, Balance, list[GatewayToken]]:
-        directory = Directory(store, CLOCK)
+    async def work(store: Store) -> tuple[User, Balance, Balance, list[CapState], list[GatewayToken]]:
+        directory, owner, now_ms = Directory(store, CLOCK), owner_of(user_id), CLOCK.now_ms()
         user, tokens = await directory.user(user_id), await directory.tokens(user_id)
-        return user, *await balances_of(store.readers, owner_of(user_id), CLOCK.now_ms()), tokens
+        caps = await states_of(store.readers, caps_of_user(owner, user.caps), now_ms)
+        return user, *await balances_of(store.readers, owner, now_ms), caps, tokens
 
-    user, money, open_requests, tokens = with_store(work)
+    user, money, open_requests, caps, tokens = with_store(work)
     plan = plan_of(user.plan)
     # A plan that the plans file no longer has allows nothing.
     credit = credits_as_json(money, plan.allowance_nanousd if plan else 0)
@@ -88,6 +99,7 @@ def show_user(user_id: UserId, as_json: Json = False) -> None:
             {
                 **user_as_json(user),
                 "credits": credit,
+                "caps": [cap.as_json() for cap in caps],
                 "open_requests": open_requests.held,
                 "tokens": [token_as_json(token) for token in tokens],
             }
@@ -100,6 +112,7 @@ def show_user(user_id: UserId, as_json: Json = False) -> None:
         ("created", instant(user.created_at * 1000)),
         ("credits this month", f"{credit['used']:,} of {credit['limit']:,}, {credit['held']:,} held"),
         ("open requests", str(open_requests.held)),
+        *((f"cap: {name}", state) for name, state in caps_as_facts(caps)),
     )
     show(Table(f"User {user.id}", ("fact", "value"), facts))
     show(tokens_table(f"Gateway tokens of {user.id}", tokens))
@@ -121,6 +134,31 @@ def set_plan(
         return await Directory(store, CLOCK).set_plan(user_id, plan)
 
     _report(with_store(work), as_json=as_json, done="moved")
+
+
+@app.command()
+def set_cap(
+    user_id: UserId,
+    *,
+    credits_per_day: CreditsPerDay = None,
+    credits_per_month: CreditsPerMonth = None,
+    requests_per_day: RequestsPerDay = None,
+    requests_per_month: RequestsPerMonth = None,
+    none: Annotated[bool, typer.Option("--none", help="Take all caps away.")] = False,
+    as_json: Json = False,
+) -> None:
+    """Cap what a user may use beside the plan, within a second on every worker: these caps and no others.
+
+    Example: automna-proxy user set-cap alice --credits-per-day 2000 --requests-per-month 10000
+    """
+    caps = caps_of_options(credits_per_day, credits_per_month, requests_per_day, requests_per_month)
+    if none == bool(caps):
+        raise CommandError(Status.USAGE, "expected at least one cap, such as --credits-per-day N, or --none")
+
+    async def work(store: Store) -> User:
+        return await Directory(store, CLOCK).set_caps(user_id, caps)
+
+    _report(with_store(work), as_json=as_json, done="capped" if caps else "uncapped")
 
 
 @app.command()
@@ -150,6 +188,7 @@ def user_as_json(user: User) -> dict[str, Any]:
         "plan": user.plan,
         "status": user.status,
         "created_at": instant(user.created_at * 1000),
+        "caps": [cap.as_json() for cap in user.caps],
     }
 
 

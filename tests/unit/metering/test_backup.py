@@ -248,7 +248,9 @@ async def test_a_write_ahead_log_that_was_left_behind_is_not_applied_to_the_copy
     copy: Path, other: Database
 ) -> None:
     with closing(other.connect()) as connection, closing(other.connect()) as reader:
-        connection.execute("INSERT INTO users VALUES ('late', NULL, NULL, 'pro', 'active', 0, 0)")
+        connection.execute(
+            "INSERT INTO users (id, plan, created_at, updated_at) VALUES ('late', 'pro', 0, 0)"
+        )
         log = other.path.with_name("ledger.db-wal")
         store, left = other.path.read_bytes(), log.read_bytes()
         assert reader
