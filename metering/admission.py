@@ -3,26 +3,39 @@ of a vendor. The order is: what the plan includes, how fast, how much; the last 
 
 from dataclasses import dataclass
 
+from metering.caps import HELD_RETRY_AFTER_S, CapHolds, cap_of, cap_refusal
 from metering.clock import Clock, month_of, next_month, utc
 from metering.credit import CREDIT
 from metering.errors import Reason, Refused
-from metering.ledger import CHARGED, MONEY, NO_PERIOD, OPEN_REQUESTS, Hold, Intent, Ledger, Reservation
+from metering.ledger import (
+    CHARGED,
+    MONEY,
+    NO_PERIOD,
+    OPEN_REQUESTS,
+    Hold,
+    Intent,
+    Ledger,
+    Reservation,
+    declined_hold,
+)
 from metering.money import credits_left, credits_of
 from metering.plans import SOFT, Plan
 from metering.rate_limits import RateLimits, RateState
-from metering.store.writer import Declined
+from metering.store.writer import Declined, store_unavailable
+from metering.terms import Terms
 
 CONCURRENCY_RETRY_AFTER_S = 1.0
-HELD_RETRY_AFTER_S = 2.0
 
 
 @dataclass(frozen=True, slots=True)
 class Caller:
-    """An authenticated agent: whom to bill, by which token, on which plan."""
+    """An authenticated agent: whom to bill, by which token, on which plan; and what that token may beside it."""
 
     user_id: str
     token_id: str
     plan: Plan
+    token: Terms | None = None
+    """None when its token, those it comes from, and its user have neither scope nor caps nor limits."""
     has_credit: bool = False
     """Prepaid credit was granted; what is left of it the ledger knows."""
 
@@ -63,6 +76,7 @@ class Admission:
         self._ledger = ledger
         self._rate_limits = rate_limits
         self._clock = clock
+        self._caps = CapHolds(clock)
         self._month = ("", 0, 0)  # period, its end in ms, end of validity: computed once a month
 
     def check_plan(self, caller: Caller, surface: str, models: tuple[str, ...]) -> None:
@@ -99,6 +113,9 @@ class Admission:
     async def admit(self, caller: Caller, request: Request) -> Admitted:
         """Hold what the request may cost. Raises Refused."""
         self.check_plan(caller, request.surface, request.models)
+        if caller.token is not None:
+            caller.token.require(request.surface, request.operation)
+            caller.token.require_models(request.models)
         rate = self.check_rate(caller)
         owner, allowance = owner_of(caller.user_id), caller.plan.allowance_nanousd
         period, period_end_ms = self._current_month()
@@ -107,6 +124,8 @@ class Admission:
             holds.append(Hold(owner, MONEY, period, request.hold_nanousd, allowance))
             if caller.has_credit:
                 holds.append(Hold(owner, CREDIT, NO_PERIOD, 0, 0))
+        if caller.token is not None:
+            holds += self._caps.holds(caller.token.caps, request.hold_nanousd)
         intent = Intent(
             id=request.id,
             user_id=caller.user_id,
@@ -122,7 +141,9 @@ class Admission:
         )
         reservation = await self._ledger.reserve(intent)
         if isinstance(reservation, Declined):
-            raise await self._refusal(reservation.refusal, caller, request, period)
+            declined = declined_hold(holds, reservation)
+            assert declined is not None, f"a reservation refused for something else: {reservation}"
+            raise await self._refusal(declined, caller, request.hold_nanousd)
         money, credit = reservation.balances.get(MONEY), reservation.balances.get(CREDIT)
         remaining = allowance - money.spent - money.held if money else None
         if remaining is not None and credit is not None:
@@ -133,20 +154,30 @@ class Admission:
     async def extend(self, caller: Caller, reservation: Reservation, more_nanousd: int) -> Refused | None:
         """Hold more for a request that goes on; the refusal when an account has not enough left.
 
-        A soft budget lets what runs finish. Raises Refused(STORE_UNAVAILABLE).
+        A soft budget lets what runs finish, but no cap. Raises Refused(STORE_UNAVAILABLE).
         """
-        charged = [hold for hold in reservation.intent.holds if hold.meter in CHARGED]
-        more = [hold._replace(amount=more_nanousd) for hold in charged]
-        if await self._ledger.extend(reservation, more, is_forced=caller.plan.budget == SOFT):
+        holds = reservation.intent.holds
+        more = [hold._replace(amount=more_nanousd) for hold in holds if hold.meter in CHARGED]
+        is_forced = caller.plan.budget == SOFT
+        declined = await self._ledger.extend(reservation, more, is_forced=is_forced)
+        if declined is None:
             return None
-        return await self._budget_refusal(
-            caller, more_nanousd, charged[0].period, own_nanousd=reservation.hold_nanousd
-        )
+        hold = declined_hold([*more, *(hold for hold in holds if hold.meter == CREDIT)], declined)
+        if hold is None:
+            raise store_unavailable("it took this request's worker for dead")
+        return await self._refusal(hold, caller, more_nanousd, own_nanousd=reservation.hold_nanousd)
 
-    async def _refusal(self, meter: str, caller: Caller, request: Request, period: str) -> Refused:
-        if meter == OPEN_REQUESTS:
+    async def _refusal(
+        self, hold: Hold, caller: Caller, asked_nanousd: int, *, own_nanousd: int = 0
+    ) -> Refused:
+        if hold.meter == OPEN_REQUESTS:
             return _too_many_concurrent(caller)
-        return await self._budget_refusal(caller, request.hold_nanousd, period)
+        if hold.meter == MONEY:
+            return await self._budget_refusal(caller, asked_nanousd, hold.period, own_nanousd=own_nanousd)
+        assert caller.token is not None
+        balance = await self._ledger.balance(hold.owner, hold.meter, hold.period)
+        cap = cap_of(hold, caller.token.caps)
+        return cap_refusal(cap, hold, balance, self._clock.now_ms(), own_nanousd=own_nanousd)
 
     async def _budget_refusal(
         self, caller: Caller, asked_nanousd: int, period: str, *, own_nanousd: int = 0

@@ -2,7 +2,7 @@
 
 import time
 from dataclasses import dataclass
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from typing import Protocol
 
 
@@ -51,6 +51,16 @@ def utc(at_ms: int) -> datetime:
 def month_of(at_ms: int) -> str:
     """The monthly period that holds `at_ms`, as `YYYY-MM` (UTC)."""
     return utc(at_ms).strftime("%Y-%m")
+
+
+def day_of(at_ms: int) -> str:
+    """The daily period that holds `at_ms`, as `YYYY-MM-DD` (UTC)."""
+    return utc(at_ms).strftime("%Y-%m-%d")
+
+
+def next_day(at_ms: int) -> datetime:
+    """The instant (UTC) at which the daily period that holds `at_ms` ends."""
+    return utc(at_ms).replace(hour=0, minute=0, second=0, microsecond=0) + timedelta(days=1)
 
 
 def next_month(at_ms: int) -> datetime:

@@ -268,7 +268,8 @@ class Ledger:
     # --- holding ---------------------------------------------------------------------------------
 
     async def reserve(self, intent: Intent) -> Reservation | Declined:
-        """Hold what `intent` may cost, durably; or Declined(meter) when an account has not enough left.
+        """Hold what `intent` may cost, durably; or Declined(meter) when an account has not enough left: which one,
+        `declined_hold` tells.
 
         Raises Refused(STORE_UNAVAILABLE). Cancelled meanwhile, it voids what may still be granted.
         """
@@ -332,10 +333,11 @@ class Ledger:
 
     async def extend(
         self, reservation: Reservation, more: Sequence[Hold], *, is_forced: bool = False
-    ) -> bool:
-        """Hold more on a reservation; False when an account has not enough left or it is resolved already.
+    ) -> Declined | None:
+        """Hold more on a reservation; Declined when an account has not enough left (`declined_hold` tells which), or
+        it is resolved already.
 
-        `is_forced`: whatever is left on accounts that hold for it already, for what may not be cut.
+        `is_forced`: money is held whatever is left of it, for what a soft budget does not cut.
 
         One extension of a reservation at a time. Raises Refused(STORE_UNAVAILABLE): it is not granted by
         EXTEND_TIMEOUT_S, or the one before is not in yet. What is refused so may still come to be held; the
@@ -373,7 +375,8 @@ class Ledger:
         reservation.extension = waiting
         try:
             async with asyncio.timeout(EXTEND_TIMEOUT_S):
-                return isinstance(await asyncio.shield(waiting), Done)
+                result = await asyncio.shield(waiting)
+                return result if isinstance(result, Declined) else None
         except TimeoutError:
             raise store_unavailable("does not answer") from None
 
@@ -746,14 +749,24 @@ def _purse(lines: Sequence[_Amount]) -> tuple[_Amount, _Amount] | None:
     return None
 
 
+STEPS_OF_CREDIT = 2
+"""To hold on credit: a look, and what it says."""
+
+
 def _hold_steps(
     holds: Sequence[Hold], lines: tuple[Line, ...], *, is_forced: bool = False
 ) -> tuple[list[Step], _Lines]:
     """The steps that hold, and the lines that are held then. `lines`: of the holds, as they were asked for."""
     purse = _purse(holds)
-    statement = HOLD_ANYWAY if is_forced else HOLD_ACCOUNT
     if purse is None:
-        return [Step(statement, _hold_params(hold), refusal=hold.meter) for hold in holds], lines
+        return [
+            Step(
+                HOLD_ANYWAY if is_forced and hold.meter == MONEY else HOLD_ACCOUNT,
+                _hold_params(hold),
+                refusal=hold.meter,
+            )
+            for hold in holds
+        ], lines
     credit, money = purse
     locked_at = holds.index(credit)
 
@@ -774,7 +787,7 @@ def _hold_steps(
                 )
             )
         else:
-            steps.append(Step(statement, _hold_params(hold), refusal=hold.meter))
+            steps.append(Step(HOLD_ACCOUNT, _hold_params(hold), refusal=hold.meter))
 
     def held_lines(rows: Rows) -> list[Line]:
         amounts = {credit[:3]: split(rows).credit, money[:3]: split(rows).money}
@@ -914,6 +927,13 @@ def _reduced(settlement: Settlement, hold_nanousd: int) -> Settlement:
         notes=(UNBOOKABLE_REPORT,),
         upstream_request_id=None,
     )
+
+
+def declined_hold(holds: Sequence[Hold], declined: Declined) -> Hold | None:
+    """The one of these holds that was declined: they are tried in sorted order, before anything else. None when it
+    was none of them."""
+    by_step = [hold for hold in sorted(holds) for _ in range(STEPS_OF_CREDIT if hold.meter == CREDIT else 1)]
+    return by_step[declined.step] if declined.step < len(by_step) else None
 
 
 def encode_lines(lines: Sequence[Line], *, without_zeros: bool = False) -> str:

@@ -6,18 +6,41 @@ Every change that running workers must hear of leaves a row in `changes` in the 
 import hashlib
 import re
 import secrets
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import cast
+from typing import Any, cast
 
+from metering.admission import owner_of
 from metering.clock import Clock
 from metering.ids import new_id
+from metering.reports import instant
 from metering.store.store import Store
-from metering.store.writer import Declined, Row, Step, Unit
+from metering.store.writer import Declined, Row, Step, Unit, Value
+from metering.terms import (
+    EVERYTHING,
+    NO_LIMITS,
+    Cap,
+    Link,
+    Scope,
+    Terms,
+    TokenLimits,
+    decode_caps,
+    decode_scope,
+    encode_caps,
+    encode_scope,
+    terms_of,
+)
 
 TOKEN_PREFIX = "amp_"
 TOKEN_BYTES = 32
 SHOWN_PREFIX_CHARS = 10
 USER_ID_MAX_CHARS = 128
+TOKEN_DEPTH_MAX = 4
+"""Children of children: a chain has so many tokens below its first."""
+CHILDREN_MAX = 100
+"""Living children of one token."""
+TOKENS_LISTED_MAX = 1_000
+"""Descendants of one token in a list, the newest."""
 _USER_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.@+-]*")
 
 
@@ -27,6 +50,10 @@ class DirectoryError(ValueError):
 
 class NotFoundError(DirectoryError):
     """There is no such user or token."""
+
+
+class NotLiveError(DirectoryError):
+    """A token that was to be a parent is revoked or expired."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,6 +68,7 @@ class User:
     created_at: int
     plan_until_ms: int | None = None
     next_plan: str | None = None
+    caps: tuple[Cap, ...] = ()
 
     def plan_at(self, now_ms: int) -> str:
         """The plan in force."""
@@ -55,7 +83,11 @@ class User:
 
 @dataclass(frozen=True, slots=True)
 class GatewayToken:
-    """A gateway token without its secret."""
+    """A gateway token without its secret.
+
+    `family`: the first of the line of rotated tokens that it belongs to, whose accounts its caps are.
+    `successor_id`: what it was replaced by.
+    """
 
     id: str
     user_id: str
@@ -64,6 +96,40 @@ class GatewayToken:
     created_at_ms: int
     expires_at_ms: int | None
     revoked_at_ms: int | None
+    parent_id: str | None = None
+    family: str = ""
+    successor_id: str | None = None
+    scope: Scope = EVERYTHING
+    caps: tuple[Cap, ...] = ()
+    limits: TokenLimits = NO_LIMITS
+
+    @property
+    def link(self) -> Link:
+        """Its place in a chain."""
+        return Link(self.family, self.scope, self.caps, self.limits)
+
+    def state(self, now_ms: int) -> str:
+        """`live`, `expired` or `revoked`."""
+        if self.revoked_at_ms is not None:
+            return "revoked"
+        return "live" if self.is_live(now_ms) else "expired"
+
+    def as_json(self, now_ms: int) -> dict[str, Any]:
+        return {
+            "id": self.id,
+            "user": self.user_id,
+            "prefix": self.prefix,
+            "label": self.label,
+            "state": self.state(now_ms),
+            "created_at": instant(self.created_at_ms),
+            "expires_at": _instant_or_none(self.expires_at_ms),
+            "revoked_at": _instant_or_none(self.revoked_at_ms),
+            "parent": self.parent_id,
+            "replaced_by": self.successor_id,
+            "scope": self.scope.as_json(),
+            "caps": [cap.as_json() for cap in self.caps],
+            "limits": self.limits.as_json(),
+        }
 
     def is_live(self, now_ms: int) -> bool:
         return self.revoked_at_ms is None and (self.expires_at_ms is None or now_ms < self.expires_at_ms)
@@ -71,7 +137,11 @@ class GatewayToken:
 
 @dataclass(frozen=True, slots=True)
 class Credential:
-    """What authentication needs to know of a gateway token."""
+    """What authentication needs to know of a gateway token and its chain (metering/terms.py).
+
+    It expires with the first of the chain to expire, and is revoked with the first to be revoked. `ancestors`: the
+    ids of those above it; what changes with them changes this.
+    """
 
     token_id: str
     user_id: str
@@ -79,6 +149,8 @@ class Credential:
     status: str
     expires_at_ms: int | None
     revoked_at_ms: int | None
+    ancestors: tuple[str, ...] = ()
+    terms: Terms | None = None
     plan_until_ms: int | None = None
     next_plan: str | None = None
     granted_nanousd: int = 0
@@ -94,8 +166,9 @@ def plan_at(now_ms: int, plan: str, until_ms: int | None, next_plan: str | None)
     return next_plan if next_plan is not None and until_ms is not None and now_ms >= until_ms else plan
 
 
-USER_COLUMNS = "id, email, name, plan, status, created_at, plan_until_ms, next_plan"
-TOKEN_COLUMNS = "id, user_id, token_prefix, label, created_at_ms, expires_at_ms, revoked_at_ms"
+USER_COLUMNS = "id, email, name, plan, status, created_at, plan_until_ms, next_plan, caps"
+TOKEN_COLUMNS = """id, user_id, token_prefix, label, created_at_ms, expires_at_ms, revoked_at_ms, parent_id, family,
+    successor_id, scope, caps, requests_per_minute, tokens_per_minute, concurrent_requests"""
 
 INSERT_USER = """
 INSERT INTO users (id, email, name, plan, status, created_at, updated_at)
@@ -108,27 +181,75 @@ UPDATE users SET plan = CASE WHEN plan_until_ms <= ?4 THEN next_plan ELSE plan E
     next_plan = ?2, updated_at = ?3
 WHERE id = ?1 RETURNING id"""
 UPDATE_STATUS = "UPDATE users SET status = ?2, updated_at = ?3 WHERE id = ?1 RETURNING id"
+UPDATE_CAPS = "UPDATE users SET caps = ?2, updated_at = ?3 WHERE id = ?1 RETURNING id"
 SELECT_USER = f"SELECT {USER_COLUMNS} FROM users WHERE id = ?1"
 SELECT_USERS = f"SELECT {USER_COLUMNS} FROM users ORDER BY id"
 INSERT_TOKEN = """
-INSERT INTO gateway_tokens (id, user_id, token_hash, token_prefix, label, created_at_ms, expires_at_ms)
-SELECT ?1, id, ?3, ?4, ?5, ?6, ?7 FROM users WHERE id = ?2 RETURNING id"""
-REVOKE_TOKEN = """
-UPDATE gateway_tokens SET revoked_at_ms = ?2 WHERE id = ?1 AND revoked_at_ms IS NULL RETURNING user_id"""
+INSERT INTO gateway_tokens (id, user_id, token_hash, token_prefix, label, created_at_ms, expires_at_ms, parent_id,
+    family, scope, caps, requests_per_minute, tokens_per_minute, concurrent_requests)
+SELECT ?1, id, ?3, ?4, ?5, ?6, COALESCE(?7, (SELECT expires_at_ms FROM gateway_tokens WHERE id = ?8)), ?8,
+    ?1, ?9, ?10, ?11, ?12, ?13 FROM users WHERE id = ?2 RETURNING id"""
+
+# Whether a child may be made, asked in the unit that makes it; each answers a row or nothing.
+IS_LIVE = "revoked_at_ms IS NULL AND COALESCE(expires_at_ms, 9223372036854775807) > ?2"
+"""In the words of the index gateway_tokens_by_parent: the dead are not even looked at."""
+CHECK_PARENT = f"SELECT id FROM gateway_tokens WHERE id = ?1 AND {IS_LIVE} AND user_id = ?3"
+CHECK_EXPIRY = (
+    "SELECT id FROM gateway_tokens WHERE id = ?1 AND (expires_at_ms IS NULL OR expires_at_ms >= ?2)"
+)
+CHECK_CHILDREN = f"""
+SELECT 1 WHERE (SELECT COUNT(*) FROM gateway_tokens WHERE parent_id = ?1 AND {IS_LIVE}) < ?3"""
+CHECK_DEPTH = """
+WITH RECURSIVE chain (id) AS (
+    SELECT id FROM gateway_tokens WHERE id = ?1
+    UNION SELECT t.parent_id FROM chain c JOIN gateway_tokens t ON t.id = c.id WHERE t.parent_id IS NOT NULL)
+SELECT 1 WHERE (SELECT COUNT(*) FROM chain) <= ?2"""
+
+# A token and all that come from it; below what is dead already, nothing lives.
+REVOKE_TOKEN = f"""
+WITH RECURSIVE line (id) AS (
+    SELECT id FROM gateway_tokens WHERE id = ?1
+    UNION SELECT t.id FROM line l JOIN gateway_tokens t ON t.parent_id = l.id WHERE {IS_LIVE})
+UPDATE gateway_tokens SET revoked_at_ms = ?2
+WHERE id IN (SELECT id FROM line) AND revoked_at_ms IS NULL RETURNING id"""
+INSERT_SUCCESSOR = f"""
+INSERT INTO gateway_tokens (id, user_id, token_hash, token_prefix, label, created_at_ms, expires_at_ms, parent_id,
+    family, scope, caps, requests_per_minute, tokens_per_minute, concurrent_requests)
+SELECT ?3, user_id, ?4, ?5, label, ?2, expires_at_ms, parent_id, family, scope, caps, requests_per_minute,
+    tokens_per_minute, concurrent_requests
+FROM gateway_tokens WHERE id = ?1 AND {IS_LIVE} AND successor_id IS NULL RETURNING id"""
 SHORTEN_TOKEN = """
 UPDATE gateway_tokens
-SET expires_at_ms = CASE WHEN expires_at_ms < ?2 THEN expires_at_ms ELSE ?2 END
-WHERE id = ?1 AND revoked_at_ms IS NULL RETURNING id"""
+SET expires_at_ms = CASE WHEN expires_at_ms < ?2 THEN expires_at_ms ELSE ?2 END, successor_id = ?3
+WHERE id = ?1"""
+MOVE_CHILDREN = f"UPDATE gateway_tokens SET parent_id = ?3 WHERE parent_id = ?1 AND {IS_LIVE}"
 SELECT_TOKENS = f"SELECT {TOKEN_COLUMNS} FROM gateway_tokens WHERE user_id = ?1 ORDER BY id"
 SELECT_TOKEN = f"SELECT {TOKEN_COLUMNS} FROM gateway_tokens WHERE id = ?1"
 SELECT_TOKEN_BY_PREFIX = f"""
 SELECT {TOKEN_COLUMNS} FROM gateway_tokens WHERE token_prefix = ?1"""
+SELECT_LIVING_DESCENDANTS = f"""
+WITH RECURSIVE line (id) AS (
+    SELECT id FROM gateway_tokens WHERE {IS_LIVE}
+        AND parent_id IN (SELECT id FROM gateway_tokens WHERE family = ?1)
+    UNION SELECT t.id FROM line l JOIN gateway_tokens t ON t.parent_id = l.id WHERE {IS_LIVE})
+SELECT {TOKEN_COLUMNS} FROM gateway_tokens WHERE id IN (SELECT id FROM line) ORDER BY id DESC LIMIT ?3"""
+SELECT_IS_BELOW = """
+WITH RECURSIVE above (id) AS (
+    SELECT parent_id FROM gateway_tokens WHERE id = ?1 AND parent_id IS NOT NULL
+    UNION SELECT t.parent_id FROM above a JOIN gateway_tokens t ON t.id = a.id WHERE t.parent_id IS NOT NULL)
+SELECT t.id FROM above a JOIN gateway_tokens t ON t.id = a.id WHERE t.family = ?2"""
+# The token first, then those it comes from.
 SELECT_CREDENTIAL = """
-SELECT t.id, u.id, u.plan, u.status, t.expires_at_ms, t.revoked_at_ms, u.plan_until_ms, u.next_plan,
-    COALESCE(c.allowance, 0)
-FROM gateway_tokens t JOIN users u ON u.id = t.user_id
-LEFT JOIN accounts c ON c.owner = 'user:' || u.id AND c.meter = 'credit' AND c.period = ''
-WHERE t.token_hash = ?1"""
+WITH RECURSIVE chain (id, depth) AS (
+    SELECT id, 0 FROM gateway_tokens WHERE token_hash = ?1
+    UNION ALL SELECT t.parent_id, c.depth + 1 FROM chain c JOIN gateway_tokens t ON t.id = c.id
+        WHERE t.parent_id IS NOT NULL AND c.depth < ?2)
+SELECT t.id, u.id, u.plan, u.status, u.plan_until_ms, u.next_plan, COALESCE(a.allowance, 0), u.caps,
+    t.expires_at_ms, t.revoked_at_ms, t.parent_id, t.family, t.scope, t.caps,
+    t.requests_per_minute, t.tokens_per_minute, t.concurrent_requests
+FROM chain c JOIN gateway_tokens t ON t.id = c.id JOIN users u ON u.id = t.user_id
+LEFT JOIN accounts a ON a.owner = 'user:' || u.id AND a.meter = 'credit' AND a.period = ''
+ORDER BY c.depth"""
 INSERT_CHANGE = "INSERT INTO changes (kind, subject, at_ms) VALUES (?1, ?2, ?3)"
 SELECT_CHANGES = "SELECT seq, kind, subject FROM changes WHERE seq >= ?1 ORDER BY seq LIMIT ?2"
 SELECT_LAST_CHANGE = "SELECT COALESCE(MAX(seq), 0) FROM changes"
@@ -165,10 +286,10 @@ class Directory:
         row = await self._store.readers.row(SELECT_USER, (user_id,))
         if row is None:
             raise NotFoundError(f"there is no user {user_id}")
-        return User(*row)  # type: ignore[arg-type]  # the columns' types are the schema's
+        return _user(row)
 
     async def users(self) -> list[User]:
-        return [User(*row) for row in await self._store.readers.rows(SELECT_USERS)]  # type: ignore[arg-type]  # as above
+        return [_user(row) for row in await self._store.readers.rows(SELECT_USERS)]
 
     async def set_plan(
         self, user_id: str, plan: str, *, until_ms: int | None = None, next_plan: str | None = None
@@ -182,6 +303,11 @@ class Directory:
     async def set_next_plan(self, user_id: str, next_plan: str, *, from_ms: int) -> User:
         """The plan in force stays until `from_ms`: how one moves down without taking back what was bought."""
         await self._change(UPDATE_NEXT_PLAN, user_id, next_plan, self._clock.now_ms(), from_ms)
+        return await self.user(user_id)
+
+    async def set_caps(self, user_id: str, caps: Sequence[Cap]) -> User:
+        """These, and no others. Effective on running workers within a second; what is spent stays spent."""
+        await self._change(UPDATE_CAPS, user_id, encode_caps(caps))
         return await self.user(user_id)
 
     async def disable(self, user_id: str) -> User:
@@ -208,14 +334,53 @@ class Directory:
     # --- gateway tokens ----------------------------------------------------------------------------
 
     async def create_token(
-        self, user_id: str, *, label: str | None = None, expires_at_ms: int | None = None
+        self,
+        user_id: str,
+        *,
+        label: str | None = None,
+        expires_at_ms: int | None = None,
+        parent_id: str | None = None,
+        scope: Scope = EVERYTHING,
+        caps: Sequence[Cap] = (),
+        limits: TokenLimits = NO_LIMITS,
     ) -> tuple[str, GatewayToken]:
-        """A new gateway token, shown this once, and its record."""
-        secret = TOKEN_PREFIX + secrets.token_urlsafe(TOKEN_BYTES)
-        step, token_id = self._insertion(user_id, secret, label, expires_at_ms)
-        if isinstance(await self._store.writer.submit(Unit((step,))), Declined):
-            raise NotFoundError(f"there is no user {user_id}")
+        """A new gateway token, shown this once, and its record. Raises DirectoryError.
+
+        With a parent, it is that token's child: it dies with it, and expires with it when not before.
+        """
+        secret, now_ms = _new_secret(), self._clock.now_ms()
+        token_id = new_id("tok", now_ms)
+        params: tuple[Value, ...] = (
+            *(token_id, user_id, hash_of(secret), secret[:SHOWN_PREFIX_CHARS], label, now_ms, expires_at_ms),
+            *(parent_id, encode_scope(scope), encode_caps(caps)),
+            *(limits.requests_per_minute, limits.tokens_per_minute, limits.concurrent_requests),
+        )
+        checks = () if parent_id is None else _child_checks(parent_id, user_id, now_ms, expires_at_ms)
+        unit = Unit((*checks, Step(INSERT_TOKEN, params, refusal="missing")))
+        result = await self._store.writer.submit(unit)
+        if isinstance(result, Declined):
+            raise await self._not_made(result.refusal, user_id, parent_id)
         return secret, await self.token(token_id)
+
+    async def _not_made(self, refusal: str, user_id: str, parent_id: str | None) -> DirectoryError:
+        if refusal == "missing" or parent_id is None:
+            return NotFoundError(f"there is no user {user_id}")
+        parent = await self.token(parent_id)
+        if refusal == "expiry" and parent.expires_at_ms is not None:
+            return DirectoryError(
+                f"expected an expiry no later than the parent's, {instant(parent.expires_at_ms)}"
+            )
+        if refusal == "children":
+            return DirectoryError(
+                f"gateway token {parent_id} has {CHILDREN_MAX} living children: revoke some"
+            )
+        if refusal == "depth":
+            return DirectoryError(
+                f"gateway token {parent_id} is {TOKEN_DEPTH_MAX} levels below the first of its chain: no child can be"
+            )
+        if parent.user_id != user_id:
+            return DirectoryError(f"gateway token {parent_id} is not of user {user_id}")
+        return NotLiveError(f"gateway token {parent_id} is revoked or expired")
 
     async def token(self, token_id: str) -> GatewayToken:
         """By id, or by the prefix that `token list` shows when it is that of one token only."""
@@ -233,8 +398,27 @@ class Directory:
         await self.user(user_id)
         return [_token(row) for row in await self._store.readers.rows(SELECT_TOKENS, (user_id,))]
 
+    async def living_descendants(self, token_id: str) -> list[GatewayToken]:
+        """All that come from a token of its family and are neither revoked nor expired: TOKENS_LISTED_MAX of them,
+        the newest first."""
+        token = await self.token(token_id)
+        rows = await self._store.readers.rows(
+            SELECT_LIVING_DESCENDANTS, (token.family, self._clock.now_ms(), TOKENS_LISTED_MAX)
+        )
+        return [_token(row) for row in rows]
+
+    async def descendant(self, token_id: str, of_token_id: str) -> GatewayToken:
+        """A token, dead or alive, if it comes from `of_token_id` or another of its family. Raises NotFoundError for
+        any other, whether or not there is one."""
+        family = (await self.token(of_token_id)).family
+        row = await self._store.readers.row(SELECT_TOKEN, (token_id,))
+        if row is None or await self._store.readers.row(SELECT_IS_BELOW, (token_id, family)) is None:
+            raise NotFoundError(f"there is no gateway token {token_id} that comes from this one")
+        return _token(row)
+
     async def revoke(self, token_id: str) -> GatewayToken:
-        """Refused by every worker within a second; requests in flight finish. Revoking twice is no error."""
+        """It and all that come from it are refused by every worker within a second; requests in flight finish.
+        Revoking twice is no error."""
         token = await self.token(token_id)
         now_ms = self._clock.now_ms()
         unit = Unit(
@@ -247,46 +431,40 @@ class Directory:
         return await self.token(token.id)
 
     async def rotate(self, token_id: str, *, overlap_s: float) -> tuple[str, GatewayToken]:
-        """A successor with the same label; the old one lives `overlap_s` longer, in the same unit of work."""
+        """A successor with the same label, expiry, parent, scope, caps and limits, to which the children move; the
+        old one lives `overlap_s` longer. One unit of work. Raises DirectoryError."""
         old = await self.token(token_id)
-        now_ms = self._clock.now_ms()
-        if not old.is_live(now_ms):
-            raise DirectoryError(f"gateway token {old.id} is revoked or expired: create a new one")
-        secret = TOKEN_PREFIX + secrets.token_urlsafe(TOKEN_BYTES)
-        step, new_token_id = self._insertion(old.user_id, secret, old.label, old.expires_at_ms)
-        ends_ms = now_ms + round(overlap_s * 1000)
-        unit = Unit(
-            (
-                step,
-                Step(SHORTEN_TOKEN, (old.id, ends_ms), refusal="revoked"),
-                Step(INSERT_CHANGE, ("token", old.id, now_ms)),
+        secret, now_ms = _new_secret(), self._clock.now_ms()
+        new_token_id = new_id("tok", now_ms)
+        steps = [
+            Step(
+                INSERT_SUCCESSOR,
+                (old.id, now_ms, new_token_id, hash_of(secret), secret[:SHOWN_PREFIX_CHARS]),
+                refusal="dead",
+            ),
+            Step(SHORTEN_TOKEN, (old.id, now_ms + round(overlap_s * 1000), new_token_id)),
+            Step(MOVE_CHILDREN, (old.id, now_ms, new_token_id)),
+            Step(INSERT_CHANGE, ("token", old.id, now_ms)),
+        ]
+        if old.parent_id is not None:
+            # Both count while they overlap: or rotating would be a way to have any number.
+            steps.append(Step(CHECK_CHILDREN, (old.parent_id, now_ms, CHILDREN_MAX + 1), refusal="children"))
+        result = await self._store.writer.submit(Unit(steps))
+        if not isinstance(result, Declined):
+            return secret, await self.token(new_token_id)
+        if result.refusal == "children":
+            raise DirectoryError(
+                f"gateway token {old.parent_id} has {CHILDREN_MAX} living children: revoke some"
             )
-        )
-        if isinstance(await self._store.writer.submit(unit), Declined):
-            raise DirectoryError(f"gateway token {old.id} has just been revoked: create a new one")
-        return secret, await self.token(new_token_id)
-
-    def _insertion(
-        self, user_id: str, secret: str, label: str | None, expires_at_ms: int | None
-    ) -> tuple[Step, str]:
-        now_ms = self._clock.now_ms()
-        token_id = new_id("tok", now_ms)
-        params = (
-            token_id,
-            user_id,
-            hash_of(secret),
-            secret[:SHOWN_PREFIX_CHARS],
-            label,
-            now_ms,
-            expires_at_ms,
-        )
-        return Step(INSERT_TOKEN, params, refusal="missing"), token_id
+        if (successor_id := (await self.token(old.id)).successor_id) is not None:
+            raise DirectoryError(f"gateway token {old.id} was rotated already: rotate {successor_id}")
+        raise DirectoryError(f"gateway token {old.id} is revoked or expired: create a new one")
 
     # --- for running workers -----------------------------------------------------------------------
 
     async def credential(self, token_hash: str) -> Credential | None:
-        row = await self._store.readers.row(SELECT_CREDENTIAL, (token_hash,))
-        return Credential(*row) if row else None  # type: ignore[arg-type]  # the columns' types are the schema's
+        rows = await self._store.readers.rows(SELECT_CREDENTIAL, (token_hash, TOKEN_DEPTH_MAX))
+        return _credential(rows) if rows else None
 
     async def last_change(self) -> int:
         row = await self._store.readers.row(SELECT_LAST_CHANGE)
@@ -306,5 +484,59 @@ class Directory:
         return cast("list[tuple[int, str, str]]", rows[1:])
 
 
+def _new_secret() -> str:
+    return TOKEN_PREFIX + secrets.token_urlsafe(TOKEN_BYTES)
+
+
+def _child_checks(parent_id: str, user_id: str, now_ms: int, expires_at_ms: int | None) -> tuple[Step, ...]:
+    """Refuse a child, by name, in the unit that would make it: its parent may be revoked at the same instant."""
+    checks = (
+        Step(CHECK_PARENT, (parent_id, now_ms, user_id), refusal="parent"),
+        Step(CHECK_DEPTH, (parent_id, TOKEN_DEPTH_MAX), refusal="depth"),
+        Step(CHECK_CHILDREN, (parent_id, now_ms, CHILDREN_MAX), refusal="children"),
+    )
+    if expires_at_ms is None:
+        return checks
+    return (*checks, Step(CHECK_EXPIRY, (parent_id, expires_at_ms), refusal="expiry"))
+
+
+def _credential(rows: Sequence[Row]) -> Credential | None:
+    """From the rows of SELECT_CREDENTIAL. None for a chain that is longer than any that is made: what its first
+    token allows is not known."""
+    chain: list[Any] = list(rows)
+    token_id, user_id, plan, status, plan_until_ms, next_plan, granted_nanousd, caps = chain[0][:8]
+    of_tokens = [row[8:] for row in chain]
+    if of_tokens[-1][2] is not None:
+        return None
+    links = [
+        Link(row[3], decode_scope(row[4]), decode_caps(row[5]), TokenLimits(*row[6:])) for row in of_tokens
+    ]
+    return Credential(
+        token_id=token_id,
+        user_id=user_id,
+        plan=plan,
+        status=status,
+        expires_at_ms=min((row[0] for row in of_tokens if row[0] is not None), default=None),
+        revoked_at_ms=min((row[1] for row in of_tokens if row[1] is not None), default=None),
+        ancestors=tuple(row[0] for row in chain[1:]),
+        terms=terms_of(links, owner_of(user_id), decode_caps(caps)),
+        plan_until_ms=plan_until_ms,
+        next_plan=next_plan,
+        granted_nanousd=granted_nanousd,
+    )
+
+
+def _user(row: Row) -> User:
+    values: list[Any] = list(row)
+    values[8] = decode_caps(values[8])
+    return User(*values)
+
+
 def _token(row: Row) -> GatewayToken:
-    return GatewayToken(*row)  # type: ignore[arg-type]  # the columns' types are the schema's
+    values: list[Any] = list(row)
+    values[10:] = decode_scope(values[10]), decode_caps(values[11]), TokenLimits(*values[12:])
+    return GatewayToken(*values)
+
+
+def _instant_or_none(at_ms: int | None) -> str | None:
+    return None if at_ms is None else instant(at_ms)

@@ -143,7 +143,7 @@ class Authenticator:
                 f"The plan {plan_name} of this account is not in the plans file.",
             )
         has_credit = credential.granted_nanousd > 0
-        return Caller(credential.user_id, credential.token_id, plan, has_credit=has_credit)
+        return Caller(credential.user_id, credential.token_id, plan, credential.terms, has_credit=has_credit)
 
     async def _look_up(self, token: bytes) -> Credential:
         if len(token) > GATEWAY_TOKEN_BYTES_MAX:
@@ -219,7 +219,9 @@ class Authenticator:
         stale = [
             token
             for token, credential in self._cache.items()
-            if ("token", credential.token_id) in changed or ("user", credential.user_id) in changed
+            if ("token", credential.token_id) in changed
+            or ("user", credential.user_id) in changed
+            or any(("token", ancestor) in changed for ancestor in credential.ancestors)
         ]
         for token in stale:
             del self._cache[token]

@@ -161,6 +161,8 @@ class Engine:
         tokens = mounted.token_places.find(scope["headers"], scope["query_string"])
         exchange.caller = await self._authenticator.authenticate(tokens)
         (exchange.gateway_token,) = tokens
+        if (terms := exchange.caller.token) is not None:
+            terms.require(mounted.surface.name, exchange.operation.name)
         query = mounted.token_places.removed(scope["query_string"])
         if any(exchange.gateway_token in unquote_to_bytes(part) for part in (path, query)):
             raise Refused(Reason.BAD_REQUEST, "The gateway token does not belong into the URL.")

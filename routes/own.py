@@ -1,6 +1,6 @@
-"""Our own endpoints: for machines (`health.py`) and for whoever holds a gateway token (`usage.py`).
+"""Our own endpoints: for machines (`health.py`) and for whoever holds a gateway token (`usage.py`, `tokens.py`).
 
-Plain Starlette: nothing here is on the way of a vendor's bytes. Everything that these two files do not
+Plain Starlette: nothing here is on the way of a vendor's bytes. Everything that these files do not
 declare, and no surface takes, ends here as 404.
 """
 
@@ -21,10 +21,12 @@ from metering.errors import Refused
 from metering.ids import new_id
 from metering.rate_limits import RateLimits
 from metering.store.store import Store
+from metering.users import Directory
 from proxy.auth import Authenticator, conceal_tokens
 from proxy.errors import PLAIN_JSON
 from proxy.telemetry import OWN_EXCHANGE, OwnExchange, Telemetry
 from routes.health import health_routes
+from routes.tokens import Children, token_routes
 from routes.usage import Reports, usage_routes
 
 MACHINES = frozenset({"health", "ready", "metrics"})
@@ -59,6 +61,13 @@ def own_app(context: OwnContext) -> Starlette:
         clock=context.clock,
     )
 
+    children = Children(
+        identified=reports.identified,
+        directory=Directory(context.store, context.clock),
+        rate_limits=context.rate_limits,
+        clock=context.clock,
+    )
+
     async def refuse(request: Request, error: Exception) -> Response:
         assert isinstance(error, Refused)
         own: OwnExchange = request.scope[OWN_EXCHANGE]
@@ -78,6 +87,7 @@ def own_app(context: OwnContext) -> Starlette:
                 metrics_port=context.metrics_port,
             ),
             *usage_routes(reports),
+            *token_routes(children),
         ],
         middleware=[Middleware(CanonicalLines, telemetry=context.telemetry, clock=context.clock)],
         exception_handlers={Refused: refuse, HTTPException: _no_such_route, Exception: _defect},

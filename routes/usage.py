@@ -15,6 +15,7 @@ from starlette.responses import Response
 from starlette.routing import Route
 
 from metering.admission import Caller, owner_of
+from metering.caps import states_of
 from metering.clock import Clock, month_of, next_month
 from metering.errors import Reason, Refused
 from metering.grants import prepaid_credit
@@ -22,6 +23,7 @@ from metering.rate_limits import RateLimits
 from metering.reports import GroupBy, PeriodError, balances_of, credits_as_json, instant, period_of, usage_of
 from metering.store.readers import Readers
 from metering.store.writer import store_unavailable
+from metering.terms import USER_SURFACE
 from proxy.auth import Authenticator, TokenPlaces
 from proxy.surface import BEARER, HeaderKey, Headers
 from proxy.telemetry import OWN_EXCHANGE
@@ -69,6 +71,7 @@ class Reports:
         async with self._readers() as readers:
             money, open_requests = await balances_of(readers, owner, now_ms)
             prepaid = await prepaid_credit(readers, caller.user_id)
+            caps = await states_of(readers, caller.token.caps if caller.token else (), now_ms)
         used = self._rate_limits.used(owner, plan.requests_per_minute)
         return {
             "user": caller.user_id,
@@ -91,17 +94,25 @@ class Reports:
                 "held": open_requests.held,
                 "left": max(0, plan.concurrent_requests - open_requests.held),
             },
+            "caps": [cap.as_json() for cap in caps],
             "at": instant(now_ms),
         }
 
-    async def caller(self, request: Request) -> Caller:
-        """Whose gateway token it is. Raises Refused: no token, or too many reports a minute."""
+    async def identified(self, request: Request, operation: str) -> Caller:
+        """Whose gateway token it is. Raises Refused: no token, or one whose scope does not include the operation."""
         headers: Headers = list(request.scope["headers"])
         found = TOKEN_PLACES.find(headers, b"")
         # The bare form of the header also finds `Bearer X`, which is X and not a second token.
         tokens = {token for token in found if token[:7].lower() != b"bearer "}
         caller = await self._authenticator.authenticate(tokens)
         request.scope[OWN_EXCHANGE].caller = caller
+        if caller.token is not None:
+            caller.token.require(USER_SURFACE, operation)
+        return caller
+
+    async def caller(self, request: Request) -> Caller:
+        """The same for a report, which is named as its endpoint. Raises Refused: too many reports a minute, too."""
+        caller = await self.identified(request, request.scope["endpoint"].__name__)
         rate = self._rate_limits.hit(f"reports:{caller.user_id}", REPORTS_PER_MINUTE)
         if not rate.is_allowed:
             raise Refused(
@@ -133,10 +144,10 @@ def usage_routes(reports: Reports) -> list[Route]:
     """`/api/user/usage` and `/api/user/limits`."""
 
     async def usage(request: Request) -> Response:
-        return _private(await reports.usage(await reports.caller(request), dict(request.query_params)))
+        return private(await reports.usage(await reports.caller(request), dict(request.query_params)))
 
     async def limits(request: Request) -> Response:
-        return _private(await reports.limits(await reports.caller(request)))
+        return private(await reports.limits(await reports.caller(request)))
 
     return [
         Route("/api/user/usage", usage, methods=["GET"]),
@@ -144,7 +155,8 @@ def usage_routes(reports: Reports) -> list[Route]:
     ]
 
 
-def _private(document: dict[str, Any]) -> Response:
+def private(document: dict[str, Any], status: int = 200) -> Response:
+    """An answer for the token's holder alone."""
     return Response(
-        orjson.dumps(document), headers={"cache-control": "no-store"}, media_type="application/json"
+        orjson.dumps(document), status, headers={"cache-control": "no-store"}, media_type="application/json"
     )

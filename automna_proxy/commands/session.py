@@ -25,6 +25,7 @@ from metering.store.migrate import SchemaTooNewError, is_current, migrate
 from metering.store.serving import StoreInUseError
 from metering.store.store import Store, open_store
 from metering.store.trouble import explained
+from metering.terms import TermsError
 from metering.users import DirectoryError, NotFoundError
 
 T = TypeVar("T")
@@ -61,6 +62,7 @@ _STATUS_OF_ERROR: tuple[tuple[type[Exception], Status], ...] = (
     (BackupError, Status.NO),
     (StoreInUseError, Status.STORE),
     (PeriodError, Status.USAGE),
+    (TermsError, Status.USAGE),
     (SettingError, Status.CONFIGURATION),
     (PlansFileError, Status.CONFIGURATION),
     (PriceFileError, Status.CONFIGURATION),

@@ -1,20 +1,35 @@
 """`token`: gateway tokens. A new one is printed once, alone, on standard output."""
 
-from collections.abc import Sequence
+from collections import defaultdict
+from collections.abc import Iterator, Sequence
 from typing import Annotated, Any
 
 import typer
 
+from automna_proxy.commands.caps import (
+    CreditsPerDay,
+    CreditsPerMonth,
+    RequestsPerDay,
+    RequestsPerMonth,
+    caps_as_facts,
+    caps_of_options,
+)
 from automna_proxy.commands.session import CLOCK, CommandError, Json, Status, UserId, with_store
 from automna_proxy.commands.times import duration_s, future_ms
 from automna_proxy.tables import Table, to_the_second
 from automna_proxy.terminal import note, say, show, show_json
-from metering.reports import instant
+from metering.caps import CapState, states_of
 from metering.store.store import Store
+from metering.terms import LIMIT_KEYS, caps_of_token, parse_limits, parse_scope
 from metering.users import SHOWN_PREFIX_CHARS, TOKEN_PREFIX, Directory, GatewayToken, hash_of
 
 app = typer.Typer(no_args_is_help=True, help="Gateway tokens: what an agent uses as its API key everywhere.")
 
+Patterns = Annotated[
+    list[str] | None,
+    typer.Option(help="Only what matches this pattern; may be given several times.", show_default=False),
+]
+Limit = Annotated[int | None, typer.Option(help="Of this token, beside the plan's.", show_default=False)]
 TokenRef = Annotated[
     str,
     typer.Argument(
@@ -28,21 +43,57 @@ TokenRef = Annotated[
 @app.command()
 def create(
     user_id: UserId,
+    *,
     label: Annotated[str | None, typer.Option(help="A name for people: which machine has it.")] = None,
     expires: Annotated[
         str | None,
         typer.Option(help="After 12h, 30d or 2w; or on 2026-12-31 (00:00 UTC) or at an RFC 3339 time."),
     ] = None,
+    parent: Annotated[
+        str | None,
+        typer.Option(
+            metavar="TOKEN", help="Make it a child of this token: it dies with it and never exceeds it."
+        ),
+    ] = None,
+    surface: Patterns = None,
+    operation: Patterns = None,
+    model: Patterns = None,
+    credits_per_day: CreditsPerDay = None,
+    credits_per_month: CreditsPerMonth = None,
+    requests_per_day: RequestsPerDay = None,
+    requests_per_month: RequestsPerMonth = None,
+    requests_per_minute: Limit = None,
+    tokens_per_minute: Limit = None,
+    concurrent_requests: Limit = None,
     as_json: Json = False,
 ) -> None:
     """Create a gateway token. It is shown this once, alone on standard output.
 
+    Without --surface, --operation and --model it may what its user's plan allows.
+
     Example: OPENCLAW_GATEWAY_TOKEN=$(automna-proxy token create alice --label laptop --expires 90d)
+
+    Example: automna-proxy token create alice --parent amp_Jq3fXw --surface anthropic --model "claude-haiku-*"
+    --credits-per-day 500
     """
+    scope = parse_scope({"surfaces": surface, "operations": operation, "models": model})
+    caps = caps_of_options(credits_per_day, credits_per_month, requests_per_day, requests_per_month)
+    rates = (requests_per_minute, tokens_per_minute, concurrent_requests)
+    limits = parse_limits(dict(zip(LIMIT_KEYS, rates, strict=True)))
     expires_at_ms = future_ms("--expires", expires, CLOCK.now_ms()) if expires is not None else None
 
     async def work(store: Store) -> tuple[str, GatewayToken]:
-        return await Directory(store, CLOCK).create_token(user_id, label=label, expires_at_ms=expires_at_ms)
+        directory = Directory(store, CLOCK)
+        parent_id = None if parent is None else await _id_of(directory, parent)
+        return await directory.create_token(
+            user_id,
+            label=label,
+            expires_at_ms=expires_at_ms,
+            parent_id=parent_id,
+            scope=scope,
+            caps=caps,
+            limits=limits,
+        )
 
     secret, token = with_store(work)
     if as_json:
@@ -54,7 +105,7 @@ def create(
 
 @app.command("list")
 def list_tokens(user_id: UserId, as_json: Json = False) -> None:
-    """List a user's gateway tokens: never the tokens themselves."""
+    """List a user's gateway tokens, children below their parents: never the tokens themselves."""
 
     async def work(store: Store) -> list[GatewayToken]:
         return await Directory(store, CLOCK).tokens(user_id)
@@ -66,9 +117,42 @@ def list_tokens(user_id: UserId, as_json: Json = False) -> None:
         show(tokens_table(f"Gateway tokens of {user_id}", tokens))
 
 
+@app.command("show")
+def show_token(token: TokenRef, as_json: Json = False) -> None:
+    """Show a gateway token: its scope, its limits, what its caps have left, and its living children."""
+
+    async def work(store: Store) -> tuple[GatewayToken, list[CapState], int]:
+        directory = Directory(store, CLOCK)
+        found = await directory.token(await _id_of(directory, token))
+        states = await states_of(store.readers, caps_of_token(found.link), CLOCK.now_ms())
+        return found, states, len(await directory.living_descendants(found.id))
+
+    found, caps, descendants = with_store(work)
+    if as_json:
+        states = [cap.as_json() for cap in caps]
+        show_json({**token_as_json(found), "caps": states, "living_descendants": descendants})
+        return
+    scope, limits = found.scope.as_json(), found.limits.as_json()
+    facts = (
+        ("user", found.user_id),
+        ("prefix", found.prefix),
+        ("label", found.label),
+        ("state", state_of(found)),
+        ("created", to_the_second(found.created_at_ms)),
+        ("expires", to_the_second(found.expires_at_ms) if found.expires_at_ms else None),
+        ("parent", found.parent_id),
+        ("replaced by", found.successor_id),
+        ("living descendants", str(descendants)),
+        *((name, ", ".join(patterns)) for name, patterns in scope.items()),
+        *((f"cap: {name}", state) for name, state in caps_as_facts(caps)),
+        *((name.replace("_", " "), f"{limit:,}") for name, limit in limits.items() if limit is not None),
+    )
+    show(Table(f"Gateway token {found.id}", ("fact", "value"), facts))
+
+
 @app.command()
 def revoke(token: TokenRef, as_json: Json = False) -> None:
-    """Revoke a gateway token, within a second on every worker. Requests in flight finish."""
+    """Revoke a gateway token and all that come from it, within a second on every worker. Requests in flight finish."""
 
     async def work(store: Store) -> GatewayToken:
         directory = Directory(store, CLOCK)
@@ -89,7 +173,10 @@ def rotate(
     ] = "0s",
     as_json: Json = False,
 ) -> None:
-    """Replace a gateway token: same user, label and expiry. The new one stands alone on standard output.
+    """Replace a gateway token: same user, label, expiry, scope, caps and children. The new one stands alone on
+    standard output.
+
+    What its caps have spent stays spent. A token that leaked is better revoked: its children may be somebody else's.
 
     Example: automna-proxy token rotate amp_Jq3fXw --overlap 10m
     """
@@ -110,6 +197,7 @@ def rotate(
 
 
 def tokens_table(title: str, tokens: Sequence[GatewayToken]) -> Table:
+    prefixes = {token.id: token.prefix for token in tokens}
     rows = [
         (
             token.prefix,
@@ -117,36 +205,49 @@ def tokens_table(title: str, tokens: Sequence[GatewayToken]) -> Table:
             token.label,
             to_the_second(token.created_at_ms),
             to_the_second(token.expires_at_ms) if token.expires_at_ms else None,
+            prefixes.get(token.parent_id or ""),
+            _terms_of(token),
             token.id,
         )
-        for token in tokens
+        for token in _as_tree(tokens)
     ]
     return Table(
         title,
-        ("prefix", "state", "label", "created", "expires", "id"),
+        ("prefix", "state", "label", "created", "expires", "parent", "may", "id"),
         rows,
         note="there are none; create one by `token create USER`",
-        left_out_first=("id", "created"),
+        left_out_first=("id", "created", "may", "parent"),
     )
 
 
+def _as_tree(tokens: Sequence[GatewayToken]) -> Iterator[GatewayToken]:
+    """Each followed by its children. Those whose parent is not there come first of all."""
+    known = {token.id for token in tokens}
+    children: dict[str | None, list[GatewayToken]] = defaultdict(list)
+    for token in tokens:
+        children[token.parent_id if token.parent_id in known else None].append(token)
+
+    def below(parent_id: str | None) -> Iterator[GatewayToken]:
+        for token in children[parent_id]:
+            yield token
+            yield from below(token.id)
+
+    return below(None)
+
+
+def _terms_of(token: GatewayToken) -> str | None:
+    """Scope and caps in a few words."""
+    lists = [f"{name} {' '.join(patterns)}" for name, patterns in token.scope.as_json().items()]
+    caps = [f"{cap.limit:,} {cap.meter.value} a {cap.period.value}" for cap in token.caps]
+    return "; ".join((*lists, *caps)) or None
+
+
 def state_of(token: GatewayToken) -> str:
-    if token.revoked_at_ms is not None:
-        return "revoked"
-    return "live" if token.is_live(CLOCK.now_ms()) else "expired"
+    return token.state(CLOCK.now_ms())
 
 
 def token_as_json(token: GatewayToken) -> dict[str, Any]:
-    return {
-        "id": token.id,
-        "user": token.user_id,
-        "prefix": token.prefix,
-        "label": token.label,
-        "state": state_of(token),
-        "created_at": instant(token.created_at_ms),
-        "expires_at": instant(token.expires_at_ms) if token.expires_at_ms else None,
-        "revoked_at": instant(token.revoked_at_ms) if token.revoked_at_ms else None,
-    }
+    return token.as_json(CLOCK.now_ms())
 
 
 async def _id_of(directory: Directory, given: str) -> str:

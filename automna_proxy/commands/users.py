@@ -4,6 +4,14 @@ from typing import Annotated, Any
 
 import typer
 
+from automna_proxy.commands.caps import (
+    CreditsPerDay,
+    CreditsPerMonth,
+    RequestsPerDay,
+    RequestsPerMonth,
+    caps_as_facts,
+    caps_of_options,
+)
 from automna_proxy.commands.credit import credit_in_words
 from automna_proxy.commands.session import (
     CLOCK,
@@ -19,12 +27,14 @@ from automna_proxy.commands.tokens import token_as_json, tokens_table
 from automna_proxy.tables import Table
 from automna_proxy.terminal import say, show, show_json
 from metering.admission import owner_of
+from metering.caps import CapState, states_of
 from metering.clock import next_month
 from metering.grants import credit_as_json, credit_of
 from metering.ledger import Balance
 from metering.plans import DEFAULT_PLAN, Plans
 from metering.reports import balances_of, credits_as_json, instant
 from metering.store.store import Store
+from metering.terms import caps_of_user
 from metering.users import Directory, GatewayToken, User
 
 app = typer.Typer(no_args_is_help=True, help="Users: who is billed, on which plan.")
@@ -81,13 +91,17 @@ def show_user(user_id: UserId, as_json: Json = False) -> None:
     """Show a user with their credits of this month and their gateway tokens."""
     plans = current_plans()
 
-    async def work(store: Store) -> tuple[User, Balance, Balance, Balance, list[GatewayToken]]:
-        directory = Directory(store, CLOCK)
+    async def work(
+        store: Store,
+    ) -> tuple[User, Balance, Balance, Balance, list[CapState], list[GatewayToken]]:
+        directory, owner, now_ms = Directory(store, CLOCK), owner_of(user_id), CLOCK.now_ms()
         user, tokens = await directory.user(user_id), await directory.tokens(user_id)
-        money, open_requests = await balances_of(store.readers, owner_of(user_id), CLOCK.now_ms())
-        return user, money, open_requests, await credit_of(store.readers, user_id), tokens
+        money, open_requests = await balances_of(store.readers, owner, now_ms)
+        prepaid = await credit_of(store.readers, user_id)
+        caps = await states_of(store.readers, caps_of_user(owner, user.caps), now_ms)
+        return user, money, open_requests, prepaid, caps, tokens
 
-    user, money, open_requests, prepaid, tokens = with_store(work)
+    user, money, open_requests, prepaid, caps, tokens = with_store(work)
     plan = plans.get(user.plan_at(CLOCK.now_ms()))
     # A plan that the plans file no longer has allows nothing.
     credit = credits_as_json(money, plan.allowance_nanousd if plan else 0)
@@ -97,6 +111,7 @@ def show_user(user_id: UserId, as_json: Json = False) -> None:
                 **user_as_json(user),
                 "credits": credit,
                 "prepaid_credit": credit_as_json(prepaid),
+                "caps": [cap.as_json() for cap in caps],
                 "open_requests": open_requests.held,
                 "tokens": [token_as_json(token) for token in tokens],
             }
@@ -110,6 +125,7 @@ def show_user(user_id: UserId, as_json: Json = False) -> None:
         ("credits this month", f"{credit['used']:,} of {credit['limit']:,}, {credit['held']:,} held"),
         ("prepaid credit", credit_in_words(prepaid)),
         ("open requests", str(open_requests.held)),
+        *((f"cap: {name}", state) for name, state in caps_as_facts(caps)),
     )
     show(Table(f"User {user.id}", ("fact", "value"), facts))
     show(tokens_table(f"Gateway tokens of {user.id}", tokens))
@@ -159,6 +175,31 @@ def set_plan(
 
 
 @app.command()
+def set_cap(
+    user_id: UserId,
+    *,
+    credits_per_day: CreditsPerDay = None,
+    credits_per_month: CreditsPerMonth = None,
+    requests_per_day: RequestsPerDay = None,
+    requests_per_month: RequestsPerMonth = None,
+    none: Annotated[bool, typer.Option("--none", help="Take all caps away.")] = False,
+    as_json: Json = False,
+) -> None:
+    """Cap what a user may use beside the plan, within a second on every worker: these caps and no others.
+
+    Example: automna-proxy user set-cap alice --credits-per-day 2000 --requests-per-month 10000
+    """
+    caps = caps_of_options(credits_per_day, credits_per_month, requests_per_day, requests_per_month)
+    if none == bool(caps):
+        raise CommandError(Status.USAGE, "expected at least one cap, such as --credits-per-day N, or --none")
+
+    async def work(store: Store) -> User:
+        return await Directory(store, CLOCK).set_caps(user_id, caps)
+
+    _report(with_store(work), as_json=as_json, done="capped" if caps else "uncapped")
+
+
+@app.command()
 def disable(user_id: UserId, as_json: Json = False) -> None:
     """Refuse all gateway tokens of a user, within a second on every worker. Requests in flight finish."""
 
@@ -188,6 +229,7 @@ def user_as_json(user: User) -> dict[str, Any]:
         "next_plan": None if coming is None else coming[1],
         "status": user.status,
         "created_at": instant(user.created_at * 1000),
+        "caps": [cap.as_json() for cap in user.caps],
     }
 
 

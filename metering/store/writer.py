@@ -26,6 +26,7 @@ import sqlite3
 import threading
 import time
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
 from typing import NamedTuple
 
 from metering.errors import Reason, Refused
@@ -80,10 +81,12 @@ class Done(NamedTuple):
     rows: list[Row | None]
 
 
-class Declined(NamedTuple):
-    """A unit that was undone, by the name of the step's refusal."""
+@dataclass(frozen=True, slots=True)
+class Declined:
+    """A unit that was undone, by the name of the step's refusal; `step` is its place in the unit."""
 
     refusal: str
+    step: int = field(default=0, compare=False)
 
 
 Result = Done | Declined
@@ -468,6 +471,6 @@ def _run_steps(execute: Callable[..., sqlite3.Cursor], steps: Sequence[Step]) ->
         else:
             is_refused = not cursor.rowcount
         if is_refused and refusal is not None:
-            return Declined(refusal)
+            return Declined(refusal, len(rows))
         rows.append(row)
     return Done(rows)

@@ -60,7 +60,7 @@ async def request(ledger: Ledger, reservation: Reservation, dice: random.Random,
     if dice.random() < 0.3:
         extending = ledger.extend(reservation, [money(HOLD, of=ALLOWANCE, owner=owner)])
         if dice.random() < 0.5:
-            if await extending:
+            if await extending is None:
                 say(f"extended {reservation.id}")
         else:  # the settle comes while the extension is under way
             task = asyncio.get_running_loop().create_task(extending)

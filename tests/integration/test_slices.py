@@ -11,6 +11,7 @@ import httpx
 import pytest
 
 from metering.sse import EventCutter, data_of
+from metering.terms import Cap, CapMeter, CapPeriod
 from simulators.anthropic import AnthropicSimulator, ReportedUsage, streams
 from simulators.anthropic_messages import Content, Message, message_events
 from simulators.gemini import VENDOR_KEY as GEMINI_KEY
@@ -312,3 +313,22 @@ async def test_on_a_soft_budget_what_runs_finishes_and_then_nothing_is_admitted(
         assert {entry["basis"] for entry in entries} == {"reported"}
         assert (await client.post("/v1/messages", json=LARGE)).status_code == 402
         await gateway.assert_clean()
+
+
+# --- caps -----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("budget", ["hard", "soft"])
+async def test_a_stream_is_cut_where_the_cap_of_its_token_ends_and_the_error_says_whose(
+    tmp_path, vendor, budget
+):
+    cap = Cap(CapMeter.CREDITS, CapPeriod.DAY, FOR_TWO_SLICES)
+    vendor.next(streams(text=filler_of_bytes(40_000), events=800, stalls_after=60))
+    async with running_gateway(tmp_path, upstream=vendor.url, env=SLICES, budget=budget) as gateway:
+        async with client_of(gateway, await gateway.new_token(caps=[cap])) as client:
+            answer = await client.post("/v1/messages", json=LARGE)
+        last = events_of(answer.content)[-1].decode()
+        assert re.search(r"Daily usage limit reached \(\d+ of \d+ credits of this gateway token\)\. Resets on ", last)
+        entry = await gateway.only_entry()
+        assert entry["outcome"] == "budget_ended"
+        assert entry["cost_nanousd"] <= FOR_TWO_SLICES * CREDIT_NANOUSD

@@ -225,7 +225,7 @@ class LedgerMachine(RuleBasedStateMachine):
         owner, purse = f"user:{exchange.user}", self.purses[exchange.user]
         more = [money(amount, of=purse.plan, owner=owner, period=exchange.month)]
         more += [cap_of(exchange.user, amount)] if exchange.has_cap else []
-        is_granted = self.run(self.ledgers[exchange.worker].extend(exchange.reservation, more))
+        is_granted = self.run(self.ledgers[exchange.worker].extend(exchange.reservation, more)) is None
         on_credit = min(amount, purse.credit.left) if exchange.has_credit else 0
         month = purse.months[exchange.month]
         fits = self._fits(month, purse.plan, amount - on_credit, has_credit=exchange.has_credit)

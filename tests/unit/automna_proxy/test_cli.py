@@ -356,6 +356,8 @@ def test_a_plan_that_is_gone_is_shown_as_such(cli: Cli, tmp_path: Path) -> None:
         ("user", "set-plan", "bob", "pro"),
         ("user", "set-plan", "bob", "pro", "--at-period-end"),
         ("user", "disable", "bob"),
+        ("user", "set-cap", "bob", "--none"),
+        ("token", "show", "tok_1"),
         ("user", "enable", "bob"),
         ("credit", "grant", "bob", "--credits", "1", "--source", "inv_1"),
         ("credit", "list", "bob"),
@@ -470,6 +472,102 @@ def test_a_label_cannot_forge_lines_or_colours(cli: Cli) -> None:
     lines = cli.ok("token", "list", "alice").splitlines()
     assert len(lines) == 2
     assert lines[1].split("\t")[2] == "a\\nb\\x1b[31m\\tc"
+
+
+# --- tokens that are handed on, and caps ---------------------------------------------------------------------
+
+
+def test_a_child_is_made_with_its_terms_and_shown(cli: Cli) -> None:
+    parent = cli.json("token", "create", "alice", "--label", "laptop")
+    terms = (
+        *("--surface", "anthropic", "--surface", "user", "--operation", "*", "--model", "claude-haiku-*"),
+        *("--credits-per-day", "500", "--requests-per-month", "9", "--requests-per-minute", "3"),
+    )
+    child = cli.json("token", "create", "alice", "--parent", parent["token"], *terms)
+    assert child["parent"] == parent["id"]
+    assert child["scope"] == {
+        "surfaces": ["anthropic", "user"],
+        "operations": ["*"],
+        "models": ["claude-haiku-*"],
+    }
+    assert child["limits"]["requests_per_minute"] == 3
+    shown = cli.json("token", "show", child["token"])
+    assert "token" not in shown
+    assert [(cap["meter"], cap["limit"], cap["left"]) for cap in shown["caps"]] == [
+        ("credits", 500, 500),
+        ("requests", 9, 9),
+    ]
+    assert cli.json("token", "show", parent["id"])["living_descendants"] == 1
+    facts = dict(line.split("\t") for line in cli.ok("token", "show", child["id"]).splitlines())
+    assert facts["surfaces"] == "anthropic, user"
+    assert facts["cap: credits per day"].startswith("0 of 500, 0 held, returns ")
+    assert facts["requests per minute"] == "3"
+
+
+def test_children_are_listed_below_their_parents(cli: Cli) -> None:
+    one, two = (cli.json("token", "create", "alice", "--label", label) for label in ("one", "two"))
+    cli.ok("token", "create", "alice", "--label", "below one", "--parent", one["id"], "--model", "a*")
+    cli.ok(
+        "token", "create", "alice", "--label", "below two", "--parent", two["id"], "--credits-per-day", "5000"
+    )
+    rows = [line.split("\t") for line in cli.ok("token", "list", "alice").splitlines()]
+    assert rows[0] == ["prefix", "state", "label", "created", "expires", "parent", "may", "id"]
+    assert [(row[2], row[5], row[6]) for row in rows[1:]] == [
+        ("one", "", ""),
+        ("below one", one["prefix"], "models a*"),
+        ("two", "", ""),
+        ("below two", two["prefix"], "5,000 credits a day"),
+    ]
+
+
+def test_revoking_a_parent_revokes_its_children(cli: Cli) -> None:
+    parent = cli.json("token", "create", "alice")
+    cli.ok("token", "create", "alice", "--parent", parent["id"])
+    cli.ok("token", "revoke", parent["id"])
+    assert {token["state"] for token in cli.json("token", "list", "alice")["tokens"]} == {"revoked"}
+
+
+@pytest.mark.parametrize(
+    ("args", "status", "expected"),
+    [
+        (("--parent", "tok_none"), 3, "there is no gateway token tok_none"),
+        (("--parent", "BOB"), 1, "is not of user alice"),
+        (("--parent", "ALICE", "--expires", "31d"), 1, "expected an expiry no later than the parent's, "),
+        (("--credits-per-day", "-1"), 2, "caps[0].limit: given -1"),
+        (("--model", ""), 2, "models: given [''], expected a list of 1 to 20 patterns"),
+        (("--tokens-per-minute", "0"), 2, "limits.tokens_per_minute: given 0"),
+    ],
+)
+def test_a_token_that_cannot_be_is_refused_and_says_why(
+    cli: Cli, args: tuple[str, ...], status: int, expected: str
+) -> None:
+    cli.ok("user", "add", "bob")
+    known = {
+        "ALICE": cli.json("token", "create", "alice", "--expires", "30d")["id"],
+        "BOB": cli.json("token", "create", "bob")["id"],
+    }
+    result = cli.run("token", "create", "alice", *(known.get(arg, arg) for arg in args))
+    assert (result.exit_code, result.stdout) == (status, "")
+    assert expected in one_line(result.stderr)
+
+
+def test_a_users_caps_are_set_shown_and_taken_away(cli: Cli) -> None:
+    cli.ok("user", "set-cap", "alice", "--credits-per-day", "2000", "--requests-per-month", "7")
+    assert cli.json("user", "set-cap", "alice", "--credits-per-day", "3000")["caps"] == [
+        {"meter": "credits", "period": "day", "limit": 3_000}
+    ]
+    (cap,) = cli.json("user", "show", "alice")["caps"]
+    assert (cap["of"], cap["limit"], cap["used"], cap["left"]) == ("this account", 3_000, 0, 3_000)
+    assert "cap: credits per day\t0 of 3,000, 0 held, returns " in cli.ok("user", "show", "alice")
+    assert cli.ok("user", "set-cap", "alice", "--none") == "uncapped alice (plan pro, active)\n"
+    assert cli.json("user", "show", "alice")["caps"] == []
+
+
+@pytest.mark.parametrize("args", [(), ("--none", "--credits-per-day", "5")])
+def test_caps_are_named_or_taken_away_but_not_both(cli: Cli, args: tuple[str, ...]) -> None:
+    result = cli.run("user", "set-cap", "alice", *args)
+    assert result.exit_code == 2
+    assert "expected at least one cap, such as --credits-per-day N, or --none" in one_line(result.stderr)
 
 
 # --- usage and the ledger -------------------------------------------------------------------------------------

@@ -11,10 +11,11 @@ import pytest
 
 from metering.admission import Admission, Admitted, Caller, Request, owner_of
 from metering.errors import Reason, Refused
-from metering.ledger import MONEY, Ledger
+from metering.ledger import MONEY, REQUESTS, SPEND, Ledger
 from metering.money import CREDIT_NANOUSD
 from metering.plans import Plan, load_plans
 from metering.rate_limits import RateLimits
+from metering.terms import Cap, CapMeter, CapPeriod, Link, Scope, Terms, terms_of
 from tests.support.ledger import PERIOD, Bench, money, open_bench, request_id, settlement
 
 PRO = replace(
@@ -37,10 +38,11 @@ class Desk:
         plan: Plan = PRO,
         user: str = "ada",
         model: str = "m",
+        terms: Terms | None = None,
         has_credit: bool = False,
     ) -> Admitted:
         return await self.admission.admit(
-            Caller(user, f"tok_{user}", plan, has_credit=has_credit),
+            Caller(user, f"tok_{user}", plan, terms, has_credit=has_credit),
             Request(request_id(), "anthropic", "POST /v1/messages", (model,), round(credits_ * CREDIT), 0),
         )
 
@@ -315,3 +317,179 @@ async def test_holds_of_the_dead_are_given_back_to_the_budget(desk: Desk) -> Non
     assert (await desk.refusal(1_000)).reason is Reason.BUDGET_HELD
     await desk.bench.ledger.expire_worker("wrk_dead")
     await desk.admit(1_000)
+
+
+# --- caps -----------------------------------------------------------------------------------------------
+
+TODAY = "2026-11-20"
+MS_PER_DAY = 86_400_000
+
+
+def cap(meter: str, period: str, limit: int) -> Cap:
+    return Cap(CapMeter(meter), CapPeriod(period), limit)
+
+
+def terms(*links: Link, user: tuple[Cap, ...] = ()) -> Terms | None:
+    return terms_of(links or (Link("t"),), "user:ada", user)
+
+
+@pytest.mark.parametrize(
+    ("meter", "period", "limit", "message"),
+    [
+        (
+            "credits",
+            "day",
+            100,
+            "Daily usage limit reached (100 of 100 credits of {}). Resets on 21 November 2026.",
+        ),
+        (
+            "credits",
+            "month",
+            100,
+            "Monthly usage limit reached (100 of 100 credits of {}). Resets on 1 December 2026.",
+        ),
+        (
+            "requests",
+            "day",
+            1,
+            "Daily usage limit reached (1 of 1 requests of {}). Resets on 21 November 2026.",
+        ),
+        (
+            "requests",
+            "month",
+            1,
+            "Monthly usage limit reached (1 of 1 requests of {}). Resets on 1 December 2026.",
+        ),
+    ],
+)
+@pytest.mark.parametrize(
+    ("place", "whose"),
+    [
+        ("token", "this gateway token"),
+        ("parent", "the gateway token that this one comes from"),
+        ("user", "this account"),
+    ],
+)
+async def test_a_spent_cap_says_which_whose_how_much_and_when_it_returns(
+    desk: Desk, meter: str, period: str, limit: int, message: str, place: str, whose: str
+) -> None:
+    caps = (cap(meter, period, limit),)
+    capped = {
+        "token": terms(Link("t", caps=caps)),
+        "parent": terms(Link("t"), Link("p", caps=caps)),
+        "user": terms(user=caps),
+    }[place]
+    await desk.settle(await desk.admit(100, terms=capped), 100)
+    refused = await desk.refusal(1, terms=capped)
+    assert (refused.reason, refused.retry_after_s) == (Reason.BUDGET_EXHAUSTED, None)
+    assert refused.message == message.format(whose)
+    assert len(refused.message) <= 300
+    resets = "21 November 2026" if period == "day" else "1 December 2026"
+    assert refused.facts == {
+        f"used_{meter}": limit,
+        f"limit_{meter}": limit,
+        "resets": resets,
+        "cap": f"{meter} per {period} of {whose}",
+    }
+    await desk.admit(1)  # others are not capped
+
+
+async def test_a_request_holds_on_the_caps_of_all_its_chain_and_of_its_user_or_on_none(desk: Desk) -> None:
+    capped = terms(
+        Link("c", caps=(cap("credits", "day", 500),)),
+        Link("p", caps=(cap("credits", "month", 90), cap("requests", "day", 9))),
+        user=(cap("requests", "month", 9),),
+    )
+    accounts = (
+        ("token:c", SPEND, TODAY),
+        ("token:p", SPEND, PERIOD),
+        ("token:p", REQUESTS, TODAY),
+        ("user:ada", REQUESTS, PERIOD),
+    )
+
+    async def stand() -> list[tuple[int, int]]:
+        return [await desk.bench.account(*account) for account in accounts]
+
+    assert "of the gateway token that this one" in (await desk.refusal(91, terms=capped)).message
+    assert await stand() == [(0, 0)] * 4
+    admitted = await desk.admit(80, terms=capped)
+    assert await stand() == [(0, 80 * CREDIT), (0, 80 * CREDIT), (0, 1), (0, 1)]
+    await desk.settle(admitted, 30)
+    assert await stand() == [(30 * CREDIT, 0), (30 * CREDIT, 0), (1, 0), (1, 0)]
+    assert await desk.bench.account() == (30 * CREDIT, 0), "and the plan's money, as always"
+    voided = await desk.admit(1, terms=capped)
+    await desk.bench.ledger.void(voided.reservation)
+    assert await stand() == [(30 * CREDIT, 0), (30 * CREDIT, 0), (1, 0), (1, 0)]
+
+
+@pytest.mark.parametrize(("meter", "limit"), [("credits", 1_000), ("requests", 10)])
+async def test_of_two_hundred_requests_of_siblings_on_a_parents_cap_for_ten_exactly_ten_are_granted(
+    desk: Desk, meter: str, limit: int
+) -> None:
+    parent = Link("p", caps=(cap(meter, "day", limit),))
+    plan = replace(PRO, credits_per_month=1_000_000)
+    siblings = [terms(Link(f"c{number}"), parent) for number in range(4)]
+    results = await asyncio.gather(
+        *(desk.admit(100, terms=siblings[number % 4], plan=plan) for number in range(200)),
+        return_exceptions=True,
+    )
+    granted = [result for result in results if isinstance(result, Admitted)]
+    refused = [result for result in results if isinstance(result, Refused)]
+    assert (len(granted), len(refused)) == (10, 190)
+    assert {(refusal.reason, refusal.retry_after_s) for refusal in refused} == {(Reason.BUDGET_HELD, 2.0)}
+    assert {refusal.message for refusal in refused} == {
+        (
+            f"Requests in flight hold the rest of the {meter} that the gateway token that this one comes from "
+            "may use today; retry when they have finished."
+        )
+    }
+    await asyncio.gather(*(desk.settle(admitted, 100) for admitted in granted))
+    refusal = await desk.refusal(100, terms=siblings[0], plan=plan)
+    assert refusal.reason is Reason.BUDGET_EXHAUSTED
+
+
+async def test_a_request_too_large_for_what_a_cap_has_left_is_told_how_large(desk: Desk) -> None:
+    capped = terms(Link("t", caps=(cap("credits", "day", 100),)))
+    await desk.settle(await desk.admit(100, terms=capped), 40)
+    refused = await desk.refusal(60.5, terms=capped)
+    assert refused.message == (
+        "Daily usage limit reached for a request of this size: it may cost up to 61 credits, 60 of 100 of "
+        "this gateway token are left (a lower max_tokens costs less). Resets on 21 November 2026."
+    )
+    await desk.admit(60, terms=capped)
+
+
+async def test_a_cap_of_none_admits_what_is_free_only(desk: Desk) -> None:
+    capped = terms(Link("t", caps=(cap("credits", "day", 0),)))
+    assert (await desk.refusal(1, terms=capped)).reason is Reason.BUDGET_EXHAUSTED
+    await desk.admit(0, terms=capped)
+
+
+async def test_a_daily_cap_returns_at_midnight_and_a_monthly_one_with_the_month(desk: Desk) -> None:
+    capped = terms(Link("t", caps=(cap("requests", "day", 1), cap("requests", "month", 2))))
+    midnight_ms = desk.bench.clock.ms + MS_PER_DAY // 2
+    await desk.settle(await desk.admit(1, terms=capped), 1)
+    desk.bench.clock.ms = midnight_ms - 1
+    assert "Daily" in (await desk.refusal(1, terms=capped)).message
+    desk.bench.clock.ms = midnight_ms
+    await desk.settle(await desk.admit(1, terms=capped), 1)
+    desk.bench.clock.ms = midnight_ms + MS_PER_DAY
+    assert "Monthly" in (await desk.refusal(1, terms=capped)).message
+    desk.bench.clock.ms = 1_796_083_200_000  # 2026-12-01 00:00 UTC
+    await desk.admit(1, terms=capped)
+
+
+async def test_what_costs_more_than_it_held_is_booked_on_its_caps_too(desk: Desk) -> None:
+    capped = terms(Link("t", caps=(cap("credits", "day", 100),)))
+    await desk.settle(await desk.admit(10, terms=capped), 15)
+    assert await desk.bench.account("token:t", SPEND, TODAY) == (15 * CREDIT, 0)
+
+
+async def test_a_scope_is_looked_at_before_anything_is_counted_or_held(desk: Desk) -> None:
+    one = replace(PRO, requests_per_minute=1)
+    narrow = terms(Link("t", Scope(operations=("GET *",))))
+    refused = await desk.refusal(1, plan=one, terms=narrow)
+    assert refused.reason is Reason.FORBIDDEN
+    other = terms(Link("t", Scope(models=("x",))))
+    assert (await desk.refusal(1, plan=one, terms=other)).reason is Reason.MODEL_UNAVAILABLE
+    await desk.admit(1, plan=one, terms=other, model="x")

@@ -226,10 +226,10 @@ async def test_a_new_grant_can_be_used_though_the_month_is_overdrawn(bench: Benc
 
 async def test_an_extension_holds_by_the_same_rule(bench: Bench) -> None:
     reservation = await hold(bench, 30)
-    assert await bench.ledger.extend(reservation, [money(60, of=PLAN)])
+    assert await bench.ledger.extend(reservation, [money(60, of=PLAN)]) is None
     assert await accounts(bench) == ((0, 40), (0, 50))
     assert reservation.hold_nanousd == 90
-    assert not await bench.ledger.extend(reservation, [money(61, of=PLAN)])
+    assert await bench.ledger.extend(reservation, [money(61, of=PLAN)]) is not None
     assert await accounts(bench) == ((0, 40), (0, 50))
     held = await bench.ledger.held(reservation.id)
     assert held is not None
@@ -238,9 +238,21 @@ async def test_an_extension_holds_by_the_same_rule(bench: Bench) -> None:
     assert await accounts(bench) == ((90, 0), (0, 0))
 
 
+async def test_a_forced_extension_holds_on_credit_first_and_on_the_month_beyond_its_allowance(
+    bench: Bench,
+) -> None:
+    reservation = await hold(bench, 30)
+    assert await bench.ledger.extend(reservation, [money(200, of=PLAN)]) is not None
+    assert await bench.ledger.extend(reservation, [money(200, of=PLAN)], is_forced=True) is None
+    assert await accounts(bench) == ((0, 180), (0, 50))
+    await bench.ledger.settle(reservation, settlement(220))
+    assert await accounts(bench) == ((180, 0), (40, 0))
+    assert await bench.entries(reservation.id) == [("settle", 220)]
+
+
 async def test_an_extension_of_another_meter_leaves_money_and_credit_alone(bench: Bench) -> None:
     reservation = await hold(bench, 30)
-    assert await bench.ledger.extend(reservation, [Hold("user:ada", REQUESTS, PERIOD, 1, 10)])
+    assert await bench.ledger.extend(reservation, [Hold("user:ada", REQUESTS, PERIOD, 1, 10)]) is None
     assert await accounts(bench) == ((0, 0), (0, 30))
     await bench.ledger.void(reservation)
 

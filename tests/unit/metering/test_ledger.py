@@ -248,7 +248,7 @@ async def test_voiding_gives_all_back_and_leaves_an_entry_that_says_why(bench: B
 
 async def test_extending_holds_more_and_settling_gives_all_of_it_back(bench: Bench) -> None:
     reservation = await bench.reserve(money(100), gauge())
-    assert await bench.ledger.extend(reservation, [money(50)])
+    assert await bench.ledger.extend(reservation, [money(50)]) is None
     assert (await bench.account(), reservation.hold_nanousd) == ((0, 150), 150)
     await bench.ledger.settle(reservation, settlement(140))
     assert await bench.account() == (140, 0)
@@ -257,7 +257,7 @@ async def test_extending_holds_more_and_settling_gives_all_of_it_back(bench: Ben
 
 async def test_an_extension_beyond_the_allowance_changes_nothing(bench: Bench) -> None:
     reservation = await bench.reserve(money(100))
-    assert not await bench.ledger.extend(reservation, [money(901)])
+    assert await bench.ledger.extend(reservation, [money(901)]) is not None
     assert (await bench.account(), reservation.hold_nanousd) == ((0, 100), 100)
     await bench.ledger.settle(reservation, settlement(100))
 
@@ -265,7 +265,7 @@ async def test_an_extension_beyond_the_allowance_changes_nothing(bench: Bench) -
 async def test_an_extension_of_what_is_resolved_holds_nothing(bench: Bench) -> None:
     reservation = await bench.reserve(money(100))
     resolved = bench.ledger.settle(reservation, settlement(100))
-    assert not await bench.ledger.extend(reservation, [money(50)])
+    assert await bench.ledger.extend(reservation, [money(50)]) is not None
     assert await resolved is Resolved.DONE
     assert await bench.account() == (100, 0)
 
@@ -284,7 +284,7 @@ async def test_a_resolution_during_an_extension_waits_for_it_and_leaks_nothing(
     else:
         resolved = bench.ledger.void(reservation)
     assert await resolved is Resolved.DONE
-    assert await extending == [is_granted]
+    assert [declined is None for declined in await extending] == [is_granted]
     assert (await bench.account(), await bench.gauge()) == ((120 if verb == "settle" else 0, 0), 0)
 
 
@@ -298,7 +298,7 @@ async def test_an_extension_whose_waiter_is_cancelled_leaks_nothing(bench: Bench
 
 async def test_extending_touches_accounts_that_were_not_held_before(bench: Bench) -> None:
     reservation = await bench.reserve(money(100))
-    assert await bench.ledger.extend(reservation, [money(100, owner="token:t1"), gauge()])
+    assert await bench.ledger.extend(reservation, [money(100, owner="token:t1"), gauge()]) is None
     await bench.ledger.settle(reservation, settlement(30))
     assert (await bench.account(), await bench.account("token:t1")) == ((30, 0), (30, 0))
     assert await bench.gauge() == 0
@@ -485,7 +485,7 @@ async def test_a_settle_that_waits_for_an_extension_at_the_end_is_written(tmp_pa
         extending = asyncio.gather(bench.ledger.extend(reservation, [money(50)]))
         await asyncio.sleep(0)
         resolved = bench.ledger.settle(reservation, settlement(60))
-    assert await extending == [True]
+    assert await extending == [None]
     assert resolved.result() is Resolved.DONE
 
 

@@ -22,6 +22,7 @@ from metering.verify import verify_file
 from tests.support.ledger import NOW_MS
 
 CLOCK = ManualClock(NOW_MS)
+TOKENS_VERSION = 4
 TABLES = {
     *("users", "gateway_tokens", "accounts", "reservations", "entries", "workers", "changes"),
     *("llm_usage", "usage_events", "schema_migrations", "owned_objects", "deferred_work", "grants"),
@@ -95,6 +96,28 @@ def test_processes_that_race_apply_each_step_once(tmp_path: Path) -> None:
             database = Database(tmp_path / f"{number}.db", busy_timeout_s=10)
             applied = list(threads.map(lambda _, database=database: migrate(database, CLOCK), range(8)))
             assert sorted(name for names in applied for name in names) == [step.name for step in migrations()]
+
+
+def test_tokens_of_before_are_families_of_their_own_and_may_what_they_could(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    database = Database(tmp_path / "x.db")
+    with monkeypatch.context() as before:
+        earlier = [step for step in migrations() if step.version < TOKENS_VERSION]
+        before.setattr(migrate_module, "migrations", lambda: earlier)
+        migrate(database, CLOCK)
+    with closing(database.connect()) as connection:
+        connection.execute("INSERT INTO users (id, plan, created_at, updated_at) VALUES ('ada', 'pro', 0, 0)")
+        connection.execute(
+            "INSERT INTO gateway_tokens (id, user_id, token_hash, token_prefix, created_at_ms) "
+            "VALUES ('tok_1', 'ada', 'h', 'amp_x', 0)"
+        )
+        migrate(database, CLOCK)
+        columns = "family, parent_id, successor_id, scope, caps, requests_per_minute"
+        assert connection.execute(f"SELECT {columns} FROM gateway_tokens").fetchall() == [
+            ("tok_1", None, None, None, None, None)
+        ]
+        assert connection.execute("SELECT caps FROM users").fetchall() == [(None,)]
 
 
 def test_a_later_schema_is_refused_and_left_alone(tmp_path: Path) -> None:

@@ -4,6 +4,7 @@ import asyncio
 from collections.abc import AsyncIterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -13,6 +14,7 @@ from metering.grants import grant
 from metering.plans import load_plans
 from metering.store.store import Store
 from metering.store.writer import Step, Unit
+from metering.terms import Cap, CapMeter, CapPeriod, Scope
 from metering.users import Directory
 from proxy.auth import Authenticator
 from tests.support.ledger import open_bench
@@ -206,3 +208,83 @@ async def test_who_looks_into_a_store_with_fewer_changes_than_were_heard_of_begi
     with pytest.raises(Refused) as refusal:
         await door.admits()
     assert refusal.value.reason is Reason.UNAUTHENTICATED
+
+
+# --- chains ---------------------------------------------------------------------------------------------
+
+
+async def refusal(door: Door, secret: str) -> Refused:
+    with pytest.raises(Refused) as refused:
+        await door.authenticator.authenticate({secret.encode()})
+    return refused.value
+
+
+async def chain_of(door: Door, **more: Any) -> tuple[str, str, str]:
+    """The door's own token, a child and a grandchild of it: the child's id, and the secrets of both, remembered."""
+    secret, child = await door.directory.create_token("ada", parent_id=door.token_id, **more)
+    grandsecret, _ = await door.directory.create_token("ada", parent_id=child.id)
+    for token in (secret, grandsecret):
+        await door.authenticator.authenticate({token.encode()})
+    return child.id, secret, grandsecret
+
+
+async def test_a_caller_carries_the_terms_of_its_chain_and_the_first_without_any_carries_none(
+    door: Door,
+) -> None:
+    caller = await door.authenticator.authenticate({door.token})
+    assert caller.token is None
+    _, secret, _ = await chain_of(door, scope=Scope(models=("a",)))
+    caller = await door.authenticator.authenticate({secret.encode()})
+    assert caller.token is not None
+    assert not caller.token.may_hand_on
+
+
+@pytest.mark.parametrize("above", [0, 1])
+async def test_revoking_a_token_above_is_heard_of_by_those_who_remember_one_below(
+    door: Door, above: int
+) -> None:
+    child_id, secret, grandsecret = await chain_of(door)
+    await door.directory.revoke((door.token_id, child_id)[above])
+    await door.authenticator.authenticate({grandsecret.encode()})  # not heard of yet
+    await door.authenticator.look_for_changes()
+    for token in (grandsecret, secret):
+        assert "was revoked" in (await refusal(door, token)).message
+    assert bool(above) is await admits_door(door)
+
+
+async def admits_door(door: Door) -> bool:
+    try:
+        return await door.admits()
+    except Refused:
+        return False
+
+
+async def test_a_change_of_caps_is_heard_of_by_every_token_of_the_user(door: Door) -> None:
+    _, _, grandsecret = await chain_of(door)
+    await door.directory.set_caps("ada", (Cap(CapMeter.REQUESTS, CapPeriod.DAY, 5),))
+    await door.authenticator.look_for_changes()
+    for token in (grandsecret.encode(), door.token):
+        caller = await door.authenticator.authenticate({token})
+        assert caller.token is not None
+        assert [cap.owner for cap in caller.token.caps] == ["user:ada"]
+
+
+async def test_what_is_remembered_expires_with_the_first_of_its_chain(door: Door) -> None:
+    expires_at_ms = door.clock.now_ms() + 30_000
+    _, secret, grandsecret = await chain_of(door, expires_at_ms=expires_at_ms)
+    door.clock.advance(29.9)
+    await door.authenticator.authenticate({grandsecret.encode()})
+    door.clock.advance(0.1)
+    for token in (grandsecret, secret):
+        assert "has expired" in (await refusal(door, token)).message
+    assert await door.admits()
+
+
+async def test_a_rotated_parents_children_go_on_after_its_overlap_though_they_were_remembered(
+    door: Door,
+) -> None:
+    child_id, secret, grandsecret = await chain_of(door)
+    await door.directory.rotate(child_id, overlap_s=0)
+    await door.authenticator.look_for_changes()
+    assert "has expired" in (await refusal(door, secret)).message
+    await door.authenticator.authenticate({grandsecret.encode()})

@@ -1,0 +1,134 @@
+"""Caps as accounts: which holds they are for a request, what is said when one refuses, and where they stand."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, cast
+
+from metering.clock import Clock, day_of, month_of, next_day, next_month
+from metering.errors import Reason, Refused
+from metering.ledger import SELECT_ACCOUNT, SPEND, Balance, Hold
+from metering.money import credits_left, credits_of
+from metering.store.readers import Readers
+from metering.terms import CapPeriod, OwnedCap
+
+HELD_RETRY_AFTER_S = 2.0
+"""When requests in flight hold the rest of an allowance: about as long as a request takes."""
+MS_PER_DAY = 86_400_000
+_WHEN = {CapPeriod.DAY: ("Daily", "today"), CapPeriod.MONTH: ("Monthly", "this month")}
+
+
+class CapHolds:
+    """The holds of one process's requests on their callers' caps. Names a day once, not for every request."""
+
+    def __init__(self, clock: Clock) -> None:
+        self._clock = clock
+        self._day_number = -1
+        self._names = {CapPeriod.DAY: "", CapPeriod.MONTH: ""}
+
+    def holds(self, caps: Sequence[OwnedCap], ceiling_nanousd: int) -> list[Hold]:
+        """One request, and what it may cost, on every cap. What holds no money is not held on caps of money."""
+        day_number = self._clock.now_ms() // MS_PER_DAY
+        if day_number != self._day_number:
+            at_ms = day_number * MS_PER_DAY
+            self._names = {CapPeriod.DAY: day_of(at_ms), CapPeriod.MONTH: month_of(at_ms)}
+            self._day_number = day_number
+        return [
+            Hold(
+                cap.owner,
+                cap.meter,
+                self._names[cap.period],
+                ceiling_nanousd if cap.meter == SPEND else 1,
+                cap.allowance,
+            )
+            for cap in caps
+            if cap.meter != SPEND or ceiling_nanousd
+        ]
+
+
+def cap_of(hold: Hold, caps: Sequence[OwnedCap]) -> OwnedCap:
+    """The cap that a hold is for."""
+    is_daily = len(hold.period) > len("2026-11")
+    period = CapPeriod.DAY if is_daily else CapPeriod.MONTH
+    return next(cap for cap in caps if (cap.owner, cap.meter, cap.period) == (hold.owner, hold.meter, period))
+
+
+def cap_refusal(cap: OwnedCap, hold: Hold, balance: Balance, now_ms: int, *, own_nanousd: int = 0) -> Refused:
+    """Why a hold on a cap was refused. Spent, only held, or too large: as for the plan's own allowance.
+
+    `own_nanousd`: what the request holds already, of which it has used most."""
+    title, today = _WHEN[cap.period]
+    is_money = cap.meter == SPEND
+    own = own_nanousd if is_money else 0
+    used = credits_of(balance.spent + own) if is_money else balance.spent
+    limit, unit = cap.cap.limit, cap.cap.meter.value
+    resets = _resets(cap.period, now_ms)
+    facts: dict[str, int | str] = {
+        f"used_{unit}": used,
+        f"limit_{unit}": limit,
+        "resets": resets,
+        "cap": f"{unit} per {cap.period.value} of {cap.whose}",
+    }
+    if balance.spent + own + hold.amount <= cap.allowance:
+        return Refused(
+            Reason.BUDGET_HELD,
+            f"Requests in flight hold the rest of the {unit} that {cap.whose} may use {today}; "
+            "retry when they have finished.",
+            retry_after_s=HELD_RETRY_AFTER_S,
+            facts=facts,
+        )
+    left = credits_left(cap.allowance - balance.spent) if is_money else 0
+    if not left or own:
+        message = (
+            f"{title} usage limit reached ({used:,} of {limit:,} {unit} of {cap.whose}). Resets on {resets}."
+        )
+    else:
+        message = (
+            f"{title} usage limit reached for a request of this size: it may cost up to "
+            f"{credits_of(hold.amount):,} credits, {left:,} of {limit:,} of {cap.whose} are left "
+            f"(a lower max_tokens costs less). Resets on {resets}."
+        )
+    return Refused(Reason.BUDGET_EXHAUSTED, message, facts=facts)
+
+
+def _resets(period: CapPeriod, now_ms: int) -> str:
+    at = next_day(now_ms) if period is CapPeriod.DAY else next_month(now_ms)
+    return at.strftime("%-d %B %Y")
+
+
+# --- where caps stand --------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class CapState:
+    """A cap and its account in the current period."""
+
+    cap: OwnedCap
+    balance: Balance
+    resets_at: str
+
+    def as_json(self) -> dict[str, Any]:
+        """In the cap's own unit: credits used and held rounded up, left rounded down."""
+        cap, balance = self.cap, self.balance
+        left = cap.allowance - balance.spent - balance.held
+        is_money = cap.meter == SPEND
+        return {
+            "of": cap.whose.value,
+            **cap.cap.as_json(),
+            "used": credits_of(balance.spent) if is_money else balance.spent,
+            "held": credits_of(balance.held) if is_money else balance.held,
+            "left": credits_left(left) if is_money else max(left, 0),
+            "resets_at": self.resets_at,
+        }
+
+
+async def states_of(readers: Readers, caps: Sequence[OwnedCap], now_ms: int) -> list[CapState]:
+    """Each cap as it stands now. Raises Refused(STORE_UNAVAILABLE)."""
+    states = []
+    for cap in caps:
+        is_daily = cap.period is CapPeriod.DAY
+        name = day_of(now_ms) if is_daily else month_of(now_ms)
+        resets = next_day(now_ms) if is_daily else next_month(now_ms)
+        row = await readers.row(SELECT_ACCOUNT, (cap.owner, cap.meter, name))
+        balance = Balance(*cast("tuple[int, int, int]", row)) if row else Balance(0, 0, 0)
+        states.append(CapState(cap, balance, resets.strftime("%Y-%m-%dT%H:%M:%SZ")))
+    return states
