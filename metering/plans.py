@@ -52,6 +52,15 @@ class Plan:
 Plans = Mapping[str, Plan]
 
 
+@dataclass(frozen=True, slots=True)
+class TokenLimits:
+    """Limits of one gateway token, beside those of its user's plan; None: only the plan's."""
+
+    requests_per_minute: int | None = None
+    tokens_per_minute: int | None = None
+    concurrent_requests: int | None = None
+
+
 def load_plans(path: Path | None = None) -> Plans:
     """The plans of `path`, or those that ship with the package. Raises PlansFileError."""
     try:

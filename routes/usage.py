@@ -68,6 +68,7 @@ class Reports:
         async with self._readers() as readers:
             money, open_requests = await balances_of(readers, owner, now_ms)
         used = self._rate_limits.used(owner, plan.requests_per_minute)
+        used_tokens = self._rate_limits.tokens.used(owner, plan.tokens_per_minute)
         return {
             "user": caller.user_id,
             "plan": plan.name,
@@ -82,6 +83,11 @@ class Reports:
                 "limit": plan.requests_per_minute,
                 "used": used,
                 "remaining": max(0, plan.requests_per_minute - used),
+            },
+            "tokens_per_minute": {
+                "limit": plan.tokens_per_minute,
+                "used": used_tokens,
+                "remaining": max(0, plan.tokens_per_minute - used_tokens),
             },
             "concurrent_requests": {
                 "limit": plan.concurrent_requests,
@@ -100,6 +106,7 @@ class Reports:
         caller = await self._authenticator.authenticate(tokens)
         request.scope[OWN_EXCHANGE].caller = caller
         rate = self._rate_limits.hit(f"reports:{caller.user_id}", REPORTS_PER_MINUTE)
+        request.scope[OWN_EXCHANGE].reports_rate = rate
         if not rate.is_allowed:
             raise Refused(
                 Reason.RATE_LIMITED,
