@@ -54,7 +54,7 @@ class Request:
     """It uses no tokens that count: a bucket below zero does not stop it."""
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Admitted(Standing):
     """A durable reservation, and where the caller stands."""
 

@@ -18,7 +18,9 @@ from metering.tokens_per_minute import TokensPerMinute
 
 KEYS_MAX = 100_000
 """Keys remembered. Evicting one forgives its owner at most one minute's requests."""
-WINDOW_S = 60
+LIMITS_MAX = 1_000
+"""Different limits remembered: plans have a few, but users choose those of their own tokens."""
+WINDOW_S, WINDOW_MS = 60, 60_000
 
 
 class BoundedStorage(Storage, SlidingWindowCounterSupport):
@@ -69,11 +71,10 @@ class BoundedStorage(Storage, SlidingWindowCounterSupport):
         self._touched = window, position_s
         return window, position_s
 
-    def touched(self) -> tuple[int, int, float]:
-        """Of the key that was asked about last: the counts of its previous and its current window, and the seconds
-        since that began. To ask by the key once more costs as much as the hit itself."""
-        (_, current, previous), position_s = self._touched
-        return previous, current, position_s
+    def touched(self) -> tuple[list[int], float]:
+        """The counters of the key that was asked about last, and the seconds since their window began. To ask by the key
+        once more costs as much as the hit itself."""
+        return self._touched
 
     def incr(self, key: str, expiry: int, amount: int = 1) -> int:
         window, _ = self._roll(key, expiry)
@@ -119,18 +120,17 @@ class RateLimits:
             return RateState(False, 0, 0, self._clock.now_ms() + WINDOW_S * 1000, float(WINDOW_S))
         item = self._items.get(requests_per_minute)
         if item is None:
+            if len(self._items) >= LIMITS_MAX:
+                self._items.clear()
             item = self._items[requests_per_minute] = RateLimitItemPerMinute(requests_per_minute)
         is_allowed = self._limiter.hit(item, owner) if is_counted else self._limiter.test(item, owner)
-        previous, current, position_s = self._storage.touched()
-        left_s = WINDOW_S - position_s
-        used = math.floor(previous * left_s / WINDOW_S + current)
-        return RateState(
-            is_allowed,
-            requests_per_minute,
-            max(0, requests_per_minute - used) if is_allowed else 0,
-            self._clock.now_ms() + math.ceil(left_s * 1000),
-            0.0 if is_allowed else _wait_s(requests_per_minute, previous, current, left_s),
-        )
+        (window, current, previous), position_s = self._storage.touched()
+        left_s, reset_ms = WINDOW_S - position_s, (window + 1) * WINDOW_MS
+        if not is_allowed:
+            wait_s = _wait_s(requests_per_minute, previous, current, left_s)
+            return RateState(False, requests_per_minute, 0, reset_ms, wait_s)
+        remaining = requests_per_minute - (int(previous * left_s / WINDOW_S) + current)
+        return RateState(True, requests_per_minute, max(0, remaining), reset_ms, 0.0)
 
     def look(self, owner: str, requests_per_minute: int) -> RateState:
         """As `hit`, counting nothing."""
@@ -140,7 +140,7 @@ class RateLimits:
         """Requests counted against the limit now, rounded down."""
         item = RateLimitItemPerMinute(max(requests_per_minute, 1))
         self._limiter.test(item, owner)
-        previous, current, position_s = self._storage.touched()
+        (_, current, previous), position_s = self._storage.touched()
         return math.floor(previous * (WINDOW_S - position_s) / WINDOW_S + current)
 
 

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from metering.rate_state import RateState
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)  # one for each request: frozen, it would cost three times as much to make
 class Standing:
     """Right after a request was counted or refused. Of a plan and a gateway token with limits of its own, what is
     tighter. Money in nano-USD, instants in UTC milliseconds."""

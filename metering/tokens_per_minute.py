@@ -54,6 +54,8 @@ class TokensPerMinute:
         """Where an owner stands. A state that is not allowed says how long until it is."""
         now_ms = self._clock.now_ms()
         used = self._used(owner, tokens_per_minute, now_ms)
+        if not used and tokens_per_minute > 0:
+            return RateState(True, tokens_per_minute, tokens_per_minute, now_ms, 0.0)
         left = tokens_per_minute * PARTS - used
         if left > 0:
             reset_ms = now_ms + -(-used // tokens_per_minute)
@@ -84,8 +86,8 @@ class TokensPerMinute:
             return 0
         used, at_ms = bucket
         used = min(used, tokens_per_minute * (PARTS + DEBT_MS_MAX))  # the limit may be lower than it was
-        # A clock that was set back moves nothing: what flows back does so from then on.
-        used -= tokens_per_minute * max(0, now_ms - at_ms)
+        if now_ms > at_ms:  # a clock that was set back moves nothing: from then on it flows back as ever
+            used -= tokens_per_minute * (now_ms - at_ms)
         if used <= 0:
             del self._buckets[owner]
             return 0

@@ -2,8 +2,8 @@
 what is left of it (draft-ietf-httpapi-ratelimit-headers-11, of 2026-05; lists of RFC 9651).
 
 Units that the draft's registry does not have (`tokens`, `credits`) are named all the same: without a unit they would be
-taken for requests. `t` is the time until all of a limit is there again; of one that refuses, the time until it does not,
-which is what Retry-After says.
+taken for requests. `t` is the time that what is left has to last; of a limit that refuses, the time until it does not, which
+is what Retry-After says.
 """
 
 import math
@@ -66,4 +66,5 @@ def _time_left_s(rate: RateState, now_ms: int) -> int:
     """Rounded up, and never 0: what is left divided by it is a pace to some clients."""
     if rate.retry_after_s:
         return max(1, math.ceil(rate.retry_after_s))
-    return max(1, -((now_ms - rate.reset_ms) // 1000))
+    left_ms = rate.reset_ms - now_ms
+    return (left_ms + 999) // 1000 if left_ms > 0 else 1

@@ -98,9 +98,9 @@ def duration(ms: int) -> str:
     if ms < _MS_PER_S:
         return f"{ms}ms"
     seconds = ms / _MS_PER_S
-    minutes, seconds = divmod(seconds, _S_PER_MINUTE)
-    if not minutes:
+    if seconds < _S_PER_MINUTE:  # nearly always
         return f"{seconds:g}s"
+    minutes, seconds = divmod(seconds, _S_PER_MINUTE)
     hours, minutes = divmod(int(minutes), _S_PER_MINUTE)
     return (f"{hours}h" if hours else "") + f"{minutes}m{round(seconds, 3):g}s"
 
