@@ -5,7 +5,9 @@ BIN := $(VENV)/bin
 OLD_SDKS := anthropic-0 openai-2
 AGENT := tests/openclaw
 ROOMS := automna_proxy routes proxy provisioning metering simulators
-JOBS ?= auto
+CORES := $(shell nproc)
+JOBS ?= $(shell expr 2 \* $(CORES))
+NO_TESTS := 5
 ONCE ?=
 ROUNDS ?= 1000
 SEED ?=
@@ -43,6 +45,7 @@ check: install ## ruff, mypy strict, import-linter, the price table up to date
 
 test: install $(OLD_SDKS:%=.venv-%/.installed) ## every test but the image's (JOBS=1 for one process)
 	$(BIN)/python -m pytest -n $(JOBS) $(ARGS)
+	$(BIN)/python -m pytest -n $(CORES) -m "heavy and not slow and not image" $(ARGS) || [ $$? -eq $(NO_TESTS) ]
 
 image-test: install ## run the Dockerfile's steps in a folder, and what they make (needs root, no Docker)
 	$(BIN)/python -m pytest tests/image -m image $(ARGS)

@@ -111,6 +111,15 @@ class Settings:
     estimate_bytes_per_token: int = _setting(
         2, "the input estimate: a token for so many bytes of body", unit="bytes", minimum=1
     )
+    output_slice_tokens: int = _setting(
+        2_000, "output of a stream held at once, granted ahead of what it shows", unit="tokens", minimum=16
+    )
+    output_bytes_per_token: int = _setting(
+        3,
+        "what a stream shows counts as a token for so many bytes; with 1 no text can be denser",
+        unit="bytes",
+        minimum=1,
+    )
     credential_cache_max: int = _setting(
         10_000, "gateway tokens remembered per worker", unit="tokens", minimum=1
     )

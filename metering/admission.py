@@ -7,13 +7,12 @@ from typing import NamedTuple
 
 from metering.clock import Clock, month_of, next_month, utc
 from metering.errors import Reason, Refused
-from metering.ledger import MONEY, NO_PERIOD, OPEN_REQUESTS, Hold, Intent, Ledger, Reservation
+from metering.ledger import CHARGED, MONEY, NO_PERIOD, OPEN_REQUESTS, Hold, Intent, Ledger, Reservation
 from metering.money import credits_left, credits_of
-from metering.plans import Plan, TokenLimits
+from metering.plans import SOFT, Plan, TokenLimits
 from metering.prices import Priced
 from metering.rate_limits import RateLimits
-from metering.rate_state import RateState
-from metering.standing import Standing
+from metering.rate_state import RateState, Standing
 from metering.store.writer import Declined
 from metering.tokens_per_minute import counted_tokens
 
@@ -40,13 +39,14 @@ class Caller:
 
 @dataclass(frozen=True, slots=True)
 class Request:
-    """What is asked: the operation, the models it may run on, and its price in nano-USD at most and at least."""
+    """What is asked: the operation, the models it may run on, and what is to be held for it in nano-USD: its price at
+    most, or as far as it may get before more is asked for. `floor_nanousd` is its price at least."""
 
     id: str
     surface: str
     operation: str
     models: tuple[str, ...]
-    ceiling_nanousd: int
+    hold_nanousd: int
     floor_nanousd: int
     due_in_s: float | None = None
     """The work may go on after its request; its hold lives for so long without a word of it."""
@@ -166,7 +166,7 @@ class Admission:
             self._rate_limits.tokens.charge(owner, limit, tokens)
 
     async def admit(self, caller: Caller, request: Request) -> Admitted:
-        """Hold the most the request may cost. Raises Refused."""
+        """Hold what the request may cost. Raises Refused."""
         self.check_plan(caller, request.surface, request.models)
         requests, tokens = self.check_rate(caller, is_free=request.is_free)
         owner, allowance = owner_of(caller.user_id), caller.plan.allowance_nanousd
@@ -180,8 +180,8 @@ class Admission:
                 for owner, limits in caller.limits
                 if limits.concurrent_requests is not None
             ]
-        if request.ceiling_nanousd:
-            holds.append(Hold(owner, MONEY, period, request.ceiling_nanousd, allowance))
+        if request.hold_nanousd:
+            holds.append(Hold(owner, MONEY, period, request.hold_nanousd, allowance))
         intent = Intent(
             id=request.id,
             user_id=caller.user_id,
@@ -202,10 +202,23 @@ class Admission:
         remaining = allowance - balance.spent - balance.held if balance else None
         return Admitted(requests, tokens, concurrent, allowance, remaining, began_ms, ends_ms, reservation)
 
+    async def extend(self, caller: Caller, reservation: Reservation, more_nanousd: int) -> Refused | None:
+        """Hold more for a request that goes on; the refusal when an account has not enough left.
+
+        A soft budget lets what runs finish. Raises Refused(STORE_UNAVAILABLE).
+        """
+        charged = [hold for hold in reservation.intent.holds if hold.meter in CHARGED]
+        more = [hold._replace(amount=more_nanousd) for hold in charged]
+        if await self._ledger.extend(reservation, more, is_forced=caller.plan.budget == SOFT):
+            return None
+        return await self._budget_refusal(
+            caller, more_nanousd, charged[0].period, own_nanousd=reservation.hold_nanousd
+        )
+
     async def _refusal(self, meter: str, caller: Caller, request: Request, period: str) -> Refused:
         if meter == OPEN_REQUESTS:
             return await self._concurrency_refusal(caller)
-        return await self._budget_refusal(caller, request, period)
+        return await self._budget_refusal(caller, request.hold_nanousd, period)
 
     async def _concurrency_refusal(self, caller: Caller) -> Refused:
         """The limit that is met now; the plan's where that has changed since."""
@@ -217,14 +230,19 @@ class Admission:
                     return _too_many_concurrent(limit, _whose(caller, limits))
         return _too_many_concurrent(caller.plan.concurrent_requests, _of_plan(caller))
 
-    async def _budget_refusal(self, caller: Caller, request: Request, period: str) -> Refused:
-        """Spent, or only held, or too large: three different things to tell a person."""
+    async def _budget_refusal(
+        self, caller: Caller, asked_nanousd: int, period: str, *, own_nanousd: int = 0
+    ) -> Refused:
+        """Spent, or only held, or too large: three different things to tell a person.
+
+        `own_nanousd`: what the request holds already, of which it has used most."""
         allowance = caller.plan.allowance_nanousd
         balance = await self._ledger.balance(owner_of(caller.user_id), MONEY, period)
-        used, limit = credits_of(balance.spent), credits_of(allowance)
+        used_nanousd = balance.spent + own_nanousd
+        used, limit = credits_of(used_nanousd), credits_of(allowance)
         resets = next_month(self._clock.now_ms()).strftime("%-d %B %Y")
         facts: dict[str, int | str] = {"used_credits": used, "limit_credits": limit, "resets": resets}
-        if balance.spent + request.ceiling_nanousd <= allowance:
+        if used_nanousd + asked_nanousd <= allowance:
             return Refused(
                 Reason.BUDGET_HELD,
                 "Requests in flight hold the rest of the credits; retry when they have finished.",
@@ -232,13 +250,13 @@ class Admission:
                 facts=facts,
                 budget_left_nanousd=allowance - balance.spent - balance.held,
             )
-        left = credits_left(allowance - balance.spent)
-        if not left:
+        left = credits_left(allowance - used_nanousd)
+        if not left or own_nanousd:
             message = f"Monthly usage limit reached ({used:,} of {limit:,} credits). Resets on {resets}."
         else:
             message = (
                 f"Monthly usage limit reached for a request of this size: it may cost up to "
-                f"{credits_of(request.ceiling_nanousd):,} credits, {left:,} of {limit:,} are left "
+                f"{credits_of(asked_nanousd):,} credits, {left:,} of {limit:,} are left "
                 f"(a lower max_tokens costs less). Resets on {resets}."
             )
         return Refused(

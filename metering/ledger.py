@@ -67,6 +67,8 @@ class Outcome(enum.StrEnum):
     TIMED_OUT = "timed_out"
     WORKER_DIED = "worker_died"
     NOT_SENT = "not_sent"
+    BUDGET_ENDED = "budget_ended"
+    """A stream for which no further slice of output was granted: we ended it."""
     DEFERRED = "deferred"
     """In logs and metrics only: the work goes on, its entry comes when it has ended."""
 
@@ -163,6 +165,9 @@ SELECT ?1, ?2, ?3, ?4, 0, ?5 WHERE ?5 <= ?4
 ON CONFLICT (owner, meter, period) DO UPDATE
 SET held = accounts.held + excluded.held, allowance = excluded.allowance
 WHERE accounts.spent + accounts.held + excluded.held <= excluded.allowance"""
+
+HOLD_ANYWAY = """
+UPDATE accounts SET held = held + ?5, allowance = ?4 WHERE owner = ?1 AND meter = ?2 AND period = ?3"""
 
 MOVE_ACCOUNT = """
 UPDATE accounts SET spent = spent + ?4, held = held - ?5 WHERE owner = ?1 AND meter = ?2 AND period = ?3"""
@@ -299,17 +304,20 @@ class Ledger:
                 abandon(waiting.result())
             raise
 
-    async def extend(self, reservation: Reservation, more: Sequence[Hold]) -> bool:
+    async def extend(
+        self, reservation: Reservation, more: Sequence[Hold], *, is_forced: bool = False
+    ) -> bool:
         """Hold more on a reservation; False when an account has not enough left or it is resolved already.
 
-        One extension of a reservation at a time. Raises Refused(STORE_UNAVAILABLE): it is not granted by
+        `is_forced`: whatever is left on accounts that hold for it already, for what may not be cut. One extension of a reservation at a time. Raises Refused(STORE_UNAVAILABLE): it is not granted by
         EXTEND_TIMEOUT_S, or the one before is not in yet. What is refused so may still come to be held; the
         resolution, which waits for it, gives it back.
         """
         if reservation.extension is not None:
             raise store_unavailable("the last extension is not written yet")
         lines = _added(reservation.lines, more)
-        steps = [Step(HOLD_ACCOUNT, _hold_params(hold), refusal=hold.meter) for hold in sorted(more)]
+        statement = HOLD_ANYWAY if is_forced else HOLD_ACCOUNT
+        steps = [Step(statement, _hold_params(hold), refusal=hold.meter) for hold in sorted(more)]
         steps.append(
             Step(
                 EXTEND_RESERVATION,

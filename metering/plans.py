@@ -11,6 +11,8 @@ from typing import Any
 from metering.money import CREDIT_NANOUSD
 
 DEFAULT_PLAN = "free"
+HARD, SOFT = "hard", "soft"
+"""Budgets: no more than the allowance; or finish what runs, then refuse."""
 AMOUNT_MAX = 10**12
 """No limit of a plan exceeds this: it keeps every sum far inside 64 bits."""
 
@@ -35,7 +37,7 @@ class Plan:
     call_minutes_per_month: int
     surfaces: tuple[str, ...] = ("*",)
     models: tuple[str, ...] = ("*",)
-    budget: str = "hard"
+    budget: str = HARD
 
     @property
     def allowance_nanousd(self) -> int:
@@ -89,8 +91,8 @@ def _plan(name: str, table: Any) -> Plan:
         raise PlansFileError(f"plans.{name}: unknown key {min(unknown)!r}")
     values: dict[str, Any] = {key: _count(name, key, table) for key in _COUNTS}
     values |= {key: _strings(name, key, table[key]) for key in _PATTERNS if key in table}
-    budget = table.get("budget", "hard")
-    if budget not in {"hard", "soft"}:
+    budget = table.get("budget", HARD)
+    if budget not in {HARD, SOFT}:
         raise PlansFileError(f'plans.{name}.budget: given {budget!r}, expected "hard" or "soft"')
     return Plan(name=name, budget=budget, **values)
 

@@ -18,7 +18,7 @@ import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, date, datetime
-from functools import lru_cache
+from functools import cache, lru_cache
 from importlib import resources
 from pathlib import Path
 from typing import Any
@@ -201,8 +201,13 @@ class PriceTable:
 
     @classmethod
     def load(cls, path: Path | None = None) -> "PriceTable":
-        """Read the table at `path`, or the packaged one. Raises PriceFileError."""
-        root = _Node(table_content(path), "")
+        """Read the table at `path`, or the packaged one, which is read once. Raises PriceFileError."""
+        return _packaged_table() if path is None else cls.of(table_content(path))
+
+    @classmethod
+    def of(cls, content: Any) -> "PriceTable":
+        """The table that a file's JSON describes. Raises PriceFileError."""
+        root = _Node(content, "")
         root.only("schema", "version", "as_of", "overrides", "sources", "providers")
         if root["schema"].integer() != SCHEMA:
             raise root["schema"].wrong(f"{SCHEMA}, the only shape this release reads")
@@ -565,6 +570,11 @@ class _Node:
             return re.compile(template.format(self.text()))
         except re.error as error:
             raise self.wrong(f"a regular expression ({error})") from None
+
+
+@cache
+def _packaged_table() -> PriceTable:
+    return PriceTable.of(table_content(None))
 
 
 def table_content(path: Path | None) -> Any:

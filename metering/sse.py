@@ -19,7 +19,7 @@ EVENT_BYTES_MAX = 4 * 1024 * 1024
 """The longest event that is kept while it arrives in pieces. Vendors' largest (a final event that repeats
 the whole answer, a block of search results) are hundreds of kilobytes."""
 
-_BLANK_LINE = re.compile(rb"(?>\r\n|\r|\n){2}")
+BLANK_LINE = re.compile(rb"(?>\r\n|\r|\n){2}")
 """Two line ends in a row. Atomic: or else it would take the two bytes of one CRLF for two line ends."""
 _BYTE_ORDER_MARK = b"\xef\xbb\xbf"
 _LF = 0x0A
@@ -144,7 +144,7 @@ class SseScanner:
 
     def _scan_any_lines(self, chunk: bytes, start: int, found: list[SseEvent]) -> int:
         """The same where lines end in anything; slower, as each event's end is looked up."""
-        ends = [start, *(match.end() for match in _BLANK_LINE.finditer(chunk, start))]
+        ends = [start, *(match.end() for match in BLANK_LINE.finditer(chunk, start))]
         latest = chunk.rfind(self._latest, start, ends[-1]) if self._latest else -1
         for begin, end in pairwise(ends):
             if begin <= latest < end or any(chunk.find(marker, begin, end) >= 0 for marker in self.markers):
@@ -157,7 +157,7 @@ class SseScanner:
         before = bytes(self._pending[-1:])
         window = before + chunk[start:]
         if b"\r" in window:
-            match = _BLANK_LINE.search(window)
+            match = BLANK_LINE.search(window)
             end = -1 if match is None else match.end()
         else:
             end = window.find(b"\n\n")
@@ -240,7 +240,7 @@ class EventCutter:
             return _split_after(whole, b"\n\n")
         if _all_crlf(whole, 0):
             return _split_after(whole, b"\r\n\r\n")
-        ends = [0, *(match.end() for match in _BLANK_LINE.finditer(whole))]
+        ends = [0, *(match.end() for match in BLANK_LINE.finditer(whole))]
         if ends[-1] < len(whole):
             ends.append(len(whole))
         return [whole[begin:end] for begin, end in pairwise(ends)]
@@ -285,7 +285,7 @@ def _last_blank_line(window: bytes) -> int:
         at = window.rfind(b"\n\n")
         return 0 if at < 0 else at + 2
     end = 0
-    for match in _BLANK_LINE.finditer(window):
+    for match in BLANK_LINE.finditer(window):
         end = match.end()
     return end
 

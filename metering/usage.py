@@ -73,6 +73,26 @@ class Usage:
     is_exact: bool = True
     notes: tuple[str, ...] = ()
 
+    def with_output_at_most(self, tokens: int) -> "Usage":
+        """The same, with no more than so many tokens of each kind of output in each line."""
+        lines = [
+            UsageLine(
+                line.model,
+                {
+                    unit: min(count, tokens) if unit in OUTPUT_UNITS else count
+                    for unit, count in line.counts.items()
+                },
+                line.modifiers,
+            )
+            for line in self.lines
+        ]
+        return Usage(tuple(lines), self.is_exact, self.notes)
+
+    @property
+    def most_output(self) -> int:
+        """Of one kind, in one line."""
+        return max((line.counts.get(unit, 0) for line in self.lines for unit in OUTPUT_UNITS), default=0)
+
     def total(self, unit: str) -> int:
         return sum([line.counts.get(unit, 0) for line in self.lines])
 

@@ -20,3 +20,5 @@ class Bounds:
     settle_wait_s: float
     checkpoint_s: float
     estimate_bytes_per_token: int
+    output_slice_tokens: int
+    output_bytes_per_token: int

@@ -9,7 +9,7 @@ from collections.abc import Mapping
 import orjson
 
 from metering.errors import Reason, Refused
-from metering.standing import Standing
+from metering.rate_state import Standing
 from proxy.surface import Headers, Rendered
 
 STATUS: Mapping[Reason, int] = {

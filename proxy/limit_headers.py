@@ -10,8 +10,7 @@ import math
 from functools import lru_cache
 
 from metering.money import credits_left, credits_of
-from metering.rate_state import RateState
-from metering.standing import Standing
+from metering.rate_state import RateState, Standing
 from proxy.surface import Headers
 
 POLICIES_KEPT = 1_000

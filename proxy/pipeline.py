@@ -27,14 +27,15 @@ from metering.errors import Reason, Refused
 from metering.ids import new_id
 from metering.ledger import NO_COST, Ledger, Outcome, Resolved, Settlement, bounded
 from metering.objects import ObjectId, Objects
+from metering.plans import SOFT
 from metering.prices import PriceTable
-from metering.standing import Standing
+from metering.rate_state import Standing
 from metering.store.writer import Done, Result
 from metering.usage import NOTHING, Usage
 from proxy import forbidden
 from proxy.auth import Authenticator, conceal_tokens
 from proxy.bounds import Bounds
-from proxy.decoding import Decoder, decoder_for
+from proxy.decoding import decoder_for
 from proxy.deferral import Deferrals
 from proxy.downstream import BODILESS, CONNECTION, Connection
 from proxy.exchange import Exchange, Receive, Scope
@@ -46,7 +47,8 @@ from proxy.ownership import check_owner
 from proxy.query import check as check_query
 from proxy.relay import Relay, send_body
 from proxy.silence import SilenceKeeper
-from proxy.surface import AnswerHead, Headers, Inbound, Pricing, Rendered
+from proxy.slices import Slices
+from proxy.surface import AnswerHead, Demand, Headers, Inbound, Pricing, Rendered
 from proxy.telemetry import Telemetry
 from proxy.upstream import Answer, Broken, CancelledUnsent, TimedOut, UpstreamClient, UpstreamError
 
@@ -265,11 +267,11 @@ class Engine:
         provider, now_ms = mounted.surface.provider, self._clock.now_ms()
         pricing = Pricing(self._prices, now_ms, self._bounds.estimate_bytes_per_token, mounted.options)
         demand = exchange.demand = operation.meter.read(inbound, pricing)
-        ceiling = self._prices.price(provider, demand.ceiling, at_ms=now_ms)
-        if ceiling.flags:
+        held = self._prices.price(provider, self._held_at_first(demand, caller.plan.budget), at_ms=now_ms)
+        if held.flags:
             raise Refused(
                 Reason.MODEL_UNAVAILABLE,
-                f"model: {', '.join(demand.models)} ({', '.join(ceiling.flags)})",
+                f"model: {', '.join(demand.models)} ({', '.join(held.flags)})",
                 facts={"model": demand.models[0] if demand.models else ""},
             )
         floor = self._prices.price(provider, demand.floor, at_ms=now_ms)
@@ -278,10 +280,53 @@ class Engine:
             surface=mounted.surface.name,
             operation=operation.name,
             models=demand.models,
-            ceiling_nanousd=ceiling.cost_nanousd,
+            hold_nanousd=held.cost_nanousd,
             floor_nanousd=floor.cost_nanousd,
             due_in_s=operation.deferred.due_s if operation.deferred and demand.is_deferred else None,
             is_free=operation.meter.is_free,
+        )
+
+    def _held_at_first(self, demand: Demand, budget: str) -> Usage:
+        """All that the request may use; of a stream that can be cut, and on a budget that lets all finish, no more
+        visible output than a slice."""
+        if budget == SOFT:
+            return demand.ceiling.with_output_at_most(self._bounds.output_slice_tokens)
+        if demand.slicing is None:
+            return demand.ceiling
+        at_most = demand.slicing.unseen_tokens + self._bounds.output_slice_tokens
+        return demand.ceiling.with_output_at_most(at_most)
+
+    def _unseen_tokens(self, exchange: Exchange) -> int | None:
+        """Output held beside the slices of a stream; None where it needs no more than its first one."""
+        slicing, caller = exchange.demand.slicing, exchange.caller
+        if slicing is None or caller is None:
+            return None
+        unseen_tokens = 0 if caller.plan.budget == SOFT else slicing.unseen_tokens
+        most = exchange.demand.ceiling.most_output
+        return unseen_tokens if most - unseen_tokens > self._bounds.output_slice_tokens else None
+
+    def _slices(self, exchange: Exchange) -> Slices | None:
+        """What grants a stream its output, where not all of it is held."""
+        demand, caller, admitted = exchange.demand, exchange.caller, exchange.admitted
+        unseen_tokens = self._unseen_tokens(exchange)
+        if unseen_tokens is None or demand.slicing is None or caller is None or admitted is None:
+            return None
+        provider = exchange.surface.provider
+
+        def cost_of(tokens: int) -> int:
+            usage = demand.ceiling.with_output_at_most(unseen_tokens + tokens)
+            return self._prices.price(provider, usage, at_ms=self._clock.now_ms()).cost_nanousd
+
+        async def extend(from_tokens: int, until_tokens: int) -> Refused | None:
+            more_nanousd = cost_of(until_tokens) - cost_of(from_tokens)
+            return await self._admission.extend(caller, admitted.reservation, more_nanousd)
+
+        return Slices(
+            demand.slicing,
+            slice_tokens=self._bounds.output_slice_tokens,
+            ceiling_tokens=demand.ceiling.most_output - unseen_tokens,
+            bytes_per_token=self._bounds.output_bytes_per_token,
+            extend=extend,
         )
 
     def _enter(self, exchange: Exchange) -> None:
@@ -355,7 +400,8 @@ class Engine:
         headers = mounted.request_filter.passed(inbound.headers, secret=exchange.gateway_token)
         names = {name for name, _ in headers}
         headers += [pair for pair in mounted.fixed_headers if pair[0] not in names]
-        is_gzip_fine = not _has_gate(exchange) and accepts_gzip(inbound.headers)
+        is_plain_needed = _has_gate(exchange) or self._unseen_tokens(exchange) is not None
+        is_gzip_fine = not is_plain_needed and accepts_gzip(inbound.headers)
         headers.append((b"accept-encoding", b"gzip" if is_gzip_fine else b"identity"))
         headers.append(credential)
         target = path + b"?" + inbound.query if inbound.query else path
@@ -438,9 +484,10 @@ class Engine:
         is_head_early = exchange.head_is_out
         decoder = decoder_for(head.header(b"content-encoding"))
         exchange.observer = operation.meter.observe(inbound, exchange.demand, head)
-        gate = self._gate(exchange, inbound, head)
+        gate, slices = self._gate(exchange, inbound, head), self._slices(exchange)
         inbound.fields = {}  # as its body
-        headers = _as_framed(mounted.answer_headers(answer.headers), exchange, gate, decoder)
+        is_decoded = gate is not None and decoder is not None
+        headers = _as_framed(mounted.answer_headers(answer.headers), exchange, is_decoded=is_decoded)
 
         def begin() -> None:
             if not exchange.head_is_out:
@@ -463,6 +510,7 @@ class Engine:
             bind=lambda ids: self._bind(exchange, ids),
             refuse=lambda refused: self._withhold(exchange, refused),
             gate=gate,
+            slices=slices,
             is_head_early=is_head_early,
             is_shown=not is_head_early or _is_event_stream(head),
         )
@@ -534,6 +582,9 @@ class Engine:
         """End the client's answer as the vendor ended its own; what broke off never ends cleanly."""
         if relay.withheld is not None:  # the client has been told
             return
+        if relay.refused is not None:
+            await self._end_for_budget(exchange, relay, relay.refused)
+            return
         if not relay.is_shown:
             refused = Refused(
                 Reason.UPSTREAM_UNREACHABLE, f"{exchange.surface.name} answered without a stream."
@@ -551,6 +602,16 @@ class Engine:
             event = exchange.surface.dialect.stream_error(refused, exchange.request_id)
             await send_body(exchange, event, is_last=False)
         if not exchange.client_left:
+            exchange.connection.cut()
+
+    async def _end_for_budget(self, exchange: Exchange, relay: Relay, refused: Refused) -> None:
+        """Tell the client that its stream ends here, and why; where no event can follow, break it off."""
+        _make_showable(refused)
+        exchange.refused = refused
+        if relay.may_append:
+            event = exchange.surface.dialect.stream_error(refused, exchange.request_id)
+            await send_body(exchange, event, is_last=True)
+        elif not exchange.client_left:
             exchange.connection.cut()
 
     async def _answer_error(
@@ -779,9 +840,9 @@ def _make_showable(refused: Refused) -> None:
     refused.__context__ = refused.__cause__ = refused.__traceback__ = None
 
 
-def _as_framed(headers: Headers, exchange: Exchange, gate: Gate | None, decoder: Decoder | None) -> Headers:
+def _as_framed(headers: Headers, exchange: Exchange, *, is_decoded: bool) -> Headers:
     """A stream is framed anew: an event of our own may have to follow. What a gate has read goes down decoded."""
-    if gate is not None and decoder is not None:
+    if is_decoded:
         return [pair for pair in headers if pair[0] not in _LENGTH_AND_CODING]
     return [pair for pair in headers if pair[0] not in _LENGTH] if exchange.demand.is_streaming else headers
 

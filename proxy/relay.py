@@ -15,12 +15,14 @@ from collections.abc import Awaitable, Callable, Sequence
 from metering.errors import UPSTREAM_REASONS, Reason, Refused
 from metering.ledger import Outcome
 from metering.objects import ObjectId
+from metering.sse import BLANK_LINE
 from metering.store.writer import Declined, Result
 from proxy.decoding import Decoder
 from proxy.downstream import BODILESS
 from proxy.exchange import Exchange
 from proxy.gate import EventGate, Gate
 from proxy.silence import SilenceKeeper
+from proxy.slices import Slices
 from proxy.surface import PASS_ALL, Observer
 from proxy.upstream import Answer, Broken, TimedOut
 
@@ -35,6 +37,8 @@ IN_STREAM = "error in the stream"
 ENDED_EARLY = "ended before its last event"
 NOT_A_STREAM = "answered without a stream"
 """Causes, in the canonical line."""
+FINISHING_BYTES_MAX = 256 * 1024
+"""Of an event that passes to its end although its stream is to be cut; one that is longer is broken off."""
 ERROR_TYPE_CHARS_MAX = 100
 """Of a vendor's word in our log."""
 
@@ -46,14 +50,22 @@ class Relay:
         "_answer",
         "_begin",
         "_bind",
+        "_breaks_off_in_event",
         "_decoder",
         "_exchange",
+        "_finishing_bytes",
         "_gate",
+        "_has_events",
         "_is_decoded",
         "_observer",
+        "_plain",
         "_refuse",
         "_silence",
+        "_slices",
+        "_tail",
+        "_ungranted",
         "is_shown",
+        "refused",
         "withheld",
     )
 
@@ -69,6 +81,7 @@ class Relay:
         bind: Bind,
         refuse: Callable[[Refused], Awaitable[None]],
         gate: Gate | None,
+        slices: Slices | None,
         is_head_early: bool,
         is_shown: bool = True,
     ) -> None:
@@ -87,6 +100,18 @@ class Relay:
         self.withheld: Refused | None = None
         """Why the rest may not go down: an id in it has no owner."""
         self._gate = gate
+        self._slices = slices
+        self.refused: Refused | None = None
+        """Why no more of the answer is paid for: it ends here, and its vendor is not read on."""
+        self._ungranted: Refused | None = None
+        """The same, while the last event passes to its end."""
+        self._finishing_bytes = 0
+        self._breaks_off_in_event = False
+        self._tail = b""
+        self._plain: list[bytes] = []
+        """What a compressed chunk says, for the slices: it passes as it came, and can only be broken off."""
+        self._has_events = observer.at_boundary
+        """A JSON body never is at one: nothing of ours could follow any part of it."""
         self.is_shown = is_shown
         """False: the head that went out early promises a stream, and this is none. A client would read nothing
         in it and take that for an answer; it is read for the meter alone, and an error says what happened."""
@@ -108,6 +133,9 @@ class Relay:
         """An event of our own can follow: no event is half passed on, and the client reads plain bytes."""
         if isinstance(self._gate, EventGate):  # which lets nothing pass but whole events
             return True
+        if self.refused is not None:
+            is_plain = self._decoder is None or self._is_decoded
+            return self._has_events and is_plain and not self._breaks_off_in_event
         return self._observer.at_boundary and (self._decoder is None or self._is_decoded)
 
     async def run(self, settle: Settle) -> Outcome:
@@ -126,6 +154,8 @@ class Relay:
                 break
             # Asked at once: after a wait, the end may have come with bytes that are not in this chunk.
             await self._pass_on(chunk, settle, is_last=answer.is_complete)
+            if self.refused is not None:
+                return Outcome.BUDGET_ENDED
         if self._gate is not None:  # what it finds at the end decides how the answer ended
             await self._pass_on(b"", settle, is_last=True)
         self._observer.end()
@@ -144,15 +174,29 @@ class Relay:
         for decoded in self._decoder.feed(chunk):  # together they may be a thousand times the chunk
             if piece:
                 await self._pass_piece(piece, settle, is_last=False)
+            if self.refused is not None:
+                return
             piece = decoded
         await self._pass_piece(piece, settle, is_last=is_last)
 
     async def _pass_piece(self, chunk: bytes, settle: Settle, *, is_last: bool) -> None:
+        was_at_boundary = self._slices is None or self._observer.at_boundary
+        tail, self._tail = self._tail, chunk[-1:]
         hold_at = self._observe(chunk)
         if is_last:
             self._observer.end()
             if hold_at == PASS_ALL and self.is_whole:
                 hold_at = 0
+        elif (
+            self._slices is not None
+            and hold_at == PASS_ALL
+            and not await self._is_granted(self._plain or [chunk])
+        ):
+            if was_at_boundary or self._gate is not None:
+                self.refused = self._ungranted
+            else:
+                await self._finish_event(tail, chunk)
+            return
         if self._gate is not None:
             await self._pass_gate(self._gate, chunk, hold_at, settle, is_last=is_last)
             return
@@ -164,6 +208,27 @@ class Relay:
             chunk = chunk[hold_at:]
         await settle(self._outcome())
         await self.send(chunk, is_last=is_last)
+
+    async def _is_granted(self, pieces: Sequence[bytes]) -> bool:
+        """Whether what they show is paid for; waits for that if need be. What is not granted ends the answer."""
+        assert self._slices is not None
+        if self._ungranted is None:
+            are_granted = [self._slices.observe(piece) for piece in pieces]  # all of them: each counts
+            if not all(are_granted):
+                self._ungranted = await self._slices.wait()
+        return self._ungranted is None
+
+    async def _finish_event(self, tail: bytes, chunk: bytes) -> None:
+        """Let the event pass to its end that the client has begun to read, so that an error can follow it.
+
+        `tail`: the last byte before `chunk`, which may be half of what ends it."""
+        end = BLANK_LINE.search(tail + chunk)
+        stop = len(chunk) if end is None else end.end() - len(tail)
+        self._finishing_bytes += stop
+        await self.send(chunk[:stop])
+        if end is not None or not self._has_events or self._finishing_bytes > FINISHING_BYTES_MAX:
+            self._breaks_off_in_event = end is None
+            self.refused = self._ungranted
 
     async def _pass_gate(
         self, gate: Gate, chunk: bytes, hold_at: int, settle: Settle, *, is_last: bool
@@ -223,8 +288,13 @@ class Relay:
         decoder = self._decoder
         if decoder is None or self._is_decoded:
             return self._observer.feed(chunk) if chunk else PASS_ALL
-        holds = [self._observer.feed(piece) != PASS_ALL for piece in decoder.feed(chunk)]
-        return 0 if any(holds) else PASS_ALL
+        self._plain.clear()
+        is_held = False
+        for piece in decoder.feed(chunk):
+            is_held = self._observer.feed(piece) != PASS_ALL or is_held
+            if self._slices is not None:
+                self._plain.append(piece)
+        return 0 if is_held else PASS_ALL
 
     def _outcome(self) -> Outcome:
         """How an answer ended that the vendor ended by itself."""

@@ -10,7 +10,7 @@ from typing import Any, Protocol
 
 from metering.errors import Refused
 from metering.prices import PriceTable
-from metering.standing import Standing
+from metering.rate_state import Standing
 from metering.usage import NOTHING, Usage
 from proxy.json_walk import Walk, value_at
 
@@ -133,6 +133,18 @@ class AddedEvent:
 
 
 @dataclass(frozen=True, slots=True)
+class Slicing:
+    """How the output of a stream can be held in slices, granted ahead of what it shows.
+
+    `text` finds the output in whole lines of the stream, as group 1, without reading events. `unseen_tokens`: output
+    that may run before any of it is seen (reasoning); it is held from the start.
+    """
+
+    text: re.Pattern[bytes]
+    unseen_tokens: int = 0
+
+
+@dataclass(frozen=True, slots=True)
 class Demand:
     """What a request may cause. `ceiling` is the most it can use (held); `floor` is what it uses as soon as
     the vendor has it (booked when nothing better is ever learnt). `models` are all models it may run on."""
@@ -147,6 +159,8 @@ class Demand:
     """What such a stream then has too much."""
     is_deferred: bool = False
     """The work may go on after its answer (see Deferred)."""
+    slicing: Slicing | None = None
+    """None where all output is held from the start: an answer that cannot be cut, reasoning without a bound."""
 
 
 NO_DEMAND = Demand()

@@ -27,7 +27,7 @@ import ssl
 from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import partial
+from functools import cache, partial
 from math import inf
 from typing import Literal, Protocol, cast
 from urllib.parse import urlsplit
@@ -471,7 +471,9 @@ class UpstreamClient:
             self._reap_later(loop, next_s)
 
 
+@cache
 def _verifying_ssl_context() -> ssl.SSLContext:
+    """One for the process: reading the machine's certificates takes 20 ms."""
     context = ssl.create_default_context()
     context.set_alpn_protocols(["http/1.1"])
     return context

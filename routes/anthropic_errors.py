@@ -11,7 +11,7 @@ import orjson
 
 from metering.clock import utc
 from metering.errors import Refused
-from metering.standing import Standing
+from metering.rate_state import Standing
 from proxy.errors import (
     ACCOUNT_STATUSES,
     STATUS,

@@ -4,6 +4,7 @@ A ceiling is the sum of passes: one per model call that the request allows the v
 Facts about request fields: Anthropic docs and Python SDK 2.11.0 (`message_create_params.py`), 2026-11.
 """
 
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import chain
@@ -20,7 +21,7 @@ from metering.usage import (
     Usage,
     UsageLine,
 )
-from proxy.surface import AnswerHead, Demand, Inbound, Observer, Pricing
+from proxy.surface import AnswerHead, Demand, Inbound, Observer, Pricing, Slicing
 from routes import anthropic_usage
 from routes.counting import is_number, model_named, optional_text
 
@@ -43,6 +44,13 @@ _SERVER_TOOLS = ("web_search_", "web_fetch_", "code_execution_", "tool_search_to
 """Tools that the vendor runs inside the request: their results come back as input, of unknown length."""
 _WEB_SEARCH = "web_search_"
 _ADVISOR = "advisor_"
+_TEXT = re.compile(rb'"(?:text|thinking|partial_json)": ?"((?:[^"\\]+|\\.)*)')
+"""Where a stream shows what was written."""
+_THINKS_ONLY_IF_ASKED = re.compile(r"claude-(?:instant|2|3|(?:opus|sonnet|haiku)-4)(?:[-.].*)?")
+"""Models that do not think without a `thinking` of the request. Opus 5 is the first that does (Anthropic docs "What's new
+in Claude Opus 5", 2026-11); Fable and Mythos cannot be told not to."""
+_INTERLEAVED_BETA = b"interleaved-thinking"
+"""With it a budget of thoughts holds for each turn of a tool loop, not for the answer."""
 _KEYS_LOOKED_FOR = frozenset({"cache_control", "type"})
 _NAMES_LOOKED_FOR = (b'"cache_control"', b'"url"', b'"tool_definition"')
 
@@ -128,7 +136,27 @@ class _Reading:
             is_streaming=self._fields.get("stream") is True,
             ceiling=Usage(tuple(lines), is_exact=False),
             floor=Usage((floor,), is_exact=False),
+            slicing=self._slicing(attempts, has_hidden_passes=has_compaction or tools.server),
         )
+
+    def _slicing(self, attempts: Sequence[_Pass], *, has_hidden_passes: bool) -> Slicing | None:
+        """How much may be written before it is seen: nothing, a budget of thoughts, or nobody knows."""
+        if has_hidden_passes or self._fields.get("stream") is not True:
+            return None
+        thinking = self._fields.get("thinking")
+        kind = thinking.get("type") if isinstance(thinking, dict) else thinking
+        if kind == "disabled":
+            return Slicing(_TEXT)
+        if kind is None:
+            is_silent = all(_THINKS_ONLY_IF_ASKED.fullmatch(attempt.name) for attempt in attempts)
+            return Slicing(_TEXT) if is_silent else None
+        budget = thinking.get("budget_tokens") if isinstance(thinking, dict) else None
+        is_interleaved = any(
+            name == b"anthropic-beta" and _INTERLEAVED_BETA in value for name, value in self._request.headers
+        )
+        if kind != "enabled" or is_interleaved or not is_number(budget):
+            return None
+        return Slicing(_TEXT, min(budget, max(self._output_tokens(attempt) for attempt in attempts)))
 
     def _attempts(self) -> list[_Pass]:
         """The call itself, and the fallbacks that follow where a model declines. All of them count: a hop

@@ -13,7 +13,7 @@ from typing import Any
 import orjson
 
 from metering.errors import Reason, Refused
-from metering.standing import Standing
+from metering.rate_state import Standing
 from proxy.errors import (
     ACCOUNT_STATUSES,
     STATUS,

@@ -31,7 +31,7 @@ from metering.usage import (
     UsageLine,
 )
 from proxy.query import parameters
-from proxy.surface import AnswerHead, Demand, Inbound, Observer, Pricing
+from proxy.surface import AnswerHead, Demand, Inbound, Observer, Pricing, Slicing
 from routes import gemini_usage
 
 PROVIDER = "gemini"
@@ -59,6 +59,10 @@ _SERVER_TOOLS = frozenset(
 """Tools that the vendor runs inside the request: what they find is read as input, of unknown length."""
 _SEARCH_TOOLS = frozenset({"googleSearch", "googleSearchRetrieval"})
 _TIERS = frozenset({"", "flex", "priority"})
+_TEXT = re.compile(rb'"(?:text|args|code)": ?("(?:[^"\\]+|\\.)*|\{[^}]*)')
+"""Where a stream shows what was written: texts, and the arguments of calls up to their first closing brace."""
+_NEVER_THINKS = re.compile(r"(?:gemini-(?:1\.|2\.0)|gemma).*")
+"""Models from before thinking ("Thinking", Gemini docs, 2026-11)."""
 _PUBLIC_URL = re.compile(
     r"https://(?P<host>(?:[a-z0-9](?:[a-z0-9-]{0,61}[a-z0-9])?\.)+[a-z][a-z0-9-]{0,61}[a-z0-9])(?:/[!-\[\]-~]*)?"
 )
@@ -220,7 +224,18 @@ class _Reading:
             is_streaming=is_streaming,
             ceiling=Usage((UsageLine(self._name, counts, tier),), is_exact=False),
             floor=Usage((floor,), is_exact=False),
+            slicing=self._slicing(counts) if is_streaming and not tools.has_server else None,
         )
+
+    def _slicing(self, counts: Mapping[str, int]) -> Slicing | None:
+        """How much may be thought before anything is seen: nothing, a budget for each candidate, or nobody knows."""
+        if not counts.get(OUTPUT):
+            return None
+        thinking = _one(self._config, "thinkingConfig")
+        budget = _number(_one(thinking, "thinkingBudget")) if isinstance(thinking, dict) else None
+        if budget is None or budget < 0:
+            return Slicing(_TEXT) if _NEVER_THINKS.fullmatch(self._name) else None
+        return Slicing(_TEXT, min(budget * self._candidates(), counts[OUTPUT]))
 
     def _tier(self) -> Mapping[str, str]:
         given = _one(self._fields, "serviceTier")
@@ -237,11 +252,14 @@ class _Reading:
         limit = self._info.max_output_tokens
         asked = _number(_one(self._config, "maxOutputTokens"))
         each = min(asked, limit) if asked is not None and asked > 0 else limit
+        return each * self._candidates()
+
+    def _candidates(self) -> int:
         given = _one(self._config, "candidateCount")
         candidates = 1 if given is None else _number(given)
         if candidates is None or not 0 <= candidates <= CANDIDATES_MAX:
             raise Refused(Reason.BAD_REQUEST, f"candidateCount: a number up to {CANDIDATES_MAX} is required.")
-        return each * max(candidates, 1)
+        return max(candidates, 1)
 
     def _output_units(self) -> Sequence[str]:
         """What the answer may consist of: by the request, or anything where it leaves that to the model."""

@@ -1,5 +1,6 @@
 """What a request to OpenAI's chat completions, and to the older completions and embeddings, may cause."""
 
+import re
 from collections.abc import Sequence
 from typing import Any
 
@@ -19,6 +20,7 @@ from routes.openai_request import (
     output_tokens,
     rates_of,
     refuse_tool,
+    slicing_of,
     tool_kind,
     tools_in,
     traits_of,
@@ -35,6 +37,8 @@ SEARCH_MODELS = (PREVIEW_MODELS, "-search-api")
 """Such a model searches the web for every request."""
 
 _CLIENT_TOOLS = ("function", "custom")
+_TEXT = re.compile(rb'"(?:content|arguments|input|refusal|text)": ?"((?:[^"\\]+|\\.)*)')
+"""Where a stream shows what was written, in chat and in completions."""
 
 
 class ChatMeter:
@@ -73,6 +77,7 @@ class ChatMeter:
             request,
             ceiling=rates.lines(counts),
             floor=rates.named_line({INPUT: min(read_at_least, context)}),
+            is_sliced=not speaks(request) and not is_searched and fields.get("prediction") is None,
         )
 
     def observe(self, request: Inbound, demand: Demand, answer: AnswerHead) -> Observer:  # noqa: ARG002 - the protocol's
@@ -101,6 +106,7 @@ class CompletionsMeter:
             request,
             ceiling=rates.lines(counts),
             floor=rates.named_line({INPUT: prompt}),
+            is_sliced=choices(fields, "best_of") == 1,
         )
 
     def observe(self, request: Inbound, demand: Demand, answer: AnswerHead) -> Observer:  # noqa: ARG002 - the protocol's
@@ -127,7 +133,7 @@ class EmbeddingsMeter:
         return EmbeddingsBody(demand)
 
 
-def _demand(request: Inbound, *, ceiling: Sequence[UsageLine], floor: UsageLine) -> Demand:
+def _demand(request: Inbound, *, ceiling: Sequence[UsageLine], floor: UsageLine, is_sliced: bool) -> Demand:
     """A stream is asked for its usage where the client did not: without it nothing exact is ever told."""
     is_streaming = is_streamed(request.fields)
     body = with_usage_asked_for(request.fields, request.body) if is_streaming else None
@@ -136,6 +142,9 @@ def _demand(request: Inbound, *, ceiling: Sequence[UsageLine], floor: UsageLine)
         is_streaming=is_streaming,
         ceiling=Usage(tuple(ceiling), is_exact=False),
         floor=Usage((floor,), is_exact=False),
+        slicing=slicing_of(floor.model, _TEXT, request.fields.get("reasoning_effort"))
+        if is_sliced and is_streaming
+        else None,
         body=body,
         added_event=None if body is None else ADDED_CHUNK,
     )

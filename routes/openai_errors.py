@@ -10,7 +10,7 @@ bills of the account and locks the key for ten minutes, whatever the message say
 import orjson
 
 from metering.errors import Reason, Refused
-from metering.standing import Standing
+from metering.rate_state import Standing
 from proxy.errors import (
     ACCOUNT_STATUSES,
     STATUS,

@@ -4,6 +4,7 @@ write. The meters of the endpoints (`openai_chat`, `openai_responses`) put it to
 Facts about request fields: Python SDK 3.52.0 (`types/chat`, `types/responses`) and API guides, 2026-11.
 """
 
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -21,7 +22,7 @@ from metering.usage import (
     Usage,
     UsageLine,
 )
-from proxy.surface import Inbound, Pricing
+from proxy.surface import Inbound, Pricing, Slicing
 from routes.counting import is_number, model_named, optional_text
 from routes.openai_usage import STANDARD_TIERS, UNDECIDED_TIER
 
@@ -51,6 +52,10 @@ _KEYS_LOOKED_FOR = frozenset(
     }
 )
 _NAMES_LOOKED_FOR = tuple(f'"{name}"'.encode() for name in sorted(_KEYS_LOOKED_FOR))
+_NEVER_REASONS = re.compile(r"(?:gpt-3\.5|gpt-4|chatgpt-4o|davinci|babbage)(?:[-.o].*)?")
+"""Models without hidden reasoning ("Reasoning" guide, 2026-11); of all others it is left out only where the effort is
+`none`."""
+_NO_EFFORT = "none"
 _INLINE = "data:"
 _LONG_TTL = "12h"
 
@@ -219,6 +224,14 @@ def _is_priced(name: str, modifiers: Mapping[str, str], pricing: Pricing) -> boo
 def _cost(name: str, modifiers: Mapping[str, str], pricing: Pricing) -> int:
     usage = Usage((UsageLine(name, {INPUT: 1_000_000, OUTPUT: 1_000_000}, modifiers),))
     return pricing.table.price(PROVIDER, usage, at_ms=pricing.now_ms).cost_nanousd
+
+
+# --- what may be written before it is seen -------------------------------------------------------------
+
+
+def slicing_of(name: str, text: re.Pattern[bytes], effort: Any) -> Slicing | None:
+    """How the stream of a model can be held in slices; None where it may reason unseen, without a bound."""
+    return Slicing(text) if effort == _NO_EFFORT or _NEVER_REASONS.fullmatch(name) else None
 
 
 # --- fields that must be what they look like ---------------------------------------------------------

@@ -1,12 +1,13 @@
 """What a request to OpenAI's Responses API may cause, and which objects kept by the vendor it names."""
 
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from metering.errors import Reason, Refused
 from metering.usage import INPUT, OUTPUT, WEB_SEARCHES, WEB_SEARCHES_PREVIEW, Usage
 from proxy.query import parameters
-from proxy.surface import AnswerHead, Demand, Inbound, Observer, Pricing
+from proxy.surface import AnswerHead, Demand, Inbound, Observer, Pricing, Slicing
 from routes.counting import is_number, optional_text
 from routes.openai_request import (
     CALLS_MAX,
@@ -19,6 +20,7 @@ from routes.openai_request import (
     output_tokens,
     rates_of,
     refuse_tool,
+    slicing_of,
     tool_kind,
     tools_in,
     traits_of,
@@ -34,6 +36,8 @@ _CLIENT_TOOLS = frozenset(
 """Tools that the agent runs itself, and ways to list those: they cost their tokens."""
 _WEB_SEARCH, _WEB_SEARCH_PREVIEW = "web_search", "web_search_preview"
 _SHELL = "shell"
+_TEXT = re.compile(rb'"delta": ?"((?:[^"\\]+|\\.)*)')
+"""Where a stream shows what was written; its last events say it again."""
 _WHY_NOT_SHELL = (
     "tools.shell: only with the environment {'type': 'local'}; containers are shared by all users."
 )
@@ -127,7 +131,16 @@ def _demand(request: Inbound, pricing: Pricing, *, written: Sequence[Any], is_co
         ceiling=Usage(tuple(lines), is_exact=False),
         floor=Usage((floor,), is_exact=False),
         is_deferred=flag(fields, "background"),
+        slicing=_slicing(fields, name) if not is_compacted and not any(searches.values()) else None,
     )
+
+
+def _slicing(fields: Mapping[str, Any], name: str) -> Slicing | None:
+    """Only streams can be cut, and work in the background goes on without its own."""
+    reasoning = fields.get("reasoning")
+    effort = reasoning.get("effort") if isinstance(reasoning, dict) else None
+    is_cut = is_streamed(fields) and not flag(fields, "background")
+    return slicing_of(name, _TEXT, effort) if is_cut else None
 
 
 def _compacts(fields: Mapping[str, Any]) -> bool:

@@ -21,7 +21,7 @@ from metering.clock import Clock
 from metering.errors import Refused
 from metering.ids import new_id
 from metering.rate_limits import RateLimits
-from metering.standing import Standing
+from metering.rate_state import Standing
 from metering.store.store import Store
 from proxy.auth import Authenticator, conceal_tokens
 from proxy.errors import PLAIN_JSON

@@ -11,7 +11,7 @@ import pytest
 from tests.chaos import acts
 from tests.chaos.audit import Figures
 
-pytestmark = pytest.mark.chaos
+pytestmark = [pytest.mark.chaos, pytest.mark.heavy]
 
 PARTS = 2
 PLACES = 8

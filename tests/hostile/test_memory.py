@@ -4,10 +4,13 @@ import asyncio
 from pathlib import Path
 from urllib.parse import urlsplit
 
+import pytest
+
 from tests.hostile.fuzz import case_of, seeds
 from tests.hostile.stage import OWN_STATUSES, Peer, RecordingVendor, Stage, others_at, small_body
 from tests.support.process import serving
 
+pytestmark = pytest.mark.heavy
 MIB = 2**20
 SMALL, WARM, AT_ONCE = 2_400, 600, 20
 SMALL_GROWTH_MAX_BYTES = 16 * MIB

@@ -31,7 +31,7 @@ from tests.matrix.speeches import (
 )
 from tests.support.process import serving
 
-pytestmark = pytest.mark.asyncio(loop_scope="module")
+pytestmark = [pytest.mark.asyncio(loop_scope="module"), pytest.mark.heavy]
 MIB = 1024 * 1024
 STANDS_STILL_S = 0.5
 """A vendor that could write nothing for so long is being held back."""

@@ -12,6 +12,7 @@ ENDS_WITHIN_S = 240
 
 
 @pytest.mark.chaos
+@pytest.mark.heavy
 async def test_after_tens_of_thousands_of_mixed_requests_nothing_is_lost_and_nothing_has_grown():
     process = await asyncio.create_subprocess_exec(
         *(sys.executable, "-m", "tests.soak", "--requests", str(REQUESTS)),

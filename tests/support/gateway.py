@@ -22,6 +22,7 @@ from metering.store.migrate import migrate
 from metering.users import Directory
 from metering.verify import verify
 from simulators.anthropic import VENDOR_KEY
+from tests.support.ledger import migrated_store
 
 STARTED_WITHIN_S = 10.0
 SETTLED_WITHIN_S = 10.0
@@ -50,6 +51,7 @@ emails_per_day = 0
 call_minutes_per_month = 0
 models = {models}
 surfaces = {surfaces}
+budget = "{budget}"
 """
 
 
@@ -62,6 +64,7 @@ def plans_file(
     concurrent: int = 10_000,
     models: tuple[str, ...] = ("*",),
     surfaces: tuple[str, ...] = ("*",),
+    budget: str = "hard",
 ) -> Path:
     """A plans file with one plan, `test`, roomy unless told otherwise."""
     path = folder / "plans.toml"
@@ -73,6 +76,7 @@ def plans_file(
             concurrent=concurrent,
             models=json.dumps(list(models)),
             surfaces=json.dumps(list(surfaces)),
+            budget=budget,
         )
     )
     return path
@@ -229,7 +233,10 @@ async def running_gateway(
     settings = Settings.from_env({name: value for name, value in variables.items() if value is not None})
     clock = clock or SystemClock()
     database = Database.from_url(settings.database_url)
-    migrate(database, clock)
+    if database.path.exists():
+        migrate(database, clock)
+    else:
+        database.path.write_bytes(migrated_store())
     listener = listen("127.0.0.1", 0)
     server = make_server(settings, clock=clock)
     # `_serve` is uvicorn's `serve` without taking the process's signals, which belong to pytest.
@@ -253,7 +260,7 @@ async def running_gateway(
             f"http://127.0.0.1:{port}", service, server, database, clock, lines.lines, defects.found
         )
     finally:
-        server.should_exit = True
+        server.exit_now()
         await task
         requests_logger.removeHandler(lines)
         logging.getLogger().removeHandler(defects)

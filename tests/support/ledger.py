@@ -37,7 +37,7 @@ MODEL = "claude-test-1"
 
 
 @cache
-def _template() -> bytes:
+def migrated_store() -> bytes:
     """A freshly migrated store as bytes: made once, copied for each test."""
     directory = Path(tempfile.mkdtemp(prefix="ledger-template-"))
     try:
@@ -53,7 +53,7 @@ def _template() -> bytes:
 def new_database(directory: Path, *, busy_timeout_s: float = 2.0) -> Database:
     """A migrated store's file."""
     database = Database(directory / "ledger.db", busy_timeout_s)
-    database.path.write_bytes(_template())
+    database.path.write_bytes(migrated_store())
     return database
 
 

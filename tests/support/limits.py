@@ -5,8 +5,7 @@ from typing import Any
 
 from http_sf import parse
 
-from metering.rate_state import RateState
-from metering.standing import Standing
+from metering.rate_state import RateState, Standing
 
 MINUTE_S = 60
 MONTHS_S = {days * 86_400 for days in (28, 29, 30, 31)}

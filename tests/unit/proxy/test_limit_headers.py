@@ -2,8 +2,7 @@
 
 import pytest
 
-from metering.rate_state import RateState
-from metering.standing import Standing
+from metering.rate_state import RateState, Standing
 from proxy.limit_headers import limit_headers, with_own_limit
 from tests.support.limits import assert_limits, limits_of, policies_of, standing
 
