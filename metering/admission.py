@@ -1,7 +1,9 @@
 """Who may: plan, rate, and the reservation of what a request may cost. Refuses with facts, never with words
 of a vendor. The order is: what the plan includes, how fast, how much; the last is durable."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import NamedTuple
 
 from metering.caps import HELD_RETRY_AFTER_S, CapHolds, cap_of, cap_refusal
 from metering.clock import Clock, month_of, next_month, utc
@@ -20,9 +22,12 @@ from metering.ledger import (
 )
 from metering.money import credits_left, credits_of
 from metering.plans import SOFT, Plan
-from metering.rate_limits import RateLimits, RateState
+from metering.prices import Priced
+from metering.rate_limits import RateLimits
+from metering.rate_state import RateState, Standing
 from metering.store.writer import Declined, store_unavailable
-from metering.terms import Terms
+from metering.terms import Terms, TokenLimits
+from metering.tokens_per_minute import counted_tokens
 
 CONCURRENCY_RETRY_AFTER_S = 1.0
 
@@ -39,6 +44,17 @@ class Caller:
     has_credit: bool = False
     """Prepaid credit was granted; what is left of it the ledger knows."""
 
+    @property
+    def limits(self) -> tuple[tuple[str, TokenLimits], ...]:
+        """Limits of the gateway token and of those it comes from, each with its owner; empty for most. A request must
+        pass the plan's and all of these."""
+        return () if self.token is None else self.token.limits
+
+    @property
+    def owners(self) -> tuple[tuple[str, Plan | TokenLimits], ...]:
+        """All whose rates a request counts against, with their limits; the user is the first."""
+        return ((owner_of(self.user_id), self.plan), *self.limits)
+
 
 @dataclass(frozen=True, slots=True)
 class Request:
@@ -53,20 +69,15 @@ class Request:
     floor_nanousd: int
     due_in_s: float | None = None
     """The work may go on after its request; its hold lives for so long without a word of it."""
+    is_free: bool = False
+    """It uses no tokens that count: a bucket below zero does not stop it."""
 
 
-@dataclass(frozen=True, slots=True)
-class Admitted:
-    """A durable reservation, and where the user stands."""
+@dataclass(slots=True)
+class Admitted(Standing):
+    """A durable reservation, and where the caller stands."""
 
     reservation: Reservation
-    rate: RateState
-    budget_limit_nanousd: int
-    """The month's allowance, and beside it the prepaid credit that is not spent yet."""
-    budget_remaining_nanousd: int | None
-    """Of both, neither spent nor held. None when the request holds no money (a free operation): nothing was
-    looked up."""
-    budget_reset_ms: int
 
 
 class Admission:
@@ -77,7 +88,7 @@ class Admission:
         self._rate_limits = rate_limits
         self._clock = clock
         self._caps = CapHolds(clock)
-        self._month = ("", 0, 0)  # period, its end in ms, end of validity: computed once a month
+        self._month = ("", 0, 0)  # period, its beginning and its end in ms: computed once a month
 
     def check_plan(self, caller: Caller, surface: str, models: tuple[str, ...]) -> None:
         """What the plan includes. A model or surface outside it does not exist for this user (404)."""
@@ -93,22 +104,86 @@ class Admission:
                     facts={"model": model},
                 )
 
-    def check_rate(self, caller: Caller) -> RateState:
-        """Count this request against the minute."""
-        rate = self._rate_limits.hit(owner_of(caller.user_id), caller.plan.requests_per_minute)
-        if not rate.is_allowed:
-            raise _rate_limited(caller, rate)
-        return rate
+    def check_rate(self, caller: Caller, *, is_free: bool = False) -> tuple[RateState, RateState]:
+        """Count this request against the minute. The minute's requests and tokens then; what is refused by any of its
+        owners counts on none."""
+        if caller.limits:
+            self._check_rates(caller, is_free=is_free)
+            for owner, limits in caller.owners:
+                if limits.requests_per_minute is not None:
+                    self._rate_limits.hit(owner, limits.requests_per_minute)
+            return self._tightest(caller)
+        owner, plan = owner_of(caller.user_id), caller.plan
+        tokens = self._rate_limits.tokens.look(owner, plan.tokens_per_minute)
+        if not (tokens.is_allowed or is_free):
+            raise _tokens_limited(tokens, _of_plan(caller))
+        requests = self._rate_limits.hit(owner, plan.requests_per_minute)
+        if not requests.is_allowed:
+            raise _rate_limited(requests, _of_plan(caller))
+        return requests, tokens
 
-    def check_before_body(self, caller: Caller, surface: str, bodies: int) -> None:
-        """Whether a body may be waited for, `bodies` of the caller's being waited for already: what would be
-        refused behind it is refused before it, and counts nothing."""
+    def check_before_body(
+        self, caller: Caller, surface: str, bodies: Mapping[str, int], *, is_free: bool = False
+    ) -> None:
+        """Whether a body may be waited for, so many being waited for already of each owner: what would be refused
+        behind it is refused before it, and counts nothing."""
         self.check_plan(caller, surface, ())
-        rate = self._rate_limits.look(owner_of(caller.user_id), caller.plan.requests_per_minute)
-        if not rate.is_allowed:
-            raise _rate_limited(caller, rate)
-        if bodies >= caller.plan.concurrent_requests:
-            raise _too_many_concurrent(caller)
+        self._check_rates(caller, is_free=is_free)
+        for owner, limits in caller.owners:
+            limit = limits.concurrent_requests
+            if limit is not None and bodies.get(owner, 0) >= limit:
+                raise _too_many_concurrent(limit, _whose(caller, limits))
+
+    def _check_rates(self, caller: Caller, *, is_free: bool) -> None:
+        """Raise what refuses for longest, of all owners; count nothing."""
+        refusals = []
+        for owner, limits in caller.owners:
+            if limits.tokens_per_minute is not None and not is_free:
+                tokens = self._rate_limits.tokens.look(owner, limits.tokens_per_minute)
+                if not tokens.is_allowed:
+                    refusals.append(_tokens_limited(tokens, _whose(caller, limits)))
+            if limits.requests_per_minute is not None:
+                requests = self._rate_limits.look(owner, limits.requests_per_minute)
+                if not requests.is_allowed:
+                    refusals.append(_rate_limited(requests, _whose(caller, limits)))
+        if refusals:
+            raise max(refusals, key=lambda refused: refused.retry_after_s or 0.0)
+
+    def _tightest(self, caller: Caller) -> tuple[RateState, RateState]:
+        """Of all owners: what refuses for longest, or has least left, of requests and of tokens."""
+        rates, owners = self._rate_limits, caller.owners
+        requests = [
+            rates.look(owner, limits.requests_per_minute)
+            for owner, limits in owners
+            if limits.requests_per_minute is not None
+        ]
+        tokens = [
+            rates.tokens.look(owner, limits.tokens_per_minute)
+            for owner, limits in owners
+            if limits.tokens_per_minute is not None
+        ]
+        return min(requests, key=_room), min(tokens, key=_room)
+
+    def standing(self, caller: Caller, budget_left_nanousd: int | None = None) -> Standing:
+        """Where a caller stands whose request was not admitted, or needs no admission. Counts nothing."""
+        requests, tokens = self._tightest(caller)
+        _, began_ms, ends_ms = self._current_month()
+        limit = max(
+            caller.plan.allowance_nanousd, budget_left_nanousd or 0
+        )  # with prepaid credit, more is left
+        return Standing(requests, tokens, _concurrent(caller), limit, budget_left_nanousd, began_ms, ends_ms)
+
+    def charge(self, caller: Caller, priced: Priced) -> None:
+        """Count what an answer has used against the minute's tokens."""
+        tokens = counted_tokens(priced.lines)
+        if not tokens:
+            return
+        if not caller.limits:
+            owner = owner_of(caller.user_id)
+            self._rate_limits.tokens.charge(owner, caller.plan.tokens_per_minute, tokens)
+            return
+        for owner, limit in token_rates_of(caller):
+            self._rate_limits.tokens.charge(owner, limit, tokens)
 
     async def admit(self, caller: Caller, request: Request) -> Admitted:
         """Hold what the request may cost. Raises Refused."""
@@ -116,10 +191,18 @@ class Admission:
         if caller.token is not None:
             caller.token.require(request.surface, request.operation)
             caller.token.require_models(request.models)
-        rate = self.check_rate(caller)
+        requests, tokens = self.check_rate(caller, is_free=request.is_free)
         owner, allowance = owner_of(caller.user_id), caller.plan.allowance_nanousd
-        period, period_end_ms = self._current_month()
-        holds = [Hold(owner, OPEN_REQUESTS, NO_PERIOD, 1, caller.plan.concurrent_requests)]
+        period, began_ms, ends_ms = self._current_month()
+        concurrent = caller.plan.concurrent_requests
+        holds = [Hold(owner, OPEN_REQUESTS, NO_PERIOD, 1, concurrent)]
+        if caller.limits:
+            concurrent = _concurrent(caller)
+            holds += [
+                Hold(owner, OPEN_REQUESTS, NO_PERIOD, 1, limits.concurrent_requests)
+                for owner, limits in caller.limits
+                if limits.concurrent_requests is not None
+            ]
         if request.hold_nanousd:
             holds.append(Hold(owner, MONEY, period, request.hold_nanousd, allowance))
             if caller.has_credit:
@@ -149,7 +232,7 @@ class Admission:
         if remaining is not None and credit is not None:
             allowance += credit.allowance - credit.spent
             remaining = max(0, remaining) + credit.allowance - credit.spent - credit.held
-        return Admitted(reservation, rate, allowance, remaining, period_end_ms)
+        return Admitted(requests, tokens, concurrent, allowance, remaining, began_ms, ends_ms, reservation)
 
     async def extend(self, caller: Caller, reservation: Reservation, more_nanousd: int) -> Refused | None:
         """Hold more for a request that goes on; the refusal when an account has not enough left.
@@ -171,7 +254,8 @@ class Admission:
         self, hold: Hold, caller: Caller, asked_nanousd: int, *, own_nanousd: int = 0
     ) -> Refused:
         if hold.meter == OPEN_REQUESTS:
-            return _too_many_concurrent(caller)
+            is_plans = hold.owner == owner_of(caller.user_id)
+            return _too_many_concurrent(hold.allowance, _of_plan(caller) if is_plans else _OF_KEY)
         if hold.meter == MONEY:
             return await self._budget_refusal(caller, asked_nanousd, hold.period, own_nanousd=own_nanousd)
         assert caller.token is not None
@@ -190,6 +274,8 @@ class Admission:
         credit = await self._ledger.balance(owner, CREDIT, NO_PERIOD) if caller.has_credit else None
         month_left = max(0, allowance - money.spent)
         prepaid_left = credit.allowance - credit.spent if credit else 0
+        left_nanousd = max(0, allowance - money.spent - money.held)
+        left_nanousd += credit.allowance - credit.spent - credit.held if credit else 0
         used, limit = credits_of(money.spent + min(own_nanousd, month_left)), credits_of(allowance)
         resets = next_month(self._clock.now_ms()).strftime("%-d %B %Y")
         facts: dict[str, int | str] = {"used_credits": used, "limit_credits": limit, "resets": resets}
@@ -199,6 +285,7 @@ class Admission:
                 "Requests in flight hold the rest of the credits; retry when they have finished.",
                 retry_after_s=HELD_RETRY_AFTER_S,
                 facts=facts,
+                budget_left_nanousd=left_nanousd,
             )
         if own_nanousd or not credits_left(month_left + prepaid_left):
             prepaid = ", prepaid credit used up" if credit else ""
@@ -212,35 +299,89 @@ class Admission:
                 f"{credits_of(asked_nanousd):,} credits, {credits_left(month_left):,} of {limit:,} "
                 f"are left{prepaid} (a lower max_tokens costs less). Resets on {resets}."
             )
-        return Refused(Reason.BUDGET_EXHAUSTED, message, facts=facts)
+        return Refused(
+            Reason.BUDGET_EXHAUSTED,
+            message,
+            facts=facts,
+            budget_left_nanousd=left_nanousd,
+        )
 
-    def _current_month(self) -> tuple[str, int]:
-        """The monthly period and its end in ms. Computed when the month changes, not for every request."""
+    def _current_month(self) -> tuple[str, int, int]:
+        """The monthly period, its beginning and its end in ms. Computed when the month changes, not for every
+        request."""
         now_ms = self._clock.now_ms()
-        period, starts_ms, ends_ms = self._month
-        if not starts_ms <= now_ms < ends_ms:
-            period, ends_ms = month_of(now_ms), round(next_month(now_ms).timestamp() * 1000)
-            month = utc(now_ms).replace(day=1, hour=0, minute=0, second=0, microsecond=0)
-            self._month = (period, round(month.timestamp() * 1000), ends_ms)
-        return period, ends_ms
+        month = self._month
+        if not month[1] <= now_ms < month[2]:
+            began = utc(now_ms).replace(day=1, hour=0, minute=0, second=0, microsecond=0)
+            ends = next_month(now_ms)
+            month = (month_of(now_ms), round(began.timestamp() * 1000), round(ends.timestamp() * 1000))
+            self._month = month
+        return month
 
 
-def _rate_limited(caller: Caller, rate: RateState) -> Refused:
+def token_rates_of(caller: Caller) -> list[tuple[str, int]]:
+    """Whose tokens per minute an answer counts against, with the limit of each."""
+    return [
+        (owner, limits.tokens_per_minute)
+        for owner, limits in caller.owners
+        if limits.tokens_per_minute is not None
+    ]
+
+
+def _concurrent(caller: Caller) -> int:
+    own = [
+        limits.concurrent_requests for _, limits in caller.limits if limits.concurrent_requests is not None
+    ]
+    return min([caller.plan.concurrent_requests, *own])
+
+
+def _room(rate: RateState) -> tuple[float, int, int]:
+    """The less, the tighter."""
+    return -rate.retry_after_s, rate.remaining, -rate.reset_ms
+
+
+class _Whose(NamedTuple):
+    """Whose limit it is, in words and for the log."""
+
+    words: str
+    facts: Mapping[str, str]
+
+
+_OF_KEY = _Whose("for this API key", {"limit_of": "key"})
+
+
+def _of_plan(caller: Caller) -> _Whose:
+    return _Whose(f"on the {caller.plan.name} plan", {})
+
+
+def _whose(caller: Caller, limits: Plan | TokenLimits) -> _Whose:
+    return _of_plan(caller) if limits is caller.plan else _OF_KEY
+
+
+def _rate_limited(rate: RateState, whose: _Whose) -> Refused:
     return Refused(
         Reason.RATE_LIMITED,
-        f"Rate limit reached: {rate.limit} requests per minute on the {caller.plan.name} plan.",
+        f"Rate limit reached: {rate.limit} requests per minute {whose.words}.",
         retry_after_s=rate.retry_after_s,
-        facts={"limit": rate.limit},
+        facts={"limit": rate.limit, **whose.facts},
     )
 
 
-def _too_many_concurrent(caller: Caller) -> Refused:
-    limit = caller.plan.concurrent_requests
+def _tokens_limited(rate: RateState, whose: _Whose) -> Refused:
+    return Refused(
+        Reason.TOKENS_RATE_LIMITED,
+        f"Rate limit reached: {rate.limit:,} tokens per minute {whose.words}.",
+        retry_after_s=rate.retry_after_s,
+        facts={"limit": rate.limit, **whose.facts},
+    )
+
+
+def _too_many_concurrent(limit: int, whose: _Whose) -> Refused:
     return Refused(
         Reason.TOO_MANY_CONCURRENT,
-        f"Too many requests at once: {limit} may be in flight on the {caller.plan.name} plan.",
+        f"Too many requests at once: {limit} may be in flight {whose.words}.",
         retry_after_s=CONCURRENCY_RETRY_AFTER_S,
-        facts={"limit": limit},
+        facts={"limit": limit, **whose.facts},
     )
 
 

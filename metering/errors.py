@@ -32,6 +32,8 @@ class Reason(enum.StrEnum):
     """429: the allowance would cover it, but requests in flight hold it. Waiting a little helps."""
     RATE_LIMITED = "rate_limited"
     """429: too many requests in this minute."""
+    TOKENS_RATE_LIMITED = "tokens_rate_limited"
+    """429: too many tokens in this minute."""
     TOO_MANY_CONCURRENT = "too_many_concurrent"
     """429: too many requests in flight."""
     STORE_UNAVAILABLE = "store_unavailable"
@@ -80,6 +82,8 @@ class Refused(Exception):  # noqa: N818 - it names the end of a phase, as the ot
     message: str
     retry_after_s: float | None = None
     facts: Mapping[str, int | str] = field(default_factory=dict)
+    budget_left_nanousd: int | None = None
+    """Of the period's money, where it was looked at: the answer's headers say so."""
 
     def __str__(self) -> str:
         return f"{self.reason}: {self.message}"

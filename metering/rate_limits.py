@@ -7,17 +7,20 @@ workers each enforces the limit for the connections it serves.
 
 import math
 from collections import OrderedDict
-from dataclasses import dataclass
 
 from limits import RateLimitItemPerMinute
 from limits.storage import SlidingWindowCounterSupport, Storage
 from limits.strategies import SlidingWindowCounterRateLimiter
 
 from metering.clock import Clock
+from metering.rate_state import RateState
+from metering.tokens_per_minute import TokensPerMinute
 
 KEYS_MAX = 100_000
 """Keys remembered. Evicting one forgives its owner at most one minute's requests."""
-WINDOW_S = 60
+LIMITS_MAX = 1_000
+"""Different limits remembered: plans have a few, but users choose those of their own tokens."""
+WINDOW_S, WINDOW_MS = 60, 60_000
 
 
 class BoundedStorage(Storage, SlidingWindowCounterSupport):
@@ -30,6 +33,7 @@ class BoundedStorage(Storage, SlidingWindowCounterSupport):
         self._clock = clock
         self._keys_max = keys_max
         self._windows: OrderedDict[str, list[int]] = OrderedDict()  # key -> [window, current, previous]
+        self._touched: tuple[list[int], float] = ([0, 0, 0], 0.0)
 
     @property
     def base_exceptions(self) -> type[Exception]:
@@ -64,7 +68,13 @@ class BoundedStorage(Storage, SlidingWindowCounterSupport):
             self._windows.move_to_end(key)
             if window[0] != now:
                 window[:] = [now, 0, window[1] if window[0] == now - 1 else 0]
+        self._touched = window, position_s
         return window, position_s
+
+    def touched(self) -> tuple[list[int], float]:
+        """The counters of the key that was asked about last, and the seconds since their window began. To ask by the key
+        once more costs as much as the hit itself."""
+        return self._touched
 
     def incr(self, key: str, expiry: int, amount: int = 1) -> int:
         window, _ = self._roll(key, expiry)
@@ -91,23 +101,14 @@ class BoundedStorage(Storage, SlidingWindowCounterSupport):
         self._windows.pop(key, None)
 
 
-@dataclass(frozen=True, slots=True)
-class RateState:
-    """Where an owner stands after a request was counted (or refused)."""
-
-    is_allowed: bool
-    limit: int
-    remaining: int
-    reset_ms: int
-    retry_after_s: float
-
-
 class RateLimits:
-    """Requests per minute, by owner."""
+    """Requests per minute, by owner; and `tokens`, the tokens per minute."""
 
     def __init__(self, clock: Clock, *, keys_max: int = KEYS_MAX) -> None:
+        self.tokens = TokensPerMinute(clock, keys_max=keys_max)
         self._clock = clock
-        self._limiter = SlidingWindowCounterRateLimiter(BoundedStorage(clock, keys_max=keys_max))
+        self._storage = BoundedStorage(clock, keys_max=keys_max)
+        self._limiter = SlidingWindowCounterRateLimiter(self._storage)
         self._items: dict[int, RateLimitItemPerMinute] = {}
 
     def hit(self, owner: str, requests_per_minute: int) -> RateState:
@@ -119,17 +120,17 @@ class RateLimits:
             return RateState(False, 0, 0, self._clock.now_ms() + WINDOW_S * 1000, float(WINDOW_S))
         item = self._items.get(requests_per_minute)
         if item is None:
+            if len(self._items) >= LIMITS_MAX:
+                self._items.clear()
             item = self._items[requests_per_minute] = RateLimitItemPerMinute(requests_per_minute)
         is_allowed = self._limiter.hit(item, owner) if is_counted else self._limiter.test(item, owner)
-        previous, left_s, current, _ = self._window(item, owner)
-        weighted = previous * left_s / WINDOW_S + current
-        return RateState(
-            is_allowed,
-            requests_per_minute,
-            max(0, requests_per_minute - math.floor(weighted)) if is_allowed else 0,
-            self._clock.now_ms() + math.ceil(left_s * 1000),
-            0.0 if is_allowed else _wait_s(requests_per_minute, previous, current, left_s),
-        )
+        (window, current, previous), position_s = self._storage.touched()
+        left_s, reset_ms = WINDOW_S - position_s, (window + 1) * WINDOW_MS
+        if not is_allowed:
+            wait_s = _wait_s(requests_per_minute, previous, current, left_s)
+            return RateState(False, requests_per_minute, 0, reset_ms, wait_s)
+        remaining = requests_per_minute - (int(previous * left_s / WINDOW_S) + current)
+        return RateState(True, requests_per_minute, max(0, remaining), reset_ms, 0.0)
 
     def look(self, owner: str, requests_per_minute: int) -> RateState:
         """As `hit`, counting nothing."""
@@ -138,13 +139,9 @@ class RateLimits:
     def used(self, owner: str, requests_per_minute: int) -> int:
         """Requests counted against the limit now, rounded down."""
         item = RateLimitItemPerMinute(max(requests_per_minute, 1))
-        previous, left_s, current, _ = self._window(item, owner)
-        return math.floor(previous * left_s / WINDOW_S + current)
-
-    def _window(self, item: RateLimitItemPerMinute, owner: str) -> tuple[int, float, int, float]:
-        storage = self._limiter.storage
-        assert isinstance(storage, BoundedStorage)
-        return storage.get_sliding_window(item.key_for(owner), WINDOW_S)
+        self._limiter.test(item, owner)
+        (_, current, previous), position_s = self._storage.touched()
+        return math.floor(previous * (WINDOW_S - position_s) / WINDOW_S + current)
 
 
 def _wait_s(limit: int, previous: int, current: int, left_s: float) -> float:

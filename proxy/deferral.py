@@ -14,6 +14,7 @@ from dataclasses import dataclass, replace
 
 import orjson
 
+from metering.admission import token_rates_of
 from metering.clock import Clock
 from metering.deferred import DeferredWork, DeferredWorks
 from metering.errors import Refused
@@ -21,6 +22,7 @@ from metering.ledger import Ledger, Outcome, Resolved, Settlement, bounded
 from metering.objects import ObjectId
 from metering.prices import PriceTable
 from metering.store.writer import Step
+from metering.tokens_per_minute import TokensPerMinute, counted_tokens
 from metering.usage import Usage, UsageLine
 from proxy.exchange import Exchange
 from proxy.mounted import Mounted
@@ -70,6 +72,7 @@ class Deferrals:
         client: UpstreamClient,
         telemetry: Telemetry,
         clock: Clock,
+        tokens: TokensPerMinute,
     ) -> None:
         self._works = works
         self._ledger = ledger
@@ -77,6 +80,7 @@ class Deferrals:
         self._client = client
         self._telemetry = telemetry
         self._clock = clock
+        self._tokens = tokens
         self._kinds: Mapping[tuple[str, str], _Kind] = {
             (item.surface.name, operation.name): _Kind(item, operation, operation.deferred)
             for item in mounted
@@ -86,16 +90,16 @@ class Deferrals:
 
     def steps(self, exchange: Exchange, ids: Sequence[ObjectId]) -> tuple[Step, ...]:
         """What must be written with ids that an answer hands out, where its work may go on under one of them."""
-        operation, demand = exchange.operation, exchange.demand
+        operation, demand, caller = exchange.operation, exchange.demand, exchange.caller
         assert operation is not None
+        assert caller is not None
         if operation.deferred is None or not demand.is_deferred or exchange.is_deferred:
             return ()
         for one in ids:
             if one.kind == operation.deferred.kind:
                 exchange.is_deferred = True
-                work = DeferredWork(
-                    exchange.request_id, one.vendor, operation.name, one.upstream_id, _encoded(demand)
-                )
+                written = _encoded(demand, token_rates_of(caller))
+                work = DeferredWork(exchange.request_id, one.vendor, operation.name, one.upstream_id, written)
                 return (self._works.adding(work, poll_in_s=operation.deferred.poll_s),)
         return ()
 
@@ -216,6 +220,9 @@ class Deferrals:
             is_booked = usage.is_exact and await self._ledger.report_late(work.reservation_id, settlement)
         await self._works.forget(work)
         if is_booked:
+            tokens = counted_tokens(priced.lines)
+            for owner, tokens_per_minute in _rates_in(work.demand):
+                self._tokens.charge(owner, tokens_per_minute, tokens)
             self._telemetry.finish_deferred(
                 kind.mounted.surface,
                 work.operation,
@@ -225,9 +232,11 @@ class Deferrals:
             )
 
 
-def _encoded(demand: Demand) -> str:
+def _encoded(demand: Demand, rates: Sequence[tuple[str, int]]) -> str:
+    """With whose tokens per minute the work will count against, and their limits: whoever books it knows no caller."""
     return orjson.dumps(
         {
+            "rates": rates,
             "models": demand.models,
             "ceiling": [_line_as_json(line) for line in demand.ceiling.lines],
             "floor": [_line_as_json(line) for line in demand.floor.lines],
@@ -237,6 +246,11 @@ def _encoded(demand: Demand) -> str:
 
 def _line_as_json(line: UsageLine) -> list[object]:
     return [line.model, dict(line.counts), dict(line.modifiers)]
+
+
+def _rates_in(text: str) -> Sequence[tuple[str, int]]:
+    """Rows of before there were any have none."""
+    return [(owner, limit) for owner, limit in orjson.loads(text).get("rates", [])]
 
 
 def _decoded(text: str) -> Demand:

@@ -9,7 +9,8 @@ from collections.abc import Mapping
 import orjson
 
 from metering.errors import Reason, Refused
-from proxy.surface import Headers, LimitView, Rendered
+from metering.rate_state import Standing
+from proxy.surface import Headers, Rendered
 
 STATUS: Mapping[Reason, int] = {
     Reason.UNKNOWN_OPERATION: 404,
@@ -24,6 +25,7 @@ STATUS: Mapping[Reason, int] = {
     Reason.BUDGET_EXHAUSTED: 402,
     Reason.BUDGET_HELD: 429,
     Reason.RATE_LIMITED: 429,
+    Reason.TOKENS_RATE_LIMITED: 429,
     Reason.TOO_MANY_CONCURRENT: 429,
     Reason.STORE_UNAVAILABLE: 503,
     Reason.DRAINING: 503,
@@ -122,12 +124,13 @@ class PlainJson:
             return account_refused(status)
         return account_busy(headers) if status == TOO_MANY_REQUESTS else None
 
-    def limit_headers(self, limits: LimitView) -> Headers:
+    def limit_headers(self, standing: Standing, now_ms: int) -> Headers:  # noqa: ARG002 - the protocol's
         """Names that plain clients know; the instant of the reset in Unix seconds."""
+        requests = standing.requests
         return [
-            (b"x-ratelimit-limit", b"%d" % limits.requests_limit),
-            (b"x-ratelimit-remaining", b"%d" % limits.requests_remaining),
-            (b"x-ratelimit-reset", b"%d" % -(-limits.requests_reset_ms // 1000)),
+            (b"x-ratelimit-limit", b"%d" % requests.limit),
+            (b"x-ratelimit-remaining", b"%d" % requests.remaining),
+            (b"x-ratelimit-reset", b"%d" % -(-requests.reset_ms // 1000)),
         ]
 
 

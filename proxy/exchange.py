@@ -34,6 +34,7 @@ class Exchange:
         "gateway_token",
         "head_is_out",
         "inbound",
+        "is_charged",
         "is_deferred",
         "is_done",
         "is_estimated",
@@ -110,6 +111,8 @@ class Exchange:
         self.is_deferred = False
         """It is written where to ask about its work, should that go on."""
         self.priced: Priced | None = None
+        self.is_charged = False
+        """What it has used counts against the minute's tokens."""
         self.is_estimated = False
         """What is booked is no report of the vendor's."""
         self.notes: tuple[str, ...] = ()

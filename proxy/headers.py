@@ -32,8 +32,9 @@ WAY = frozenset({b"forwarded", b"via", b"x-real-ip", b"x-http-method-override", 
 WAY_PREFIXES = (b"x-forwarded-", b"cf-", b"fly-", b"x-automna-")
 REPEATS = frozenset({b"idempotency-key", b"x-idempotency-key"})
 """Under such a key a vendor repeats an earlier answer, to whoever of the account names it again: another user, too."""
-ANSWER_DROPPED = frozenset({b"set-cookie", b"date", b"alt-svc", b"proxy-authenticate"})
-ANSWER_DROPPED_PREFIXES = (b"x-automna-",)
+ANSWER_DROPPED = frozenset({b"set-cookie", b"date", b"alt-svc", b"proxy-authenticate", b"ratelimit"})
+ANSWER_DROPPED_PREFIXES = (b"x-automna-", b"ratelimit-")
+"""A vendor's `RateLimit` speaks of our account; the answer has the caller's own (proxy/limit_headers.py)."""
 
 
 class HeaderFilter:

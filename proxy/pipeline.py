@@ -21,15 +21,15 @@ from urllib.parse import unquote_to_bytes
 
 import orjson
 
-from metering.admission import Admission, Request
+from metering.admission import Admission, Caller, Request
 from metering.clock import Clock
 from metering.errors import Reason, Refused
 from metering.ids import new_id
 from metering.ledger import NO_COST, Ledger, Outcome, Resolved, Settlement, bounded
-from metering.money import credits_left, credits_of
 from metering.objects import ObjectId, Objects
 from metering.plans import SOFT
 from metering.prices import PriceTable
+from metering.rate_state import Standing
 from metering.store.writer import Done, Result
 from metering.usage import NOTHING, Usage
 from proxy import forbidden
@@ -41,13 +41,14 @@ from proxy.downstream import BODILESS, CONNECTION, Connection
 from proxy.exchange import Exchange, Receive, Scope
 from proxy.gate import BodyGate, EventGate, Gate
 from proxy.headers import accepts_gzip, asks_for_websocket, is_said_to_be_json
+from proxy.limit_headers import limit_headers
 from proxy.mounted import Mounted
 from proxy.ownership import check_owner
 from proxy.query import check as check_query
 from proxy.relay import Relay, send_body
 from proxy.silence import SilenceKeeper
 from proxy.slices import Slices
-from proxy.surface import AnswerHead, Demand, Headers, Inbound, LimitView, Pricing, Rendered
+from proxy.surface import AnswerHead, Demand, Headers, Inbound, Pricing, Rendered
 from proxy.telemetry import Telemetry
 from proxy.upstream import Answer, Broken, CancelledUnsent, TimedOut, UpstreamClient, UpstreamError
 
@@ -107,7 +108,7 @@ class Engine:
         self._open: set[Exchange] = set()
         self._drains = 0
         self._bodies: Counter[str] = Counter()
-        """Bodies being waited for, by user; no more of one user's than may be in flight."""
+        """Bodies being waited for, by owner (a user, a gateway token with limits); no more than may be in flight."""
         self.is_stopping = False
         """New requests are refused; those under way finish."""
 
@@ -146,6 +147,7 @@ class Engine:
             exchange.status = exchange.status or CLIENT_CLOSED_REQUEST
             if exchange.is_deferred:
                 _leave_to_poll(exchange)
+                self._charge(exchange)
             self._telemetry.finish(exchange, time.monotonic())
 
     async def _serve(self, exchange: Exchange, mounted: Mounted, path: bytes) -> None:
@@ -213,11 +215,13 @@ class Engine:
     async def _body(self, exchange: Exchange) -> bytes:
         if exchange.connection.has_whole_request:  # the usual case needs no timer
             return await self._body_pieces(exchange.receive)
-        caller = exchange.caller
+        caller, operation = exchange.caller, exchange.operation
         assert caller is not None
-        user_id = caller.user_id
-        self._admission.check_before_body(caller, exchange.surface.name, self._bodies[user_id])
-        self._bodies[user_id] += 1
+        assert operation is not None
+        is_free = operation.meter.is_free
+        self._admission.check_before_body(caller, exchange.surface.name, self._bodies, is_free=is_free)
+        owners = [owner for owner, _ in caller.owners]
+        self._bodies.update(owners)
         try:
             async with asyncio.timeout(self._bounds.body_timeout_s):
                 return await self._body_pieces(exchange.receive)
@@ -227,9 +231,10 @@ class Engine:
                 Reason.BAD_REQUEST, f"The request's body did not arrive within {seconds:g} seconds."
             ) from None
         finally:
-            self._bodies[user_id] -= 1
-            if not self._bodies[user_id]:
-                del self._bodies[user_id]
+            self._bodies.subtract(owners)
+            for owner in owners:
+                if not self._bodies[owner]:
+                    del self._bodies[owner]
 
     async def _body_pieces(self, receive: Receive) -> bytes:
         message = await receive()
@@ -280,6 +285,7 @@ class Engine:
             hold_nanousd=held.cost_nanousd,
             floor_nanousd=floor.cost_nanousd,
             due_in_s=operation.deferred.due_s if operation.deferred and demand.is_deferred else None,
+            is_free=operation.meter.is_free,
         )
 
     def _held_at_first(self, demand: Demand, budget: str) -> Usage:
@@ -704,6 +710,14 @@ class Engine:
             upstream_request_id=exchange.upstream_request_id,
         )
         exchange.settled = self._ledger.settle(reservation, settlement)
+        if not exchange.is_deferred:  # else a poll may have been faster, and counts it
+            self._charge(exchange)
+
+    def _charge(self, exchange: Exchange) -> None:
+        """Count what was booked against the minute's tokens, once."""
+        if exchange.priced is not None and exchange.caller is not None and not exchange.is_charged:
+            exchange.is_charged = True
+            self._admission.charge(exchange.caller, exchange.priced)
 
     def _void(self, exchange: Exchange) -> None:
         assert exchange.admitted is not None
@@ -759,29 +773,18 @@ class Engine:
         if status in BODILESS:
             headers = [pair for pair in headers if pair[0] != b"content-length"]
         headers = [*headers, (b"x-automna-request-id", exchange.request_id.encode())]
-        if exchange.admitted is not None:
-            headers += self._limit_headers(exchange)
+        if exchange.caller is not None:
+            headers += self._limit_headers(exchange, exchange.caller)
         exchange.connection.begin(status, headers, is_flushed_soon=exchange.demand.is_streaming)
 
-    def _limit_headers(self, exchange: Exchange) -> Headers:
-        admitted = exchange.admitted
-        assert admitted is not None
-        rate = admitted.rate
-        headers = exchange.surface.dialect.limit_headers(
-            LimitView(
-                requests_limit=rate.limit,
-                requests_remaining=rate.remaining,
-                requests_reset_ms=rate.reset_ms,
-                budget_limit_nanousd=admitted.budget_limit_nanousd,
-                budget_remaining_nanousd=admitted.budget_remaining_nanousd,
-                budget_reset_ms=admitted.budget_reset_ms,
-                now_ms=self._clock.now_ms(),
-            )
-        )
-        if admitted.budget_remaining_nanousd is not None:
-            headers.append((b"x-automna-credits-limit", b"%d" % credits_of(admitted.budget_limit_nanousd)))
-            left = credits_left(admitted.budget_remaining_nanousd)
-            headers.append((b"x-automna-credits-remaining", b"%d" % left))
+    def _limit_headers(self, exchange: Exchange, caller: Caller) -> Headers:
+        standing: Standing | None = exchange.admitted
+        if standing is None:
+            left_nanousd = exchange.refused.budget_left_nanousd if exchange.refused is not None else None
+            standing = self._admission.standing(caller, left_nanousd)
+        now_ms = self._clock.now_ms()
+        headers = exchange.surface.dialect.limit_headers(standing, now_ms)
+        headers += limit_headers(standing, now_ms)
         return headers
 
     # --- background --------------------------------------------------------------------------------------

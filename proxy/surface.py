@@ -10,6 +10,7 @@ from typing import Any, Protocol
 
 from metering.errors import Refused
 from metering.prices import PriceTable
+from metering.rate_state import Standing
 from metering.usage import NOTHING, Usage
 from proxy.json_walk import Walk, value_at
 
@@ -339,21 +340,6 @@ class Rendered:
     body: bytes
 
 
-@dataclass(frozen=True, slots=True)
-class LimitView:
-    """Where a user stands right after being admitted. Money in nano-USD, instants in UTC milliseconds."""
-
-    requests_limit: int
-    requests_remaining: int
-    requests_reset_ms: int
-    budget_limit_nanousd: int
-    budget_remaining_nanousd: int | None
-    """None for a free operation: its admission looks at no budget."""
-    budget_reset_ms: int
-    now_ms: int
-    """When that was; some vendors tell the time left instead of the instant."""
-
-
 class Dialect(Protocol):
     """A vendor's error shapes, so that its SDK raises its own class and obeys our retry advice."""
 
@@ -373,8 +359,8 @@ class Dialect(Protocol):
     def account_problem(self, status: int, body: bytes, headers: Headers) -> Refused | None:
         """The refusal to send instead, when the vendor's error is about our own account and not the request."""
 
-    def limit_headers(self, limits: LimitView) -> Headers:
-        """The user's own limits under the names that the vendor's SDK reads."""
+    def limit_headers(self, standing: Standing, now_ms: int) -> Headers:
+        """The caller's own limits under the names that the vendor has for its own, where it has any."""
 
 
 @dataclass(frozen=True, slots=True)

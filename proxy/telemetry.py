@@ -22,6 +22,7 @@ from metering.errors import Reason
 from metering.ledger import Settlement, token_counts
 from metering.money import usd
 from metering.prices import Priced, PriceTable
+from metering.rate_state import RateState
 from metering.store.writer import CommitStats
 from metering.usage import OUTPUT_UNITS, PROMPT_UNITS, SEARCH_UNITS
 from proxy.exchange import Exchange
@@ -101,6 +102,8 @@ class OwnExchange:
     status: int = 0
     operation: str | None = None
     caller: Caller | None = None
+    reports_rate: RateState | None = None
+    """Where the caller stands against the reports per minute."""
     reason: Reason | None = None
 
 

@@ -11,6 +11,7 @@ import orjson
 
 from metering.clock import utc
 from metering.errors import Refused
+from metering.rate_state import Standing
 from proxy.errors import (
     ACCOUNT_STATUSES,
     STATUS,
@@ -19,7 +20,7 @@ from proxy.errors import (
     account_refused,
     retry_headers,
 )
-from proxy.surface import Headers, LimitView, Rendered
+from proxy.surface import Headers, Rendered
 from routes.counting import object_of
 
 ACCOUNT_PHRASES = ("credit balance", "usage limit", "spend limit", "spending limit")
@@ -76,11 +77,15 @@ class AnthropicDialect:
             return account_refused(status)
         return account_busy(headers) if status == TOO_MANY_REQUESTS else None
 
-    def limit_headers(self, limits: LimitView) -> Headers:
+    def limit_headers(self, standing: Standing, now_ms: int) -> Headers:  # noqa: ARG002 - it tells instants
+        requests, tokens = standing.requests, standing.tokens
         return [
-            (b"anthropic-ratelimit-requests-limit", b"%d" % limits.requests_limit),
-            (b"anthropic-ratelimit-requests-remaining", b"%d" % limits.requests_remaining),
-            (b"anthropic-ratelimit-requests-reset", _instant(-(-limits.requests_reset_ms // 1000))),
+            (b"anthropic-ratelimit-requests-limit", b"%d" % requests.limit),
+            (b"anthropic-ratelimit-requests-remaining", b"%d" % requests.remaining),
+            (b"anthropic-ratelimit-requests-reset", _instant(-(-requests.reset_ms // 1000))),
+            (b"anthropic-ratelimit-tokens-limit", b"%d" % tokens.limit),
+            (b"anthropic-ratelimit-tokens-remaining", b"%d" % tokens.remaining),
+            (b"anthropic-ratelimit-tokens-reset", _instant(-(-tokens.reset_ms // 1000))),
         ]
 
 

@@ -13,16 +13,16 @@ from typing import Any
 import orjson
 
 from metering.errors import Reason, Refused
+from metering.rate_state import Standing
 from proxy.errors import (
     ACCOUNT_STATUSES,
-    PLAIN_JSON,
     STATUS,
     TOO_MANY_REQUESTS,
     account_busy,
     account_refused,
     retry_headers,
 )
-from proxy.surface import Headers, LimitView, Rendered
+from proxy.surface import Headers, Rendered
 
 ACCOUNT_REASONS = frozenset(
     {
@@ -95,9 +95,9 @@ class GeminiDialect:
             return account_refused(status)
         return None
 
-    def limit_headers(self, limits: LimitView) -> Headers:
-        """Gemini has none of its own: the names that plain clients know."""
-        return PLAIN_JSON.limit_headers(limits)
+    def limit_headers(self, standing: Standing, now_ms: int) -> Headers:  # noqa: ARG002 - the protocol's
+        """Gemini has none of its own."""
+        return []
 
 
 def error_in(body: bytes) -> Mapping[str, Any]:

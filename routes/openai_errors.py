@@ -10,6 +10,7 @@ bills of the account and locks the key for ten minutes, whatever the message say
 import orjson
 
 from metering.errors import Reason, Refused
+from metering.rate_state import Standing
 from proxy.errors import (
     ACCOUNT_STATUSES,
     STATUS,
@@ -18,7 +19,7 @@ from proxy.errors import (
     account_refused,
     retry_headers,
 )
-from proxy.surface import Headers, LimitView, Rendered
+from proxy.surface import Headers, Rendered
 from routes.counting import object_of
 
 ACCOUNT_CODES = frozenset(
@@ -38,6 +39,7 @@ _BY_REASON = {
     Reason.BUDGET_EXHAUSTED: (_SPENT, _SPENT),
     Reason.BUDGET_HELD: ("requests", "rate_limit_exceeded"),
     Reason.RATE_LIMITED: ("requests", "rate_limit_exceeded"),
+    Reason.TOKENS_RATE_LIMITED: ("tokens", "rate_limit_exceeded"),
     Reason.TOO_MANY_CONCURRENT: ("requests", "rate_limit_exceeded"),
     Reason.UPSTREAM_BUSY: ("requests", "rate_limit_exceeded"),
 }
@@ -79,12 +81,15 @@ class OpenAIDialect:
             return account_refused(status)
         return account_busy(headers) if status == TOO_MANY_REQUESTS else None
 
-    def limit_headers(self, limits: LimitView) -> Headers:
-        reset_ms = max(limits.requests_reset_ms - limits.now_ms, 0)
+    def limit_headers(self, standing: Standing, now_ms: int) -> Headers:
+        requests, tokens = standing.requests, standing.tokens
         return [
-            (b"x-ratelimit-limit-requests", b"%d" % limits.requests_limit),
-            (b"x-ratelimit-remaining-requests", b"%d" % limits.requests_remaining),
-            (b"x-ratelimit-reset-requests", duration(reset_ms).encode()),
+            (b"x-ratelimit-limit-requests", b"%d" % requests.limit),
+            (b"x-ratelimit-limit-tokens", b"%d" % tokens.limit),
+            (b"x-ratelimit-remaining-requests", b"%d" % requests.remaining),
+            (b"x-ratelimit-remaining-tokens", b"%d" % tokens.remaining),
+            (b"x-ratelimit-reset-requests", duration(max(requests.reset_ms - now_ms, 0)).encode()),
+            (b"x-ratelimit-reset-tokens", duration(max(tokens.reset_ms - now_ms, 0)).encode()),
         ]
 
 
@@ -93,9 +98,9 @@ def duration(ms: int) -> str:
     if ms < _MS_PER_S:
         return f"{ms}ms"
     seconds = ms / _MS_PER_S
-    minutes, seconds = divmod(seconds, _S_PER_MINUTE)
-    if not minutes:
+    if seconds < _S_PER_MINUTE:  # nearly always
         return f"{seconds:g}s"
+    minutes, seconds = divmod(seconds, _S_PER_MINUTE)
     hours, minutes = divmod(int(minutes), _S_PER_MINUTE)
     return (f"{hours}h" if hours else "") + f"{minutes}m{round(seconds, 3):g}s"
 

@@ -16,14 +16,18 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from metering.admission import Caller
 from metering.clock import Clock
 from metering.errors import Refused
 from metering.ids import new_id
 from metering.rate_limits import RateLimits
+from metering.rate_state import Standing
 from metering.store.store import Store
 from metering.users import Directory
 from proxy.auth import Authenticator, conceal_tokens
 from proxy.errors import PLAIN_JSON
+from proxy.limit_headers import limit_headers, with_own_limit
+from proxy.surface import Headers
 from proxy.telemetry import OWN_EXCHANGE, OwnExchange, Telemetry
 from routes.health import health_routes
 from routes.tokens import Children, token_routes
@@ -45,6 +49,7 @@ class OwnContext:
     authenticator: Authenticator
     store: Store
     rate_limits: RateLimits
+    standing: Callable[[Caller], Standing]
     clock: Clock
     telemetry: Telemetry
     not_ready: Callable[[], Awaitable[str | None]]
@@ -89,7 +94,7 @@ def own_app(context: OwnContext) -> Starlette:
             *usage_routes(reports),
             *token_routes(children),
         ],
-        middleware=[Middleware(CanonicalLines, telemetry=context.telemetry, clock=context.clock)],
+        middleware=[Middleware(CanonicalLines, context=context)],
         exception_handlers={Refused: refuse, HTTPException: _no_such_route, Exception: _defect},
     )
     app.router.redirect_slashes = False  # `/health/` is another path, and none of ours
@@ -97,12 +102,14 @@ def own_app(context: OwnContext) -> Starlette:
 
 
 class CanonicalLines:
-    """Gives each request an id, and tells of its end once. Machines that ask how we are get no line."""
+    """Gives each request an id, tells callers where they stand, and tells of its end once. Machines that ask how we are
+    get no line."""
 
-    def __init__(self, app: ASGIApp, telemetry: Telemetry, clock: Clock) -> None:
+    def __init__(self, app: ASGIApp, context: OwnContext) -> None:
         self._app = app
-        self._telemetry = telemetry
-        self._clock = clock
+        self._telemetry = context.telemetry
+        self._clock = context.clock
+        self._standing = context.standing
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         own = OwnExchange(
@@ -114,7 +121,7 @@ class CanonicalLines:
             if message["type"] == "http.response.start":
                 own.status = message["status"]
                 named = (b"x-automna-request-id", own.request_id.encode())
-                message = {**message, "headers": [*message["headers"], named]}
+                message = {**message, "headers": [*message["headers"], named, *self._limit_headers(own)]}
             await send(message)
 
         try:
@@ -123,6 +130,13 @@ class CanonicalLines:
             endpoint = scope.get("endpoint")
             own.operation = endpoint.__name__ if endpoint else None
             self._telemetry.finish_own(own, time.monotonic(), is_told=own.operation not in MACHINES)
+
+    def _limit_headers(self, own: OwnExchange) -> Headers:
+        if own.caller is None or own.reports_rate is None:
+            return []
+        now_ms = self._clock.now_ms()
+        headers = limit_headers(self._standing(own.caller), now_ms)
+        return with_own_limit(headers, b"reports", own.reports_rate, now_ms)
 
 
 async def _no_such_route(request: Request, error: Exception) -> Response:

@@ -73,6 +73,7 @@ class Reports:
             prepaid = await prepaid_credit(readers, caller.user_id)
             caps = await states_of(readers, caller.token.caps if caller.token else (), now_ms)
         used = self._rate_limits.used(owner, plan.requests_per_minute)
+        used_tokens = self._rate_limits.tokens.used(owner, plan.tokens_per_minute)
         return {
             "user": caller.user_id,
             "plan": plan.name,
@@ -88,6 +89,11 @@ class Reports:
                 "limit": plan.requests_per_minute,
                 "used": used,
                 "remaining": max(0, plan.requests_per_minute - used),
+            },
+            "tokens_per_minute": {
+                "limit": plan.tokens_per_minute,
+                "used": used_tokens,
+                "remaining": max(0, plan.tokens_per_minute - used_tokens),
             },
             "concurrent_requests": {
                 "limit": plan.concurrent_requests,
@@ -114,6 +120,7 @@ class Reports:
         """The same for a report, which is named as its endpoint. Raises Refused: too many reports a minute, too."""
         caller = await self.identified(request, request.scope["endpoint"].__name__)
         rate = self._rate_limits.hit(f"reports:{caller.user_id}", REPORTS_PER_MINUTE)
+        request.scope[OWN_EXCHANGE].reports_rate = rate
         if not rate.is_allowed:
             raise Refused(
                 Reason.RATE_LIMITED,

@@ -18,6 +18,7 @@ from proxy.surface import ForbiddenField, HeaderKey, Inbound, Operation, QueryKe
 from routes import SURFACES
 from tests.conformance.stand_in import StandIn
 from tests.support.gateway import Gateway, running_gateway
+from tests.support.limits import assert_limits
 from tests.support.raw_http import RawAnswer, raw_request
 
 VENDOR_KEY = "vendor-key-that-nobody-may-see"
@@ -393,6 +394,7 @@ async def test_hop_by_hop_cookie_credential_and_account_headers_do_not_come_down
     credential = surface.upstream.credential.name
     names = [*HOP_BY_HOP, *planted_names(surface.dropped_answer_headers), *OTHER_CREDENTIALS, credential]
     names += ["set-cookie", "date", "alt-svc", "proxy-authenticate", "x-automna-anything"]
+    names += ["ratelimit", "ratelimit-policy", "ratelimit-remaining"]
     async with staged(surface, tmp_path) as stage:
         stage.vendor.more_headers = [
             *((name, PLANTED.decode()) for name in names),
@@ -406,6 +408,31 @@ async def test_hop_by_hop_cookie_credential_and_account_headers_do_not_come_down
         assert answer.status == (422 if is_error else 200)
         assert [name for name, value in answer.headers if PLANTED in value] == []
         assert answer.header(b"x-neutral") == b"kept"
+
+
+def headers_of(answer: RawAnswer) -> dict[str, str]:
+    names = [name for name, _ in answer.headers]
+    assert len(set(names)) == len(names), "a header twice"
+    return {name.decode(): value.decode() for name, value in answer.headers}
+
+
+@each_operation
+async def test_every_answer_says_where_the_caller_stands(tmp_path, case: Case):
+    surface, operation = case
+    async with staged(surface, tmp_path) as stage:
+        limits = assert_limits(headers_of(await stage.ask(operation)))
+        assert ("credits" in limits) is not operation.meter.is_free
+        for status in (422, 401, 429, 500):  # the vendor's own, and what stands in for it
+            stage.vendor.fails_with = (status, b'{"error":"of the vendor"}')
+            answer = await stage.ask(operation)
+            assert answer.status >= 400
+            assert set(assert_limits(headers_of(answer))) == set(limits)
+        left = assert_limits(headers_of(await stage.ask(operation)))["requests"][0]
+        refused = await stage.ask(operation, f"undeclared={stage.token}")
+        assert refused.status == 400
+        assert assert_limits(headers_of(refused))["requests"][0] >= left, "a look counted"
+        stranger = headers_of(await stage.ask(operation, has_token=False))
+        assert not [name for name in stranger if "ratelimit" in name]
 
 
 # --- secrets --------------------------------------------------------------------------------------------

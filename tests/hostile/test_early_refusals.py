@@ -49,7 +49,7 @@ async def test_no_more_bodies_of_a_user_are_waited_for_than_may_be_in_flight(tmp
         async with stage.connected() as a, stage.connected() as b, stage.connected() as c:
             for peer in (a, b, c):
                 peer.send(whole[:-5])
-            await stage.gateway.until(lambda: engine._bodies["u1"] == 3)
+            await stage.gateway.until(lambda: engine._bodies["user:u1"] == 3)
             answer = await half_sent(stage)
             assert answer.status == 429
             assert b"at once" in answer.body

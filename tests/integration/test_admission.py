@@ -2,15 +2,19 @@
 
 import asyncio
 import sqlite3
-from contextlib import asynccontextmanager, closing
+from contextlib import asynccontextmanager, closing, suppress
+from datetime import datetime
 
 import httpx
+import orjson
 import pytest
 
 from metering.grants import credit_of, grant
-from simulators.anthropic import ReportedUsage, hangs, streams
+from metering.terms import TokenLimits
+from simulators.anthropic import ReportedUsage, breaks_after, fails, hangs, streams
 from simulators.script import Gate
 from tests.support.gateway import DatedClock, client_of, messages_body, running_gateway
+from tests.support.limits import assert_limits, policies_of
 from tests.support.process import serving as serving_process
 
 BODY = messages_body(max_tokens=100)
@@ -238,6 +242,144 @@ async def test_so_many_requests_may_be_made_a_minute(tmp_path, vendor):
         clock.advance(wait_s)
         assert (await send(client)).status_code == 200
         assert vendor.requests_total == 3
+        await gateway.assert_clean()
+
+
+def limits_and_wait(answer):
+    """What the standard and the vendor's headers of an answer agree on, and the Retry-After."""
+    limits, policies = assert_limits(answer.headers), policies_of(answer.headers)
+    for name in ("requests", "tokens"):
+        assert answer.headers[f"anthropic-ratelimit-{name}-limit"] == str(policies[name]["q"])
+        assert answer.headers[f"anthropic-ratelimit-{name}-remaining"] == str(limits[name][0])
+        instant = answer.headers[f"anthropic-ratelimit-{name}-reset"]
+        assert datetime.strptime(instant, "%Y-%m-%dT%H:%M:%S%z")
+    return limits, int(answer.headers.get("retry-after", 0))
+
+
+async def test_a_turn_larger_than_the_minutes_tokens_is_answered_and_the_next_waits(tmp_path, vendor):
+    clock = DatedClock(2026, 11, 20)
+    large = ReportedUsage(input_tokens=60_000, output_tokens=15_000, cache_read_tokens=500_000)
+    vendor.script = lambda _: streams(usage=large)
+    async with serving(tmp_path, vendor, clock=clock, tokens_per_minute=50_000) as (gateway, client):
+        first = await send(client)
+        limits, _ = limits_and_wait(first)
+        assert (first.status_code, limits["tokens"][0]) == (200, 50_000)
+        for _ in range(3):
+            refused = await send(client)
+            assert error_of(refused) == (429, "rate_limit_error")
+            limits, wait_s = limits_and_wait(refused)
+            assert 28 <= wait_s <= 31
+            assert limits["tokens"][0] == 0
+            assert 0 <= wait_s - limits["tokens"][1] <= 1
+        message = "Rate limit reached: 50,000 tokens per minute on the test plan."
+        assert refused.json()["error"]["message"] == message
+        assert gateway.lines[-1]["reason"] == "tokens_rate_limited"
+        free = await client.post("/v1/messages/count_tokens", json=BODY)  # counts none, and is not refused
+        assert (free.status_code, limits_and_wait(free)[0]["tokens"][0]) == (200, 0)
+        clock.advance(wait_s)
+        vendor.script = lambda _: streams(usage=ReportedUsage(input_tokens=1))
+        again = await send(client)
+        assert again.status_code == 200
+        assert limits_and_wait(again)[0]["requests"][0] == 1_000_000 - 3, "refusals counted as requests"
+        assert vendor.requests_total == 3
+        await gateway.assert_clean()
+
+
+async def test_however_large_a_turn_the_wait_is_a_minute(tmp_path, vendor):
+    clock = DatedClock(2026, 11, 20)
+    vendor.script = lambda _: streams(usage=ReportedUsage(input_tokens=900_000))
+    async with serving(tmp_path, vendor, clock=clock, tokens_per_minute=50_000) as (_, client):
+        assert (await send(client)).status_code == 200
+        refused = await send(client)
+        assert (refused.status_code, limits_and_wait(refused)[1]) == (429, 60)
+        clock.advance(60)
+        assert (await send(client)).status_code == 200
+
+
+async def test_a_turn_whose_client_left_counts_when_it_is_booked(tmp_path, vendor):
+    gate = Gate()
+    clock = DatedClock(2026, 11, 20)
+    vendor.script = lambda _: hangs(gate=gate, usage=ReportedUsage(input_tokens=75_000))
+    async with serving(tmp_path, vendor, clock=clock, tokens_per_minute=50_000) as (gateway, client):
+        (task,) = start(send(client))
+        await gate.reached()
+        task.cancel()
+        await gateway.until(lambda: gateway.metric("automna_drains") == 1)
+        assert gateway.service.own.rate_limits.tokens.used("user:u1", 50_000) == 0
+        gate.open()
+        await gateway.quiet()
+        assert (await send(client)).status_code == 429
+
+
+async def test_what_broke_off_counts_with_its_estimate_and_an_error_does_not(tmp_path, vendor):
+    clock = DatedClock(2026, 11, 20)
+    vendor.next(fails(529), breaks_after(3))
+    async with serving(tmp_path, vendor, clock=clock, tokens_per_minute=50_000) as (gateway, client):
+        tokens = gateway.service.own.rate_limits.tokens
+        assert (await send(client)).status_code == 529
+        await gateway.quiet()
+        assert tokens.used("user:u1", 50_000) == 0
+        with suppress(httpx.HTTPError):
+            await client.post("/v1/messages", json={**BODY, "stream": True})
+        entry = (await gateway.entries())[-1]
+        assert entry["basis"] == "estimated"
+        counted = entry["input_tokens"] + entry["cache_write_tokens"] + entry["output_tokens"]
+        assert counted > 0
+        assert tokens.used("user:u1", 50_000) == pytest.approx(
+            counted, abs=850 * 5
+        )  # 5 s may have flowed back
+
+
+async def test_every_refusal_of_a_known_caller_says_where_it_stands(tmp_path, vendor):
+    clock = DatedClock(2026, 11, 20)
+    vendor.script = lambda _: streams(usage=ReportedUsage(input_tokens=100_000))
+    async with serving(tmp_path, vendor, clock=clock, credits_per_month=1_000) as (_, client):
+        for body, status in ((b"{", 400), (orjson.dumps({**BODY, "model": "claude-unheard-of-9"}), 404)):
+            answer = await client.post(
+                "/v1/messages", content=body, headers={"content-type": "application/json"}
+            )
+            assert answer.status_code == status
+            assert set(limits_and_wait(answer)[0]) == {"requests", "tokens"}
+        assert (await send(client)).status_code == 200
+        refused = await send(client)
+        assert refused.status_code == 402
+        limits, wait_s = limits_and_wait(refused)
+        assert (wait_s, limits["credits"][0]) == (0, 0)
+        assert 10 * 86_400 < limits["credits"][1] <= 11 * 86_400
+        assert refused.headers["x-automna-credits-remaining"] == "0"
+        for path in ("/api/user/limits", "/api/user/usage"):
+            answer = await client.get(client.base_url.copy_with(path=path))
+            assert answer.status_code == 200
+            assert_limits(answer.headers)
+        client.headers["x-api-key"] = "amp_nobodys"
+        stranger = await send(client)
+        assert stranger.status_code == 401
+        assert not [name for name in stranger.headers if "ratelimit" in name]
+
+
+async def test_a_key_with_limits_of_its_own_is_held_to_them(tmp_path, vendor):
+    gate = Gate()
+    own = TokenLimits(requests_per_minute=3, tokens_per_minute=30_000, concurrent_requests=1)
+    clock = DatedClock(2026, 11, 20)
+    async with serving(tmp_path, vendor, clock=clock) as (gateway, other_key):
+        async with client_of(gateway, await gateway.new_token(limits=own)) as client:
+            vendor.next(hangs(gate=gate, usage=ReportedUsage(input_tokens=40_000)))
+            (task,) = start(send(client))
+            await gate.reached()
+            refused = await send(client)
+            assert refused.json()["error"]["message"].endswith("1 may be in flight for this API key.")
+            policies = policies_of(refused.headers)
+            shown = [policies[name]["q"] for name in ("requests", "tokens", "concurrency")]
+            assert shown == [3, 30_000, 1]
+            assert gateway.lines[-1]["limit_of"] == "key"
+            gate.open()
+            assert (await task).status_code == 200
+            await gateway.quiet()
+            refused = await send(client)
+            assert refused.json()["error"]["message"].endswith("30,000 tokens per minute for this API key.")
+            clock.advance(int(refused.headers["retry-after"]))
+            assert (await send(client)).status_code == 200
+        assert (await send(other_key)).status_code == 200  # the user's other keys are not held to them
         await gateway.assert_clean()
 
 

@@ -10,9 +10,12 @@ from proxy import deferral
 from simulators.openai import Behaviour, OpenAISimulator, fails, hangs, replays, streams
 from simulators.script import Gate, WaitFor
 from tests.support.gateway import DatedClock, Gateway
+from tests.support.limits import limits_of
 from tests.support.openai import openai_client_of, response_body, serving_openai
 
 BACKGROUND = response_body(background=True)
+SLOW = 60
+"""Tokens per minute of which one flows back a second."""
 LATER_S = 11
 """A poll is due by then."""
 
@@ -77,6 +80,39 @@ async def test_background_work_is_held_until_a_poll_finds_it_ended_and_booked_on
         await gateway.assert_clean()
 
 
+@pytest.mark.parametrize("is_another", [False, True], ids=["the same process", "another process"])
+async def test_background_work_counts_against_the_minutes_tokens_when_it_is_booked(
+    tmp_path, clock, is_another
+):
+    async with OpenAISimulator() as vendor:
+        async with serving_openai(tmp_path, vendor, clock=clock, tokens_per_minute=1) as gateway:
+            token = await gateway.new_token()
+            response_id = await start(gateway, token)
+            assert gateway.service.own.rate_limits.tokens.used("user:u1", 1) == 0
+            if not is_another:
+                vendor.finish(response_id)
+                await polled(gateway, clock)
+                await gateway.entries()
+                await assert_tokens_are_spent(gateway, token)
+                return
+        vendor.finish(response_id)
+        clock.advance(LATER_S)
+        async with serving_openai(tmp_path, vendor, clock=clock, tokens_per_minute=1) as gateway:
+            await gateway.entries()
+            await assert_tokens_are_spent(gateway, token)
+
+
+async def assert_tokens_are_spent(gateway: Gateway, token: str) -> None:
+    async with openai_client_of(gateway, token) as client:
+        refused = await client.post("/responses", json=response_body())
+        assert refused.status_code == 429
+        assert refused.json()["error"]["type"] == "tokens"
+        assert refused.headers["x-ratelimit-remaining-tokens"] == "0"
+        assert 1 <= int(refused.headers["retry-after"]) <= 60
+        (limits, left) = limits_of(refused.headers)["tokens"]
+        assert (limits, left) == (0, int(refused.headers["retry-after"]))
+
+
 async def test_nobody_has_to_ask_for_the_poll(tmp_path, clock):
     async with OpenAISimulator() as vendor, serving_openai(tmp_path, vendor, clock=clock) as gateway:
         vendor.finish(await start(gateway, await gateway.new_token()))
@@ -107,7 +143,10 @@ async def test_a_stream_in_the_background_whose_client_leaves_is_settled_by_a_po
 
 
 async def test_a_stream_in_the_background_that_is_read_to_its_end_is_settled_there(tmp_path, clock):
-    async with OpenAISimulator() as vendor, serving_openai(tmp_path, vendor, clock=clock) as gateway:
+    async with (
+        OpenAISimulator() as vendor,
+        serving_openai(tmp_path, vendor, clock=clock, tokens_per_minute=SLOW) as gateway,
+    ):
         async with (
             openai_client_of(gateway, await gateway.new_token()) as client,
             client.stream("POST", "/responses", json={**BACKGROUND, "stream": True}) as answer,
@@ -120,6 +159,9 @@ async def test_a_stream_in_the_background_that_is_read_to_its_end_is_settled_the
             assert any("response.completed" in line for line in [line async for line in lines])
         entry = await gateway.only_entry()
         assert (entry["outcome"], entry["basis"]) == ("completed", "reported")
+        counted = entry["input_tokens"] + entry["cache_write_tokens"] + entry["output_tokens"]
+        tokens = gateway.service.own.rate_limits.tokens
+        assert counted - 10 <= tokens.used("user:u1", SLOW) <= counted
         before = vendor.requests_total
         await polled(gateway, clock)
         assert (await works(gateway), vendor.requests_total) == (0, before)
@@ -316,4 +358,5 @@ async def test_a_stream_whose_work_a_poll_has_booked_already_counts_no_cost_agai
         await gateway.entries()
         (line,) = gateway.lines
         assert (line["outcome"], "cost_usd" in line) == ("deferred", False)
+        assert gateway.service.own.rate_limits.tokens.used("user:u1", 1) == 0, "whoever booked it counts it"
         await gateway.assert_clean()

@@ -328,7 +328,9 @@ async def test_a_stream_is_cut_where_the_cap_of_its_token_ends_and_the_error_say
         async with client_of(gateway, await gateway.new_token(caps=[cap])) as client:
             answer = await client.post("/v1/messages", json=LARGE)
         last = events_of(answer.content)[-1].decode()
-        assert re.search(r"Daily usage limit reached \(\d+ of \d+ credits of this gateway token\)\. Resets on ", last)
+        assert re.search(
+            r"Daily usage limit reached \(\d+ of \d+ credits of this gateway token\)\. Resets on ", last
+        )
         entry = await gateway.only_entry()
         assert entry["outcome"] == "budget_ended"
         assert entry["cost_nanousd"] <= FOR_TWO_SLICES * CREDIT_NANOUSD

@@ -122,6 +122,14 @@ CASES = (
         plan={"requests_per_minute": 1},
     ),
     Case(
+        "tokens per minute",
+        minute_used_up,
+        429,
+        CLIENT,
+        "1 tokens per minute",
+        plan={"tokens_per_minute": 1},
+    ),
+    Case(
         "too many at once",
         request_in_flight,
         429,

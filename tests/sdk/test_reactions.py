@@ -120,6 +120,15 @@ CASES = (
         plan={"requests_per_minute": 1},
     ),
     Case(
+        "tokens per minute",
+        minute_used_up,
+        429,
+        RATE_LIMIT,
+        "1 tokens per minute",
+        waits=(OF_THE_MINUTE, OF_THE_MINUTE),
+        plan={"tokens_per_minute": 1},
+    ),
+    Case(
         "too many at once",
         request_in_flight,
         429,

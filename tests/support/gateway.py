@@ -42,7 +42,7 @@ PLANS = """
 [plans.test]
 credits_per_month = {credits_per_month}
 requests_per_minute = {requests_per_minute}
-tokens_per_minute = 1_000_000
+tokens_per_minute = {tokens_per_minute}
 concurrent_requests = {concurrent}
 searches_per_month = 0
 browser_minutes_per_month = 0
@@ -60,6 +60,7 @@ def plans_file(
     *,
     credits_per_month: int = 10_000_000,
     requests_per_minute: int = 1_000_000,
+    tokens_per_minute: int = 1_000_000_000,
     concurrent: int = 10_000,
     models: tuple[str, ...] = ("*",),
     surfaces: tuple[str, ...] = ("*",),
@@ -71,6 +72,7 @@ def plans_file(
         PLANS.format(
             credits_per_month=credits_per_month,
             requests_per_minute=requests_per_minute,
+            tokens_per_minute=tokens_per_minute,
             concurrent=concurrent,
             models=json.dumps(list(models)),
             surfaces=json.dumps(list(surfaces)),

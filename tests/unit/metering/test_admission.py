@@ -14,14 +14,24 @@ from metering.errors import Reason, Refused
 from metering.ledger import MONEY, REQUESTS, SPEND, Ledger
 from metering.money import CREDIT_NANOUSD
 from metering.plans import Plan, load_plans
+from metering.prices import Priced, PricedLine
 from metering.rate_limits import RateLimits
-from metering.terms import Cap, CapMeter, CapPeriod, Link, Scope, Terms, terms_of
+from metering.terms import Cap, CapMeter, CapPeriod, Link, Scope, Terms, TokenLimits, terms_of
 from tests.support.ledger import PERIOD, Bench, money, open_bench, request_id, settlement
 
 PRO = replace(
     load_plans()["pro"], credits_per_month=1_000, requests_per_minute=10_000, concurrent_requests=1_000
 )
 CREDIT = CREDIT_NANOUSD
+
+
+def caller(user: str = "ada", plan: Plan = PRO, **own: TokenLimits) -> Caller:
+    limits = tuple((f"token:{name}", limits) for name, limits in own.items())
+    return Caller(user, f"tok_{user}", plan, Terms(limits=limits) if limits else None)
+
+
+def used(tokens: int) -> Priced:
+    return Priced(0, (PricedLine("m", {"input_tokens": tokens, "cache_read_tokens": 10**9}, {}, {}),), ())
 
 
 @dataclass
@@ -40,11 +50,21 @@ class Desk:
         model: str = "m",
         terms: Terms | None = None,
         has_credit: bool = False,
+        is_free: bool = False,
+        **own: TokenLimits,
     ) -> Admitted:
-        return await self.admission.admit(
-            Caller(user, f"tok_{user}", plan, terms, has_credit=has_credit),
-            Request(request_id(), "anthropic", "POST /v1/messages", (model,), round(credits_ * CREDIT), 0),
+        """`own`: the limits of the gateway token (`key`) and of those it comes from."""
+        request = Request(
+            request_id(),
+            "anthropic",
+            "POST /v1/messages",
+            (model,),
+            round(credits_ * CREDIT),
+            0,
+            is_free=is_free,
         )
+        one = replace(caller(user, plan, **own), has_credit=has_credit)
+        return await self.admission.admit(one if terms is None else replace(one, token=terms), request)
 
     async def refusal(self, credits_: float, **options: object) -> Refused:
         with pytest.raises(Refused) as refused:
@@ -67,7 +87,10 @@ async def test_what_is_admitted_is_held_and_told_where_the_user_stands(desk: Des
     assert admitted.budget_limit_nanousd == 1_000 * CREDIT
     assert admitted.budget_remaining_nanousd == 700 * CREDIT
     assert admitted.budget_reset_ms == 1_796_083_200_000  # 2026-12-01 00:00 UTC
-    assert (admitted.rate.limit, admitted.rate.remaining) == (10_000, 9_999)
+    assert (admitted.requests.limit, admitted.requests.remaining) == (10_000, 9_999)
+    assert (admitted.tokens.limit, admitted.tokens.remaining) == (500_000, 500_000)
+    assert admitted.concurrent_requests == 1_000
+    assert admitted.budget_began_ms == 1_793_491_200_000  # 2026-11-01 00:00 UTC
     assert await desk.bench.account() == (0, 300 * CREDIT)
     assert await desk.bench.gauge() == 1
     await desk.settle(admitted, 100)
@@ -493,3 +516,124 @@ async def test_a_scope_is_looked_at_before_anything_is_counted_or_held(desk: Des
     other = terms(Link("t", Scope(models=("x",))))
     assert (await desk.refusal(1, plan=one, terms=other)).reason is Reason.MODEL_UNAVAILABLE
     await desk.admit(1, plan=one, terms=other, model="x")
+
+
+# --- tokens per minute, and limits of a gateway token -----------------------------------------------------
+
+
+async def test_a_large_turn_is_answered_and_the_next_is_told_how_long_to_wait(desk: Desk) -> None:
+    plan = replace(PRO, tokens_per_minute=50_000, requests_per_minute=2)
+    assert (await desk.admit(1, plan=plan)).tokens.remaining == 50_000
+    desk.admission.charge(caller(plan=plan), used(75_000))
+    for _ in range(3):
+        refused = await desk.refusal(1, plan=plan)
+        assert (refused.reason, refused.retry_after_s) == (Reason.TOKENS_RATE_LIMITED, 30.001)
+    assert refused.message == "Rate limit reached: 50,000 tokens per minute on the pro plan."
+    assert refused.facts == {"limit": 50_000}
+    desk.bench.clock.advance(30.001)
+    admitted = await desk.admit(1, plan=plan)
+    assert admitted.requests.remaining == 0, "a refusal for tokens counted against the requests"
+    assert await desk.bench.gauge() == 2
+
+
+async def test_what_is_free_is_neither_counted_nor_refused_by_tokens(desk: Desk) -> None:
+    plan = replace(PRO, tokens_per_minute=100)
+    desk.admission.charge(caller(plan=plan), used(1_000))
+    admitted = await desk.admit(0, plan=plan, is_free=True)
+    assert (admitted.tokens.is_allowed, admitted.tokens.remaining) == (False, 0)
+    desk.admission.check_before_body(caller(plan=plan), "anthropic", {}, is_free=True)
+    with pytest.raises(Refused, match="100 tokens per minute"):
+        desk.admission.check_before_body(caller(plan=plan), "anthropic", {})
+
+
+async def test_a_key_with_limits_of_its_own_must_pass_both_and_one_that_refuses_counts_on_neither(
+    desk: Desk,
+) -> None:
+    plan, key = replace(PRO, requests_per_minute=3), TokenLimits(requests_per_minute=2)
+    admitted = [await desk.admit(1, plan=plan, key=key) for _ in range(2)]
+    assert [(one.requests.limit, one.requests.remaining) for one in admitted] == [(2, 1), (2, 0)]
+    for _ in range(3):
+        refused = await desk.refusal(1, plan=plan, key=key)
+        assert refused.reason is Reason.RATE_LIMITED
+        assert refused.message == "Rate limit reached: 2 requests per minute for this API key."
+        assert refused.facts == {"limit": 2, "limit_of": "key"}
+    assert (await desk.admit(1, plan=plan)).requests.remaining == 0  # of the plan's three, two were the key's
+    for _ in range(3):
+        refused = await desk.refusal(1, plan=plan, other=TokenLimits(requests_per_minute=1))
+        assert refused.message == "Rate limit reached: 3 requests per minute on the pro plan."
+    desk.bench.clock.advance(120)
+    await desk.admit(1, plan=plan, other=TokenLimits(requests_per_minute=1))
+
+
+async def test_tokens_are_charged_to_the_plan_the_key_and_those_it_comes_from(desk: Desk) -> None:
+    plan = replace(PRO, tokens_per_minute=10_000)
+    own = {"key": TokenLimits(tokens_per_minute=5_000), "parent": TokenLimits(tokens_per_minute=2_000)}
+    desk.admission.charge(caller(plan=plan, **own), used(1_000))
+    admitted = await desk.admit(1, plan=plan, **own)
+    assert (admitted.tokens.limit, admitted.tokens.remaining) == (2_000, 1_000)
+    assert (await desk.admit(1, plan=plan)).tokens.remaining == 9_000
+    desk.admission.charge(caller(plan=plan, **own), used(2_000))
+    refused = await desk.refusal(1, plan=plan, **own)
+    assert refused.message == "Rate limit reached: 2,000 tokens per minute for this API key."
+    assert refused.facts == {"limit": 2_000, "limit_of": "key"}
+    assert (await desk.admit(1, plan=plan, key=own["key"])).tokens.remaining == 2_000
+
+
+async def test_of_several_that_refuse_the_longest_wait_is_told(desk: Desk) -> None:
+    own = {"key": TokenLimits(tokens_per_minute=600), "parent": TokenLimits(tokens_per_minute=1_200)}
+    desk.admission.charge(caller(**own), used(1_500))
+    refused = await desk.refusal(1, **own)
+    assert (refused.facts["limit"], refused.retry_after_s) == (600, 60.0)
+    assert desk.admission.standing(caller(**own)).tokens.retry_after_s == 60.0
+    desk.bench.clock.advance(refused.retry_after_s or 0)
+    await desk.admit(1, **own)
+
+
+async def test_limits_that_a_key_does_not_have_are_the_plans(desk: Desk) -> None:
+    admitted = await desk.admit(1, key=TokenLimits())
+    assert (admitted.requests.limit, admitted.tokens.limit) == (10_000, 500_000)
+    assert admitted.concurrent_requests == 1_000
+    assert await desk.bench.gauge("token:key") == 0
+
+
+async def test_so_many_requests_of_one_key_may_be_in_flight(desk: Desk) -> None:
+    plan, key = replace(PRO, concurrent_requests=3), TokenLimits(concurrent_requests=2)
+    first, _ = [await desk.admit(1, plan=plan, key=key) for _ in range(2)]
+    assert first.concurrent_requests == 2
+    refused = await desk.refusal(1, plan=plan, key=key)
+    assert (refused.reason, refused.retry_after_s) == (Reason.TOO_MANY_CONCURRENT, 1.0)
+    assert refused.message == "Too many requests at once: 2 may be in flight for this API key."
+    assert refused.facts == {"limit": 2, "limit_of": "key"}
+    await desk.admit(1, plan=plan)
+    await desk.bench.ledger.void(first.reservation)
+    await desk.admit(1, plan=plan)
+    assert (await desk.bench.gauge("user:ada"), await desk.bench.gauge("token:key")) == (3, 1)
+    refused = await desk.refusal(1, plan=plan, key=key)
+    assert refused.message == "Too many requests at once: 3 may be in flight on the pro plan."
+    assert refused.facts == {"limit": 3}
+
+
+async def test_bodies_are_waited_for_as_long_as_plan_and_key_have_room(desk: Desk) -> None:
+    one = caller(plan=replace(PRO, concurrent_requests=3), key=TokenLimits(concurrent_requests=2))
+    check = desk.admission.check_before_body
+    check(one, "anthropic", {"user:ada": 2, "token:key": 1})
+    with pytest.raises(Refused, match="2 may be in flight for this API key"):
+        check(one, "anthropic", {"user:ada": 2, "token:key": 2})
+    with pytest.raises(Refused, match="3 may be in flight on the pro plan"):
+        check(one, "anthropic", {"user:ada": 3, "token:key": 1})
+
+
+async def test_a_refusal_for_money_says_what_is_left_of_it(desk: Desk) -> None:
+    await desk.admit(950)
+    assert (await desk.refusal(100)).budget_left_nanousd == 50 * CREDIT
+    assert (await desk.refusal(2_000)).budget_left_nanousd == 50 * CREDIT
+    standing = desk.admission.standing(caller(), 50 * CREDIT)
+    assert (standing.budget_remaining_nanousd, standing.budget_limit_nanousd) == (50 * CREDIT, 1_000 * CREDIT)
+
+
+async def test_looking_where_a_caller_stands_counts_nothing(desk: Desk) -> None:
+    one = caller(key=TokenLimits(requests_per_minute=5))
+    for _ in range(10):
+        standing = desk.admission.standing(one)
+    assert (standing.requests.limit, standing.requests.remaining) == (5, 5)
+    assert standing.budget_remaining_nanousd is None

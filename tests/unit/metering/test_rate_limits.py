@@ -5,7 +5,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from metering.clock import ManualClock
-from metering.rate_limits import WINDOW_S, BoundedStorage, RateLimits
+from metering.rate_limits import LIMITS_MAX, WINDOW_S, BoundedStorage, RateLimits
 
 MINUTE_MS = 1_795_176_000_000
 """The beginning of a minute."""
@@ -121,6 +121,13 @@ def test_the_storage_forgets_the_key_used_longest_ago() -> None:
         rate.hit(owner, 1)
     assert [rate.hit(owner, 1).is_allowed for owner in ("a", "c", "d")] == [False] * 3
     assert rate.hit("b", 1).is_allowed
+
+
+def test_limits_that_users_choose_do_not_fill_memory() -> None:
+    rate, _ = limits()
+    for limit in range(1, 2 * LIMITS_MAX):
+        rate.hit("token:t", limit)
+        assert len(rate._items) <= LIMITS_MAX
 
 
 def test_the_storage_keeps_the_librarys_contract() -> None:

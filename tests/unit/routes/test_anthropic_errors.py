@@ -7,8 +7,9 @@ import httpx
 import pytest
 
 from metering.errors import Reason, Refused
-from proxy.surface import LimitView
+from metering.rate_state import RateState
 from routes.anthropic_errors import AnthropicDialect
+from tests.support.limits import standing
 
 DIALECT = AnthropicDialect()
 
@@ -26,6 +27,7 @@ ROWS = [
     (Reason.BUDGET_EXHAUSTED, 402, "billing_error", False, "PaymentRequiredError"),
     (Reason.BUDGET_HELD, 429, "rate_limit_error", True, "RateLimitError"),
     (Reason.RATE_LIMITED, 429, "rate_limit_error", True, "RateLimitError"),
+    (Reason.TOKENS_RATE_LIMITED, 429, "rate_limit_error", True, "RateLimitError"),
     (Reason.TOO_MANY_CONCURRENT, 429, "rate_limit_error", True, "RateLimitError"),
     (Reason.STORE_UNAVAILABLE, 503, "api_error", True, "ServiceUnavailableError"),
     (Reason.DRAINING, 503, "api_error", True, "ServiceUnavailableError"),
@@ -179,11 +181,17 @@ def test_the_words_for_an_account_problem_do_not_lock_an_agents_key():
 
 
 def test_limits_stand_under_the_vendors_names():
-    limits = LimitView(60, 0, 1_795_000_000_001, 1, 1, 1, 1)
-    assert DIALECT.limit_headers(limits) == [
+    now = 1_795_000_000_001
+    stands = standing(
+        requests=RateState(True, 60, 0, now, 0.0), tokens=RateState(True, 50_000, 49_999, now + 1_000, 0.0)
+    )
+    assert DIALECT.limit_headers(stands, 1) == [
         (b"anthropic-ratelimit-requests-limit", b"60"),
         (b"anthropic-ratelimit-requests-remaining", b"0"),
         (b"anthropic-ratelimit-requests-reset", b"2026-11-18T11:06:41Z"),
+        (b"anthropic-ratelimit-tokens-limit", b"50000"),
+        (b"anthropic-ratelimit-tokens-remaining", b"49999"),
+        (b"anthropic-ratelimit-tokens-reset", b"2026-11-18T11:06:42Z"),
     ]
 
 

@@ -5,8 +5,9 @@ import json
 import pytest
 
 from metering.errors import Reason, Refused
-from proxy.surface import LimitView
+from metering.rate_state import RateState
 from routes.openai_errors import OpenAIDialect, duration
+from tests.support.limits import standing
 
 DIALECT = OpenAIDialect()
 INVALID, SERVER, RATE = "invalid_request_error", "server_error", "rate_limit_exceeded"
@@ -25,6 +26,7 @@ ROWS = [
     (Reason.BUDGET_EXHAUSTED, 429, "usage_limit_reached", "usage_limit_reached", False),
     (Reason.BUDGET_HELD, 429, "requests", RATE, True),
     (Reason.RATE_LIMITED, 429, "requests", RATE, True),
+    (Reason.TOKENS_RATE_LIMITED, 429, "tokens", RATE, True),
     (Reason.TOO_MANY_CONCURRENT, 429, "requests", RATE, True),
     (Reason.STORE_UNAVAILABLE, 503, SERVER, None, True),
     (Reason.DRAINING, 503, SERVER, None, True),
@@ -121,14 +123,20 @@ def test_what_is_about_our_account_does_not_reach_the_agent(status, body, reason
 
 def test_limits_are_told_as_the_vendor_tells_its_own():
     now = 1_795_000_000_000
-    limits = LimitView(60, 7, now + 12_500, 1, 1, 1, now)
-    assert DIALECT.limit_headers(limits) == [
+    stands = standing(
+        requests=RateState(True, 60, 7, now + 12_500, 0.0),
+        tokens=RateState(False, 50_000, 0, now + 90_000, 30.0),
+    )
+    assert DIALECT.limit_headers(stands, now) == [
         (b"x-ratelimit-limit-requests", b"60"),
+        (b"x-ratelimit-limit-tokens", b"50000"),
         (b"x-ratelimit-remaining-requests", b"7"),
+        (b"x-ratelimit-remaining-tokens", b"0"),
         (b"x-ratelimit-reset-requests", b"12.5s"),
+        (b"x-ratelimit-reset-tokens", b"1m30s"),
     ]
-    late = LimitView(60, 7, now - 5, 1, 1, 1, now)
-    assert dict(DIALECT.limit_headers(late))[b"x-ratelimit-reset-requests"] == b"0ms"
+    late = dict(DIALECT.limit_headers(stands, now + 100_000))
+    assert {late[b"x-ratelimit-reset-requests"], late[b"x-ratelimit-reset-tokens"]} == {b"0ms"}
 
 
 @pytest.mark.parametrize(

@@ -9,7 +9,7 @@ from typing import Any
 import httpx
 import pytest
 
-from metering.admission import Caller
+from metering.admission import Admission, Caller
 from metering.clock import ManualClock
 from metering.errors import Reason, Refused
 from metering.grants import grant
@@ -27,6 +27,7 @@ from metering.ledger import (
 from metering.plans import load_plans
 from metering.prices import Priced, PricedLine, PriceTable
 from metering.rate_limits import RateLimits
+from metering.rate_state import RateState
 from metering.store.database import Database
 from metering.store.migrate import migrate
 from metering.store.readers import Readers
@@ -34,10 +35,10 @@ from metering.store.store import open_store
 from metering.users import Directory
 from proxy.auth import Authenticator
 from proxy.errors import BUSY_RETRY_AFTER_MAX_S, PLAIN_JSON, RETRY_CANNOT_HELP, STATUS
-from proxy.surface import LimitView
 from proxy.telemetry import Telemetry
 from routes.own import OwnContext, own_app
 from routes.usage import REPORTS_AT_ONCE_MAX, REPORTS_PER_MINUTE, Reports
+from tests.support.limits import assert_limits, policies_of, standing
 
 NOON = 1_795_176_000_000
 """2026-11-20T12:00:00Z."""
@@ -101,7 +102,8 @@ async def own(tmp_path: Path) -> AsyncIterator[Own]:
         context = OwnContext(
             authenticator=authenticator,
             store=store,
-            rate_limits=RateLimits(clock),
+            rate_limits=(rate_limits := RateLimits(clock)),
+            standing=Admission(Ledger(store, clock, "wrk_1"), rate_limits, clock).standing,
             clock=clock,
             telemetry=Telemetry(PriceTable.load()),
             not_ready=not_ready,
@@ -296,6 +298,7 @@ async def test_limits_show_where_the_user_stands(own: Own) -> None:
     await own.book(150_000)
     await own.reserve(70_000)
     own.context.rate_limits.hit("user:alice", 5)
+    own.context.rate_limits.tokens.charge("user:alice", 50_000, 200)
     document = (await own.ask("/api/user/limits")).json()
     assert document["plan"] == "free"
     assert document["meters"]["credits"] == {
@@ -311,6 +314,7 @@ async def test_limits_show_where_the_user_stands(own: Own) -> None:
     }
     assert document["meters"]["prepaid_credit"]["granted"] == 0
     assert document["requests_per_minute"] == {"limit": 5, "used": 1, "remaining": 4}
+    assert document["tokens_per_minute"] == {"limit": 50_000, "used": 200, "remaining": 49_800}
     assert document["concurrent_requests"] == {"limit": 2, "held": 1, "left": 1}
 
 
@@ -329,6 +333,31 @@ async def test_limits_show_prepaid_credit(own: Own) -> None:
     }
 
 
+async def test_a_turn_larger_than_the_minute_leaves_nothing_and_no_less(own: Own) -> None:
+    own.context.rate_limits.tokens.charge("user:alice", 50_000, 80_000)
+    document = (await own.ask("/api/user/limits")).json()
+    assert document["tokens_per_minute"] == {"limit": 50_000, "used": 80_000, "remaining": 0}
+
+
+async def test_the_headers_say_where_the_caller_stands_and_how_often_one_may_look(own: Own) -> None:
+    own.context.rate_limits.hit("user:alice", 5)
+    own.context.rate_limits.tokens.charge("user:alice", 50_000, 25_000)
+    for path, status in (("/api/user/limits", 200), ("/api/user/usage", 200), ("/api/user/usage?by=x", 400)):
+        answer = await own.ask(path)
+        assert answer.status_code == status
+        limits = assert_limits(answer.headers)
+        assert limits["requests"][0] == 4
+        assert limits["tokens"] == (25_000, 30)
+        assert policies_of(answer.headers)["reports"] == {"q": REPORTS_PER_MINUTE, "w": 60}
+    assert limits["reports"][0] == REPORTS_PER_MINUTE - 3
+
+
+@pytest.mark.parametrize("path", ["/api/user/limits", "/health", "/nothing"])
+async def test_who_is_not_known_is_told_no_limits(own: Own, path: str) -> None:
+    answer = await own.get(path)
+    assert not {"ratelimit", "ratelimit-policy"} & set(answer.headers)
+
+
 async def test_looking_does_not_use_up_the_plans_requests(own: Own) -> None:
     for _ in range(7):
         document = (await own.ask("/api/user/limits")).json()
@@ -341,6 +370,7 @@ async def test_looking_too_often_is_429_with_a_short_wait(own: Own) -> None:
     answer = await own.ask("/api/user/limits")
     assert answer.status_code == 429
     assert 0 < int(answer.headers["retry-after"]) <= 61
+    assert assert_limits(answer.headers)["reports"] == (0, int(answer.headers["retry-after"]))
 
 
 async def test_a_store_that_cannot_be_read_is_503(own: Own, tmp_path: Path) -> None:
@@ -444,8 +474,8 @@ def test_the_plain_dialect_has_words_for_streams_and_limits() -> None:
         == b'{"error":"words","request_id":"r"}\n'
     )
     assert b"HTTP 529" in PLAIN_JSON.stream_error_from(529, b"{}", "r")
-    limits = LimitView(5, 4, NOON + 1, 0, None, NOON, NOON)
-    assert dict(PLAIN_JSON.limit_headers(limits)) == {
+    stands = standing(requests=RateState(True, 5, 4, NOON + 1, 0.0))
+    assert dict(PLAIN_JSON.limit_headers(stands, NOON)) == {
         b"x-ratelimit-limit": b"5",
         b"x-ratelimit-remaining": b"4",
         b"x-ratelimit-reset": b"1795176001",
