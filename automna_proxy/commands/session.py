@@ -17,7 +17,7 @@ from metering.clock import SystemClock
 from metering.errors import Refused
 from metering.plans import Plans, PlansFileError, load_plans
 from metering.prices import PriceFileError
-from metering.reports import PeriodError
+from metering.reports import QuestionError
 from metering.store.backup import BackupError
 from metering.store.database import Database, DatabaseUrlError
 from metering.store.migrate import SchemaTooNewError, is_current, migrate
@@ -58,7 +58,7 @@ _STATUS_OF_ERROR: tuple[tuple[type[Exception], Status], ...] = (
     (DirectoryError, Status.NO),
     (BackupError, Status.NO),
     (StoreInUseError, Status.STORE),
-    (PeriodError, Status.USAGE),
+    (QuestionError, Status.USAGE),
     (SettingError, Status.CONFIGURATION),
     (PlansFileError, Status.CONFIGURATION),
     (PriceFileError, Status.CONFIGURATION),
