@@ -2,7 +2,8 @@
 
 The store is made with plain SQL: a year of 50 users, of which one has half of all entries. The reports are the
 functions that the endpoints call, by readers of their own. *Cold*: a new connection, and the file's pages dropped
-from the system's cache. *Pause*: the longest time for which the event loop ran nothing else meanwhile.
+from the system's cache. *CPU*: of a warm one, in all threads, which a busy machine changes less than the time it takes.
+*Pause*: the longest time for which the event loop ran nothing else meanwhile.
 
 With `--settle`, instead: what a settle costs on that store, as it is and with a covering index of the usage report.
 """
@@ -39,7 +40,7 @@ from metering.ledger import (
     Settlement,
 )
 from metering.prices import Priced, PricedLine
-from metering.reports import groupings_of, instant_ms, period_of, usage_of
+from metering.reports import USAGE_TIMEOUT_S, groupings_of, instant_ms, period_of, usage_of
 from metering.requests import Position, Wanted, requests_of
 from metering.standing import accounts_of, meters_as_json
 from metering.store.database import Database
@@ -271,8 +272,8 @@ def reports() -> dict[str, Report]:
     }
 
 
-async def measured(database: Database, report: Report, *, is_cold: bool) -> tuple[float, float]:
-    """The report's time and the longest pause of the loop, in ms."""
+async def measured(database: Database, report: Report, *, is_cold: bool) -> tuple[float, float, float]:
+    """The report's time, its CPU, and the longest pause of the loop, in ms."""
     if is_cold:
         descriptor = os.open(database.path, os.O_RDONLY)
         os.posix_fadvise(descriptor, 0, 0, os.POSIX_FADV_DONTNEED)
@@ -286,25 +287,25 @@ async def measured(database: Database, report: Report, *, is_cold: bool) -> tupl
             pauses_s.append(time.perf_counter() - slept_s - TICK_S)
 
     ticking = asyncio.get_running_loop().create_task(tick())
-    readers = Readers(database)
-    started_s = time.perf_counter()
+    readers = Readers(database, read_timeout_s=USAGE_TIMEOUT_S)
+    started_s, cpu_s = time.perf_counter(), time.process_time()
     try:
         await report(readers)
-        return (time.perf_counter() - started_s) * 1000, max(pauses_s) * 1000
+        took_s, cpu_s = time.perf_counter() - started_s, time.process_time() - cpu_s
+        return took_s * 1000, cpu_s * 1000, max(pauses_s) * 1000
     finally:
         await readers.aclose()
         ticking.cancel()
 
 
 def measure_reports(database: Database) -> None:
-    print(f"{'report':32} {'cold ms':>9} {'warm ms':>9} {'pause ms':>9}")
+    names = ("cold ms", "warm ms", "CPU ms", "pause ms")
+    print(f"{'report':32}", *(f"{name:>9}" for name in names))
     for name, report in reports().items():
-        cold_ms, _ = asyncio.run(measured(database, report, is_cold=True))
+        cold_ms, *_ = asyncio.run(measured(database, report, is_cold=True))
         warm = [asyncio.run(measured(database, report, is_cold=False)) for _ in range(WARM_RUNS)]
-        times_ms, pauses_ms = zip(*warm, strict=True)
-        print(
-            f"{name:32} {cold_ms:9.1f} {statistics.median(times_ms):9.1f} {statistics.median(pauses_ms):9.1f}"
-        )
+        medians_ms = map(statistics.median, zip(*warm, strict=True))
+        print(f"{name:32}", *(f"{figure_ms:9.1f}" for figure_ms in (cold_ms, *medians_ms)))
 
 
 COVERING = """CREATE INDEX entries_by_user ON entries (user_id, at_ms, seq, kind, basis, surface, operation, model, token_id,
