@@ -43,7 +43,14 @@ HOSTS: Mapping[str, str] = {
     "openai": "api.openai.com",
     "gemini": "generativelanguage.googleapis.com",
 }
-OWN_ENDPOINTS = ("/health", "/readyz", "/metrics", "/api/user/usage", "/api/user/limits")
+OWN_ENDPOINTS = (
+    "/health",
+    "/readyz",
+    "/metrics",
+    "/api/user/usage",
+    "/api/user/limits",
+    "/api/user/requests",
+)
 UNIT_NAMES: Mapping[str, str] = {
     INPUT: "input",
     CACHE_READ: "read from cache",
@@ -402,6 +409,7 @@ def _paste_lines(stage: Stage, gateway_token: str) -> list[str]:
         'curl $URL/api/llm/v1/models -H "x-api-key: $TOKEN"',
         'curl $URL/api/user/usage -H "authorization: Bearer $TOKEN"',
         'curl $URL/api/user/limits -H "authorization: Bearer $TOKEN"',
+        'curl "$URL/api/user/requests?limit=5" -H "authorization: Bearer $TOKEN"',
         "curl $URL/metrics",
         "curl $URL/health",
         "",

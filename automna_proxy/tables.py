@@ -183,13 +183,17 @@ def entry_line(entry: Entry) -> str:
 
 def usage_table(report: UsageReport) -> Table:
     """What a user used, a line per group, and the sum."""
+    names = [name.replace("_", " ") for name in report.named(("",) * len(report.by))]
     return Table(
         f"Usage of {report.user_id} from {instant(report.period.from_ms)} to {instant(report.period.to_ms)}",
-        (report.by.value, "requests", "estimated", "not sent", *_TOKEN_NAMES, "credits", "cost USD"),
-        [(key, *_sums_cells(sums)) for key, sums in report.groups.items()],
-        ("total", *_sums_cells(report.total)),
+        (*names, "requests", "estimated", "not sent", *_TOKEN_NAMES, "credits", "cost USD"),
+        [(*report.named(key).values(), *_sums_cells(sums)) for key, sums in report.groups.items()],
+        ("total", *("" for _ in names[1:]), *_sums_cells(report.total)),
         note="nothing was used",
-        left_out_first=("not sent", "credits", "cache write", "cache read", "estimated"),
+        left_out_first=[
+            *("not sent", "credits", "cache write", "cache read", "estimated"),
+            *(name for name in names if name == "token prefix"),
+        ],
     )
 
 

@@ -16,6 +16,12 @@ def say(line: str) -> None:
     print(line, flush=True)  # noqa: T201 - this is where the command speaks
 
 
+def show_text(text: str) -> None:
+    """An answer as it is, with the line ends that it has."""
+    sys.stdout.write(text)
+    sys.stdout.flush()
+
+
 def note(line: str) -> None:
     """One line beside the answer: what was done, or what is wrong."""
     print(f"{PROGRAM}: {printable(line)}", file=sys.stderr, flush=True)  # noqa: T201 - as above

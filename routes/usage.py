@@ -1,13 +1,14 @@
-"""For whoever holds a gateway token: what was used and cost, and what is left.
+"""For whoever holds a gateway token: what was used and cost, what is left, and the requests one by one.
 
-Reports read by connections of their own, few at a time and so many a minute per user: authentication and
+A query parameter that an endpoint does not take, or that is given twice, is refused: a misspelt `form=` would
+otherwise be answered with another period than was asked for. Reports read by connections of their own, few at a time and so many a minute per user: authentication and
 the look-out for revocations share another connection and must not wait behind a long month.
 """
 
 import asyncio
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
-from typing import Any
+from collections.abc import AsyncIterator, Callable, Collection, Mapping
+from contextlib import AsyncExitStack, asynccontextmanager
+from typing import Any, TypeVar
 
 import orjson
 from starlette.requests import Request
@@ -16,11 +17,33 @@ from starlette.routing import Route
 
 from metering.admission import Caller, owner_of
 from metering.caps import states_of
-from metering.clock import Clock, month_of, next_month
+from metering.clock import Clock, month_of
 from metering.errors import Reason, Refused
+from metering.exports import CSV_TYPE, usage_csv
 from metering.grants import prepaid_credit
+from metering.ledger import MONEY
 from metering.rate_limits import RateLimits
-from metering.reports import GroupBy, PeriodError, balances_of, credits_as_json, instant, period_of, usage_of
+from metering.reports import (
+    USAGE_TIMEOUT_S,
+    GroupBy,
+    PeriodError,
+    QuestionError,
+    UsageReport,
+    groupings_of,
+    instant,
+    period_of,
+    usage_of,
+)
+from metering.requests import (
+    REQUESTS_SHOWN,
+    RequestsPage,
+    Wanted,
+    limit_of,
+    outcome_of,
+    position_of,
+    requests_of,
+)
+from metering.standing import accounts_of, meters_as_json, open_requests_as_json
 from metering.store.readers import Readers
 from metering.store.writer import store_unavailable
 from metering.terms import USER_SURFACE
@@ -30,11 +53,19 @@ from proxy.telemetry import OWN_EXCHANGE
 
 REPORTS_AT_ONCE_MAX = 4
 """Connections to the store, and threads, for reports in one worker; further ones wait their turn."""
+REPORTS_OF_A_USER_MAX = 2
+"""Of those: the years of one user, each of which takes a second, leave turns to others."""
 TURN_TIMEOUT_S = 5.0
-"""For a turn: only a store that hangs lets a report wait so long."""
+"""For a turn: only a store that hangs lets a report wait so long, or many long reports of one user."""
 REPORTS_PER_MINUTE = 60
 """Per user, beside the plan's requests per minute: looking at one's limits must not use them up."""
+USAGE_PARAMETERS = ("from", "to", "by", "format")
+REQUESTS_PARAMETERS = ("limit", "before", "surface", "model", "outcome", "token")
+FORMATS = ("json", "csv")
 TOKEN_PLACES = TokenPlaces((BEARER, HeaderKey("authorization"), HeaderKey("x-api-key")))
+
+T = TypeVar("T")
+Query = Mapping[str, str]
 
 
 class Reports:
@@ -48,61 +79,66 @@ class Reports:
         self._rate_limits = rate_limits
         self._clock = clock
         self._turns = asyncio.Semaphore(REPORTS_AT_ONCE_MAX)
+        self._users: dict[str, _Turns] = {}
 
-    async def usage(self, caller: Caller, query: dict[str, str]) -> dict[str, Any]:
+    async def usage(self, caller: Caller, query: Query) -> UsageReport:
         """The report that the query asks for. Raises Refused."""
-        try:
-            by = GroupBy(query.get("by", GroupBy.MODEL))
-        except ValueError:
-            raise Refused(
-                Reason.BAD_REQUEST, f"by: given {query['by']!r}, expected {' or '.join(GroupBy)}"
-            ) from None
+        by = _understood(groupings_of, query.get("by", GroupBy.MODEL))
         try:
             period = period_of(query.get("from"), query.get("to"), self._clock.now_ms())
         except PeriodError as error:
             raise Refused(Reason.BAD_REQUEST, f"{error} (in a URL, + is written %2B)") from None
-        async with self._readers() as readers:
-            report = await usage_of(readers, caller.user_id, period, by)
-        return report.as_json()
+        async with self._readers(caller, read_timeout_s=USAGE_TIMEOUT_S) as readers:
+            try:
+                return await usage_of(readers, caller.user_id, period, by)
+            except QuestionError as error:
+                raise Refused(Reason.BAD_REQUEST, str(error)) from None
 
     async def limits(self, caller: Caller) -> dict[str, Any]:
         """Where the caller stands against each limit that is enforced. Raises Refused."""
         owner, now_ms, plan = owner_of(caller.user_id), self._clock.now_ms(), caller.plan
-        async with self._readers() as readers:
-            money, open_requests = await balances_of(readers, owner, now_ms)
+        month = month_of(now_ms)
+        async with self._readers(caller) as readers:
+            accounts = await accounts_of(readers, owner, now_ms)
             prepaid = await prepaid_credit(readers, caller.user_id)
             caps = await states_of(readers, caller.token.caps if caller.token else (), now_ms)
         used = self._rate_limits.used(owner, plan.requests_per_minute)
+        left = max(0, plan.requests_per_minute - used)
         used_tokens = self._rate_limits.tokens.used(owner, plan.tokens_per_minute)
         return {
             "user": caller.user_id,
             "plan": plan.name,
-            "period": month_of(now_ms),
+            "period": month,
             "meters": {
-                "credits": {
-                    **credits_as_json(money, plan.allowance_nanousd),
-                    "resets_at": next_month(now_ms).strftime("%Y-%m-%dT%H:%M:%SZ"),
-                },
+                **meters_as_json(accounts, now_ms, {(MONEY, month): plan.allowance_nanousd}),
                 "prepaid_credit": prepaid,
             },
             "requests_per_minute": {
                 "limit": plan.requests_per_minute,
                 "used": used,
-                "remaining": max(0, plan.requests_per_minute - used),
+                "held": 0,
+                "left": left,
+                "remaining": left,
+                "resets_at": instant(self._rate_limits.look(owner, plan.requests_per_minute).reset_ms),
             },
             "tokens_per_minute": {
                 "limit": plan.tokens_per_minute,
                 "used": used_tokens,
                 "remaining": max(0, plan.tokens_per_minute - used_tokens),
             },
-            "concurrent_requests": {
-                "limit": plan.concurrent_requests,
-                "held": open_requests.held,
-                "left": max(0, plan.concurrent_requests - open_requests.held),
-            },
+            "concurrent_requests": open_requests_as_json(accounts, plan.concurrent_requests),
             "caps": [cap.as_json() for cap in caps],
             "at": instant(now_ms),
         }
+
+    async def requests(self, caller: Caller, query: Query) -> RequestsPage:
+        """The page of the caller's requests that the query asks for. Raises Refused."""
+        limit = _understood(limit_of, query.get("limit", str(REQUESTS_SHOWN)))
+        before = _understood(position_of, query["before"]) if "before" in query else None
+        outcome = _understood(outcome_of, query["outcome"]) if "outcome" in query else None
+        wanted = Wanted(query.get("surface"), query.get("model"), outcome, query.get("token"))
+        async with self._readers(caller) as readers:
+            return await requests_of(readers, caller.user_id, before=before, wanted=wanted, limit=limit)
 
     async def identified(self, request: Request, operation: str) -> Caller:
         """Whose gateway token it is. Raises Refused: no token, or one whose scope does not include the operation."""
@@ -131,35 +167,124 @@ class Reports:
         return caller
 
     @asynccontextmanager
-    async def _readers(self) -> AsyncIterator[Readers]:
-        try:
-            async with asyncio.timeout(TURN_TIMEOUT_S):
-                await self._turns.acquire()
-        except TimeoutError:
-            raise store_unavailable("too many reports wait for it") from None
-        readers = self._shared_readers.another()
-        try:
-            yield readers
-        finally:
+    async def _readers(
+        self, caller: Caller, *, read_timeout_s: float | None = None
+    ) -> AsyncIterator[Readers]:
+        async with self._turn_of(caller.user_id):
+            readers = self._shared_readers.another(read_timeout_s=read_timeout_s)
             try:
-                await readers.aclose()
+                yield readers
             finally:
-                self._turns.release()
+                await readers.aclose()
+
+    @asynccontextmanager
+    async def _turn_of(self, user_id: str) -> AsyncIterator[None]:
+        """The user's own turn first, or those of one who waits would be kept from others."""
+        turns = self._users.setdefault(user_id, _Turns())
+        turns.wanted += 1
+        async with AsyncExitStack() as taken:
+            taken.callback(self._forget, user_id, turns)
+            try:
+                async with asyncio.timeout(TURN_TIMEOUT_S):
+                    await taken.enter_async_context(turns.semaphore)
+                    await taken.enter_async_context(self._turns)
+            except TimeoutError:
+                raise store_unavailable("too many reports wait for it") from None
+            yield
+
+    def _forget(self, user_id: str, turns: "_Turns") -> None:
+        turns.wanted -= 1
+        if not turns.wanted:
+            del self._users[user_id]
+
+
+class _Turns:
+    """Of one user, who has asked for `wanted` reports that are not answered yet."""
+
+    __slots__ = ("semaphore", "wanted")
+
+    def __init__(self) -> None:
+        self.semaphore = asyncio.Semaphore(REPORTS_OF_A_USER_MAX)
+        self.wanted = 0
 
 
 def usage_routes(reports: Reports) -> list[Route]:
-    """`/api/user/usage` and `/api/user/limits`."""
+    """`/api/user/usage`, `/api/user/limits` and `/api/user/requests`."""
 
     async def usage(request: Request) -> Response:
-        return private(await reports.usage(await reports.caller(request), dict(request.query_params)))
+        caller = await reports.caller(request)
+        query = _query_of(request, USAGE_PARAMETERS)
+        as_csv = _wants_csv(query, request)
+        report = await reports.usage(caller, query)
+        # In a thread: ten thousand rows take a while, which whoever is being streamed to should not notice.
+        return await asyncio.to_thread(_csv if as_csv else _json, report)
 
     async def limits(request: Request) -> Response:
-        return private(await reports.limits(await reports.caller(request)))
+        caller = await reports.caller(request)
+        _query_of(request, ())
+        return private(await reports.limits(caller))
+
+    async def requests(request: Request) -> Response:
+        caller = await reports.caller(request)
+        page = await reports.requests(caller, _query_of(request, REQUESTS_PARAMETERS))
+        return private(page.as_json())
 
     return [
         Route("/api/user/usage", usage, methods=["GET"]),
         Route("/api/user/limits", limits, methods=["GET"]),
+        Route("/api/user/requests", requests, methods=["GET"]),
     ]
+
+
+def _query_of(request: Request, names: Collection[str]) -> Query:
+    """The query's parameters, each known and given once. Raises Refused."""
+    query: dict[str, str] = {}
+    for name, value in request.query_params.multi_items():
+        if name not in names:
+            expected = f"one of {', '.join(names)}" if names else "none"
+            raise Refused(Reason.BAD_REQUEST, f"query parameter: given {name!r}, expected {expected}")
+        if name in query:
+            raise Refused(Reason.BAD_REQUEST, f"query parameter: given {name} twice, expected it once")
+        query[name] = value
+    return query
+
+
+def _wants_csv(query: Query, request: Request) -> bool:
+    """What the query says; or, where it says nothing, whether CSV and not JSON is accepted. Raises Refused."""
+    if "format" in query:
+        if query["format"] not in FORMATS:
+            raise Refused(
+                Reason.BAD_REQUEST, f"format: given {query['format']!r}, expected {' or '.join(FORMATS)}"
+            )
+        return query["format"] == "csv"
+    accepted = {
+        part.partition(";")[0].strip().lower() for part in request.headers.get("accept", "").split(",")
+    }
+    return "text/csv" in accepted and "application/json" not in accepted
+
+
+def _understood(read: Callable[[str], T], text: str) -> T:
+    """Raises Refused with what `read` has to say."""
+    try:
+        return read(text)
+    except QuestionError as error:
+        raise Refused(Reason.BAD_REQUEST, str(error)) from None
+
+
+def _json(report: UsageReport) -> Response:
+    return private(report.as_json())
+
+
+def _csv(report: UsageReport) -> Response:
+    dates = (instant(at_ms)[:10] for at_ms in (report.period.from_ms, report.period.to_ms))
+    return Response(
+        usage_csv(report),
+        headers={
+            "cache-control": "no-store",
+            "content-disposition": f'attachment; filename="usage_{"_".join(dates)}.csv"',
+            "content-type": CSV_TYPE,
+        },
+    )
 
 
 def private(document: dict[str, Any], status: int = 200) -> Response:

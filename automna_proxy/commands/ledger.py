@@ -1,7 +1,7 @@
 """`ledger` and `usage`: what was booked, and whether it adds up."""
 
 import asyncio
-from contextlib import suppress
+from contextlib import aclosing, suppress
 from dataclasses import asdict
 from typing import Annotated, Any
 
@@ -17,15 +17,19 @@ from automna_proxy.commands.session import (
     with_store,
 )
 from automna_proxy.tables import Table, entries_table, entry_line, request_table, usage_table
-from automna_proxy.terminal import note, say, show, show_json
+from automna_proxy.terminal import note, say, show, show_json, show_text
+from metering.exports import usage_csv
 from metering.money import usd
 from metering.prices import PriceTable
 from metering.reports import (
     ENTRIES_MAX,
+    GROUPINGS_MAX,
+    USAGE_TIMEOUT_S,
     Entry,
     GroupBy,
     UsageReport,
     entries_since,
+    groupings_of,
     newest_seq,
     period_of,
     request_report,
@@ -54,22 +58,34 @@ def usage(
         str | None,
         typer.Option("--to", help="End, not included: 2026-12-01 or RFC 3339.", show_default=False),
     ] = None,
-    by: Annotated[GroupBy, typer.Option(help="What a row stands for.")] = GroupBy.MODEL,
+    by: Annotated[
+        str,
+        typer.Option(
+            metavar="NAMES", help=f"What a row stands for: up to {GROUPINGS_MAX} of {', '.join(GroupBy)}."
+        ),
+    ] = GroupBy.MODEL,
+    *,
     as_json: Json = False,
+    as_csv: Annotated[bool, typer.Option("--csv", help="Comma-separated values, for spreadsheets.")] = False,
 ) -> None:
     """What a user used and cost, as the ledger has it. Without dates: the current month (UTC).
 
-    Example: automna-proxy usage alice --from 2026-11-01 --to 2026-11-08 --by day
+    Example: automna-proxy usage alice --from 2026-11-01 --to 2026-11-08 --by day,model
     """
-    period = period_of(since, until, CLOCK.now_ms())
+    if as_json and as_csv:
+        raise CommandError(Status.USAGE, "given --json and --csv, expected one of them")
+    period, groupings = period_of(since, until, CLOCK.now_ms()), groupings_of(by)
 
     async def work(store: Store) -> UsageReport:
         await Directory(store, CLOCK).user(user_id)
-        return await usage_of(store.readers, user_id, period, by)
+        async with aclosing(store.readers.another(read_timeout_s=USAGE_TIMEOUT_S)) as readers:
+            return await usage_of(readers, user_id, period, groupings)
 
     report = with_store(work)
     if as_json:
         show_json(report.as_json())
+    elif as_csv:
+        show_text(usage_csv(report))
     else:
         show(usage_table(report))
 

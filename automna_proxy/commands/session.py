@@ -18,7 +18,7 @@ from metering.errors import Refused
 from metering.grants import GrantError
 from metering.plans import Plans, PlansFileError, load_plans
 from metering.prices import PriceFileError
-from metering.reports import PeriodError
+from metering.reports import QuestionError
 from metering.store.backup import BackupError
 from metering.store.database import Database, DatabaseUrlError
 from metering.store.migrate import SchemaTooNewError, is_current, migrate
@@ -61,7 +61,7 @@ _STATUS_OF_ERROR: tuple[tuple[type[Exception], Status], ...] = (
     (GrantError, Status.NO),
     (BackupError, Status.NO),
     (StoreInUseError, Status.STORE),
-    (PeriodError, Status.USAGE),
+    (QuestionError, Status.USAGE),
     (TermsError, Status.USAGE),
     (SettingError, Status.CONFIGURATION),
     (PlansFileError, Status.CONFIGURATION),

@@ -31,18 +31,21 @@ CLOSING_S = 1.0
 class Readers:
     """Short reads by one connection; SQLite in WAL mode lets them pass the writer."""
 
-    def __init__(self, database: Database, log: TroubleLog | None = None) -> None:
-        """`log`: shared with other readers of the same store."""
+    def __init__(
+        self, database: Database, log: TroubleLog | None = None, *, read_timeout_s: float | None = None
+    ) -> None:
+        """`log`: shared with other readers of the same store; `read_timeout_s`: for reads that may take longer."""
         self._database = database
+        self._read_timeout_s = READ_TIMEOUT_S if read_timeout_s is None else read_timeout_s
         self._log = log or TroubleLog(logger, "reading the store")
         self._connection: aiosqlite.Connection | None = None
         self._opening: asyncio.Task[aiosqlite.Connection | sqlite3.Error] | None = None
         self._closing: asyncio.Future[object] | None = None
         self._is_closed = False
 
-    def another(self) -> "Readers":
+    def another(self, *, read_timeout_s: float | None = None) -> "Readers":
         """Readers of the same store on a connection of their own."""
-        return Readers(self._database, self._log)
+        return Readers(self._database, self._log, read_timeout_s=read_timeout_s)
 
     async def rows(self, sql: str, params: Sequence[Value] = ()) -> list[Row]:
         """All rows. Raises Refused(STORE_UNAVAILABLE) when the store cannot be read, or these readers are closed."""
@@ -50,14 +53,16 @@ class Readers:
             raise store_unavailable("shutting down")
         connection = None
         try:
-            async with asyncio.timeout(READ_TIMEOUT_S):
+            async with asyncio.timeout(self._read_timeout_s):
                 connection = await self._open()
                 found: Iterable[sqlite3.Row] = await connection.execute_fetchall(sql, params)
         except UnicodeError:  # the question is wrong, not the store; it is a ValueError too
             raise
         except (sqlite3.Error, ValueError, TimeoutError) as error:  # ValueError: aiosqlite, connection closed
             self._log.failed(
-                f"no answer in {READ_TIMEOUT_S:g} s" if isinstance(error, TimeoutError) else explained(error)
+                f"no answer in {self._read_timeout_s:g} s"
+                if isinstance(error, TimeoutError)
+                else explained(error)
             )
             if not isinstance(
                 error, StoreMovedError

@@ -1,7 +1,9 @@
 """The command: what it prints where, with which exit status, on a real store."""
 
 import asyncio
+import csv
 import fcntl
+import io
 import json
 import os
 import pty
@@ -584,9 +586,30 @@ def test_usage_is_what_was_booked(cli: Cli) -> None:
     assert len(lines) == 2
 
 
+def test_usage_by_several_things_and_as_csv(cli: Cli) -> None:
+    cli.book(150_000)
+    cli.book(50_000, model="=claude-y")
+    ever = ("usage", "alice", "--from", "2020-01-01", "--to", "2999-01-01")
+    report = cli.json(*ever, "--by", "surface,model")
+    assert [(group["surface"], group["model"], group["cost_nanousd"]) for group in report["groups"]] == [
+        ("anthropic", "=claude-y", 50_000),
+        ("anthropic", "claude-x", 150_000),
+    ]
+    lines = cli.ok(*ever, "--by", "token,model").splitlines()
+    assert lines[0].split("\t")[:5] == ["token", "token prefix", "token label", "model", "requests"]
+    assert lines[2].split("\t")[:5] == ["tok", "", "", "claude-x", "1"]
+    text = cli.ok(*ever, "--by", "surface,model", "--csv")
+    assert [(line["model"], line["cost_nanousd"]) for line in csv.DictReader(io.StringIO(text))] == [
+        ("'=claude-y", "50000"),
+        ("claude-x", "150000"),
+    ]
+
+
 @pytest.mark.parametrize(
     ("args", "expected"),
     [
+        (("--csv", "--json"), "given --json and --csv, expected one of them"),
+        (("--by", "day,day"), "by: given 'day,day', expected up to 3 of day, month"),
         (("--from", "soon"), "from: given 'soon', expected YYYY-MM-DD"),
         (("--from", "2026-11-02", "--to", "2026-11-01"), "is not before"),
         (("--by", "hour"), "hour"),
@@ -867,12 +890,14 @@ def test_bytes_that_are_no_text_are_a_usage_error(cli: Cli) -> None:
     assert "UTF-8" in one_line(done.stderr)
 
 
-@pytest.mark.parametrize("columns", [40, 80, 160])
-def test_a_terminal_gets_a_table_no_wider_than_itself(cli: Cli, columns: int) -> None:
+@pytest.mark.parametrize(
+    ("columns", "by"), [(40, "model"), (80, "model"), (160, "model"), (40, "token"), (160, "token,model")]
+)
+def test_a_terminal_gets_a_table_no_wider_than_itself(cli: Cli, columns: int, by: str) -> None:
     cli.book(711_001, model="claude-with-a-long-name-20261120")
     ours, theirs = pty.openpty()
     fcntl.ioctl(theirs, termios.TIOCSWINSZ, struct.pack("HHHH", 24, columns, 0, 0))
-    process = cli.spawn("usage", "alice", "--from", "2020-01-01", stdout=theirs, stdin=theirs)
+    process = cli.spawn("usage", "alice", "--from", "2020-01-01", "--by", by, stdout=theirs, stdin=theirs)
     os.close(theirs)
     shown = b""
     try:

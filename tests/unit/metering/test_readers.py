@@ -5,7 +5,7 @@ import os
 import shutil
 import sqlite3
 import threading
-from contextlib import closing
+from contextlib import aclosing, closing
 from pathlib import Path
 
 import pytest
@@ -63,6 +63,17 @@ async def test_a_read_that_takes_too_long_is_interrupted(
             await asyncio.wait_for(bench.store.readers.rows(ENDLESS), 5)
         monkeypatch.undo()
         assert await bench.store.readers.row("SELECT 1") == (1,)
+
+
+async def test_readers_for_long_reads_have_a_bound_of_their_own(tmp_path: Path) -> None:
+    async with (
+        open_bench(tmp_path) as bench,
+        aclosing(bench.store.readers.another(read_timeout_s=0.1)) as others,
+    ):
+        with pytest.raises(Refused):
+            await asyncio.wait_for(others.rows(ENDLESS), 5)
+        with pytest.raises(TimeoutError):
+            await asyncio.wait_for(bench.store.readers.rows(ENDLESS), 0.5)
 
 
 async def test_reads_that_share_a_connection_with_a_broken_one_leave_no_thread_behind(tmp_path: Path) -> None:

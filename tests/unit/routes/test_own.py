@@ -1,14 +1,19 @@
 """Our own endpoints, over ASGI: health, readiness, metrics, and what a token's holder may ask."""
 
 import asyncio
+import csv
+import io
 from collections.abc import AsyncIterator
+from contextlib import AsyncExitStack
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import httpx
 import pytest
 
+import routes.usage
 from metering.admission import Admission, Caller
 from metering.clock import ManualClock
 from metering.errors import Reason, Refused
@@ -17,6 +22,8 @@ from metering.ledger import (
     MONEY,
     NO_PERIOD,
     OPEN_REQUESTS,
+    REQUESTS,
+    SPEND,
     Hold,
     Intent,
     Ledger,
@@ -28,6 +35,7 @@ from metering.plans import load_plans
 from metering.prices import Priced, PricedLine, PriceTable
 from metering.rate_limits import RateLimits
 from metering.rate_state import RateState
+from metering.reports import usage_of
 from metering.store.database import Database
 from metering.store.migrate import migrate
 from metering.store.readers import Readers
@@ -37,7 +45,7 @@ from proxy.auth import Authenticator
 from proxy.errors import BUSY_RETRY_AFTER_MAX_S, PLAIN_JSON, RETRY_CANNOT_HELP, STATUS
 from proxy.telemetry import Telemetry
 from routes.own import OwnContext, own_app
-from routes.usage import REPORTS_AT_ONCE_MAX, REPORTS_PER_MINUTE, Reports
+from routes.usage import REPORTS_AT_ONCE_MAX, REPORTS_OF_A_USER_MAX, REPORTS_PER_MINUTE, Reports
 from tests.support.limits import assert_limits, policies_of, standing
 
 NOON = 1_795_176_000_000
@@ -237,7 +245,7 @@ async def test_the_gateway_token_is_taken_from_each_of_its_places(own: Own, head
     assert answer.headers["cache-control"] == "no-store"
 
 
-@pytest.mark.parametrize("path", ["/api/user/usage", "/api/user/limits"])
+@pytest.mark.parametrize("path", ["/api/user/usage", "/api/user/limits", "/api/user/requests"])
 @pytest.mark.parametrize("headers", [{}, {"x_api_key": "amp_wrong"}, {"authorization": "Basic YQ=="}])
 async def test_without_a_good_token_it_is_401_in_plain_json(
     own: Own, path: str, headers: dict[str, str]
@@ -282,7 +290,11 @@ async def test_usage_takes_a_period_and_a_grouping(own: Own) -> None:
 @pytest.mark.parametrize(
     ("query", "expected"),
     [
-        ("by=hour", "by: given 'hour', expected model or day or surface"),
+        ("by=hour", "by: given 'hour', expected up to 3 of day, month, surface, operation, model, token"),
+        ("by=day,day", "by: given 'day,day', expected up to 3 of"),
+        ("form=2026-11-01", "query parameter: given 'form', expected one of from, to, by, format"),
+        ("by=day&by=model", "query parameter: given by twice, expected it once"),
+        ("format=xml", "format: given 'xml', expected json or csv"),
         ("from=soon", "from: given 'soon', expected YYYY-MM-DD"),
         ("to=2026-02-30", "to: given '2026-02-30', expected YYYY-MM-DD"),
         ("from=2026-11-20&to=2026-11-20", "is not before"),
@@ -302,6 +314,8 @@ async def test_limits_show_where_the_user_stands(own: Own) -> None:
     document = (await own.ask("/api/user/limits")).json()
     assert document["plan"] == "free"
     assert document["meters"]["credits"] == {
+        "unit": "credits",
+        "period": "2026-11",
         "limit": 10_000,
         "used": 2,
         "held": 1,
@@ -312,10 +326,144 @@ async def test_limits_show_where_the_user_stands(own: Own) -> None:
         "left_nanousd": 999_780_000,
         "resets_at": "2026-12-01T00:00:00Z",
     }
+    assert document["requests_per_minute"] == {
+        "limit": 5,
+        "used": 1,
+        "held": 0,
+        "left": 4,
+        "remaining": 4,
+        "resets_at": "2026-11-20T12:01:00Z",
+    }
+    assert document["concurrent_requests"] == {"limit": 2, "used": 0, "held": 1, "left": 1, "resets_at": None}
     assert document["meters"]["prepaid_credit"]["granted"] == 0
-    assert document["requests_per_minute"] == {"limit": 5, "used": 1, "remaining": 4}
-    assert document["tokens_per_minute"] == {"limit": 50_000, "used": 200, "remaining": 49_800}
-    assert document["concurrent_requests"] == {"limit": 2, "held": 1, "left": 1}
+
+
+async def test_limits_show_every_account_of_the_day_and_the_month(own: Own) -> None:
+    holds = [
+        Hold("user:alice", SPEND, "2026-11-20", 200_000, 500_000),
+        Hold("user:alice", SPEND, "2026-11-19", 200_000, 500_000),
+        Hold("user:alice", REQUESTS, "2026-11", 1, 30),
+        Hold("user:bob", REQUESTS, "2026-11-20", 1, 30),
+    ]
+    intent = Intent("req_1", "alice", "tok", "anthropic", "POST /v1/messages", None, holds)
+    assert isinstance(await own.ledger.reserve(intent), Reservation)
+    meters = (await own.ask("/api/user/limits")).json()["meters"]
+    assert list(meters) == ["credits", "requests_per_month", "credits_per_day", "prepaid_credit"]
+    assert meters["requests_per_month"] == {
+        "unit": "requests",
+        "period": "2026-11",
+        "limit": 30,
+        "used": 0,
+        "held": 1,
+        "left": 29,
+        "resets_at": "2026-12-01T00:00:00Z",
+    }
+    assert (meters["credits_per_day"]["left"], meters["credits_per_day"]["resets_at"]) == (
+        3,
+        "2026-11-21T00:00:00Z",
+    )
+
+
+async def test_limits_and_requests_take_no_parameter_that_they_do_not_know(own: Own) -> None:
+    answer = await own.ask("/api/user/limits?by=day")
+    assert (answer.status_code, answer.json()["error"]) == (400, "query parameter: given 'by', expected none")
+    answer = await own.ask("/api/user/requests?from=2026-11-01")
+    assert answer.status_code == 400
+    assert (
+        "given 'from', expected one of limit, before, surface, model, outcome, token"
+        in answer.json()["error"]
+    )
+
+
+@pytest.mark.parametrize(
+    ("query", "accept", "is_csv"),
+    [
+        ("?format=csv", "application/json", True),
+        ("?format=json", "text/csv", False),
+        ("", "text/csv", True),
+        ("", "text/plain, Text/CSV;q=0.9, */*", True),
+        ("", "text/csv, application/json", False),
+        ("", "*/*", False),
+        ("", "text/csv-schema", False),
+    ],
+)
+async def test_usage_is_csv_where_that_is_asked_for(own: Own, query: str, accept: str, is_csv: bool) -> None:
+    await own.book(711_001)
+    answer = await own.get(
+        f"/api/user/usage{query}", authorization=f"Bearer {own.gateway_token}", accept=accept
+    )
+    assert answer.status_code == 200
+    assert answer.headers["cache-control"] == "no-store"
+    if not is_csv:
+        assert answer.json()["total"]["cost_nanousd"] == 711_001
+        return
+    assert answer.headers["content-type"] == "text/csv; charset=utf-8; header=present"
+    assert answer.headers["content-disposition"] == 'attachment; filename="usage_2026-11-01_2026-12-01.csv"'
+    (line,) = csv.DictReader(io.StringIO(answer.text, newline=""), strict=True)
+    assert (line["model"], line["cost_nanousd"], line["cost_usd"]) == ("claude-x", "711001", "0.000711001")
+
+
+async def test_usage_by_several_things_adds_up(own: Own) -> None:
+    for cost in (5, 7):
+        await own.book(cost)
+        own.clock.advance(86_400)
+    for query in ("by=day,model", "by=month,token,operation", "by=surface,day"):
+        document = (await own.ask(f"/api/user/usage?{query}")).json()
+        assert document["by"] == query.removeprefix("by=")
+        assert sum(group["cost_nanousd"] for group in document["groups"]) == 12
+        assert document["total"]["cost_nanousd"] == 12
+
+
+async def test_requests_are_read_page_by_page(own: Own) -> None:
+    for cost in (5, 7, 9):
+        await own.book(cost)
+        own.clock.advance(1)
+    await own.reserve(150_000)
+    answer = await own.ask("/api/user/requests?limit=2")
+    assert answer.headers["cache-control"] == "no-store"
+    document = answer.json()
+    assert [request["cost_nanousd"] for request in document["requests"]] == [9, 7]
+    assert [(request["outcome"], request["held_credits"]) for request in document["running"]] == [
+        ("running", 2)
+    ]
+    document = (await own.ask(f"/api/user/requests?limit=2&before={document['next']}")).json()
+    assert [request["cost_nanousd"] for request in document["requests"]] == [5]
+    assert (document["running"], document["next"]) == (None, None)
+
+
+async def test_requests_can_be_narrowed(own: Own) -> None:
+    await own.book(5)
+    for query, count in (
+        ("surface=anthropic&model=claude-x&outcome=completed&token=tok", 1),
+        ("surface=openai", 0),
+        ("model=claude-y", 0),
+        ("outcome=timed_out", 0),
+        ("token=tok_2", 0),
+        ("outcome=running", 0),
+    ):
+        assert len((await own.ask(f"/api/user/requests?{query}")).json()["requests"]) == count, query
+
+
+@pytest.mark.parametrize(
+    ("query", "expected"),
+    [
+        ("limit=201", "limit: given '201', expected a whole number from 1 to 200"),
+        ("before=yesterday", "before: given 'yesterday', expected the `next` of a page before"),
+        ("outcome=fine", "outcome: given 'fine', expected one of completed, "),
+    ],
+)
+async def test_a_bad_question_about_requests_is_400(own: Own, query: str, expected: str) -> None:
+    answer = await own.ask(f"/api/user/requests?{query}")
+    assert answer.status_code == 400
+    assert expected in answer.json()["error"]
+
+
+async def test_a_report_of_too_many_rows_is_400(own: Own, monkeypatch: pytest.MonkeyPatch) -> None:
+    await own.book(5)
+    monkeypatch.setattr(routes.usage, "usage_of", partial(usage_of, groups_max=0))
+    answer = await own.ask("/api/user/usage?by=day")
+    assert answer.status_code == 400
+    assert "has more than 0 rows: expected a shorter period" in answer.json()["error"]
 
 
 async def test_limits_show_prepaid_credit(own: Own) -> None:
@@ -383,17 +531,20 @@ async def test_a_store_that_cannot_be_read_is_503(own: Own, tmp_path: Path) -> N
     assert int(answer.headers["retry-after"]) > 0
 
 
+@pytest.mark.parametrize(
+    ("users", "open_max"), [(1, REPORTS_OF_A_USER_MAX), (6, REPORTS_AT_ONCE_MAX)], ids=["one user", "many"]
+)
 async def test_a_report_keeps_its_turn_until_its_connection_is_closed(
-    own: Own, monkeypatch: pytest.MonkeyPatch
+    own: Own, monkeypatch: pytest.MonkeyPatch, users: int, open_max: int
 ) -> None:
     open_now, open_most = 0, 0
     another, aclose = Readers.another, Readers.aclose
 
-    def opened(readers: Readers) -> Readers:
+    def opened(readers: Readers, **how: Any) -> Readers:
         nonlocal open_now, open_most
         open_now += 1
         open_most = max(open_most, open_now)
-        return another(readers)
+        return another(readers, **how)
 
     async def closes_slowly(readers: Readers) -> None:
         nonlocal open_now
@@ -406,16 +557,38 @@ async def test_a_report_keeps_its_turn_until_its_connection_is_closed(
 
     monkeypatch.setattr(Readers, "another", opened)
     monkeypatch.setattr(Readers, "aclose", closes_slowly)
+    reports = reports_of(own)
+    callers = [Caller(f"user{number}", "tok", load_plans()["free"]) for number in range(users)]
+    await asyncio.gather(*(reports.usage(callers[number % users], {}) for number in range(12)))
+    assert (open_now, open_most) == (0, open_max)
+    assert reports._users == {}
+
+
+async def test_who_waits_for_a_turn_for_too_long_is_refused_and_forgotten(
+    own: Own, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Long reports of one user keep others of that user waiting, and nobody else."""
+    monkeypatch.setattr(routes.usage, "TURN_TIMEOUT_S", 0.05)
+    reports = reports_of(own)
+    alice, bob = (Caller(user, "tok", load_plans()["free"]) for user in ("alice", "bob"))
+    async with AsyncExitStack() as long_reports:
+        for _ in range(REPORTS_OF_A_USER_MAX):
+            await long_reports.enter_async_context(reports._readers(alice))
+        with pytest.raises(Refused, match="too many reports wait for it"):
+            await reports.limits(alice)
+        assert (await reports.limits(bob))["user"] == "bob"
+    assert (await reports.limits(alice))["user"] == "alice"
+    assert reports._users == {}
+
+
+def reports_of(own: Own) -> Reports:
     context = own.context
-    reports = Reports(
+    return Reports(
         authenticator=context.authenticator,
         readers=context.store.readers,
         rate_limits=context.rate_limits,
         clock=own.clock,
     )
-    caller = Caller("alice", "tok", load_plans()["free"])
-    await asyncio.gather(*(reports.usage(caller, {}) for _ in range(12)))
-    assert (open_now, open_most) == (0, REPORTS_AT_ONCE_MAX)
 
 
 # --- the plain dialect --------------------------------------------------------------------------------------

@@ -1,0 +1,107 @@
+"""Where an owner stands: every account of theirs in a period that runs now, shown as people read it.
+
+Accounts come by themselves, with the first hold on them; how one is shown is a row of `SHOWN`, and an account of a
+meter that has none is shown as a count under its own name. What an account allows is what was allowed at its last
+hold: whoever knows better (the plan of now, a cap that nobody has run against yet) says so by `limits`.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
+from typing import Any, cast
+
+from metering.clock import month_of, next_month, utc
+from metering.ledger import MONEY, NO_PERIOD, OPEN_REQUESTS, REQUESTS, SPEND, Balance
+from metering.reports import credits_as_json, instant
+from metering.store.readers import Readers
+
+CREDITS = "credits"
+"""The unit of meters in nano-USD, as they are shown."""
+
+
+@dataclass(frozen=True, slots=True)
+class Shown:
+    """How a meter is shown: its name, to which the period is added if there may be several, and what it counts."""
+
+    name: str
+    unit: str
+    is_by_period: bool = True
+
+
+SHOWN: Mapping[str, Shown] = {
+    MONEY: Shown("credits", CREDITS, is_by_period=False),
+    SPEND: Shown("credits", CREDITS),
+    REQUESTS: Shown("requests", "requests"),
+    "searches": Shown("searches", "searches"),
+    "emails": Shown("emails", "emails"),
+    "browser_seconds": Shown("browser_seconds", "seconds"),
+    "call_seconds": Shown("call_seconds", "seconds"),
+}
+
+Accounts = Mapping[tuple[str, str], Balance]
+"""By meter and period."""
+
+SELECT_STANDING = """
+SELECT meter, period, spent, held, allowance FROM accounts WHERE owner = ?1 AND period IN (?2, ?3, ?4)
+ORDER BY meter, period"""
+
+
+async def accounts_of(readers: Readers, owner: str, at_ms: int) -> Accounts:
+    """The owner's accounts of the day and the month that hold `at_ms`, and those without a period.
+
+    Raises Refused(STORE_UNAVAILABLE).
+    """
+    rows = await readers.rows(SELECT_STANDING, (owner, day_of(at_ms), month_of(at_ms), NO_PERIOD))
+    return {(str(row[0]), str(row[1])): Balance(*cast("tuple[int, int, int]", row[2:])) for row in rows}
+
+
+def meters_as_json(
+    accounts: Accounts, at_ms: int, limits: Mapping[tuple[str, str], int] | None = None
+) -> dict[str, dict[str, Any]]:
+    """Each meter of the day and the month: limit, used, held, left, and when all of it returns.
+
+    `limits`, by meter and period, go before what the accounts say; one of them without an account is unused.
+    """
+    limits = limits or {}
+    ends = {
+        day_of(at_ms): ("day", instant(_ms(_next_day(at_ms)))),
+        month_of(at_ms): ("month", instant(_ms(next_month(at_ms)))),
+    }
+    meters: dict[str, dict[str, Any]] = {}
+    for meter, period in dict.fromkeys((*limits, *accounts)):
+        if period not in ends:  # without one: a gauge, which whoever knows it shows
+            continue
+        length, resets_at = ends[period]
+        balance = accounts.get((meter, period), Balance(0, 0, 0))
+        limit = limits.get((meter, period), balance.allowance)
+        shown = SHOWN.get(meter, Shown(meter, "count"))
+        name = f"{shown.name}_per_{length}" if shown.is_by_period else shown.name
+        amounts = (
+            credits_as_json(balance, limit) if shown.unit == CREDITS else _counts_as_json(balance, limit)
+        )
+        meters[name] = {"unit": shown.unit, "period": period, **amounts, "resets_at": resets_at}
+    return meters
+
+
+def open_requests_as_json(accounts: Accounts, limit: int) -> dict[str, int | None]:
+    """The requests in flight: only ever held, and returned as each ends."""
+    balance = accounts.get((OPEN_REQUESTS, NO_PERIOD), Balance(0, 0, 0))
+    return {**_counts_as_json(balance, limit), "resets_at": None}
+
+
+def day_of(at_ms: int) -> str:
+    """The daily period that holds `at_ms`, as `YYYY-MM-DD` (UTC)."""
+    return utc(at_ms).strftime("%Y-%m-%d")
+
+
+def _counts_as_json(balance: Balance, limit: int) -> dict[str, int]:
+    left = max(0, limit - balance.spent - balance.held)
+    return {"limit": limit, "used": balance.spent, "held": balance.held, "left": left}
+
+
+def _next_day(at_ms: int) -> datetime:
+    return utc(at_ms).replace(hour=0, minute=0, second=0, microsecond=0) + timedelta(days=1)
+
+
+def _ms(at: datetime) -> int:
+    return (at - datetime(1970, 1, 1, tzinfo=UTC)) // timedelta(milliseconds=1)
