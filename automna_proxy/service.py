@@ -165,6 +165,7 @@ async def running_service(settings: Settings, *, clock: Clock | None = None) -> 
             clock=clock,
             telemetry=telemetry,
             not_ready=not_ready,
+            bytes_per_output_token=settings.output_bytes_per_token,
             metrics_token=settings.metrics_token,
             metrics_port=settings.metrics_port,
         )

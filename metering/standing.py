@@ -10,8 +10,10 @@ from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from typing import Any, cast
 
-from metering.clock import month_of, next_month, utc
+from metering.clock import day_of, month_of, next_day, next_month
 from metering.ledger import MONEY, NO_PERIOD, OPEN_REQUESTS, REQUESTS, SPEND, Balance
+from metering.money import credits_of
+from metering.plans import SOFT, Plan
 from metering.reports import credits_as_json, instant
 from metering.store.readers import Readers
 
@@ -64,7 +66,7 @@ def meters_as_json(
     """
     limits = limits or {}
     ends = {
-        day_of(at_ms): ("day", instant(_ms(_next_day(at_ms)))),
+        day_of(at_ms): ("day", instant(_ms(next_day(at_ms)))),
         month_of(at_ms): ("month", instant(_ms(next_month(at_ms)))),
     }
     meters: dict[str, dict[str, Any]] = {}
@@ -89,18 +91,24 @@ def open_requests_as_json(accounts: Accounts, limit: int) -> dict[str, int | Non
     return {**_counts_as_json(balance, limit), "resets_at": None}
 
 
-def day_of(at_ms: int) -> str:
-    """The daily period that holds `at_ms`, as `YYYY-MM-DD` (UTC)."""
-    return utc(at_ms).strftime("%Y-%m-%d")
+def overshoot_as_json(
+    plan: Plan, money: Balance, *, bytes_per_output_token: int
+) -> dict[str, int | str | None]:
+    """How far the requests in flight may go beyond what they hold, in credits (docs/architecture.md, "Overshoot bound").
+
+    On a hard budget: as if all that is held were output, as dense as text can be. On a soft one: what runs finishes,
+    and nobody knows at what cost.
+    """
+    beyond_nanousd = money.held * (bytes_per_output_token - 1)
+    return {
+        "budget": plan.budget,
+        "credits_at_most": None if plan.budget == SOFT else credits_of(beyond_nanousd),
+    }
 
 
 def _counts_as_json(balance: Balance, limit: int) -> dict[str, int]:
     left = max(0, limit - balance.spent - balance.held)
     return {"limit": limit, "used": balance.spent, "held": balance.held, "left": left}
-
-
-def _next_day(at_ms: int) -> datetime:
-    return utc(at_ms).replace(hour=0, minute=0, second=0, microsecond=0) + timedelta(days=1)
 
 
 def _ms(at: datetime) -> int:

@@ -162,6 +162,8 @@ class Terms:
     """By the owner of the token's accounts."""
     may_hand_on: bool = True
     """Whether children may be made of it. The first of a chain may; a child only where its scope names it."""
+    is_child: bool = False
+    """Made of another token: it sees of its user's requests only its own, and those of its own children."""
 
     def require(self, surface: str, operation: str) -> None:
         """Raises Refused(FORBIDDEN), which says that it is the scope's doing."""
@@ -204,6 +206,7 @@ def terms_of(chain: Sequence[Link], user_owner: str, user_caps: Sequence[Cap]) -
         ),
         limits=tuple((link.owner, link.limits) for link in chain if link.limits != NO_LIMITS),
         may_hand_on=all(link.scope.names_tokens for link in chain[:-1]),
+        is_child=len(chain) > 1,
     )
     return None if terms == _NOTHING else terms
 

@@ -14,6 +14,7 @@ from metering.admission import owner_of
 from metering.clock import Clock
 from metering.ids import new_id
 from metering.reports import instant
+from metering.store.readers import Readers
 from metering.store.store import Store
 from metering.store.writer import Declined, Row, Step, Unit, Value
 from metering.terms import (
@@ -41,6 +42,8 @@ CHILDREN_MAX = 100
 """Living children of one token."""
 TOKENS_LISTED_MAX = 1_000
 """Descendants of one token in a list, the newest."""
+TOKENS_LOOKED_THROUGH_MAX = 10_000
+"""Of a user, dead ones included, to find which come from one of them."""
 _USER_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.@+-]*")
 
 
@@ -233,6 +236,8 @@ WITH RECURSIVE line (id) AS (
         AND parent_id IN (SELECT id FROM gateway_tokens WHERE family = ?1)
     UNION SELECT t.id FROM line l JOIN gateway_tokens t ON t.parent_id = l.id WHERE {IS_LIVE})
 SELECT {TOKEN_COLUMNS} FROM gateway_tokens WHERE id IN (SELECT id FROM line) ORDER BY id DESC LIMIT ?3"""
+SELECT_LINEAGE = """
+SELECT id, parent_id, family FROM gateway_tokens WHERE user_id = ?1 ORDER BY id DESC LIMIT ?2"""
 SELECT_IS_BELOW = """
 WITH RECURSIVE above (id) AS (
     SELECT parent_id FROM gateway_tokens WHERE id = ?1 AND parent_id IS NOT NULL
@@ -482,6 +487,22 @@ class Directory:
         if not rows or rows[0][0] != seq:
             return None
         return cast("list[tuple[int, str, str]]", rows[1:])
+
+
+async def line_of(readers: Readers, user_id: str, token_id: str) -> list[str]:
+    """The ids of a token, of those before and after it that rotating made, and of all that come from them, dead or
+    alive: of the user's TOKENS_LOOKED_THROUGH_MAX newest. Raises Refused(STORE_UNAVAILABLE)."""
+    rows = await readers.rows(SELECT_LINEAGE, (user_id, TOKENS_LOOKED_THROUGH_MAX))
+    family = next((row[2] for row in rows if row[0] == token_id), None)
+    children: dict[object, list[str]] = {}
+    for row in rows:
+        children.setdefault(row[1], []).append(str(row[0]))
+    found: dict[str, None] = {}  # in order, each once
+    level = [str(row[0]) for row in rows if row[2] == family] or [token_id]
+    while level:
+        found.update(dict.fromkeys(level))
+        level = [child for one in level for child in children.get(one, ()) if child not in found]
+    return list(found)
 
 
 def _new_secret() -> str:

@@ -53,6 +53,7 @@ class OwnContext:
     clock: Clock
     telemetry: Telemetry
     not_ready: Callable[[], Awaitable[str | None]]
+    bytes_per_output_token: int
     metrics_token: str
     metrics_port: int = 0
 
@@ -64,6 +65,7 @@ def own_app(context: OwnContext) -> Starlette:
         readers=context.store.readers,
         rate_limits=context.rate_limits,
         clock=context.clock,
+        bytes_per_output_token=context.bytes_per_output_token,
     )
 
     children = Children(

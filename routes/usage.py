@@ -21,7 +21,7 @@ from metering.clock import Clock, month_of
 from metering.errors import Reason, Refused
 from metering.exports import CSV_TYPE, usage_csv
 from metering.grants import prepaid_credit
-from metering.ledger import MONEY
+from metering.ledger import MONEY, Balance
 from metering.rate_limits import RateLimits
 from metering.reports import (
     USAGE_TIMEOUT_S,
@@ -43,10 +43,11 @@ from metering.requests import (
     position_of,
     requests_of,
 )
-from metering.standing import accounts_of, meters_as_json, open_requests_as_json
+from metering.standing import accounts_of, meters_as_json, open_requests_as_json, overshoot_as_json
 from metering.store.readers import Readers
 from metering.store.writer import store_unavailable
 from metering.terms import USER_SURFACE
+from metering.users import line_of
 from proxy.auth import Authenticator, TokenPlaces
 from proxy.surface import BEARER, HeaderKey, Headers
 from proxy.telemetry import OWN_EXCHANGE
@@ -72,12 +73,19 @@ class Reports:
     """Authenticated reading for the endpoints below."""
 
     def __init__(
-        self, *, authenticator: Authenticator, readers: Readers, rate_limits: RateLimits, clock: Clock
+        self,
+        *,
+        authenticator: Authenticator,
+        readers: Readers,
+        rate_limits: RateLimits,
+        clock: Clock,
+        bytes_per_output_token: int,
     ) -> None:
         self._authenticator = authenticator
         self._shared_readers = readers
         self._rate_limits = rate_limits
         self._clock = clock
+        self._bytes_per_output_token = bytes_per_output_token
         self._turns = asyncio.Semaphore(REPORTS_AT_ONCE_MAX)
         self._users: dict[str, _Turns] = {}
 
@@ -90,7 +98,8 @@ class Reports:
             raise Refused(Reason.BAD_REQUEST, f"{error} (in a URL, + is written %2B)") from None
         async with self._readers(caller, read_timeout_s=USAGE_TIMEOUT_S) as readers:
             try:
-                return await usage_of(readers, caller.user_id, period, by)
+                seen = await _tokens_seen(readers, caller)
+                return await usage_of(readers, caller.user_id, period, by, token_ids=seen)
             except QuestionError as error:
                 raise Refused(Reason.BAD_REQUEST, str(error)) from None
 
@@ -113,6 +122,11 @@ class Reports:
                 **meters_as_json(accounts, now_ms, {(MONEY, month): plan.allowance_nanousd}),
                 "prepaid_credit": prepaid,
             },
+            "overshoot": overshoot_as_json(
+                plan,
+                accounts.get((MONEY, month), Balance(0, 0, 0)),
+                bytes_per_output_token=self._bytes_per_output_token,
+            ),
             "requests_per_minute": {
                 "limit": plan.requests_per_minute,
                 "used": used,
@@ -138,7 +152,10 @@ class Reports:
         outcome = _understood(outcome_of, query["outcome"]) if "outcome" in query else None
         wanted = Wanted(query.get("surface"), query.get("model"), outcome, query.get("token"))
         async with self._readers(caller) as readers:
-            return await requests_of(readers, caller.user_id, before=before, wanted=wanted, limit=limit)
+            seen = await _tokens_seen(readers, caller)
+            return await requests_of(
+                readers, caller.user_id, before=before, wanted=wanted, limit=limit, token_ids=seen
+            )
 
     async def identified(self, request: Request, operation: str) -> Caller:
         """Whose gateway token it is. Raises Refused: no token, or one whose scope does not include the operation."""
@@ -234,6 +251,14 @@ def usage_routes(reports: Reports) -> list[Route]:
         Route("/api/user/limits", limits, methods=["GET"]),
         Route("/api/user/requests", requests, methods=["GET"]),
     ]
+
+
+async def _tokens_seen(readers: Readers, caller: Caller) -> list[str] | None:
+    """Whose requests a caller sees: all of the user's (None); with a token that was handed on, those of that token and
+    of what comes from it."""
+    if caller.token is None or not caller.token.is_child:
+        return None
+    return await line_of(readers, caller.user_id, caller.token_id)
 
 
 def _query_of(request: Request, names: Collection[str]) -> Query:

@@ -430,3 +430,25 @@ async def test_a_parents_cap_lets_as_many_of_its_childrens_requests_pass_as_it_s
         assert spent == 50
         assert 2 in workers_of(server, siblings)
         await server.assert_verified()
+
+
+async def test_a_child_sees_of_its_users_requests_only_its_own_and_those_of_its_children(gateway):
+    first = Holder(gateway.url, await gateway.new_token())
+    child, sibling = await first.mint(operations=["*"]), await first.mint()
+    grandchild = await child.mint(operations=["*"])
+    for holder, times in ((first, 1), (sibling, 2), (child, 3), (grandchild, 4)):
+        for _ in range(times):
+            assert (await holder.ask())[0] == 200
+    await gateway.quiet()
+    assert (await child.call("DELETE", f"/{grandchild.id}")).status_code == 200
+    seen = {}
+    for name, holder in (("first", first), ("sibling", sibling), ("child", child)):
+        usage = (await holder.get("/api/user/usage?by=token")).json()
+        listed = (await holder.get("/api/user/requests")).json()["requests"]
+        assert usage["total"]["requests"] == len(listed)
+        seen[name] = (len(listed), {request["token"] for request in listed})
+    assert seen["sibling"] == (2, {sibling.id})
+    assert seen["child"] == (7, {child.id, grandchild.id})
+    assert seen["first"][0] == 10
+    by_name = (await child.get(f"/api/user/requests?token={sibling.id}")).json()
+    assert (by_name["requests"], by_name["running"]) == ([], [])

@@ -115,6 +115,7 @@ async def own(tmp_path: Path) -> AsyncIterator[Own]:
             clock=clock,
             telemetry=Telemetry(PriceTable.load()),
             not_ready=not_ready,
+            bytes_per_output_token=3,
             metrics_token="",
         )
         yield Own(context, clock, directory, Ledger(store, clock, "wrk_1"), gateway_token, reasons)
@@ -336,6 +337,7 @@ async def test_limits_show_where_the_user_stands(own: Own) -> None:
     }
     assert document["concurrent_requests"] == {"limit": 2, "used": 0, "held": 1, "left": 1, "resets_at": None}
     assert document["meters"]["prepaid_credit"]["granted"] == 0
+    assert document["overshoot"] == {"budget": "hard", "credits_at_most": 2}
 
 
 async def test_limits_show_every_account_of_the_day_and_the_month(own: Own) -> None:
@@ -588,6 +590,7 @@ def reports_of(own: Own) -> Reports:
         readers=context.store.readers,
         rate_limits=context.rate_limits,
         clock=own.clock,
+        bytes_per_output_token=3,
     )
 
 
