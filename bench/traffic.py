@@ -7,6 +7,7 @@ the same text: what differs is the vendor's own framing.
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from itertools import count
 from typing import Any
 
@@ -122,8 +123,10 @@ _CLAUDE = "claude-sonnet-4-5"
 _CLAUDE_USAGE = anthropic.ReportedUsage(input_tokens=INPUT_TOKENS, output_tokens=OUTPUT_TOKENS)
 
 
-def _messages_body(turns: Sequence[str], system: str, is_streaming: bool) -> Fields:
-    fields: Fields = {"model": _CLAUDE, "max_tokens": 1024}
+def _messages_body(
+    turns: Sequence[str], system: str, is_streaming: bool, *, max_tokens: int = 1_024
+) -> Fields:
+    fields: Fields = {"model": _CLAUDE, "max_tokens": max_tokens}
     messages: list[Fields] = [
         {"role": role, "content": [_text_block(turn)] if system else turn}
         for role, turn in _with_roles(turns, "assistant")
@@ -141,17 +144,26 @@ def _message(content: anthropic.Content) -> anthropic.Message:
     return anthropic.Message("msg_bench", _CLAUDE, content, _CLAUDE_USAGE)
 
 
-ANTHROPIC = Traffic(
-    "anthropic",
-    "Anthropic messages",
-    "/api/llm",
-    "/v1/messages",
-    body=_messages_body,
-    answer=lambda text: anthropic.message_json(_message(anthropic.Content(text))),
-    events=lambda pieces: anthropic.message_events(_message(anthropic.Content(_TEXT, deltas=pieces))),
-    gateway_header="x-api-key",
-    headers={"anthropic-version": "2023-06-01"},
-    request_id_header="request-id",
+def _messages(name: str, title: str, body: Callable[[Sequence[str], str, bool], Fields]) -> Traffic:
+    return Traffic(
+        name,
+        title,
+        "/api/llm",
+        "/v1/messages",
+        body=body,
+        answer=lambda text: anthropic.message_json(_message(anthropic.Content(text))),
+        events=lambda pieces: anthropic.message_events(_message(anthropic.Content(_TEXT, deltas=pieces))),
+        gateway_header="x-api-key",
+        headers={"anthropic-version": "2023-06-01"},
+        request_id_header="request-id",
+    )
+
+
+ANTHROPIC = _messages("anthropic", "Anthropic messages", _messages_body)
+ANTHROPIC_SLICED = _messages(
+    "anthropic-sliced",
+    "Anthropic messages that may be long: held in slices",
+    partial(_messages_body, max_tokens=64_000),
 )
 
 
@@ -283,4 +295,4 @@ GEMINI = Traffic(
     stream_path=f"/v1beta/models/{_GEMINI}:streamGenerateContent?alt=sse",
 )
 
-TRAFFICS = (ANTHROPIC, OPENAI, OPENAI_UNASKED, RESPONSES, RESPONSES_STORED, GEMINI)
+TRAFFICS = (ANTHROPIC, ANTHROPIC_SLICED, OPENAI, OPENAI_UNASKED, RESPONSES, RESPONSES_STORED, GEMINI)
