@@ -11,13 +11,15 @@ import orjson
 import pytest_asyncio
 import uvloop
 
+from metering.money import credits_of
+from metering.terms import Cap, CapMeter, CapPeriod
 from simulators import gemini, openai
 from simulators.anthropic import AnthropicSimulator
 from simulators.gemini import GeminiSimulator
 from simulators.openai import OpenAISimulator, ToolCall
 from simulators.server import ReceivedRequest
 from simulators.vendor import VendorSimulator
-from tests.support.gateway import PLANS
+from tests.support.gateway import plan_table
 from tests.support.openclaw import Agent, OpenClaw, running_openclaw
 from tests.support.process import Serving, serving
 
@@ -42,6 +44,7 @@ PROVIDERS: Mapping[str, tuple[str, ...]] = {
     "replaced": ("automna", "test"),
     "disabled": ("automna", "test"),
     "hurried": ("automna", "slow"),
+    "cut": ("automna", "test"),
     "chat": ("automna-openai", "test", "openai-completions"),
     "responses": ("automna-openai", "test"),
     "gemini": ("automna-gemini", "test"),
@@ -123,6 +126,15 @@ class Stage:
             await directory.set_plan(user_id, plan)
         await asyncio.sleep(HEARD_AFTER_S)
 
+    async def cap(self, user_id: str, *, nanousd_left: int) -> int:
+        """Let the user spend so much more this month. The cap in credits; the running server has heard of it."""
+        ((spent,),) = self.server.rows("SELECT SUM(cost_nanousd) FROM entries WHERE user_id = ?1", user_id)
+        limit = credits_of(spent + nanousd_left)
+        async with self.server.directory() as directory:
+            await directory.set_caps(user_id, [Cap(CapMeter.CREDITS, CapPeriod.MONTH, limit)])
+        await asyncio.sleep(HEARD_AFTER_S)
+        return limit
+
     async def revoke(self, user_id: str) -> str:
         """Revoke the user's token; a new one."""
         async with self.server.directory() as directory:
@@ -176,7 +188,12 @@ def frozen(counts: Mapping[str, int] | None) -> frozenset[tuple[str, int]]:
 async def stage(tmp_path_factory) -> AsyncIterator[Stage]:
     folder = tmp_path_factory.mktemp("stage")
     plans = folder / "all-plans.toml"
-    plans.write_text("".join(map(plan_table, LIMITS)))
+    plans.write_text(
+        "".join(
+            plan_table(name, credits_per_month=credits_per_month, requests_per_minute=rate, concurrent=10)
+            for name, (credits_per_month, rate) in LIMITS.items()
+        )
+    )
     async with (
         AnthropicSimulator() as vendor,
         OpenAISimulator() as openai_vendor,
@@ -232,15 +249,3 @@ def gemini_of(simulator: GeminiSimulator) -> Other:
         ),
         said=gemini.ReportedUsage(input_tokens=202, output_tokens=6_000),
     )
-
-
-def plan_table(name: str) -> str:
-    credits_per_month, requests_per_minute = LIMITS[name]
-    table = PLANS.format(
-        credits_per_month=credits_per_month,
-        requests_per_minute=requests_per_minute,
-        concurrent=10,
-        models='["*"]',
-        surfaces='["*"]',
-    )
-    return table.replace("[plans.test]", f"[plans.{name}]")

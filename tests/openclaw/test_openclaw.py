@@ -18,6 +18,7 @@ from simulators.anthropic import (
 from simulators.gemini import VENDOR_KEY as GEMINI_KEY
 from simulators.openai import VENDOR_KEY as OPENAI_KEY
 from simulators.script import Gate
+from simulators.text import filler_of_bytes
 from tests.support.gateway import messages_body
 from tests.support.openclaw import LATER, calls_tool, command, documented
 
@@ -74,6 +75,27 @@ async def test_a_turn_that_may_cost_more_than_is_left_is_told_so_and_does_not_lo
     )
     await stage.set_plan("large", "test")
     assert (await stage.openclaw.turn("large", "And now?")).status == 200, "the key is not locked"
+
+
+async def test_a_stream_cut_for_its_budget_is_told_in_our_words_and_does_not_lock_the_key(stage):
+    assert (await stage.openclaw.turn("cut", "Name a bird.")).status == 200
+    ((hold_nanousd,),) = stage.server.rows(
+        "SELECT hold_nanousd FROM reservations WHERE user_id = 'cut' ORDER BY id DESC LIMIT 1"
+    )
+    await stage.cap("cut", nanousd_left=hold_nanousd + 10**7)
+    seen = stage.vendor.requests_total
+    stage.script += [streams(text=filler_of_bytes(40_000), events=800, stalls_after=600)]
+    told = await complaint(stage, "cut")
+    (cut, *_) = stage.refusals("budget_exhausted", "cut")
+    assert (cut["outcome"], cut["status"]) == ("budget_ended", 200)
+    used, limit, resets = (cut[fact] for fact in ("used_credits", "limit_credits", "resets"))
+    assert told == (
+        f"Monthly usage limit reached ({used:,} of {limit:,} credits of this account). Resets on {resets}."
+    )
+    assert stage.vendor.requests_total == seen + 1
+    await stage.server.until_nothing_is_held()
+    await stage.cap("cut", nanousd_left=10**11)
+    assert (await stage.openclaw.turn("cut", "And now?")).status == 200, "the key is not locked"
 
 
 async def complaint(stage, agent: str) -> str:

@@ -38,8 +38,8 @@ QUICK = {
 }
 """Waits that only a person or a network needs."""
 
-PLANS = """
-[plans.test]
+PLAN = """
+[plans.{name}]
 credits_per_month = {credits_per_month}
 requests_per_minute = {requests_per_minute}
 tokens_per_minute = {tokens_per_minute}
@@ -55,8 +55,8 @@ budget = "{budget}"
 """
 
 
-def plans_file(
-    folder: Path,
+def plan_table(
+    name: str = "test",
     *,
     credits_per_month: int = 10_000_000,
     requests_per_minute: int = 1_000_000,
@@ -65,20 +65,24 @@ def plans_file(
     models: tuple[str, ...] = ("*",),
     surfaces: tuple[str, ...] = ("*",),
     budget: str = "hard",
-) -> Path:
-    """A plans file with one plan, `test`, roomy unless told otherwise."""
-    path = folder / "plans.toml"
-    path.write_text(
-        PLANS.format(
-            credits_per_month=credits_per_month,
-            requests_per_minute=requests_per_minute,
-            tokens_per_minute=tokens_per_minute,
-            concurrent=concurrent,
-            models=json.dumps(list(models)),
-            surfaces=json.dumps(list(surfaces)),
-            budget=budget,
-        )
+) -> str:
+    """A plan of a plans file, roomy unless told otherwise."""
+    return PLAN.format(
+        name=name,
+        credits_per_month=credits_per_month,
+        requests_per_minute=requests_per_minute,
+        tokens_per_minute=tokens_per_minute,
+        concurrent=concurrent,
+        models=json.dumps(list(models)),
+        surfaces=json.dumps(list(surfaces)),
+        budget=budget,
     )
+
+
+def plans_file(folder: Path, **limits: Any) -> Path:
+    """A plans file with one plan, `test`."""
+    path = folder / "plans.toml"
+    path.write_text(plan_table(**limits))
     return path
 
 
