@@ -262,6 +262,7 @@ CHEAP_HOLD_NANOUSD = CHEAP_INPUT_NANOUSD + 100 * 15_000
 """Input and a slice, at 3 and 15 USD per million tokens."""
 
 
+@pytest.mark.heavy
 @pytest.mark.parametrize("workers", [1, 2])
 async def test_five_hundred_streams_with_money_for_twenty_never_exceed_it(tmp_path, vendor, workers):
     """Each writes 500 tokens, event by event. Twenty of them cost what the plan has: the others are refused, or cut."""
@@ -334,3 +335,32 @@ async def test_a_stream_is_cut_where_the_cap_of_its_token_ends_and_the_error_say
         entry = await gateway.only_entry()
         assert entry["outcome"] == "budget_ended"
         assert entry["cost_nanousd"] <= FOR_TWO_SLICES * CREDIT_NANOUSD
+
+
+# --- death ----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.heavy
+async def test_killed_while_slices_are_granted_it_loses_nothing_and_nothing_stays_held(tmp_path, vendor):
+    """At several numbers of streams that have been granted a further slice; some are waiting for theirs."""
+    vendor.script = lambda _: streams(text=filler_of_bytes(6_000), events=150, pace_s=0.002)
+    grown = "SELECT COUNT(*) FROM reservations WHERE state = 'HELD' AND hold_nanousd > ?1"
+    async with serving_process(tmp_path, upstream=vendor.url, env=SLICES, concurrent=100) as server:
+        token = await server.new_token()
+        for number_grown in (1, 10, 20):
+            async with server.client(token) as client:
+                asked = [spawned(client.post("/v1/messages", json=LARGE)) for _ in range(20)]
+                await server.until(lambda n=number_grown: server.rows(grown, ONE_SLICE_NANOUSD) >= [(n,)])
+                await server.kill_all()
+                await asyncio.gather(*asked, return_exceptions=True)
+            await server.start()
+            await server.until_nothing_is_held()
+        await server.assert_verified()
+        sent = server.rows(
+            "SELECT kind, COUNT(*) FROM entries WHERE kind IN ('settle', 'expire') GROUP BY kind"
+        )
+        assert vendor.requests_total <= sum(count for _, count in sent) <= vendor.requests_total + 3 * 20
+        above = "SELECT id FROM reservations WHERE state = 'EXPIRED' AND booked_nanousd > hold_nanousd"
+        assert server.rows(above) == []
+        grown_and_dead = "SELECT COUNT(*) FROM reservations WHERE state = 'EXPIRED' AND hold_nanousd > ?1"
+        assert server.rows(grown_and_dead, ONE_SLICE_NANOUSD) >= [(20,)]
