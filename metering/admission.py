@@ -1,7 +1,7 @@
 """Who may: plan, rate, and the reservation of what a request may cost. Refuses with facts, never with words
 of a vendor. The order is: what the plan includes, how fast, how much; the last is durable."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -25,7 +25,7 @@ from metering.plans import SOFT, Plan
 from metering.prices import Priced
 from metering.rate_limits import RateLimits
 from metering.rate_state import RateState, Standing
-from metering.store.writer import Declined, store_unavailable
+from metering.store.writer import Declined
 from metering.terms import Terms, TokenLimits
 from metering.tokens_per_minute import counted_tokens
 
@@ -234,41 +234,81 @@ class Admission:
             remaining = max(0, remaining) + credit.allowance - credit.spent - credit.held
         return Admitted(requests, tokens, concurrent, allowance, remaining, began_ms, ends_ms, reservation)
 
-    async def extend(self, caller: Caller, reservation: Reservation, more_nanousd: int) -> Refused | None:
-        """Hold more for a request that goes on; the refusal when an account has not enough left.
+    async def extend(
+        self, caller: Caller, reservation: Reservation, *, until_nanousd: int, used_nanousd: int
+    ) -> Refused | None:
+        """Hold so much in all for a request that goes on; the refusal when an account has not enough left.
 
-        A soft budget lets what runs finish, but no cap. Raises Refused(STORE_UNAVAILABLE).
+        A soft budget lets what runs finish, with what it holds, but no cap does. `used_nanousd`: what is known to
+        be used, for the words. May be repeated. Raises Refused(STORE_UNAVAILABLE).
         """
+        await self._ledger.extension_of(reservation)
+        more_nanousd = until_nanousd - reservation.hold_nanousd
+        if more_nanousd <= 0:
+            return None
         holds = reservation.intent.holds
         more = [hold._replace(amount=more_nanousd) for hold in holds if hold.meter in CHARGED]
-        is_forced = caller.plan.budget == SOFT
-        declined = await self._ledger.extend(reservation, more, is_forced=is_forced)
+        hold = await self._declined(reservation, more)
+        if hold is not None and hold.meter == MONEY and caller.plan.budget == SOFT:
+            hold = await self._declined(reservation, [one for one in more if one.meter != MONEY])
+        if hold is None:
+            return None
+        return await self._refusal(
+            hold, caller, more_nanousd, own_nanousd=reservation.hold_nanousd, used_nanousd=used_nanousd
+        )
+
+    async def _declined(self, reservation: Reservation, more: Sequence[Hold]) -> Hold | None:
+        """The hold that is refused; None when all are granted, or there is nothing to hold them for any more: taken
+        for dead, a worker's request goes on to its exact report."""
+        if not more:
+            return None
+        declined = await self._ledger.extend(reservation, more)
         if declined is None:
             return None
-        hold = declined_hold([*more, *(hold for hold in holds if hold.meter == CREDIT)], declined)
-        if hold is None:
-            raise store_unavailable("it took this request's worker for dead")
-        return await self._refusal(hold, caller, more_nanousd, own_nanousd=reservation.hold_nanousd)
+        credit = [hold for hold in reservation.intent.holds if hold.meter == CREDIT]
+        is_beside = any(hold.meter == MONEY for hold in more)
+        return declined_hold([*more, *(credit if is_beside else ())], declined)
 
     async def _refusal(
-        self, hold: Hold, caller: Caller, asked_nanousd: int, *, own_nanousd: int = 0
+        self,
+        hold: Hold,
+        caller: Caller,
+        asked_nanousd: int,
+        *,
+        own_nanousd: int = 0,
+        used_nanousd: int = 0,
     ) -> Refused:
+        """`own_nanousd`: what the request holds already; `used_nanousd`: what of it is known to be used."""
         if hold.meter == OPEN_REQUESTS:
             is_plans = hold.owner == owner_of(caller.user_id)
             return _too_many_concurrent(hold.allowance, _of_plan(caller) if is_plans else _OF_KEY)
         if hold.meter == MONEY:
-            return await self._budget_refusal(caller, asked_nanousd, hold.period, own_nanousd=own_nanousd)
+            return await self._budget_refusal(
+                caller, asked_nanousd, hold.period, own_nanousd=own_nanousd, used_nanousd=used_nanousd
+            )
         assert caller.token is not None
         balance = await self._ledger.balance(hold.owner, hold.meter, hold.period)
         cap = cap_of(hold, caller.token.caps)
-        return cap_refusal(cap, hold, balance, self._clock.now_ms(), own_nanousd=own_nanousd)
+        return cap_refusal(
+            cap,
+            hold,
+            balance,
+            self._clock.now_ms(),
+            own_nanousd=own_nanousd,
+            used_nanousd=used_nanousd,
+        )
 
     async def _budget_refusal(
-        self, caller: Caller, asked_nanousd: int, period: str, *, own_nanousd: int = 0
+        self,
+        caller: Caller,
+        asked_nanousd: int,
+        period: str,
+        *,
+        own_nanousd: int = 0,
+        used_nanousd: int = 0,
     ) -> Refused:
-        """Spent, or only held, or too large: three different things to tell a person.
-
-        `own_nanousd`: what the request holds already, of which it has used most."""
+        """Spent, or only held, or too large: three different things to tell a person. `own_nanousd` and
+        `used_nanousd` as `_refusal`."""
         allowance, owner = caller.plan.allowance_nanousd, owner_of(caller.user_id)
         money = await self._ledger.balance(owner, MONEY, period)
         credit = await self._ledger.balance(owner, CREDIT, NO_PERIOD) if caller.has_credit else None
@@ -276,7 +316,7 @@ class Admission:
         prepaid_left = credit.allowance - credit.spent if credit else 0
         left_nanousd = max(0, allowance - money.spent - money.held)
         left_nanousd += credit.allowance - credit.spent - credit.held if credit else 0
-        used, limit = credits_of(money.spent + min(own_nanousd, month_left)), credits_of(allowance)
+        used, limit = credits_of(money.spent + min(used_nanousd, month_left)), credits_of(allowance)
         resets = next_month(self._clock.now_ms()).strftime("%-d %B %Y")
         facts: dict[str, int | str] = {"used_credits": used, "limit_credits": limit, "resets": resets}
         if own_nanousd + asked_nanousd <= month_left + prepaid_left:
@@ -287,7 +327,8 @@ class Admission:
                 facts=facts,
                 budget_left_nanousd=left_nanousd,
             )
-        if own_nanousd or not credits_left(month_left + prepaid_left):
+        not_used_nanousd = month_left + prepaid_left - used_nanousd
+        if (not_used_nanousd < asked_nanousd and own_nanousd) or not credits_left(not_used_nanousd):
             prepaid = ", prepaid credit used up" if credit else ""
             message = (
                 f"Monthly usage limit reached ({used:,} of {limit:,} credits{prepaid}). Resets on {resets}."
@@ -296,7 +337,7 @@ class Admission:
             prepaid = f" and {credits_left(prepaid_left):,} prepaid" if credit else ""
             message = (
                 f"Monthly usage limit reached for a request of this size: it may cost up to "
-                f"{credits_of(asked_nanousd):,} credits, {credits_left(month_left):,} of {limit:,} "
+                f"{credits_of(own_nanousd + asked_nanousd):,} credits, {credits_left(month_left):,} of {limit:,} "
                 f"are left{prepaid} (a lower max_tokens costs less). Resets on {resets}."
             )
         return Refused(

@@ -52,14 +52,22 @@ def cap_of(hold: Hold, caps: Sequence[OwnedCap]) -> OwnedCap:
     return next(cap for cap in caps if (cap.owner, cap.meter, cap.period) == (hold.owner, hold.meter, period))
 
 
-def cap_refusal(cap: OwnedCap, hold: Hold, balance: Balance, now_ms: int, *, own_nanousd: int = 0) -> Refused:
+def cap_refusal(
+    cap: OwnedCap,
+    hold: Hold,
+    balance: Balance,
+    now_ms: int,
+    *,
+    own_nanousd: int = 0,
+    used_nanousd: int = 0,
+) -> Refused:
     """Why a hold on a cap was refused. Spent, only held, or too large: as for the plan's own allowance.
 
-    `own_nanousd`: what the request holds already, of which it has used most."""
+    `own_nanousd`: what the request holds already; `used_nanousd`: what of it is known to be used."""
     title, today = _WHEN[cap.period]
     is_money = cap.meter == SPEND
-    own = own_nanousd if is_money else 0
-    used = credits_of(balance.spent + own) if is_money else balance.spent
+    own, own_used = (own_nanousd, used_nanousd) if is_money else (0, 0)
+    used = credits_of(balance.spent + own_used) if is_money else balance.spent
     limit, unit = cap.cap.limit, cap.cap.meter.value
     resets = _resets(cap.period, now_ms)
     facts: dict[str, int | str] = {
@@ -76,15 +84,16 @@ def cap_refusal(cap: OwnedCap, hold: Hold, balance: Balance, now_ms: int, *, own
             retry_after_s=HELD_RETRY_AFTER_S,
             facts=facts,
         )
-    left = credits_left(cap.allowance - balance.spent) if is_money else 0
-    if not left or own:
+    not_used = cap.allowance - balance.spent - own_used
+    left = credits_left(not_used) if is_money else 0
+    if not left or (own and not_used < hold.amount):
         message = (
             f"{title} usage limit reached ({used:,} of {limit:,} {unit} of {cap.whose}). Resets on {resets}."
         )
     else:
         message = (
             f"{title} usage limit reached for a request of this size: it may cost up to "
-            f"{credits_of(hold.amount):,} credits, {left:,} of {limit:,} of {cap.whose} are left "
+            f"{credits_of(own + hold.amount):,} credits, {left:,} of {limit:,} of {cap.whose} are left "
             f"(a lower max_tokens costs less). Resets on {resets}."
         )
     return Refused(Reason.BUDGET_EXHAUSTED, message, facts=facts)

@@ -187,8 +187,13 @@ ON CONFLICT (owner, meter, period) DO UPDATE
 SET held = accounts.held + excluded.held, allowance = excluded.allowance
 WHERE accounts.spent + accounts.held + excluded.held <= excluded.allowance"""
 
-HOLD_ANYWAY = """
-UPDATE accounts SET held = held + ?5, allowance = ?4 WHERE owner = ?1 AND meter = ?2 AND period = ?3"""
+# By the allowance that stands in the row, which is that of the newest hold: plans and caps change while a stream runs.
+HOLD_MORE = """
+INSERT INTO accounts (owner, meter, period, allowance, spent, held)
+SELECT ?1, ?2, ?3, ?4, 0, ?5 WHERE ?5 <= ?4
+    OR EXISTS (SELECT 1 FROM accounts WHERE owner = ?1 AND meter = ?2 AND period = ?3)
+ON CONFLICT (owner, meter, period) DO UPDATE SET held = accounts.held + excluded.held
+WHERE excluded.held = 0 OR accounts.spent + accounts.held + excluded.held <= accounts.allowance"""
 
 MOVE_ACCOUNT = """
 UPDATE accounts SET spent = spent + ?4, held = held - ?5 WHERE owner = ?1 AND meter = ?2 AND period = ?3"""
@@ -331,24 +336,19 @@ class Ledger:
                 abandon(waiting.result())
             raise
 
-    async def extend(
-        self, reservation: Reservation, more: Sequence[Hold], *, is_forced: bool = False
-    ) -> Declined | None:
+    async def extend(self, reservation: Reservation, more: Sequence[Hold]) -> Declined | None:
         """Hold more on a reservation; Declined when an account has not enough left (`declined_hold` tells which), or
         it is resolved already.
 
-        `is_forced`: money is held whatever is left of it, for what a soft budget does not cut.
+        What accounts allow is what they allowed at their newest hold.
 
-        One extension of a reservation at a time. Raises Refused(STORE_UNAVAILABLE): it is not granted by
-        EXTEND_TIMEOUT_S, or the one before is not in yet. What is refused so may still come to be held; the
-        resolution, which waits for it, gives it back.
+        One extension of a reservation at a time: one under way is waited for. Raises Refused(STORE_UNAVAILABLE): not
+        granted by EXTEND_TIMEOUT_S. What is refused so may still come to be held; the resolution, which waits for
+        it, gives it back.
         """
-        if reservation.extension is not None:
-            raise store_unavailable("the last extension is not written yet")
+        await self.extension_of(reservation)
         holds = sorted([*more, *_credit_beside(more, reservation.lines)])
-        steps, held_lines = _hold_steps(
-            holds, tuple([Line(*hold[:4]) for hold in holds]), is_forced=is_forced
-        )
+        steps, held_lines = _hold_steps(holds, tuple([Line(*hold[:4]) for hold in holds]), is_more=True)
         before, hold_nanousd = reservation.lines, _money(_added(reservation.lines, more))
 
         def extended(rows: Rows) -> tuple[Line, ...]:
@@ -373,10 +373,16 @@ class Ledger:
         waiting = self._store.writer.submit(Unit(steps, must_keep=True))
         waiting.add_done_callback(apply)
         reservation.extension = waiting
+        result = await self.extension_of(reservation)
+        return result if isinstance(result, Declined) else None
+
+    async def extension_of(self, reservation: Reservation) -> Result | None:
+        """What becomes of an extension under way; None when there is none. Raises Refused(STORE_UNAVAILABLE)."""
+        if reservation.extension is None:
+            return None
         try:
             async with asyncio.timeout(EXTEND_TIMEOUT_S):
-                result = await asyncio.shield(waiting)
-                return result if isinstance(result, Declined) else None
+                return await asyncio.shield(reservation.extension)
         except TimeoutError:
             raise store_unavailable("does not answer") from None
 
@@ -754,19 +760,13 @@ STEPS_OF_CREDIT = 2
 
 
 def _hold_steps(
-    holds: Sequence[Hold], lines: tuple[Line, ...], *, is_forced: bool = False
+    holds: Sequence[Hold], lines: tuple[Line, ...], *, is_more: bool = False
 ) -> tuple[list[Step], _Lines]:
     """The steps that hold, and the lines that are held then. `lines`: of the holds, as they were asked for."""
     purse = _purse(holds)
+    statement = HOLD_MORE if is_more else HOLD_ACCOUNT
     if purse is None:
-        return [
-            Step(
-                HOLD_ANYWAY if is_forced and hold.meter == MONEY else HOLD_ACCOUNT,
-                _hold_params(hold),
-                refusal=hold.meter,
-            )
-            for hold in holds
-        ], lines
+        return [Step(statement, _hold_params(hold), refusal=hold.meter) for hold in holds], lines
     credit, money = purse
     locked_at = holds.index(credit)
 
@@ -781,13 +781,13 @@ def _hold_steps(
         elif hold == money:
             steps.append(
                 Step(
-                    HOLD_ANYWAY if is_forced else HOLD_BESIDE_CREDIT,
+                    HOLD_MORE if is_more else HOLD_BESIDE_CREDIT,
                     lambda rows: (*money[:3], money.allowance, split(rows).money),
                     refusal=MONEY,
                 )
             )
         else:
-            steps.append(Step(HOLD_ACCOUNT, _hold_params(hold), refusal=hold.meter))
+            steps.append(Step(statement, _hold_params(hold), refusal=hold.meter))
 
     def held_lines(rows: Rows) -> list[Line]:
         amounts = {credit[:3]: split(rows).credit, money[:3]: split(rows).money}

@@ -11,12 +11,14 @@ from datetime import UTC, datetime, timedelta
 from typing import Any, cast
 
 from metering.clock import day_of, month_of, next_day, next_month
+from metering.credit import CREDIT
 from metering.ledger import MONEY, NO_PERIOD, OPEN_REQUESTS, REQUESTS, SPEND, Balance
 from metering.money import credits_of
 from metering.plans import SOFT, Plan
 from metering.reports import credits_as_json, instant
 from metering.store.readers import Readers
 
+PAYING = frozenset({MONEY, CREDIT})
 CREDITS = "credits"
 """The unit of meters in nano-USD, as they are shown."""
 
@@ -92,14 +94,15 @@ def open_requests_as_json(accounts: Accounts, limit: int) -> dict[str, int | Non
 
 
 def overshoot_as_json(
-    plan: Plan, money: Balance, *, bytes_per_output_token: int
+    plan: Plan, accounts: Accounts, *, bytes_per_output_token: int
 ) -> dict[str, int | str | None]:
     """How far the requests in flight may go beyond what they hold, in credits (docs/architecture.md, "Overshoot bound").
 
     On a hard budget: as if all that is held were output, as dense as text can be. On a soft one: what runs finishes,
     and nobody knows at what cost.
     """
-    beyond_nanousd = money.held * (bytes_per_output_token - 1)
+    held_nanousd = sum(balance.held for (meter, _), balance in accounts.items() if meter in PAYING)
+    beyond_nanousd = held_nanousd * (bytes_per_output_token - 1)
     return {
         "budget": plan.budget,
         "credits_at_most": None if plan.budget == SOFT else credits_of(beyond_nanousd),

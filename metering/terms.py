@@ -21,7 +21,7 @@ from metering.ledger import REQUESTS, SPEND
 from metering.money import CREDIT_NANOUSD
 from metering.plans import AMOUNT_MAX
 
-PATTERNS_MAX, PATTERN_CHARS_MAX = 20, 100
+PATTERNS_MAX, PATTERN_CHARS_MAX, PATTERN_STARS_MAX = 20, 100, 4
 """Of one list of a scope: it stands in a cache, and is compiled when it is matched."""
 USER_SURFACE = "user"
 """Our own endpoints below /api/user, as scopes name them."""
@@ -307,11 +307,12 @@ def _patterns(name: str, given: Any) -> tuple[str, ...]:
         isinstance(given, list)
         and 1 <= len(given) <= PATTERNS_MAX
         and all(isinstance(item, str) and 1 <= len(item) <= PATTERN_CHARS_MAX for item in given)
+        and all(item.count("*") <= PATTERN_STARS_MAX for item in given)
     )
     if not is_good:
         raise TermsError(
             f"{name}: given {_shown(given)}, expected a list of 1 to {PATTERNS_MAX} patterns "
-            f'of at most {PATTERN_CHARS_MAX} characters, such as ["claude-*"]'
+            f'of at most {PATTERN_CHARS_MAX} characters and {PATTERN_STARS_MAX} stars, such as ["claude-*"]'
         )
     return tuple(given)
 

@@ -208,10 +208,18 @@ WITH RECURSIVE chain (id) AS (
     UNION SELECT t.parent_id FROM chain c JOIN gateway_tokens t ON t.id = c.id WHERE t.parent_id IS NOT NULL)
 SELECT 1 WHERE (SELECT COUNT(*) FROM chain) <= ?2"""
 
-# A token and all that come from it; below what is dead already, nothing lives.
+# A token and those that it replaced, which may live on for a while.
+UP_TO = """id IN (WITH RECURSIVE before (id, family) AS (
+        SELECT id, family FROM gateway_tokens WHERE id = ?1
+        UNION SELECT t.id, t.family FROM before b JOIN gateway_tokens t
+            ON t.family = b.family AND t.successor_id = b.id)
+    SELECT id FROM before)"""
+INSERT_CHANGES_UP_TO = f"""
+INSERT INTO changes (kind, subject, at_ms) SELECT 'token', id, ?2 FROM gateway_tokens WHERE {UP_TO}"""
+# These, and all that come from them; below what is dead already, nothing lives.
 REVOKE_TOKEN = f"""
 WITH RECURSIVE line (id) AS (
-    SELECT id FROM gateway_tokens WHERE id = ?1
+    SELECT id FROM gateway_tokens WHERE {UP_TO}
     UNION SELECT t.id FROM line l JOIN gateway_tokens t ON t.parent_id = l.id WHERE {IS_LIVE})
 UPDATE gateway_tokens SET revoked_at_ms = ?2
 WHERE id IN (SELECT id FROM line) AND revoked_at_ms IS NULL RETURNING id"""
@@ -422,14 +430,14 @@ class Directory:
         return _token(row)
 
     async def revoke(self, token_id: str) -> GatewayToken:
-        """It and all that come from it are refused by every worker within a second; requests in flight finish.
-        Revoking twice is no error."""
+        """It, those that it replaced, and all that come from any of them are refused by every worker within a second;
+        requests in flight finish. Revoking twice is no error."""
         token = await self.token(token_id)
         now_ms = self._clock.now_ms()
         unit = Unit(
             (
                 Step(REVOKE_TOKEN, (token.id, now_ms), refusal="revoked"),
-                Step(INSERT_CHANGE, ("token", token.id, now_ms)),
+                Step(INSERT_CHANGES_UP_TO, (token.id, now_ms)),
             )
         )
         await self._store.writer.submit(unit)

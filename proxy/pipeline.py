@@ -316,12 +316,16 @@ class Engine:
         provider = exchange.surface.provider
 
         def cost_of(tokens: int) -> int:
-            usage = demand.ceiling.with_output_at_most(unseen_tokens + tokens)
+            usage = demand.ceiling.with_output_at_most(tokens)
             return self._prices.price(provider, usage, at_ms=self._clock.now_ms()).cost_nanousd
 
-        async def extend(from_tokens: int, until_tokens: int) -> Refused | None:
-            more_nanousd = cost_of(until_tokens) - cost_of(from_tokens)
-            return await self._admission.extend(caller, admitted.reservation, more_nanousd)
+        async def extend(shown_tokens: int, until_tokens: int) -> Refused | None:
+            return await self._admission.extend(
+                caller,
+                admitted.reservation,
+                until_nanousd=cost_of(unseen_tokens + until_tokens),
+                used_nanousd=cost_of(shown_tokens),
+            )
 
         return Slices(
             demand.slicing,

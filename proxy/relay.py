@@ -155,7 +155,8 @@ class Relay:
             # Asked at once: after a wait, the end may have come with bytes that are not in this chunk.
             await self._pass_on(chunk, settle, is_last=answer.is_complete)
             if self.refused is not None:
-                return Outcome.BUDGET_ENDED
+                is_budgets = self.refused.reason is not Reason.STORE_UNAVAILABLE
+                return Outcome.BUDGET_ENDED if is_budgets else Outcome.TIMED_OUT
         if self._gate is not None:  # what it finds at the end decides how the answer ended
             await self._pass_on(b"", settle, is_last=True)
         self._observer.end()

@@ -2,7 +2,7 @@
 does not need, and a stream for which none is granted is cut before it costs more.
 
 How much is written is told from the texts in the bytes that pass, found without reading events: a token for every
-`bytes_per_token` bytes. A text counts when its line is whole.
+`bytes_per_token` bytes, and CALL_TOKENS for each call of a tool. A text counts when its line is whole.
 """
 
 import asyncio
@@ -16,11 +16,15 @@ from proxy.surface import Slicing
 LOOKAHEAD = 4
 """The next slice is asked for when a quarter of a slice is left: some seconds of the fastest model; a commit takes
 milliseconds."""
+CALL_TOKENS = 50
+"""What a call of a tool has beside its name and arguments, at most: 20 to 60 with both, for short ones."""
 ATTEMPTS_MAX = 3
 """To write a slice into a store in trouble; each attempt has the ledger's own bound (EXTEND_TIMEOUT_S)."""
 
+CUT_SHORT = "The proxy's ledger is temporarily unavailable: the answer is cut short here."
+
 Extend = Callable[[int, int], Awaitable[Refused | None]]
-"""Hold output from so many tokens up to so many; the refusal when that is not granted. Raises
+"""Of so many tokens shown, hold up to so many; the refusal when that is not granted. May be repeated. Raises
 Refused(STORE_UNAVAILABLE)."""
 
 
@@ -30,12 +34,16 @@ class Slices:
     __slots__ = (
         "_asking",
         "_bytes_per_token",
+        "_call",
+        "_calls",
         "_ceiling_tokens",
         "_extend",
         "_granted_tokens",
         "_refused",
         "_shown_bytes",
         "_slice_tokens",
+        "_stream_bytes",
+        "_stream_bytes_per_token",
         "_text",
         "_unfinished",
     )
@@ -51,12 +59,16 @@ class Slices:
     ) -> None:
         """`ceiling_tokens`: the most that may be shown."""
         self._text = slicing.text
+        self._call = slicing.call
+        self._stream_bytes_per_token = slicing.stream_bytes_per_token
         self._slice_tokens = slice_tokens
         self._ceiling_tokens = ceiling_tokens
         self._bytes_per_token = bytes_per_token
         self._extend = extend
         self._granted_tokens = slice_tokens
         self._shown_bytes = 0
+        self._calls = 0
+        self._stream_bytes = 0
         self._unfinished = bytearray()
         """The line whose end has not come yet."""
         self._asking: asyncio.Task[None] | None = None
@@ -64,7 +76,8 @@ class Slices:
 
     def observe(self, piece: bytes) -> bool:
         """Count what a piece shows, and ask ahead. Whether it may pass at once; if not, see `wait`."""
-        self._shown_bytes += self._text_bytes(piece)
+        self._stream_bytes += len(piece)
+        self._count(piece)
         if self._shown_tokens + self._slice_tokens // LOOKAHEAD <= self._granted_tokens or self._is_full:
             return True
         if self._refused is None:
@@ -78,40 +91,43 @@ class Slices:
             await asyncio.shield(self._asking)
         if self._shown_tokens > self._granted_tokens and not self._is_full:
             self._refused = None
-            await asyncio.shield(self._ask_once())
+            await asyncio.shield(self._ask_once(self._slice_tokens // LOOKAHEAD))
         return self._refused if self._shown_tokens > self._granted_tokens and not self._is_full else None
 
     @property
     def _shown_tokens(self) -> int:
-        return -(-self._shown_bytes // self._bytes_per_token)
+        told = -(-self._shown_bytes // self._bytes_per_token) + self._calls * CALL_TOKENS
+        return max(told, self._stream_bytes // self._stream_bytes_per_token)
 
     @property
     def _is_full(self) -> bool:
         return self._granted_tokens >= self._ceiling_tokens
 
-    def _text_bytes(self, piece: bytes) -> int:
+    def _count(self, piece: bytes) -> None:
         end = piece.rfind(b"\n") + 1
         if not end:
             self._unfinished += piece
             if len(self._unfinished) <= EVENT_BYTES_MAX:
-                return 0
+                return
             piece = bytes(self._unfinished)  # no vendor's line: it counts as far as it has come
             end = len(piece)
             self._unfinished.clear()
         lines = bytes(self._unfinished) + piece[:end] if self._unfinished else piece[:end]
         self._unfinished = bytearray(piece[end:])
-        return sum(map(len, self._text.findall(lines)))
+        self._shown_bytes += sum(map(len, self._text.findall(lines)))
+        self._calls += len(self._call.findall(lines))
 
-    def _ask_once(self) -> "asyncio.Task[None]":
+    def _ask_once(self, ahead_tokens: int | None = None) -> "asyncio.Task[None]":
         if self._asking is None:
-            self._asking = spawn(self._ask(), name="slice of a stream")
+            ahead_tokens = self._slice_tokens if ahead_tokens is None else ahead_tokens
+            self._asking = spawn(self._ask(ahead_tokens), name="slice of a stream")
         return self._asking
 
-    async def _ask(self) -> None:
-        """Grow the grant to a slice beyond what is shown. What has been refused is not asked for again."""
+    async def _ask(self, ahead_tokens: int) -> None:
+        """Grow the grant to so much beyond what is shown. What has been refused is not asked for again."""
         try:
             if self._refused is None:
-                until = max(self._granted_tokens, self._shown_tokens) + self._slice_tokens
+                until = max(self._granted_tokens, self._shown_tokens) + ahead_tokens
                 await self._ask_for(min(until, self._ceiling_tokens))
         finally:
             self._asking = None
@@ -119,10 +135,12 @@ class Slices:
     async def _ask_for(self, until_tokens: int) -> None:
         for attempt in range(1, ATTEMPTS_MAX + 1):
             try:
-                self._refused = await self._extend(self._granted_tokens, until_tokens)
+                self._refused = await self._extend(self._shown_tokens, until_tokens)
             except Refused as refused:
-                if attempt == ATTEMPTS_MAX or refused.reason is not Reason.STORE_UNAVAILABLE:
-                    self._refused = refused
+                if refused.reason is not Reason.STORE_UNAVAILABLE:
+                    raise
+                if attempt == ATTEMPTS_MAX:
+                    self._refused = Refused(refused.reason, CUT_SHORT)
                     return
             else:
                 break

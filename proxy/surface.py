@@ -136,11 +136,15 @@ class AddedEvent:
 class Slicing:
     """How the output of a stream can be held in slices, granted ahead of what it shows.
 
-    `text` finds the output in whole lines of the stream, as group 1, without reading events. `unseen_tokens`: output
-    that may run before any of it is seen (reasoning); it is held from the start.
+    Told without reading events: `text` finds the output in whole lines of the stream, as group 1; `call` what begins
+    a call of a tool, whose frame (the vendor's own tokens around names and arguments) is shown nowhere. Where both
+    find nothing, there is a token for every `stream_bytes_per_token` bytes all the same. `unseen_tokens`: output that
+    may run before any of it is seen (reasoning); it is held from the start, and not counted again where it shows.
     """
 
     text: re.Pattern[bytes]
+    call: re.Pattern[bytes]
+    stream_bytes_per_token: int
     unseen_tokens: int = 0
 
 

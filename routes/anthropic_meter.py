@@ -44,8 +44,12 @@ _SERVER_TOOLS = ("web_search_", "web_fetch_", "code_execution_", "tool_search_to
 """Tools that the vendor runs inside the request: their results come back as input, of unknown length."""
 _WEB_SEARCH = "web_search_"
 _ADVISOR = "advisor_"
-_TEXT = re.compile(rb'"(?:text|thinking|partial_json)": ?"((?:[^"\\]+|\\.)*)')
-"""Where a stream shows what was written."""
+_TEXT = re.compile(rb'"(?:text|partial_json|name)": ?"((?:[^"\\]+|\\.)*)')
+"""Where a stream shows what was written; thoughts are held by their budget."""
+_CALL = re.compile(rb'"type": ?"tool_use"')
+_STREAM_BYTES_PER_TOKEN = 64
+"""Recorded events have some 200 bytes of framing around five tokens."""
+_NEVER_SILENT = re.compile(r"claude-(?:fable|mythos)(?:[-.].*)?")
 _THINKS_ONLY_IF_ASKED = re.compile(r"claude-(?:instant|2|3|(?:opus|sonnet|haiku)-4)(?:[-.].*)?")
 """Models that do not think without a `thinking` of the request. Opus 5 is the first that does (Anthropic docs "What's new
 in Claude Opus 5", 2026-11); Fable and Mythos cannot be told not to."""
@@ -146,17 +150,18 @@ class _Reading:
         thinking = self._fields.get("thinking")
         kind = thinking.get("type") if isinstance(thinking, dict) else thinking
         if kind == "disabled":
-            return Slicing(_TEXT)
+            is_silent = not any(_NEVER_SILENT.fullmatch(attempt.name) for attempt in attempts)
+            return _sliced() if is_silent else None
         if kind is None:
             is_silent = all(_THINKS_ONLY_IF_ASKED.fullmatch(attempt.name) for attempt in attempts)
-            return Slicing(_TEXT) if is_silent else None
+            return _sliced() if is_silent else None
         budget = thinking.get("budget_tokens") if isinstance(thinking, dict) else None
         is_interleaved = any(
             name == b"anthropic-beta" and _INTERLEAVED_BETA in value for name, value in self._request.headers
         )
         if kind != "enabled" or is_interleaved or not is_number(budget):
             return None
-        return Slicing(_TEXT, min(budget, max(self._output_tokens(attempt) for attempt in attempts)))
+        return _sliced(min(budget, max(self._output_tokens(attempt) for attempt in attempts)))
 
     def _attempts(self) -> list[_Pass]:
         """The call itself, and the fallbacks that follow where a model declines. All of them count: a hop
@@ -206,6 +211,10 @@ class _Reading:
         bucket = _prompt_bucket(() if caching is None else (_ttl_of(caching),))
         counts = {bucket: uses * info.context_tokens, OUTPUT: uses * output_tokens}
         return UsageLine(name, counts, self._modifiers(name, None))
+
+
+def _sliced(unseen_tokens: int = 0) -> Slicing:
+    return Slicing(_TEXT, _CALL, _STREAM_BYTES_PER_TOKEN, unseen_tokens)
 
 
 # --- fields -------------------------------------------------------------------------------------------

@@ -59,8 +59,13 @@ _SERVER_TOOLS = frozenset(
 """Tools that the vendor runs inside the request: what they find is read as input, of unknown length."""
 _SEARCH_TOOLS = frozenset({"googleSearch", "googleSearchRetrieval"})
 _TIERS = frozenset({"", "flex", "priority"})
-_TEXT = re.compile(rb'"(?:text|args|code)": ?("(?:[^"\\]+|\\.)*|\{[^}]*)')
-"""Where a stream shows what was written: texts, and the arguments of calls up to their first closing brace."""
+_TEXT = re.compile(rb'"text": ?"((?:[^"\\]+|\\.)*)')
+"""Where a stream shows what was written, where no tools are offered: arguments of calls are objects, of any depth."""
+_CALL = re.compile(rb'"functionCall"')
+_STREAM_BYTES_PER_TOKEN = 100
+"""Events have some 300 bytes of framing, around ten tokens and more."""
+_THINKS_AS_TOLD = re.compile(r"gemini-2\.5-flash(?:-.*)?")
+"""Models that keep to a budget of thoughts, 0 included; others round it or need some ("Thinking", 2026-11)."""
 _NEVER_THINKS = re.compile(r"(?:gemini-(?:1\.|2\.0)|gemma).*")
 """Models from before thinking ("Thinking", Gemini docs, 2026-11)."""
 _PUBLIC_URL = re.compile(
@@ -224,18 +229,20 @@ class _Reading:
             is_streaming=is_streaming,
             ceiling=Usage((UsageLine(self._name, counts, tier),), is_exact=False),
             floor=Usage((floor,), is_exact=False),
-            slicing=self._slicing(counts) if is_streaming and not tools.has_server else None,
+            slicing=self._slicing(counts) if is_streaming else None,
         )
 
     def _slicing(self, counts: Mapping[str, int]) -> Slicing | None:
         """How much may be thought before anything is seen: nothing, a budget for each candidate, or nobody knows."""
-        if not counts.get(OUTPUT):
+        if not counts.get(OUTPUT) or _one(self._fields, "tools") is not None:
             return None
         thinking = _one(self._config, "thinkingConfig")
         budget = _number(_one(thinking, "thinkingBudget")) if isinstance(thinking, dict) else None
         if budget is None or budget < 0:
-            return Slicing(_TEXT) if _NEVER_THINKS.fullmatch(self._name) else None
-        return Slicing(_TEXT, min(budget * self._candidates(), counts[OUTPUT]))
+            return _sliced() if _NEVER_THINKS.fullmatch(self._name) else None
+        if not _THINKS_AS_TOLD.fullmatch(self._name):
+            return None
+        return _sliced(min(budget * self._candidates(), counts[OUTPUT]))
 
     def _tier(self) -> Mapping[str, str]:
         given = _one(self._fields, "serviceTier")
@@ -269,6 +276,10 @@ class _Reading:
         names = given if isinstance(given, list) else [given]
         units = [_UNIT_OF_MODALITY.get(name.upper()) if isinstance(name, str) else None for name in names]
         return OUTPUT_UNITS if None in units else [OUTPUT, *(unit for unit in units if unit)]
+
+
+def _sliced(unseen_tokens: int = 0) -> Slicing:
+    return Slicing(_TEXT, _CALL, _STREAM_BYTES_PER_TOKEN, unseen_tokens)
 
 
 def _embedding(request: Inbound, pricing: Pricing, name: str, context: int, media: "_Media") -> Demand:

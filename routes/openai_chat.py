@@ -37,8 +37,9 @@ SEARCH_MODELS = (PREVIEW_MODELS, "-search-api")
 """Such a model searches the web for every request."""
 
 _CLIENT_TOOLS = ("function", "custom")
-_TEXT = re.compile(rb'"(?:content|arguments|input|refusal|text)": ?"((?:[^"\\]+|\\.)*)')
+_TEXT = re.compile(rb'"(?:content|arguments|name|input|refusal|text)": ?"((?:[^"\\]+|\\.)*)')
 """Where a stream shows what was written, in chat and in completions."""
+_CALL = re.compile(rb'"type": ?"(?:function|custom)"')
 
 
 class ChatMeter:
@@ -142,7 +143,7 @@ def _demand(request: Inbound, *, ceiling: Sequence[UsageLine], floor: UsageLine,
         is_streaming=is_streaming,
         ceiling=Usage(tuple(ceiling), is_exact=False),
         floor=Usage((floor,), is_exact=False),
-        slicing=slicing_of(floor.model, _TEXT, request.fields.get("reasoning_effort"))
+        slicing=slicing_of(floor.model, _TEXT, _CALL, request.fields.get("reasoning_effort"))
         if is_sliced and is_streaming
         else None,
         body=body,

@@ -56,6 +56,8 @@ _NEVER_REASONS = re.compile(r"(?:gpt-3\.5|gpt-4|chatgpt-4o|davinci|babbage)(?:[-
 """Models without hidden reasoning ("Reasoning" guide, 2026-11); of all others it is left out only where the effort is
 `none`."""
 _NO_EFFORT = "none"
+STREAM_BYTES_PER_TOKEN = 400
+"""Recorded streams have an event of 250 to 490 bytes for each token."""
 _INLINE = "data:"
 _LONG_TTL = "12h"
 
@@ -229,9 +231,10 @@ def _cost(name: str, modifiers: Mapping[str, str], pricing: Pricing) -> int:
 # --- what may be written before it is seen -------------------------------------------------------------
 
 
-def slicing_of(name: str, text: re.Pattern[bytes], effort: Any) -> Slicing | None:
+def slicing_of(name: str, text: re.Pattern[bytes], call: re.Pattern[bytes], effort: Any) -> Slicing | None:
     """How the stream of a model can be held in slices; None where it may reason unseen, without a bound."""
-    return Slicing(text) if effort == _NO_EFFORT or _NEVER_REASONS.fullmatch(name) else None
+    is_silent = effort == _NO_EFFORT or _NEVER_REASONS.fullmatch(name)
+    return Slicing(text, call, STREAM_BYTES_PER_TOKEN) if is_silent else None
 
 
 # --- fields that must be what they look like ---------------------------------------------------------

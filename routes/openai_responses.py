@@ -38,6 +38,7 @@ _WEB_SEARCH, _WEB_SEARCH_PREVIEW = "web_search", "web_search_preview"
 _SHELL = "shell"
 _TEXT = re.compile(rb'"delta": ?"((?:[^"\\]+|\\.)*)')
 """Where a stream shows what was written; its last events say it again."""
+_CALL = re.compile(rb'"type": ?"response\.output_item\.added"')
 _WHY_NOT_SHELL = (
     "tools.shell: only with the environment {'type': 'local'}; containers are shared by all users."
 )
@@ -140,7 +141,7 @@ def _slicing(fields: Mapping[str, Any], name: str) -> Slicing | None:
     reasoning = fields.get("reasoning")
     effort = reasoning.get("effort") if isinstance(reasoning, dict) else None
     is_cut = is_streamed(fields) and not flag(fields, "background")
-    return slicing_of(name, _TEXT, effort) if is_cut else None
+    return slicing_of(name, _TEXT, _CALL, effort) if is_cut else None
 
 
 def _compacts(fields: Mapping[str, Any]) -> bool:

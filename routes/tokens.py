@@ -46,7 +46,8 @@ BODY_BYTES_MAX = 16 * 1024
 BODY_TIMEOUT_S = 10.0
 """For such a body to arrive."""
 TOKEN_CALLS_PER_MINUTE = 60
-"""Per user, beside the plan's requests and the reports: each new token is a row that stays."""
+"""Per token, beside the plan's requests and the reports: each new token is a row that stays; and none of them shall
+keep another from revoking it."""
 LABEL_CHARS_MAX = 100
 LIFE_S_MAX = 3_660 * 86_400
 """Ten years: what is longer is a typing error."""
@@ -88,7 +89,7 @@ class Children:
     async def caller(self, request: Request) -> Caller:
         """Who may hand on. Raises Refused: no token, not in its scope, too many calls a minute."""
         caller = await self._identified(request, TOKENS_OPERATION)
-        rate = self._rate_limits.hit(f"tokens:{caller.user_id}", TOKEN_CALLS_PER_MINUTE)
+        rate = self._rate_limits.hit(f"tokens:{caller.token_id}", TOKEN_CALLS_PER_MINUTE)
         if not rate.is_allowed:
             raise Refused(
                 Reason.RATE_LIMITED,

@@ -21,7 +21,7 @@ from metering.clock import Clock, month_of
 from metering.errors import Reason, Refused
 from metering.exports import CSV_TYPE, usage_csv
 from metering.grants import prepaid_credit
-from metering.ledger import MONEY, Balance
+from metering.ledger import MONEY
 from metering.rate_limits import RateLimits
 from metering.reports import (
     USAGE_TIMEOUT_S,
@@ -123,9 +123,7 @@ class Reports:
                 "prepaid_credit": prepaid,
             },
             "overshoot": overshoot_as_json(
-                plan,
-                accounts.get((MONEY, month), Balance(0, 0, 0)),
-                bytes_per_output_token=self._bytes_per_output_token,
+                plan, accounts, bytes_per_output_token=self._bytes_per_output_token
             ),
             "requests_per_minute": {
                 "limit": plan.requests_per_minute,
@@ -172,7 +170,9 @@ class Reports:
     async def caller(self, request: Request) -> Caller:
         """The same for a report, which is named as its endpoint. Raises Refused: too many reports a minute, too."""
         caller = await self.identified(request, request.scope["endpoint"].__name__)
-        rate = self._rate_limits.hit(f"reports:{caller.user_id}", REPORTS_PER_MINUTE)
+        is_child = caller.token is not None and caller.token.is_child
+        whose = caller.token_id if is_child else caller.user_id  # no child blinds its user
+        rate = self._rate_limits.hit(f"reports:{whose}", REPORTS_PER_MINUTE)
         request.scope[OWN_EXCHANGE].reports_rate = rate
         if not rate.is_allowed:
             raise Refused(

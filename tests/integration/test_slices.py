@@ -13,7 +13,7 @@ import pytest
 from metering.sse import EventCutter, data_of
 from metering.terms import Cap, CapMeter, CapPeriod
 from simulators.anthropic import AnthropicSimulator, ReportedUsage, streams
-from simulators.anthropic_messages import Content, Message, message_events
+from simulators.anthropic_messages import Content, Message, event, message_events, message_start
 from simulators.gemini import VENDOR_KEY as GEMINI_KEY
 from simulators.gemini import GeminiSimulator
 from simulators.gemini import streams as gemini_streams
@@ -170,6 +170,62 @@ async def test_a_stream_whose_client_has_left_is_cut_as_well(tmp_path, vendor):
         entry = await gateway.only_entry()
         assert entry["outcome"] == "budget_ended"
         await gateway.until(lambda: vendor.client_gone_total == 1)
+
+
+async def test_calls_of_tools_are_cut_though_they_show_nothing(tmp_path, vendor):
+    start = {
+        "type": "content_block_start",
+        "index": 0,
+        "content_block": {"type": "tool_use", "name": "ping", "input": {}},
+    }
+    call = event("content_block_start", start) + event(
+        "content_block_stop", {"type": "content_block_stop", "index": 0}
+    )
+    first = message_start(Message("msg_1", "claude-opus-4-5", Content(""), ReportedUsage(30, 60_000)))
+    steps = (Send(first), *[Send(call)] * 20, Stall())
+    vendor.next(Script(200, (("content-type", "text/event-stream"),), steps))
+    async with serving(tmp_path, vendor, credits_per_month=FOR_TWO_SLICES) as (gateway, client):
+        answer = await client.post("/v1/messages", json=LARGE)
+        assert BUDGET_WORDS.search(events_of(answer.content)[-1].decode())
+        assert answer.content.count(b'"tool_use"') <= 4
+        assert (await gateway.only_entry())["outcome"] == "budget_ended"
+
+
+async def test_thoughts_that_are_held_are_not_counted_again_where_they_show(tmp_path, vendor):
+    body = {**LARGE, "thinking": {"type": "enabled", "budget_tokens": 10_000}}
+    vendor.next(streams(thinking=filler_of_bytes(20_000), text=filler_of_bytes(200), events=400))
+    for_thoughts = -(-(INPUT_NANOUSD + 10_200 * OUTPUT_NANOUSD) // CREDIT_NANOUSD)
+    async with serving(tmp_path, vendor, credits_per_month=for_thoughts) as (gateway, client):
+        answer = await client.post("/v1/messages", json=body)
+        assert b"message_stop" in answer.content
+        assert (await gateway.only_entry())["outcome"] == "completed"
+
+
+async def test_a_store_in_trouble_cuts_a_stream_in_words_that_are_true(tmp_path, vendor):
+    gate = Gate()
+    first, *others = message_events(
+        Message(
+            "msg_1",
+            "claude-opus-4-5",
+            Content(filler_of_bytes(40_000), deltas=800),
+            ReportedUsage(30, 10_000),
+        )
+    )
+    steps = (Send(first), WaitFor(gate), *map(Send, others[:60]), Stall())
+    vendor.next(Script(200, (("content-type", "text/event-stream"),), steps))
+    env = {"STORE_BUSY_TIMEOUT_S": "0.1"}
+    async with serving(tmp_path, vendor, env=env) as (gateway, client):
+        async with client.stream("POST", "/v1/messages", json=LARGE) as answer:
+            pieces = answer.aiter_bytes()
+            body = await anext(pieces)
+            with gateway.locked_store() as other:
+                gate.open()
+                async for piece in pieces:
+                    body += piece
+                other.execute("ROLLBACK")
+        assert b"the answer is cut short here" in body
+        assert b"Nothing was sent" not in body
+        assert (await gateway.only_entry())["outcome"] == "timed_out"
 
 
 async def test_openai_tells_a_cut_in_its_own_shape(tmp_path):

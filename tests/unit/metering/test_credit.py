@@ -238,16 +238,17 @@ async def test_an_extension_holds_by_the_same_rule(bench: Bench) -> None:
     assert await accounts(bench) == ((90, 0), (0, 0))
 
 
-async def test_a_forced_extension_holds_on_credit_first_and_on_the_month_beyond_its_allowance(
-    bench: Bench,
-) -> None:
-    reservation = await hold(bench, 30)
-    assert await bench.ledger.extend(reservation, [money(200, of=PLAN)]) is not None
-    assert await bench.ledger.extend(reservation, [money(200, of=PLAN)], is_forced=True) is None
-    assert await accounts(bench) == ((0, 180), (0, 50))
-    await bench.ledger.settle(reservation, settlement(220))
-    assert await accounts(bench) == ((180, 0), (40, 0))
-    assert await bench.entries(reservation.id) == [("settle", 220)]
+async def test_an_extension_goes_by_the_allowance_of_the_newest_hold(bench: Bench) -> None:
+    """A stream that began under a smaller plan neither takes credit for what the larger one has, nor takes that back."""
+    old = await hold(bench, 60)
+    await bench.ledger.settle(await hold(bench, 70), settlement(70))
+    larger = await hold(bench, 40, plan=1_000)
+    assert await bench.ledger.extend(old, [money(200, of=PLAN)]) is None
+    await bench.ledger.settle(larger, settlement(40))
+    assert (await bench.ledger.balance("user:ada", MONEY, PERIOD)).allowance == 1_000
+    await bench.ledger.settle(old, settlement(260))
+    (month, _), (credit, _) = await accounts(bench)
+    assert (month, credit) == (370, 0)
 
 
 async def test_an_extension_of_another_meter_leaves_money_and_credit_alone(bench: Bench) -> None:

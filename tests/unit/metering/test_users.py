@@ -438,6 +438,19 @@ async def test_what_a_rotated_token_makes_in_its_overlap_ends_with_it(family: Ho
     assert await family.states(before, late, new) == ["live", "revoked", "live"]
 
 
+async def test_revoking_a_rotated_token_ends_what_it_replaced_and_what_that_made(family: House) -> None:
+    old = await family.token()
+    _, new = await family.directory.rotate(old.id, overlap_s=60)
+    _, newest = await family.directory.rotate(new.id, overlap_s=60)
+    late = await family.token(old)
+    seen = await family.directory.last_change()
+    await family.directory.revoke(new.id)
+    assert await family.states(old, late, new, newest) == ["revoked", "revoked", "revoked", "live"]
+    changes = await family.directory.changes_since(seen)
+    assert changes is not None
+    assert {subject for _, _, subject in changes} == {old.id, new.id}, "every cache forgets them"
+
+
 async def test_a_token_is_rotated_once(family: House) -> None:
     old = await family.token(expires_at_ms=NOW_MS + 90_000)
     results = await asyncio.gather(

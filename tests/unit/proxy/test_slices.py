@@ -9,10 +9,12 @@ from hypothesis import strategies as st
 from metering.errors import Reason, Refused
 from metering.sse import EVENT_BYTES_MAX
 from metering.store.writer import store_unavailable
-from proxy.slices import ATTEMPTS_MAX, Slices
+from proxy.slices import ATTEMPTS_MAX, CALL_TOKENS, Slices
 from proxy.surface import Slicing
 
-TEXT = re.compile(rb'"text":"((?:[^"\\]+|\\.)*)')
+SLICING = Slicing(
+    re.compile(rb'"text":"((?:[^"\\]+|\\.)*)'), re.compile(rb'"call"'), stream_bytes_per_token=1_000
+)
 SPENT = Refused(Reason.BUDGET_EXHAUSTED, "Monthly usage limit reached.")
 
 
@@ -38,7 +40,7 @@ class Grants:
 
 def slices(grants: Grants, *, ceiling: int = 10_000) -> Slices:
     """Slices of 100 tokens of 2 bytes."""
-    return Slices(Slicing(TEXT), slice_tokens=100, ceiling_tokens=ceiling, bytes_per_token=2, extend=grants)
+    return Slices(SLICING, slice_tokens=100, ceiling_tokens=ceiling, bytes_per_token=2, extend=grants)
 
 
 async def shown(one: Slices, pieces: list[bytes]) -> Refused | None:
@@ -60,10 +62,10 @@ async def test_the_next_slice_is_asked_for_ahead_and_does_not_stop_what_is_grant
     assert one.observe(event("x" * 152))
     assert grants.asked == []  # its task has not had a turn: nothing waited
     assert await one.wait() is None
-    assert grants.asked == [(100, 200)]
+    assert grants.asked == [(76, 200)]
     assert one.observe(event("x" * 100))
     assert await one.wait() is None
-    assert grants.asked == [(100, 200)]
+    assert grants.asked == [(76, 200)]
 
 
 async def test_what_shows_more_than_is_granted_waits_and_one_grant_covers_it() -> None:
@@ -71,7 +73,7 @@ async def test_what_shows_more_than_is_granted_waits_and_one_grant_covers_it() -
     one = slices(grants)
     assert not one.observe(event("x" * 2_000))
     assert await one.wait() is None
-    assert grants.asked == [(100, 1_100)]
+    assert grants.asked == [(1_000, 1_100)]
 
 
 async def test_what_was_refused_ahead_is_asked_for_once_more_at_the_wall() -> None:
@@ -80,11 +82,11 @@ async def test_what_was_refused_ahead_is_asked_for_once_more_at_the_wall() -> No
     assert one.observe(event("x" * 180))
     assert await one.wait() is None  # within the grant still
     assert one.observe(event("x" * 10))
-    assert grants.asked == [(100, 200)]
+    assert grants.asked == [(90, 200)]
     grants.until_tokens = 10_000  # others have given back what they held
     assert not one.observe(event("x" * 40))
     assert await one.wait() is None
-    assert grants.asked == [(100, 200), (100, 215)]
+    assert grants.asked == [(90, 200), (115, 140)], "no more than is needed, and a little"
 
 
 async def test_the_refusal_at_the_wall_stands() -> None:
@@ -92,7 +94,7 @@ async def test_the_refusal_at_the_wall_stands() -> None:
     one = slices(grants)
     one.observe(event("x" * 180))
     await one.wait()
-    assert not one.observe(event("x" * 40))
+    assert not one.observe(event("x" * 80))
     assert await one.wait() is SPENT
 
 
@@ -101,7 +103,7 @@ async def test_no_slice_goes_beyond_the_ceiling_and_then_nothing_is_counted_agai
     one = slices(grants, ceiling=130)
     assert not one.observe(event("x" * 2_000))
     assert await one.wait() is None
-    assert grants.asked == [(100, 130)]
+    assert grants.asked == [(1_000, 130)]
     assert one.observe(event("x" * 9_000))
 
 
@@ -120,6 +122,20 @@ async def test_a_store_that_stays_in_trouble_ends_the_stream() -> None:
     refused = await one.wait()
     assert refused is not None
     assert refused.reason is Reason.STORE_UNAVAILABLE
+    assert "cut short" in refused.message
+
+
+async def test_calls_of_tools_count_though_they_show_nothing() -> None:
+    one = slices(Grants(until_tokens=100 + CALL_TOKENS))
+    call = b'data: {"call"}\n\n'
+    assert await shown(one, [call, call]) is None
+    assert await shown(one, [call, call]) is SPENT
+
+
+async def test_a_stream_in_which_nothing_is_found_counts_by_its_length() -> None:
+    one = slices(Grants(until_tokens=100))
+    assert await shown(one, [b"data: {}\n\n" * 1_000] * 8) is None
+    assert await shown(one, [b"data: {}\n\n" * 1_000] * 8) is SPENT
 
 
 TEXTS = st.lists(st.text(alphabet='ab\\n"é{}:', max_size=40).map(lambda text: text.replace("\\", "\\\\").replace('"', '\\"')), max_size=40)  # fmt: skip
