@@ -30,6 +30,9 @@ from metering.terms import Terms, TokenLimits
 from metering.tokens_per_minute import counted_tokens
 
 CONCURRENCY_RETRY_AFTER_S = 1.0
+LITTLE_LEFT_PERCENT = 5
+"""A month with so much left counts as spent once a request is refused for it: the rest may never find a request that
+is small enough. One that is refused for its size with more left says nothing of the month."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -248,7 +251,10 @@ class Admission:
         hold = declined_hold([*more, *(hold for hold in holds if hold.meter == CREDIT)], declined)
         if hold is None:
             raise store_unavailable("it took this request's worker for dead")
-        return await self._refusal(hold, caller, more_nanousd, own_nanousd=reservation.hold_nanousd)
+        refused = await self._refusal(hold, caller, more_nanousd, own_nanousd=reservation.hold_nanousd)
+        if hold.meter == MONEY and refused.reason is Reason.BUDGET_EXHAUSTED:
+            reservation.refused_of_nanousd = hold.allowance
+        return refused
 
     async def _refusal(
         self, hold: Hold, caller: Caller, asked_nanousd: int, *, own_nanousd: int = 0
@@ -287,6 +293,8 @@ class Admission:
                 facts=facts,
                 budget_left_nanousd=left_nanousd,
             )
+        if not own_nanousd and month_left * 100 <= allowance * LITTLE_LEFT_PERCENT:
+            self._ledger.charged.note(owner, period, spent_nanousd=allowance)
         if own_nanousd or not credits_left(month_left + prepaid_left):
             prepaid = ", prepaid credit used up" if credit else ""
             message = (
