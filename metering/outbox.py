@@ -140,7 +140,10 @@ class Outbox:
 
     async def claim(self, message: Message) -> bool:
         """Take a message for one attempt; False when another worker has."""
-        due_at_ms = self._in_ms(max(CLAIM_S, retry_after_s(message.attempts + 1)))
+        attempt = message.attempts + 1
+        # If nothing more is heard of it: the next attempt, or after the last one its end.
+        pause_s = CLAIM_S if attempt >= OUTBOX_ATTEMPTS_MAX else max(CLAIM_S, retry_after_s(attempt))
+        due_at_ms = self._in_ms(pause_s)
         params = (message.id, message.due_at_ms, due_at_ms, NO_ANSWER_KNOWN)
         unit = Unit((Step(CLAIM_MESSAGE, params, refusal=TAKEN),))
         return not isinstance(await self._store.writer.submit(unit), Declined)

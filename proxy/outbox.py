@@ -15,8 +15,9 @@ import ipaddress
 import logging
 import re
 import ssl
+from collections import Counter
 from collections.abc import AsyncIterator, Mapping
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass
 from http.cookiejar import CookieJar, DefaultCookiePolicy
 
@@ -46,7 +47,7 @@ SECRET_PREFIX = "whsec_"
 SECRETS_MAX = 2
 SECRET_BYTES_MIN, SECRET_BYTES_MAX = 24, 64
 """As Standard Webhooks has it."""
-_HOST = re.compile(r"[!-~]+")
+_NAME = re.compile(r"[A-Za-z0-9_.-]+")
 
 
 class EndpointError(ValueError):
@@ -79,10 +80,10 @@ def parse_url(given: str) -> str:
         url = httpx.URL(given)
     except httpx.InvalidURL:
         url = httpx.URL()
-    is_sendable = bool(_HOST.fullmatch(given)) and bool(url.host)
+    is_sendable = given.isascii() and given.isprintable() and " " not in given and _is_host(url.host)
     if is_sendable and (url.scheme == "https" or (url.scheme == "http" and _is_loopback(url.host))):
         return given
-    shown = f"{url.scheme}://{url.host}" if url.host else "something else"
+    shown = f"{url.scheme}://{url.host}" if _is_host(url.host) else "something else"
     raise EndpointError(
         f"given {shown}, expected an address that begins with https://, or with http:// where its host is this machine "
         "(127.0.0.1, [::1], localhost)"
@@ -112,13 +113,20 @@ def _key(secret: str) -> bytes | None:
     return key if SECRET_BYTES_MIN <= len(key) <= SECRET_BYTES_MAX else None
 
 
+def _is_host(host: str) -> bool:
+    return bool(_NAME.fullmatch(host)) or _address(host) is not None
+
+
 def _is_loopback(host: str) -> bool:
-    if host == "localhost":
-        return True
+    address = _address(host)
+    return host == "localhost" if address is None else address.is_loopback
+
+
+def _address(host: str) -> ipaddress.IPv4Address | ipaddress.IPv6Address | None:
     try:
-        return ipaddress.ip_address(host).is_loopback
+        return ipaddress.ip_address(host)
     except ValueError:
-        return False
+        return None
 
 
 @dataclass(frozen=True, slots=True)
@@ -151,52 +159,70 @@ class Courier:
         self._client = client
         self._telemetry = telemetry
         self._clock = clock
+        self._under_way: Counter[str] = Counter()
+        """Attempts, by endpoint."""
+        self._freed = asyncio.Event()
+        """One has ended: there may be room for another."""
 
     async def keep_delivering(self) -> None:
         """Deliver for ever; a store in trouble is waited out. Cancelled, what is under way is tried again later."""
         looks = 0
-        while True:
-            attempted = 0
-            try:
-                if looks % FORGET_EVERY_LOOKS == 0:
-                    await self._outbox.forget_old()
-                looks += 1
-                attempted = await self.deliver_due()
-                self._telemetry.outbox_waiting.set(await self._outbox.waiting())
-            except Refused as error:
-                logger.debug("no look at the outbox: %s", error)  # the store has said what is wrong with it
-            except Exception:
-                logger.exception("the outbox cannot be looked at")
-            await asyncio.sleep(0 if attempted else LOOK_EVERY_S)
+        async with asyncio.TaskGroup() as attempts:
+            while True:
+                self._freed.clear()
+                try:
+                    if looks % FORGET_EVERY_LOOKS == 0:
+                        await self._outbox.forget_old()
+                    looks += 1
+                    await self._start_due(attempts)
+                    self._telemetry.outbox_waiting.set(await self._outbox.waiting())
+                except Refused as error:
+                    logger.debug(
+                        "no look at the outbox: %s", error
+                    )  # the store has said what is wrong with it
+                except Exception:
+                    logger.exception("the outbox cannot be looked at")
+                with suppress(TimeoutError):
+                    async with asyncio.timeout(LOOK_EVERY_S):
+                        await self._freed.wait()
 
     async def deliver_due(self) -> int:
-        """One attempt at what is due, at most OUTBOX_AT_ONCE for each endpoint; how many were ours to make.
+        """One attempt at what is due, as far as there is room; how many were ours to make.
 
         Raises Refused(STORE_UNAVAILABLE).
         """
-        due = [
-            (endpoint, message)
-            for name, endpoint in self._endpoints.items()
-            for message in await self._outbox.due(name, at_most=OUTBOX_AT_ONCE)
-        ]
-        return sum(await asyncio.gather(*(self._deliver_safely(*each) for each in due)))
+        async with asyncio.TaskGroup() as attempts:
+            return await self._start_due(attempts)
 
-    async def _deliver_safely(self, endpoint: Endpoint, message: Message) -> bool:
+    async def _start_due(self, attempts: asyncio.TaskGroup) -> int:
+        """A silent receiver takes up its own attempts' room, and keeps nobody waiting for their end."""
+        started = 0
+        for name, endpoint in self._endpoints.items():
+            room = OUTBOX_AT_ONCE - self._under_way[name]
+            due = await self._outbox.due(name, at_most=room) if room else []
+            for message in due:
+                if message.attempts >= OUTBOX_ATTEMPTS_MAX:  # its last one ended with its process
+                    error = message.last_error or NO_ANSWER_KNOWN
+                    await self._give_up(message, error, attempts=message.attempts)
+                elif await self._outbox.claim(message):
+                    self._under_way[name] += 1
+                    attempts.create_task(self._attempt(name, endpoint, message))
+                    started += 1
+        return started
+
+    async def _attempt(self, name: str, endpoint: Endpoint, message: Message) -> None:
         """One bad message must not keep the others from being sent."""
         try:
-            return await self._deliver(endpoint, message)
+            await self._deliver(endpoint, message)
         except Refused as error:
             logger.debug("message %s: what became of it is not written: %s", message.id, error)
         except Exception:
             logger.exception("message %s cannot be sent", message.id)
-        return False
+        finally:
+            self._under_way[name] -= 1
+            self._freed.set()
 
-    async def _deliver(self, endpoint: Endpoint, message: Message) -> bool:
-        if message.attempts >= OUTBOX_ATTEMPTS_MAX:  # its last one ended with its process
-            await self._give_up(message, message.last_error or NO_ANSWER_KNOWN, attempts=message.attempts)
-            return False
-        if not await self._outbox.claim(message):
-            return False
+    async def _deliver(self, endpoint: Endpoint, message: Message) -> None:
         answer = await self._send(endpoint, message)
         attempts = message.attempts + 1
         if answer.is_delivered:
@@ -208,7 +234,6 @@ class Courier:
             await self._outbox.failed(message, answer.error)
             self._telemetry.outbox_attempt("failed")
             logger.info("message %s (%s), attempt %d: %s", message.id, message.kind, attempts, answer.error)
-        return True
 
     async def _give_up(self, message: Message, error: str, *, attempts: int) -> None:
         if not await self._outbox.give_up(message, error, attempts=attempts):
