@@ -13,7 +13,7 @@ from metering.admission import Admission
 from metering.clock import Clock, SystemClock
 from metering.deferred import DeferredWorks
 from metering.errors import Refused
-from metering.heartbeat import Heartbeat
+from metering.heartbeat import OVERDUE, Heartbeat
 from metering.ids import new_id
 from metering.ledger import Ledger
 from metering.notices import ENDPOINT, Notices
@@ -122,9 +122,10 @@ async def running_service(settings: Settings, *, clock: Clock | None = None) -> 
             store, clock, plans=plans, charged=ledger.charged, endpoint=None if endpoint is None else ENDPOINT
         )
 
-        def expired(_worker_id: str, reservations: int) -> None:
+        def expired(worker_id: str, reservations: int) -> None:
             telemetry.expired(reservations)
-            notices.sweep_soon()  # of a dead worker, for what it had noted
+            if worker_id != OVERDUE:
+                notices.sweep_soon()  # for what the dead had noted
 
         heartbeat = Heartbeat(
             store,

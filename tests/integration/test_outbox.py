@@ -15,7 +15,10 @@ import pytest
 from standardwebhooks import WebhookVerificationError
 
 from automna_proxy.settings import Settings
-from metering.clock import SystemClock
+from metering.clock import SystemClock, month_of
+from metering.heartbeat import BEAT
+from metering.ledger import Ledger, Reservation
+from metering.money import CREDIT_NANOUSD
 from metering.outbox import (
     CLAIM_S,
     COUNT_WAITING,
@@ -31,13 +34,13 @@ from metering.outbox import (
     retry_after_s,
 )
 from metering.prices import PriceTable
-from metering.store.writer import Unit
+from metering.store.writer import Step, Unit
 from proxy import outbox as delivery
 from proxy.outbox import ANSWER_BYTES_MAX, OUTBOX_AT_ONCE, Courier, Endpoint, parse_secrets, webhook_client
 from proxy.telemetry import Telemetry
-from simulators.anthropic import AnthropicSimulator
+from simulators.anthropic import AnthropicSimulator, streams
 from tests.support.gateway import client_of, messages_body, running_gateway
-from tests.support.ledger import Bench, open_bench
+from tests.support.ledger import Bench, intent, money, open_bench, settlement
 from tests.support.process import serving
 from tests.support.receiver import OTHER_SECRET, SECRET, Receiver, answers, receiving
 
@@ -378,6 +381,41 @@ async def test_a_budget_that_is_used_up_is_told_once_per_threshold_by_the_runnin
                 for received in receiver.received
             )
     assert percents == [50, 80, 100]
+
+
+async def test_what_a_dead_worker_had_noted_is_told_of_once_it_is_buried(tmp_path: Path) -> None:
+    async with receiving() as receiver:
+        env = {"NOTICES_URL": receiver.url, "NOTICES_SECRET": SECRET}
+        async with running_gateway(tmp_path, env=env, credits_per_month=100) as gateway:
+            await gateway.new_token("ada")
+            store, clock = gateway.service.store, gateway.clock
+            dead = Ledger(store, clock, "wrk_dead")
+            held = money(80, of=10**9, period=month_of(clock.now_ms()))
+            reservation = await dead.reserve(intent(held))
+            assert isinstance(reservation, Reservation)
+            await dead.settle(reservation, settlement(80 * CREDIT_NANOUSD))
+            params = ("wrk_dead", 1, "host", 1, clock.now_ms())
+            await store.writer.submit(Unit((Step(BEAT, params),)))
+            await gateway.until(lambda: len(receiver.received) == 2)
+            await gateway.assert_clean()
+
+
+async def test_a_stream_that_is_cut_for_the_budget_is_told_of_as_all_of_it(tmp_path: Path) -> None:
+    async with receiving() as receiver, AnthropicSimulator() as vendor:
+        vendor.next(streams(events=2_000))
+        env = {"NOTICES_URL": receiver.url, "NOTICES_SECRET": SECRET, "OUTPUT_SLICE_TOKENS": "16"}
+        async with running_gateway(tmp_path, upstream=vendor.url, env=env, credits_per_month=100) as gateway:
+            async with client_of(gateway, await gateway.new_token()) as client:
+                body = messages_body(stream=True, max_tokens=5_000)
+                answer = await client.post("/v1/messages", json=body)
+            assert "Monthly usage limit reached" in answer.text
+            await gateway.until(lambda: len(receiver.received) == 3)
+            entry = await gateway.only_entry()
+            assert entry["outcome"] == "budget_ended"
+            assert entry["cost_nanousd"] < 100 * CREDIT_NANOUSD
+            told = [json.loads(received.body)["data"] for received in receiver.received]
+    assert sorted(data["threshold_percent"] for data in told) == [50, 80, 100]
+    assert {data["used_nanousd"] for data in told} == {entry["cost_nanousd"]}
 
 
 async def test_two_workers_tell_each_threshold_once_and_a_stop_beside_a_silent_receiver_is_not_delayed(
