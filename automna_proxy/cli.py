@@ -10,7 +10,7 @@ from typing import Annotated, Any
 import typer
 from typer.core import TyperGroup
 
-from automna_proxy.commands import backup, catalog, credit, ledger, running, tokens, users
+from automna_proxy.commands import backup, catalog, credit, ledger, notices, running, tokens, users
 from automna_proxy.commands.session import Status, status_of
 from automna_proxy.terminal import PROGRAM, note, say
 
@@ -54,6 +54,8 @@ app.command(rich_help_panel="Run")(catalog.settings)
 app.add_typer(users.app, name="user", rich_help_panel="Operate")
 app.add_typer(tokens.app, name="token", rich_help_panel="Operate")
 app.add_typer(credit.app, name="credit", rich_help_panel="Operate")
+app.add_typer(notices.app, name="notices", rich_help_panel="Operate")
+app.add_typer(notices.outbox_app, name="outbox", rich_help_panel="Operate")
 app.command(rich_help_panel="Operate")(ledger.usage)
 app.add_typer(ledger.app, name="ledger", rich_help_panel="Operate")
 app.command(rich_help_panel="Operate")(backup.backup)

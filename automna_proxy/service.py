@@ -13,10 +13,12 @@ from metering.admission import Admission
 from metering.clock import Clock, SystemClock
 from metering.deferred import DeferredWorks
 from metering.errors import Refused
-from metering.heartbeat import Heartbeat
+from metering.heartbeat import OVERDUE, Heartbeat
 from metering.ids import new_id
 from metering.ledger import Ledger
+from metering.notices import ENDPOINT, Notices
 from metering.objects import Objects
+from metering.outbox import Outbox
 from metering.plans import load_plans
 from metering.prices import PriceTable
 from metering.rate_limits import RateLimits
@@ -29,6 +31,7 @@ from proxy.auth import Authenticator
 from proxy.bounds import Bounds
 from proxy.deferral import Deferrals
 from proxy.mounted import Mounted
+from proxy.outbox import Courier, webhook_client
 from proxy.pipeline import Engine
 from proxy.telemetry import Telemetry
 from proxy.upstream import UpstreamClient
@@ -114,13 +117,23 @@ async def running_service(settings: Settings, *, clock: Clock | None = None) -> 
             poll_s=settings.changes_poll_s,
             stale_after_s=settings.changes_stale_after_s,
         )
+        endpoint = settings.notices_endpoint
+        notices = Notices(
+            store, clock, plans=plans, charged=ledger.charged, endpoint=None if endpoint is None else ENDPOINT
+        )
+
+        def expired(worker_id: str, reservations: int) -> None:
+            telemetry.expired(reservations)
+            if worker_id != OVERDUE:
+                notices.sweep_soon()  # for what the dead had noted
+
         heartbeat = Heartbeat(
             store,
             ledger,
             clock,
             interval_s=settings.heartbeat_s,
             dead_after_s=settings.worker_dead_after_s,
-            on_expired=lambda _worker_id, reservations: telemetry.expired(reservations),
+            on_expired=expired,
         )
         with suppress(Refused):  # it says itself what is wrong; until it works again this worker is not ready
             await authenticator.start()
@@ -138,6 +151,13 @@ async def running_service(settings: Settings, *, clock: Clock | None = None) -> 
             telemetry=telemetry,
             clock=clock,
             tokens=rate_limits.tokens,
+        )
+        courier = Courier(
+            Outbox(store, clock),
+            {} if endpoint is None else {ENDPOINT: endpoint},
+            client=await stack.enter_async_context(webhook_client()),
+            telemetry=telemetry,
+            clock=clock,
         )
         admission = Admission(ledger, rate_limits, clock)
         engine = Engine(
@@ -174,6 +194,8 @@ async def running_service(settings: Settings, *, clock: Clock | None = None) -> 
         _in_background(stack, "heartbeat", heartbeat.run())
         _in_background(stack, "checkpoints", engine.keep_checkpointing())
         _in_background(stack, "deferred work", deferrals.keep_polling())
+        _in_background(stack, "notices", notices.keep_looking())
+        _in_background(stack, "outbox", courier.keep_delivering())
         _in_background(stack, "gauges", service.keep_gauges())
         yield service
 

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from proxy.outbox import Endpoint, EndpointError, parse_secrets, parse_url
 from routes import SURFACES
 
 
@@ -18,10 +19,16 @@ class SettingError(ValueError):
 
 
 def _setting(
-    default: Any, meaning: str, *, unit: str = "", minimum: float | None = None, maximum: float | None = None
+    default: Any,
+    meaning: str,
+    *,
+    unit: str = "",
+    minimum: float | None = None,
+    maximum: float | None = None,
+    is_secret: bool = False,
 ) -> Any:
     metadata = {"meaning": meaning, "unit": unit, "minimum": minimum, "maximum": maximum}
-    return dataclasses.field(default=default, metadata=metadata)
+    return dataclasses.field(default=default, metadata=metadata, repr=not is_secret)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -42,6 +49,16 @@ class Settings:
         unit="port",
         minimum=0,
         maximum=65_535,
+    )
+    notices_url: str = _setting(
+        "",
+        "where notices of budgets are sent, as signed webhooks; unset, they are noted and not sent",
+        is_secret=True,
+    )
+    notices_secret: str = _setting(
+        "",
+        "signs them: `whsec_` and base64; two, separated by a space, while one replaces the other",
+        is_secret=True,
     )
     log_format: str = _setting("console", "`console` or `json`: one line per request either way")
     log_level: str = _setting("info", "`debug`, `info`, `warning` or `error`")
@@ -145,7 +162,23 @@ class Settings:
             raise SettingError(
                 f"LOG_LEVEL: given {settings.log_level!r}, expected debug, info, warning or error"
             )
+        _ = settings.notices_endpoint  # raises, where it cannot be used
         return settings
+
+    @property
+    def notices_endpoint(self) -> Endpoint | None:
+        """Where notices are sent; None: nowhere. Raises SettingError."""
+        try:
+            if not self.notices_url:
+                return None
+            url = parse_url(self.notices_url)
+        except EndpointError as error:
+            raise SettingError(f"NOTICES_URL: {error}") from None
+        try:
+            return Endpoint(url, parse_secrets(self.notices_secret))
+        except EndpointError as error:
+            given = "" if self.notices_secret else "unset, though NOTICES_URL is set; "
+            raise SettingError(f"NOTICES_SECRET: {given}{error}") from None
 
     @property
     def plans_path(self) -> Path | None:

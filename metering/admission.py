@@ -30,6 +30,9 @@ from metering.terms import Terms, TokenLimits
 from metering.tokens_per_minute import counted_tokens
 
 CONCURRENCY_RETRY_AFTER_S = 1.0
+LITTLE_LEFT_PERCENT = 5
+"""A month with so much left counts as spent once a request is refused for it: the rest may never find a request that
+is small enough. One that is refused for its size with more left says nothing of the month."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -253,9 +256,12 @@ class Admission:
             hold = await self._declined(reservation, [one for one in more if one.meter != MONEY])
         if hold is None:
             return None
-        return await self._refusal(
+        refused = await self._refusal(
             hold, caller, more_nanousd, own_nanousd=reservation.hold_nanousd, used_nanousd=used_nanousd
         )
+        if hold.meter == MONEY and refused.reason is Reason.BUDGET_EXHAUSTED:
+            reservation.refused_of_nanousd = hold.allowance
+        return refused
 
     async def _declined(self, reservation: Reservation, more: Sequence[Hold]) -> Hold | None:
         """The hold that is refused; None when all are granted, or there is nothing to hold them for any more: taken
@@ -328,6 +334,8 @@ class Admission:
                 budget_left_nanousd=left_nanousd,
             )
         not_used_nanousd = month_left + prepaid_left - used_nanousd
+        if not own_nanousd and month_left * 100 <= allowance * LITTLE_LEFT_PERCENT:
+            self._ledger.charged.note(owner, period, spent_nanousd=allowance)
         if (not_used_nanousd < asked_nanousd and own_nanousd) or not credits_left(not_used_nanousd):
             prepaid = ", prepaid credit used up" if credit else ""
             message = (

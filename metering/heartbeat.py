@@ -31,6 +31,8 @@ logger = logging.getLogger(__name__)
 
 INTERVAL_S = 1.0
 DEAD_AFTER_S = 10.0
+OVERDUE = "overdue"
+"""Instead of a dead worker: what was to be reported by a time."""
 EXPIRY_ROUNDS_MAX = 1_000
 """Batches expired for one dead worker per look; what is left is found again by the next."""
 
@@ -71,7 +73,7 @@ class Heartbeat:
         dead_after_s: float = DEAD_AFTER_S,
         on_expired: Callable[[str, int], None] | None = None,
     ) -> None:
-        """`on_expired` hears the id of a dead worker (or `overdue`) and how many reservations expired."""
+        """`on_expired` hears the id of a dead worker (or OVERDUE) and how many reservations expired."""
         self._store = store
         self._ledger = ledger
         self._clock = clock
@@ -160,7 +162,7 @@ class Heartbeat:
     async def _expire_overdue(self) -> int:
         expired = await self._ledger.expire_overdue()
         if expired:
-            self._tell("overdue", expired)
+            self._tell(OVERDUE, expired)
         return expired
 
     def _tell(self, worker_id: str, expired: int) -> None:

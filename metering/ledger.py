@@ -28,6 +28,7 @@ from typing import NamedTuple, TypeVar, cast
 
 import orjson
 
+from metering.charged import Charged
 from metering.clock import Clock
 from metering.credit import (
     ADD_CREDIT_CHARGED,
@@ -138,7 +139,7 @@ class Intent:
 
 @dataclass(slots=True)
 class Reservation:
-    """A granted hold. Its owner is the exchange that made it; `extend` is the only thing that changes it."""
+    """A granted hold. Its owner is the exchange that made it; extending is the only thing that changes it."""
 
     intent: Intent
     lines: tuple[Line, ...]
@@ -147,6 +148,9 @@ class Reservation:
     """Of the money and credit accounts, right after the hold, by meter."""
     extension: "asyncio.Future[Result] | None" = None
     """An extension under way: a resolution waits for it, because it must give back all that is held."""
+    refused_of_nanousd: int = 0
+    """The month's allowance, once it was found spent when this was to be extended: noted when it is settled, because
+    what it has used is most of what is left."""
 
     @property
     def id(self) -> str:
@@ -269,6 +273,8 @@ class Ledger:
         self._store = store
         self._clock = clock
         self.worker_id = worker_id
+        self.charged = Charged()
+        """Whose money this process has charged, durably."""
 
     # --- holding ---------------------------------------------------------------------------------
 
@@ -465,7 +471,12 @@ class Ledger:
         steps.append(entry.step("settle", within_nanousd, of_settle))
         if above_nanousd:
             steps.append(entry.step("overage", above_nanousd, of_overage, with_usage=False))
-        return self._resolve(reservation.id, steps, entry, instead=instead)
+
+        def charged() -> None:
+            if cost_nanousd:
+                self._note(reservation.lines, spent_nanousd=reservation.refused_of_nanousd)
+
+        return self._resolve(reservation.id, steps, entry, on_done=charged, instead=instead)
 
     def void(
         self, reservation: Reservation, *, outcome: Outcome = Outcome.NOT_SENT, note: str | None = None
@@ -547,6 +558,7 @@ class Ledger:
         steps: Sequence[Step],
         late: "_Entry | None",
         *,
+        on_done: Callable[[], None] | None = None,
         instead: "Callable[[], asyncio.Future[Resolved]] | None" = None,
     ) -> "asyncio.Future[Resolved]":
         """`late`: what to report if it expired meanwhile; `instead`: for a unit that the store refuses."""
@@ -564,6 +576,8 @@ class Ledger:
                     resolved.exception()
                 return
             if not isinstance(waiting.result(), Declined):
+                if on_done is not None:
+                    on_done()
                 _tell(resolved, Resolved.DONE)
             elif late is None or not late.settlement.is_reported:
                 _tell(resolved, Resolved.ALREADY_RESOLVED)
@@ -593,6 +607,9 @@ class Ledger:
     async def _expire(self, rows: Sequence[Row]) -> int:
         waiting = [self._store.writer.submit(self._expiry(row)) for row in rows]
         results = await asyncio.gather(*waiting)
+        for row, result in zip(rows, results, strict=True):
+            if isinstance(result, Done):
+                self._note(_held(row)[1])
         return sum(isinstance(result, Done) for result in results)
 
     def _expiry(self, row: Row) -> Unit:
@@ -644,7 +661,15 @@ class Ledger:
             *moves,
             entry.step("adjust", difference_nanousd, moved),
         ]
-        return isinstance(await self._store.writer.submit(Unit(steps, must_keep=True)), Done)
+        is_done = isinstance(await self._store.writer.submit(Unit(steps, must_keep=True)), Done)
+        if is_done:
+            self._note(decode_lines(booked.lines))
+        return is_done
+
+    def _note(self, lines: Sequence[Line], *, spent_nanousd: int = 0) -> None:
+        for line in lines:
+            if line.meter == MONEY:
+                self.charged.note(line.owner, line.period, spent_nanousd=spent_nanousd)
 
 
 # --- two accounts that pay ---------------------------------------------------------------------------

@@ -192,6 +192,18 @@ class Telemetry:
             "Connections ended because of what came on them: no HTTP, too large a head, too many requests ahead.",
             registry=self.registry,
         )
+        self._outbox_attempts = Counter(
+            "automna_outbox_deliveries",
+            "Attempts to deliver messages of the outbox, by what became of them.",
+            ["outcome"],
+            registry=self.registry,
+        )
+        self.outbox_waiting = Gauge(
+            "automna_outbox_waiting",
+            "Messages of the outbox that are neither delivered nor given up.",
+            registry=self.registry,
+            multiprocess_mode="livemax",  # all workers look at the same table
+        )
         self.queue_units = self._gauge("automna_ledger_queue_units", "Units of work waiting for a commit.")
         self.store_in_trouble = self._gauge(
             "automna_store_in_trouble", "Workers whose last write to the store failed or hangs."
@@ -225,6 +237,10 @@ class Telemetry:
 
     def malformed(self) -> None:
         self._malformed.inc()
+
+    def outbox_attempt(self, outcome: str) -> None:
+        """`delivered`, `failed` (it is tried again) or `gave_up`."""
+        self._outbox_attempts.labels(outcome).inc()
 
     def account_alarm(self, surface: str, status: int) -> None:
         """A vendor refused our own account: an operator must look."""

@@ -31,7 +31,9 @@ from metering.ledger import (
     INSERT_RESERVATION,
     RESOLVE_RESERVATION,
 )
+from metering.notices import INSERT_NOTICE
 from metering.objects import BIND_OBJECT
+from metering.outbox import CLAIM_MESSAGE, MARK_DELIVERED
 from metering.store.database import Database
 from metering.store.writer import GroupCommitWriter, Step, Unit
 from proxy import deferral
@@ -61,6 +63,9 @@ COMMIT_OF = {
     MOVE_DUE: "keep",
     DELETE_DEFERRED: "forget",
     INSERT_GRANT: "grant",
+    INSERT_NOTICE: "notice",
+    CLAIM_MESSAGE: "claim_message",
+    MARK_DELIVERED: "delivered",
     BEAT: "heartbeat",
 }
 

@@ -29,12 +29,15 @@ from automna_proxy import server
 from automna_proxy.cli import app
 from automna_proxy.commands.catalog import settings_markdown
 from automna_proxy.settings import table
-from metering.clock import SystemClock
+from metering.clock import SystemClock, month_of
 from metering.ledger import MONEY, Hold, Intent, Ledger, Outcome, Reservation, Settlement
+from metering.notices import ENDPOINT, INSERT_NOTICE
+from metering.outbox import adding, new_message
 from metering.prices import Priced, PricedLine
 from metering.store.database import Database
 from metering.store.migrate import migrate
 from metering.store.store import open_store
+from metering.store.writer import Step, Unit
 from metering.users import Directory, hash_of
 from tests.support.price_tables import table_file
 
@@ -936,3 +939,67 @@ def test_migrating_first_is_not_needed_beside_a_running_store(cli: Cli) -> None:
             assert (await directory.user("bob")).status == "disabled"
 
     asyncio.run(beside())
+
+
+# --- notices and the outbox --------------------------------------------------------------------------
+
+
+def notice(cli: Cli, percent: int, *, user: str = "alice", is_sent: bool = True) -> str:
+    """A threshold reached, as a server would write it; its message's id."""
+
+    async def write() -> str:
+        async with open_store(Database(cli.path)) as store:
+            now_ms = SystemClock().now_ms()
+            message = new_message("budget.threshold_reached", ENDPOINT, {"percent": percent}, now_ms)
+            ident = message.id if is_sent else None
+            params = (user, month_of(now_ms), percent, now_ms, percent * 10**9, 10**11, "pro", ident)
+            steps = [Step(INSERT_NOTICE, params)] + ([adding(message)] if is_sent else [])
+            await store.writer.submit(Unit(steps))
+            return message.id
+
+    return asyncio.run(write())
+
+
+def test_notices_show_which_thresholds_were_reached_and_whether_they_were_told(cli: Cli) -> None:
+    cli.ok("user", "add", "bob", "--plan", "pro")
+    notice(cli, 50)
+    notice(cli, 80, is_sent=False)
+    notice(cli, 50, user="bob")
+    rows = [line.split("\t")[1:] for line in cli.ok("notices", "list", "alice").splitlines()]
+    assert ["alice", "50", "500000", "1000000", "pro", "waiting"] in rows
+    assert ["alice", "80", "800000", "1000000", "pro", "not sent"] in rows
+    shown = cli.json("notices", "list")["notices"]
+    assert sorted((each["user"], each["threshold_percent"]) for each in shown) == [
+        ("alice", 50),
+        ("alice", 80),
+        ("bob", 50),
+    ]
+    assert cli.run("notices", "list", "nobody").exit_code == 3
+
+
+def test_the_outbox_shows_what_waits_and_sends_again_what_is_not_delivered(cli: Cli) -> None:
+    first, second = notice(cli, 50), notice(cli, 80)
+    with closing(sqlite3.connect(cli.path)) as store:
+        store.execute(
+            "UPDATE outbox SET gave_up_at_ms = 1, attempts = 12, last_error = 'x' WHERE id = ?", (first,)
+        )
+        store.execute("UPDATE outbox SET delivered_at_ms = 1, attempts = 1 WHERE id = ?", (second,))
+        store.commit()
+    states = {message["id"]: message["state"] for message in cli.json("outbox", "list")["messages"]}
+    assert states == {first: "given up", second: "delivered"}
+    assert f"{first}\tbudget.threshold_reached\tnotices\tgiven up\t12\tx" in cli.ok("outbox", "list")
+    again = cli.json("outbox", "retry", first)
+    assert (again["state"], again["attempts"]) == ("waiting", 0)
+    delivered = cli.run("outbox", "retry", second)
+    assert (delivered.exit_code, "is delivered already" in one_line(delivered.stderr)) == (1, True)
+    unknown = cli.run("outbox", "retry", "msg_x")
+    assert (unknown.exit_code, "no message msg_x" in one_line(unknown.stderr)) == (3, True)
+
+
+def test_a_server_with_half_of_an_endpoint_does_not_start(cli: Cli) -> None:
+    cli.env["NOTICES_URL"] = "https://x.test/hooks"
+    refused = cli.run("serve")
+    assert refused.exit_code == 5
+    assert one_line(refused.stderr).startswith(
+        "automna-proxy: NOTICES_SECRET: unset, though NOTICES_URL is set"
+    )
