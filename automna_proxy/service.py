@@ -152,10 +152,11 @@ async def running_service(settings: Settings, *, clock: Clock | None = None) -> 
             clock=clock,
             tokens=rate_limits.tokens,
         )
+        endpoints = {} if endpoint is None else {ENDPOINT: endpoint}
         courier = Courier(
             Outbox(store, clock),
-            {} if endpoint is None else {ENDPOINT: endpoint},
-            client=await stack.enter_async_context(webhook_client()),
+            endpoints,
+            client=await stack.enter_async_context(webhook_client(endpoints.values())),
             telemetry=telemetry,
             clock=clock,
         )

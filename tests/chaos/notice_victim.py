@@ -80,10 +80,11 @@ async def look(store: Store, ledger: Ledger) -> None:
 
 
 async def deliver(store: Store, url: str) -> None:
-    async with webhook_client() as client:
+    endpoint = Endpoint(url, parse_secrets(SECRET))
+    async with webhook_client([endpoint]) as client:
         courier = Courier(
             Outbox(store, SystemClock()),
-            {ENDPOINT: Endpoint(url, parse_secrets(SECRET))},
+            {ENDPOINT: endpoint},
             client=client,
             telemetry=Telemetry(PriceTable.load()),
             clock=SystemClock(),

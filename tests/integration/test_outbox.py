@@ -6,12 +6,14 @@ import hashlib
 import hmac
 import json
 import signal
+import ssl
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager
 from pathlib import Path
 
 import httpx
 import pytest
+import trustme
 from standardwebhooks import WebhookVerificationError
 
 from automna_proxy.settings import Settings
@@ -92,7 +94,7 @@ async def staged(folder: Path) -> AsyncIterator[Stage]:
         bench = await stack.enter_async_context(open_bench(folder))
         bench.clock.ms = SystemClock().now_ms()
         receiver = await stack.enter_async_context(receiving())
-        client = await stack.enter_async_context(webhook_client())
+        client = await stack.enter_async_context(webhook_client([]))
         yield Stage(bench, receiver, client)
 
 
@@ -125,6 +127,27 @@ async def test_a_message_is_delivered_once_and_signed_as_the_standard_has_it(sta
     assert (row.state, row.attempts, row.last_error) == ("delivered", 1, None)
     assert await stage.outbox.waiting() == 0
     assert stage.counted("delivered") == 1
+
+
+async def test_over_tls_only_a_receiver_that_the_machine_trusts_gets_it(
+    stage: Stage, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    authority = trustme.CA()
+    authority.cert_pem.write_to_path(str(tmp_path / "ca.pem"))
+    tls = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    authority.issue_cert("127.0.0.1").configure_cert(tls)
+    await stage.add()
+    async with receiving(tls=tls) as receiver:
+        endpoint = Endpoint(receiver.url, parse_secrets(SECRET))
+        for is_trusted in (False, True):
+            if is_trusted:
+                monkeypatch.setenv("SSL_CERT_FILE", str(tmp_path / "ca.pem"))
+            async with webhook_client([endpoint]) as stage.client:
+                await stage.courier(url=receiver.url).deliver_due()
+            assert len(receiver.received) == is_trusted
+            if not is_trusted:
+                assert "CERTIFICATE_VERIFY_FAILED" in ((await stage.row()).last_error or "")
+            stage.bench.clock.advance(60)
 
 
 async def test_while_one_secret_replaces_another_receivers_with_either_accept_it(stage: Stage) -> None:
