@@ -103,7 +103,7 @@ def _books_of(tree: Path, folder: Path) -> Books:
     )
     if made.returncode:
         raise TargetError(f"{tree}: no store could be made: {made.stderr[-1_000:]}")
-    return Books(folder, folder / "tokens")
+    return Books(folder, folder / "tokens", tree)
 
 
 def beside(rounds: Rounds, name: str) -> str:

@@ -25,6 +25,7 @@ from tests.support.openclaw import LATER, calls_tool, command, documented
 pytestmark = [
     pytest.mark.asyncio(loop_scope="module"),
     pytest.mark.openclaw,
+    pytest.mark.heavy,
 ]
 
 WITHIN_S = 100.0
