@@ -848,7 +848,7 @@ NO_COST = Priced(cost_nanousd=0, lines=(), flags=())
 
 
 def bounded(priced: Priced, at_least_nanousd: int, at_most_nanousd: int) -> Priced:
-    """An estimate: never below the last checkpoint and never above the hold."""
+    """An estimate: between what is certain and the hold."""
     cost_nanousd = min(max(priced.cost_nanousd, at_least_nanousd), at_most_nanousd)
     if cost_nanousd == priced.cost_nanousd:
         return priced

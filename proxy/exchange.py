@@ -91,7 +91,7 @@ class Exchange:
         self.upstream_status: int | None = None
         self.upstream_request_id: str | None = None
         self.checkpoint_nanousd = 0
-        """What the last checkpoint booked for the case that we die: an estimate never falls below it."""
+        """What the last checkpoint noted for the case that we die, or can read no usage."""
 
         self.client_left = False
         self.on_client_gone: Callable[[], None] | None = None

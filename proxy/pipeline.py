@@ -364,7 +364,13 @@ class Engine:
                 self._settle(exchange, outcome, self._known_usage(exchange), notes=("interrupted",))
             except Exception:  # a defect of a reader must not leave a hold behind
                 logger.exception("request %s: its usage cannot be read", exchange.request_id)
-                self._settle(exchange, outcome, exchange.demand.floor, notes=("usage_unreadable",))
+                self._settle(
+                    exchange,
+                    outcome,
+                    exchange.demand.floor,
+                    notes=("usage_unreadable",),
+                    at_least_nanousd=exchange.checkpoint_nanousd,
+                )
 
     def _client_left(self, exchange: Exchange, task: "asyncio.Task[Any]") -> None:
         """Read on for the meter, for so long; or not at all when too many are being read on already."""
@@ -689,9 +695,18 @@ class Engine:
         return usage if is_intact else replace(usage, is_exact=False)
 
     def _settle(
-        self, exchange: Exchange, outcome: Outcome, usage: Usage, *, notes: tuple[str, ...] = ()
+        self,
+        exchange: Exchange,
+        outcome: Outcome,
+        usage: Usage,
+        *,
+        notes: tuple[str, ...] = (),
+        at_least_nanousd: int = 0,
     ) -> None:
-        """Book it, once: a second call finds it done. Queued at once, whatever happens to this task next."""
+        """Book it, once: a second call finds it done. Queued at once, whatever happens to this task next.
+
+        An estimate stands on all that was seen until now, so no checkpoint bounds it from below: that one may have
+        guessed at an output which the vendor has counted since, or does not charge."""
         if exchange.settled is not None:
             return
         assert exchange.admitted is not None
@@ -701,7 +716,7 @@ class Engine:
             return
         priced = self._prices.price(exchange.surface.provider, usage, at_ms=self._clock.now_ms())
         if not usage.is_exact:
-            priced = bounded(priced, exchange.checkpoint_nanousd, reservation.hold_nanousd)
+            priced = bounded(priced, at_least_nanousd, reservation.hold_nanousd)
         exchange.outcome, exchange.priced = outcome, priced
         exchange.is_estimated, exchange.notes = not usage.is_exact, (*usage.notes, *notes)
         settlement = Settlement(

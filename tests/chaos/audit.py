@@ -27,8 +27,7 @@ NUMBER_DIGITS = 45
 """An id of the simulated vendor ends in the number of the request that made its object."""
 
 ROWS = """
-SELECT reservations.id, label, surface, state, hold_nanousd, checkpoint_nanousd,
-    checkpoint_usage IS NOT NULL, worker_id
+SELECT reservations.id, label, surface, state, hold_nanousd, checkpoint_nanousd, worker_id
 FROM reservations JOIN gateway_tokens ON gateway_tokens.id = reservations.token_id
 WHERE reservations.user_id = ?1"""
 ENTRIES = """
@@ -45,7 +44,6 @@ class Reserved(NamedTuple):
     hold_nanousd: int
     checkpoint_nanousd: int
     """What an expiry books: the input estimate, until the first checkpoint."""
-    has_checkpoint: int
     worker_id: str
 
 
@@ -180,7 +178,7 @@ class Audit:
         figures.entries.update(f"{entry.kind} {entry.basis}" for entry in self._all_entries.values())
 
     def _check_resolved(self, ident: str, row: Reserved) -> None:
-        """Once, with an estimate between checkpoint and hold."""
+        """Once, with an estimate that its hold covers; that of an expiry is not below its checkpoint."""
         entries = self._entries[ident]
         resolutions = [entry for entry in entries if entry.kind in RESOLUTIONS]
         assert row.state != "HELD", row
@@ -189,8 +187,8 @@ class Audit:
             return  # an exact report came after all
         (entry,) = resolutions
         if entry.kind != "void" and entry.basis == "estimated":
-            # What the vendor has counted may be less than our estimate of the input; never less than a checkpoint.
-            at_least = row.checkpoint_nanousd if row.has_checkpoint or entry.kind == "expire" else 0
+            # What the vendor has counted by the end may be less than our estimate of it on the way.
+            at_least = row.checkpoint_nanousd if entry.kind == "expire" else 0
             assert at_least <= entry.cost_nanousd <= row.hold_nanousd, (row, entry)
 
     def _check_nothing_was_taken_back(self, before: Snapshot) -> None:

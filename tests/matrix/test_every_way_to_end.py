@@ -100,6 +100,8 @@ class Play:
             return self
         await gates.midway.reached()
         await self._until_passed(exchange, self.said.seen_midway_bytes, self.said.plain_first_bytes)
+        # A checkpoint, whenever it comes, changes nothing of what a living worker books.
+        await self._gateway.service.engine.checkpoint_open_streams()
         await self._leave_at(Stage.MIDWAY)
         gates.midway.open()
         if cell.vendor.lets_reach is Stage.AFTER_LAST:
