@@ -9,8 +9,9 @@ from rich.console import Console
 from rich.table import Table as RichTable
 from rich.text import Text
 
+from metering.clock import instant
 from metering.money import credits_of, usd
-from metering.reports import Entry, RequestReport, Sums, UsageReport, instant
+from metering.reports import Entry, RequestReport, Sums, UsageReport
 
 Cell = str | int | None
 """An int is shown with separators on a terminal, and right-aligned; None is empty."""

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 from metering.caps import HELD_RETRY_AFTER_S, CapHolds, cap_of, cap_refusal
-from metering.clock import Clock, month_of, next_month, utc
+from metering.clock import Clock, date_of, month_end_ms, month_of, month_start_ms
 from metering.credit import CREDIT
 from metering.errors import Reason, Refused
 from metering.ledger import (
@@ -323,7 +323,7 @@ class Admission:
         left_nanousd = max(0, allowance - money.spent - money.held)
         left_nanousd += credit.allowance - credit.spent - credit.held if credit else 0
         used, limit = credits_of(money.spent + min(used_nanousd, month_left)), credits_of(allowance)
-        resets = next_month(self._clock.now_ms()).strftime("%-d %B %Y")
+        resets = date_of(month_end_ms(self._clock.now_ms()))
         facts: dict[str, int | str] = {"used_credits": used, "limit_credits": limit, "resets": resets}
         if own_nanousd + asked_nanousd <= month_left + prepaid_left:
             return Refused(
@@ -361,9 +361,7 @@ class Admission:
         now_ms = self._clock.now_ms()
         month = self._month
         if not month[1] <= now_ms < month[2]:
-            began = utc(now_ms).replace(day=1, hour=0, minute=0, second=0, microsecond=0)
-            ends = next_month(now_ms)
-            month = (month_of(now_ms), round(began.timestamp() * 1000), round(ends.timestamp() * 1000))
+            month = (month_of(now_ms), month_start_ms(now_ms), month_end_ms(now_ms))
             self._month = month
         return month
 

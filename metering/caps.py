@@ -4,7 +4,18 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, cast
 
-from metering.clock import Clock, day_of, month_of, next_day, next_month
+from metering.clock import (
+    MS_PER_DAY,
+    Clock,
+    date_of,
+    day_end_ms,
+    day_of,
+    instant,
+    is_day,
+    month_end_ms,
+    month_of,
+    period_end_ms,
+)
 from metering.errors import Reason, Refused
 from metering.ledger import SELECT_ACCOUNT, SPEND, Balance, Hold
 from metering.money import credits_left, credits_of
@@ -13,7 +24,6 @@ from metering.terms import CapPeriod, OwnedCap
 
 HELD_RETRY_AFTER_S = 2.0
 """When requests in flight hold the rest of an allowance: about as long as a request takes."""
-MS_PER_DAY = 86_400_000
 _WHEN = {CapPeriod.DAY: ("Daily", "today"), CapPeriod.MONTH: ("Monthly", "this month")}
 
 
@@ -47,8 +57,7 @@ class CapHolds:
 
 def cap_of(hold: Hold, caps: Sequence[OwnedCap]) -> OwnedCap:
     """The cap that a hold is for."""
-    is_daily = len(hold.period) > len("2026-11")
-    period = CapPeriod.DAY if is_daily else CapPeriod.MONTH
+    period = CapPeriod.DAY if is_day(hold.period) else CapPeriod.MONTH
     return next(cap for cap in caps if (cap.owner, cap.meter, cap.period) == (hold.owner, hold.meter, period))
 
 
@@ -100,8 +109,7 @@ def cap_refusal(
 
 
 def _resets(period: CapPeriod, now_ms: int) -> str:
-    at = next_day(now_ms) if period is CapPeriod.DAY else next_month(now_ms)
-    return at.strftime("%-d %B %Y")
+    return date_of(day_end_ms(now_ms) if period is CapPeriod.DAY else month_end_ms(now_ms))
 
 
 # --- where caps stand --------------------------------------------------------------------------------
@@ -134,10 +142,8 @@ async def states_of(readers: Readers, caps: Sequence[OwnedCap], now_ms: int) -> 
     """Each cap as it stands now. Raises Refused(STORE_UNAVAILABLE)."""
     states = []
     for cap in caps:
-        is_daily = cap.period is CapPeriod.DAY
-        name = day_of(now_ms) if is_daily else month_of(now_ms)
-        resets = next_day(now_ms) if is_daily else next_month(now_ms)
+        name = day_of(now_ms) if cap.period is CapPeriod.DAY else month_of(now_ms)
         row = await readers.row(SELECT_ACCOUNT, (cap.owner, cap.meter, name))
         balance = Balance(*cast("tuple[int, int, int]", row)) if row else Balance(0, 0, 0)
-        states.append(CapState(cap, balance, resets.strftime("%Y-%m-%dT%H:%M:%SZ")))
+        states.append(CapState(cap, balance, instant(period_end_ms(name))))
     return states

@@ -9,11 +9,10 @@ from dataclasses import dataclass
 from typing import Any, cast
 
 from metering.admission import owner_of
-from metering.clock import Clock
+from metering.clock import Clock, instant
 from metering.credit import CREDIT
 from metering.ledger import INSERT_ENTRY, NO_PERIOD, Balance, Line, encode_lines
 from metering.money import credits_left, credits_of, usd
-from metering.reports import instant
 from metering.store.readers import Readers
 from metering.store.store import Store
 from metering.store.writer import Declined, Row, Rows, Step, Unit, Value

@@ -14,16 +14,14 @@ import logging
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import lru_cache
 from typing import Any, NamedTuple, cast
 
 from metering.charged import Charged
-from metering.clock import Clock, month_of, next_month, utc
+from metering.clock import Clock, instant, month_of, period_end_ms
 from metering.errors import Refused
 from metering.money import credits_of
 from metering.outbox import Message, adding, new_message
 from metering.plans import Plans
-from metering.reports import instant
 from metering.store.readers import Readers
 from metering.store.store import Store
 from metering.store.writer import Done, Row, Step, Unit
@@ -205,7 +203,7 @@ class Notices:
         if found.spent_nanousd is None or found.told >= THRESHOLDS_PERCENT[-1]:
             return 0
         now_ms = self._clock.now_ms()
-        at_ms = min(now_ms, _end_ms(period) - 1)
+        at_ms = min(now_ms, period_end_ms(period) - 1)
         plan = self._plans.get(plan_at(at_ms, found.plan, found.plan_until_ms, found.next_plan))
         if plan is None:  # its requests are refused, with words
             return 0
@@ -279,7 +277,7 @@ def _message(notice: Notice, endpoint: str) -> Message:
             "used_nanousd": notice.used_nanousd,
             "limit_nanousd": notice.limit_nanousd,
             "plan": notice.plan,
-            "resets_at": instant(_end_ms(notice.period)),
+            "resets_at": instant(period_end_ms(notice.period)),
         },
     }
     return new_message(KIND, endpoint, document, notice.at_ms)
@@ -292,10 +290,3 @@ def _state(row: Row) -> str:
     if found_id is None or delivered_at_ms is not None:  # the delivered are deleted after a while
         return DELIVERED
     return WAITING if gave_up_at_ms is None else GIVEN_UP
-
-
-@lru_cache(maxsize=4)
-def _end_ms(period: str) -> int:
-    year, month = map(int, period.split("-"))
-    began = utc(0).replace(year=year, month=month)
-    return round(next_month(round(began.timestamp() * 1000)).timestamp() * 1000)

@@ -11,9 +11,8 @@ from typing import Any, cast
 
 import orjson
 
-from metering.clock import Clock
+from metering.clock import Clock, instant
 from metering.ids import new_id
-from metering.reports import instant
 from metering.store.store import Store
 from metering.store.writer import Declined, Step, Unit
 

@@ -14,18 +14,17 @@ import json
 import re
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
-from datetime import UTC, datetime, timedelta
+from datetime import UTC, datetime
 from functools import lru_cache
 from operator import attrgetter
 from typing import Any, NamedTuple, cast
 
-from metering.clock import month_of, next_month, utc
+from metering.clock import MS_PER_DAY, day_of, instant, month_end_ms, month_of, month_start_ms, ms_of
 from metering.ledger import MONEY, NO_PERIOD, OPEN_REQUESTS, Balance
 from metering.money import credits_left, credits_of, usd
 from metering.store.readers import Readers
 from metering.store.writer import Row
 
-MS_PER_DAY = 86_400_000
 YEAR_MIN, YEAR_MAX = 1970, 2999
 """Instants outside are typing errors, and the sums over them need not fit anywhere."""
 ENTRIES_MAX = 1_000
@@ -40,7 +39,6 @@ from the disk of a busy machine; that is no store in trouble."""
 MONTHS_MAX = 1_200
 """Months in which there may be entries of one report by month: a clock that was wrong by a century is no question."""
 
-_EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 _INSTANT = re.compile(r"\d{4}-\d\d-\d\d(?:[Tt ]\d\d:\d\d:\d\d(?:\.\d{1,9})?(?:[Zz]|[+-]\d\d:\d\d))?")
 EXPECTED_INSTANT = "YYYY-MM-DD or RFC 3339 with an offset (2026-11-20T12:00:00Z), UTC, from 1970 to 2999"
 
@@ -355,7 +353,7 @@ async def _months(readers: Readers, user_id: str, period: Period) -> list[tuple[
             raise QuestionError(
                 f"usage by month of more than {MONTHS_MAX:,} months: expected a shorter period"
             )
-        ends_ms = min(_ms(next_month(at_ms)), period.to_ms)
+        ends_ms = min(month_end_ms(at_ms), period.to_ms)
         months.append((month_of(at_ms), at_ms, ends_ms))
         at_ms = ends_ms
     return months
@@ -413,11 +411,8 @@ def period_of(from_text: str | None, to_text: str | None, now_ms: int) -> Period
     With the beginning alone, up to the end of the current month; with the end alone, the month that the
     end closes (`to=2026-11-01`: October). Raises PeriodError.
     """
-    to_ms = instant_ms("to", to_text) if to_text else _ms(next_month(now_ms))
-    if from_text:
-        from_ms = instant_ms("from", from_text)
-    else:
-        from_ms = _ms(utc(to_ms - 1).replace(day=1, hour=0, minute=0, second=0, microsecond=0))
+    to_ms = instant_ms("to", to_text) if to_text else month_end_ms(now_ms)
+    from_ms = instant_ms("from", from_text) if from_text else month_start_ms(to_ms - 1)
     if from_ms >= to_ms:
         raise PeriodError(
             f"from {instant(from_ms)} is not before to {instant(to_ms)}: expected an earlier from"
@@ -434,14 +429,8 @@ def instant_ms(name: str, text: str) -> int:
     if at is not None:
         at = at if at.tzinfo else at.replace(tzinfo=UTC)
         if YEAR_MIN <= at.year <= YEAR_MAX:
-            return _ms(at)
+            return ms_of(at)
     raise PeriodError(f"{name}: given {text!r}, expected {EXPECTED_INSTANT}")
-
-
-def instant(at_ms: int) -> str:
-    """RFC 3339 in UTC: whole seconds, with milliseconds where there are any."""
-    timespec = "milliseconds" if at_ms % 1000 else "seconds"
-    return utc(at_ms).replace(tzinfo=None).isoformat(timespec=timespec) + "Z"
 
 
 def credits_as_json(balance: Balance, allowance_nanousd: int) -> dict[str, int]:
@@ -460,10 +449,6 @@ def credits_as_json(balance: Balance, allowance_nanousd: int) -> dict[str, int]:
 
 
 # --- inside ------------------------------------------------------------------------------------------
-
-
-def _ms(at: datetime) -> int:
-    return (at - _EPOCH) // timedelta(milliseconds=1)
 
 
 def _report(user_id: str, period: Period, by: tuple[GroupBy, ...], rows: Sequence[Row]) -> UsageReport:
@@ -487,7 +472,7 @@ def _key(by: tuple[GroupBy, ...], row: Sequence[object]) -> Key:
 
 @lru_cache(maxsize=1024)
 def _day(day: int) -> str:
-    return utc(day * MS_PER_DAY).strftime("%Y-%m-%d")
+    return day_of(day * MS_PER_DAY)
 
 
 _FIELDS = tuple(field.name for field in fields(Sums))

@@ -18,9 +18,10 @@ from functools import lru_cache
 from operator import add
 from typing import Any, NamedTuple, cast
 
+from metering.clock import instant
 from metering.ledger import REPRICED, Outcome
 from metering.money import credits_of, usd
-from metering.reports import QuestionError, TokenName, instant, placeholders
+from metering.reports import QuestionError, TokenName, placeholders
 from metering.store.readers import Readers
 from metering.store.writer import Row, Value
 

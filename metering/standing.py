@@ -7,15 +7,14 @@ hold: whoever knows better (the plan of now, a cap that nobody has run against y
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from datetime import UTC, datetime, timedelta
 from typing import Any, cast
 
-from metering.clock import day_of, month_of, next_day, next_month
+from metering.clock import day_end_ms, day_of, instant, month_end_ms, month_of
 from metering.credit import CREDIT
 from metering.ledger import MONEY, NO_PERIOD, OPEN_REQUESTS, REQUESTS, SPEND, Balance
 from metering.money import credits_of
 from metering.plans import SOFT, Plan
-from metering.reports import credits_as_json, instant
+from metering.reports import credits_as_json
 from metering.store.readers import Readers
 
 PAYING = frozenset({MONEY, CREDIT})
@@ -68,8 +67,8 @@ def meters_as_json(
     """
     limits = limits or {}
     ends = {
-        day_of(at_ms): ("day", instant(_ms(next_day(at_ms)))),
-        month_of(at_ms): ("month", instant(_ms(next_month(at_ms)))),
+        day_of(at_ms): ("day", instant(day_end_ms(at_ms))),
+        month_of(at_ms): ("month", instant(month_end_ms(at_ms))),
     }
     meters: dict[str, dict[str, Any]] = {}
     for meter, period in dict.fromkeys((*limits, *accounts)):
@@ -112,7 +111,3 @@ def overshoot_as_json(
 def _counts_as_json(balance: Balance, limit: int) -> dict[str, int]:
     left = max(0, limit - balance.spent - balance.held)
     return {"limit": limit, "used": balance.spent, "held": balance.held, "left": left}
-
-
-def _ms(at: datetime) -> int:
-    return (at - datetime(1970, 1, 1, tzinfo=UTC)) // timedelta(milliseconds=1)

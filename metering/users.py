@@ -11,9 +11,8 @@ from dataclasses import dataclass
 from typing import Any, cast
 
 from metering.admission import owner_of
-from metering.clock import Clock
+from metering.clock import Clock, instant
 from metering.ids import new_id
-from metering.reports import instant
 from metering.store.readers import Readers
 from metering.store.store import Store
 from metering.store.writer import Declined, Row, Step, Unit, Value

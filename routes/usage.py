@@ -17,7 +17,7 @@ from starlette.routing import Route
 
 from metering.admission import Caller, owner_of
 from metering.caps import states_of
-from metering.clock import Clock, month_of
+from metering.clock import Clock, instant, month_of
 from metering.errors import Reason, Refused
 from metering.exports import CSV_TYPE, usage_csv
 from metering.grants import prepaid_credit
@@ -30,7 +30,6 @@ from metering.reports import (
     QuestionError,
     UsageReport,
     groupings_of,
-    instant,
     period_of,
     usage_of,
 )

@@ -12,7 +12,7 @@ import typer
 from automna_proxy.commands.session import CommandError, Json, Status, current_database, require_store
 from automna_proxy.terminal import note, say, show_json
 from metering import backup as backups
-from metering.reports import instant
+from metering.clock import instant
 
 NoVerify = Annotated[
     bool,

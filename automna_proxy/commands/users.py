@@ -28,11 +28,11 @@ from automna_proxy.tables import Table
 from automna_proxy.terminal import say, show, show_json
 from metering.admission import owner_of
 from metering.caps import CapState, states_of
-from metering.clock import next_month
+from metering.clock import instant, month_end_ms
 from metering.grants import credit_as_json, credit_of
 from metering.ledger import Balance
 from metering.plans import DEFAULT_PLAN, Plans
-from metering.reports import balances_of, credits_as_json, instant
+from metering.reports import balances_of, credits_as_json
 from metering.store.store import Store
 from metering.terms import caps_of_user
 from metering.users import Directory, GatewayToken, User
@@ -163,7 +163,7 @@ def set_plan(
         _known_plan(plans, then)
     now_ms = CLOCK.now_ms()
     until_ms = None if until is None else future_ms("--until", until, now_ms)
-    month_ends_ms = round(next_month(now_ms).timestamp() * 1000)
+    month_ends_ms = month_end_ms(now_ms)
 
     async def work(store: Store) -> User:
         directory = Directory(store, CLOCK)

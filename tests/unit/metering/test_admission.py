@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from metering.admission import Admission, Admitted, Caller, Request, owner_of
+from metering.clock import MS_PER_DAY
 from metering.errors import Reason, Refused
 from metering.ledger import MONEY, REQUESTS, SPEND, Ledger
 from metering.money import CREDIT_NANOUSD
@@ -345,7 +346,6 @@ async def test_holds_of_the_dead_are_given_back_to_the_budget(desk: Desk) -> Non
 # --- caps -----------------------------------------------------------------------------------------------
 
 TODAY = "2026-11-20"
-MS_PER_DAY = 86_400_000
 
 
 def cap(meter: str, period: str, limit: int) -> Cap:

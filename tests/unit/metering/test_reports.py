@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from metering.clock import ManualClock
+from metering.clock import ManualClock, instant
 from metering.ledger import (
     MONEY,
     NO_PERIOD,
@@ -37,7 +37,6 @@ from metering.reports import (
     credits_as_json,
     entries_since,
     groupings_of,
-    instant,
     instant_ms,
     newest_seq,
     period_of,
