@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 from metering.caps import HELD_RETRY_AFTER_S, CapHolds, cap_of, cap_refusal
-from metering.clock import Clock, date_of, month_end_ms, month_of, month_start_ms
+from metering.clock import Clock, date_of, month_end_ms, month_of, month_start_ms, period_end_ms
 from metering.credit import CREDIT
 from metering.errors import Reason, Refused
 from metering.ledger import (
@@ -299,7 +299,6 @@ class Admission:
             cap,
             hold,
             balance,
-            self._clock.now_ms(),
             own_nanousd=own_nanousd,
             used_nanousd=used_nanousd,
         )
@@ -323,7 +322,7 @@ class Admission:
         left_nanousd = max(0, allowance - money.spent - money.held)
         left_nanousd += credit.allowance - credit.spent - credit.held if credit else 0
         used, limit = credits_of(money.spent + min(used_nanousd, month_left)), credits_of(allowance)
-        resets = date_of(month_end_ms(self._clock.now_ms()))
+        resets = date_of(period_end_ms(period))
         facts: dict[str, int | str] = {"used_credits": used, "limit_credits": limit, "resets": resets}
         if own_nanousd + asked_nanousd <= month_left + prepaid_left:
             return Refused(

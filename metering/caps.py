@@ -8,11 +8,9 @@ from metering.clock import (
     MS_PER_DAY,
     Clock,
     date_of,
-    day_end_ms,
     day_of,
     instant,
     is_day,
-    month_end_ms,
     month_of,
     period_end_ms,
 )
@@ -24,7 +22,7 @@ from metering.terms import CapPeriod, OwnedCap
 
 HELD_RETRY_AFTER_S = 2.0
 """When requests in flight hold the rest of an allowance: about as long as a request takes."""
-_WHEN = {CapPeriod.DAY: ("Daily", "today"), CapPeriod.MONTH: ("Monthly", "this month")}
+_TITLES = {CapPeriod.DAY: "Daily", CapPeriod.MONTH: "Monthly"}
 
 
 class CapHolds:
@@ -65,20 +63,20 @@ def cap_refusal(
     cap: OwnedCap,
     hold: Hold,
     balance: Balance,
-    now_ms: int,
     *,
     own_nanousd: int = 0,
     used_nanousd: int = 0,
 ) -> Refused:
     """Why a hold on a cap was refused. Spent, only held, or too large: as for the plan's own allowance.
 
-    `own_nanousd`: what the request holds already; `used_nanousd`: what of it is known to be used."""
-    title, today = _WHEN[cap.period]
+    `own_nanousd`: what the request holds already; `used_nanousd`: what of it is known to be used. The dates are those
+    of the hold's own period: a stream that was admitted before midnight is refused after it on yesterday's cap."""
+    title = _TITLES[cap.period]
     is_money = cap.meter == SPEND
     own, own_used = (own_nanousd, used_nanousd) if is_money else (0, 0)
     used = credits_of(balance.spent + own_used) if is_money else balance.spent
     limit, unit = cap.cap.limit, cap.cap.meter.value
-    resets = _resets(cap.period, now_ms)
+    resets = date_of(period_end_ms(hold.period))
     facts: dict[str, int | str] = {
         f"used_{unit}": used,
         f"limit_{unit}": limit,
@@ -88,7 +86,7 @@ def cap_refusal(
     if balance.spent + own + hold.amount <= cap.allowance:
         return Refused(
             Reason.BUDGET_HELD,
-            f"Requests in flight hold the rest of the {unit} that {cap.whose} may use {today}; "
+            f"Requests in flight hold the rest of the {unit} that {cap.whose} may use per {cap.period.value}; "
             "retry when they have finished.",
             retry_after_s=HELD_RETRY_AFTER_S,
             facts=facts,
@@ -106,10 +104,6 @@ def cap_refusal(
             f"(a lower max_tokens costs less). Resets on {resets}."
         )
     return Refused(Reason.BUDGET_EXHAUSTED, message, facts=facts)
-
-
-def _resets(period: CapPeriod, now_ms: int) -> str:
-    return date_of(day_end_ms(now_ms) if period is CapPeriod.DAY else month_end_ms(now_ms))
 
 
 # --- where caps stand --------------------------------------------------------------------------------

@@ -346,6 +346,9 @@ async def test_holds_of_the_dead_are_given_back_to_the_budget(desk: Desk) -> Non
 # --- caps -----------------------------------------------------------------------------------------------
 
 TODAY = "2026-11-20"
+NOON_MS = 1_795_176_000_000
+"""Of today."""
+DECEMBER_MS = 1_796_083_200_000
 
 
 def cap(meter: str, period: str, limit: int) -> Cap:
@@ -463,7 +466,7 @@ async def test_of_two_hundred_requests_of_siblings_on_a_parents_cap_for_ten_exac
     assert {refusal.message for refusal in refused} == {
         (
             f"Requests in flight hold the rest of the {meter} that the gateway token that this one comes from "
-            "may use today; retry when they have finished."
+            "may use per day; retry when they have finished."
         )
     }
     await asyncio.gather(*(desk.settle(admitted, 100) for admitted in granted))
@@ -500,6 +503,43 @@ async def test_a_daily_cap_returns_at_midnight_and_a_monthly_one_with_the_month(
     assert "Monthly" in (await desk.refusal(1, terms=capped)).message
     desk.bench.clock.ms = 1_796_083_200_000  # 2026-12-01 00:00 UTC
     await desk.admit(1, terms=capped)
+
+
+@pytest.mark.parametrize(
+    ("period", "admitted_ms", "title"),
+    [("day", NOON_MS, "Daily"), ("month", DECEMBER_MS - 1, "Monthly")],
+)
+async def test_what_is_refused_more_after_its_period_has_ended_names_that_period(
+    desk: Desk, period: str, admitted_ms: int, title: str
+) -> None:
+    capped = terms(Link("t", caps=(cap("credits", period, 100),)))
+    one = replace(caller(), token=capped)
+    desk.bench.clock.ms = admitted_ms
+    admitted = await desk.admit(60, terms=capped)
+    desk.bench.clock.ms += MS_PER_DAY
+    refused = await desk.admission.extend(
+        one, admitted.reservation, until_nanousd=120 * CREDIT, used_nanousd=60 * CREDIT
+    )
+    assert refused is not None
+    resets = "21 November 2026" if period == "day" else "1 December 2026"
+    assert refused.facts["resets"] == resets
+    assert refused.message == (
+        f"{title} usage limit reached (60 of 100 credits of this gateway token). Resets on {resets}."
+    )
+    await desk.settle(admitted, 60)
+
+
+async def test_a_stream_that_the_month_of_its_admission_refuses_names_that_month(desk: Desk) -> None:
+    desk.bench.clock.ms = DECEMBER_MS - 1
+    admitted = await desk.admit(600)
+    desk.bench.clock.ms += MS_PER_DAY
+    refused = await desk.admission.extend(
+        caller(), admitted.reservation, until_nanousd=1_200 * CREDIT, used_nanousd=600 * CREDIT
+    )
+    assert refused is not None
+    assert refused.facts["resets"] == "1 December 2026"
+    assert refused.message.endswith("Resets on 1 December 2026.")
+    await desk.settle(admitted, 600)
 
 
 async def test_what_costs_more_than_it_held_is_booked_on_its_caps_too(desk: Desk) -> None:
