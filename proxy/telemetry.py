@@ -102,8 +102,8 @@ class OwnExchange:
     status: int = 0
     operation: str | None = None
     caller: Caller | None = None
-    reports_rate: RateState | None = None
-    """Where the caller stands against the reports per minute."""
+    rate: tuple[str, RateState] | None = None
+    """The endpoint's own limit per minute, by name, and where the caller stands against it."""
     reason: Reason | None = None
 
 

@@ -29,6 +29,7 @@ from proxy.errors import PLAIN_JSON
 from proxy.limit_headers import limit_headers, with_own_limit
 from proxy.surface import Headers
 from proxy.telemetry import OWN_EXCHANGE, OwnExchange, Telemetry
+from routes.callers import Callers
 from routes.health import health_routes
 from routes.tokens import Children, token_routes
 from routes.usage import Reports, usage_routes
@@ -60,19 +61,15 @@ class OwnContext:
 
 def own_app(context: OwnContext) -> Starlette:
     """The application of all own endpoints. It needs no lifespan."""
+    callers = Callers(context.authenticator, context.rate_limits)
     reports = Reports(
-        authenticator=context.authenticator,
+        callers=callers,
         readers=context.store.readers,
-        rate_limits=context.rate_limits,
         clock=context.clock,
         bytes_per_output_token=context.bytes_per_output_token,
     )
-
     children = Children(
-        identified=reports.identified,
-        directory=Directory(context.store, context.clock),
-        rate_limits=context.rate_limits,
-        clock=context.clock,
+        callers=callers, directory=Directory(context.store, context.clock), clock=context.clock
     )
 
     async def refuse(request: Request, error: Exception) -> Response:
@@ -134,11 +131,14 @@ class CanonicalLines:
             self._telemetry.finish_own(own, time.monotonic(), is_told=own.operation not in MACHINES)
 
     def _limit_headers(self, own: OwnExchange) -> Headers:
-        if own.caller is None or own.reports_rate is None:
+        if own.caller is None:
             return []
         now_ms = self._clock.now_ms()
         headers = limit_headers(self._standing(own.caller), now_ms)
-        return with_own_limit(headers, b"reports", own.reports_rate, now_ms)
+        if own.rate is None:  # refused by the token's scope
+            return headers
+        name, rate = own.rate
+        return with_own_limit(headers, name.encode(), rate, now_ms)
 
 
 async def _no_such_route(request: Request, error: Exception) -> Response:

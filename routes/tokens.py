@@ -5,7 +5,6 @@ A token sees what comes from it, and nothing else: any other id is 404, also one
 """
 
 import asyncio
-from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,7 +16,6 @@ from starlette.routing import Route
 from metering.admission import Caller
 from metering.clock import Clock
 from metering.errors import Reason, Refused
-from metering.rate_limits import RateLimits
 from metering.reports import PeriodError, instant_ms
 from metering.terms import (
     SCOPE_KEYS,
@@ -39,14 +37,15 @@ from metering.users import (
     NotLiveError,
 )
 from proxy.auth import unauthenticated
+from routes.callers import Callers, OwnRate
 from routes.usage import private
 
 BODY_BYTES_MAX = 16 * 1024
 """Of a request about a token: twenty patterns of each kind fit."""
 BODY_TIMEOUT_S = 10.0
 """For such a body to arrive."""
-TOKEN_CALLS_PER_MINUTE = 60
-"""Per token, beside the plan's requests and the reports: each new token is a row that stays; and none of them shall
+TOKEN_CALLS = OwnRate("token-calls", "calls about gateway tokens", 60)
+"""Per token: each new token is a row that stays; and none of them shall
 keep another from revoking it."""
 LABEL_CHARS_MAX = 100
 LIFE_S_MAX = 3_660 * 86_400
@@ -76,27 +75,18 @@ class Children:
     def __init__(
         self,
         *,
-        identified: Callable[[Request, str], Awaitable[Caller]],
+        callers: Callers,
         directory: Directory,
-        rate_limits: RateLimits,
         clock: Clock,
     ) -> None:
-        self._identified = identified
+        self._callers = callers
         self._directory = directory
-        self._rate_limits = rate_limits
         self._clock = clock
 
     async def caller(self, request: Request) -> Caller:
         """Who may hand on. Raises Refused: no token, not in its scope, too many calls a minute."""
-        caller = await self._identified(request, TOKENS_OPERATION)
-        rate = self._rate_limits.hit(f"tokens:{caller.token_id}", TOKEN_CALLS_PER_MINUTE)
-        if not rate.is_allowed:
-            raise Refused(
-                Reason.RATE_LIMITED,
-                f"Rate limit reached: {TOKEN_CALLS_PER_MINUTE} calls about gateway tokens per minute.",
-                retry_after_s=rate.retry_after_s,
-                facts={"limit": TOKEN_CALLS_PER_MINUTE},
-            )
+        caller = await self._callers.identified(request, TOKENS_OPERATION)
+        self._callers.count(request, TOKEN_CALLS, caller.token_id)
         return caller
 
     async def mint(self, caller: Caller, body: bytes) -> dict[str, Any]:

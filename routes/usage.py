@@ -22,7 +22,6 @@ from metering.errors import Reason, Refused
 from metering.exports import CSV_TYPE, usage_csv
 from metering.grants import prepaid_credit
 from metering.ledger import MONEY
-from metering.rate_limits import RateLimits
 from metering.reports import (
     USAGE_TIMEOUT_S,
     GroupBy,
@@ -45,11 +44,8 @@ from metering.requests import (
 from metering.standing import accounts_of, meters_as_json, open_requests_as_json, overshoot_as_json
 from metering.store.readers import Readers
 from metering.store.writer import store_unavailable
-from metering.terms import USER_SURFACE
 from metering.users import line_of
-from proxy.auth import Authenticator, TokenPlaces
-from proxy.surface import BEARER, HeaderKey, Headers
-from proxy.telemetry import OWN_EXCHANGE
+from routes.callers import Callers, OwnRate
 
 REPORTS_AT_ONCE_MAX = 4
 """Connections to the store, and threads, for reports in one worker; further ones wait their turn."""
@@ -57,12 +53,11 @@ REPORTS_OF_A_USER_MAX = 2
 """Of those: the years of one user, each of which takes a second, leave turns to others."""
 TURN_TIMEOUT_S = 5.0
 """For a turn: only a store that hangs lets a report wait so long, or many long reports of one user."""
-REPORTS_PER_MINUTE = 60
-"""Per user, beside the plan's requests per minute: looking at one's limits must not use them up."""
+REPORTS = OwnRate("reports", "usage reports", 60)
+"""Per user, and per token that was handed on."""
 USAGE_PARAMETERS = ("from", "to", "by", "format")
 REQUESTS_PARAMETERS = ("limit", "before", "surface", "model", "outcome", "token")
 FORMATS = ("json", "csv")
-TOKEN_PLACES = TokenPlaces((BEARER, HeaderKey("authorization"), HeaderKey("x-api-key")))
 
 T = TypeVar("T")
 Query = Mapping[str, str]
@@ -74,15 +69,13 @@ class Reports:
     def __init__(
         self,
         *,
-        authenticator: Authenticator,
+        callers: Callers,
         readers: Readers,
-        rate_limits: RateLimits,
         clock: Clock,
         bytes_per_output_token: int,
     ) -> None:
-        self._authenticator = authenticator
+        self._callers = callers
         self._shared_readers = readers
-        self._rate_limits = rate_limits
         self._clock = clock
         self._bytes_per_output_token = bytes_per_output_token
         self._turns = asyncio.Semaphore(REPORTS_AT_ONCE_MAX)
@@ -110,9 +103,9 @@ class Reports:
             accounts = await accounts_of(readers, owner, now_ms)
             prepaid = await prepaid_credit(readers, caller.user_id)
             caps = await states_of(readers, caller.token.caps if caller.token else (), now_ms)
-        used = self._rate_limits.used(owner, plan.requests_per_minute)
+        used = self._callers.rate_limits.used(owner, plan.requests_per_minute)
         left = max(0, plan.requests_per_minute - used)
-        used_tokens = self._rate_limits.tokens.used(owner, plan.tokens_per_minute)
+        used_tokens = self._callers.rate_limits.tokens.used(owner, plan.tokens_per_minute)
         return {
             "user": caller.user_id,
             "plan": plan.name,
@@ -130,7 +123,9 @@ class Reports:
                 "held": 0,
                 "left": left,
                 "remaining": left,
-                "resets_at": instant(self._rate_limits.look(owner, plan.requests_per_minute).reset_ms),
+                "resets_at": instant(
+                    self._callers.rate_limits.look(owner, plan.requests_per_minute).reset_ms
+                ),
             },
             "tokens_per_minute": {
                 "limit": plan.tokens_per_minute,
@@ -154,32 +149,12 @@ class Reports:
                 readers, caller.user_id, before=before, wanted=wanted, limit=limit, token_ids=seen
             )
 
-    async def identified(self, request: Request, operation: str) -> Caller:
-        """Whose gateway token it is. Raises Refused: no token, or one whose scope does not include the operation."""
-        headers: Headers = list(request.scope["headers"])
-        found = TOKEN_PLACES.find(headers, b"")
-        # The bare form of the header also finds `Bearer X`, which is X and not a second token.
-        tokens = {token for token in found if token[:7].lower() != b"bearer "}
-        caller = await self._authenticator.authenticate(tokens)
-        request.scope[OWN_EXCHANGE].caller = caller
-        if caller.token is not None:
-            caller.token.require(USER_SURFACE, operation)
-        return caller
-
     async def caller(self, request: Request) -> Caller:
-        """The same for a report, which is named as its endpoint. Raises Refused: too many reports a minute, too."""
-        caller = await self.identified(request, request.scope["endpoint"].__name__)
+        """Who asks for a report, which is named as its endpoint. Raises Refused."""
+        caller = await self._callers.identified(request, request.scope["endpoint"].__name__)
         is_child = caller.token is not None and caller.token.is_child
-        whose = caller.token_id if is_child else caller.user_id  # no child blinds its user
-        rate = self._rate_limits.hit(f"reports:{whose}", REPORTS_PER_MINUTE)
-        request.scope[OWN_EXCHANGE].reports_rate = rate
-        if not rate.is_allowed:
-            raise Refused(
-                Reason.RATE_LIMITED,
-                f"Rate limit reached: {REPORTS_PER_MINUTE} usage reports per minute.",
-                retry_after_s=rate.retry_after_s,
-                facts={"limit": REPORTS_PER_MINUTE},
-            )
+        # No child blinds its user.
+        self._callers.count(request, REPORTS, caller.token_id if is_child else caller.user_id)
         return caller
 
     @asynccontextmanager

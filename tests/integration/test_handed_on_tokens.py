@@ -8,10 +8,11 @@ import httpx
 import pytest
 
 from metering.users import CHILDREN_MAX
-from routes.tokens import BODY_BYTES_MAX, TOKEN_CALLS_PER_MINUTE
+from routes.tokens import BODY_BYTES_MAX, TOKEN_CALLS
 from simulators.anthropic import ReportedUsage, hangs, streams
 from simulators.script import Gate
 from tests.support.gateway import DatedClock, messages_body, running_gateway
+from tests.support.limits import assert_limits, limits_of, policies_of
 from tests.support.process import serving as serving_process
 
 HAIKU, SONNET = "claude-haiku-4-5", "claude-sonnet-4-5"
@@ -32,6 +33,10 @@ MINTED_KEYS = {
 }
 
 
+NOBODYS = (401, 405)
+"""Answers that are given without looking whose token it is, or whose it is not."""
+
+
 class Holder:
     """Whoever holds a gateway token, and hands it on."""
 
@@ -43,7 +48,10 @@ class Holder:
     async def call(self, method, path="", **more):
         async with httpx.AsyncClient(base_url=self.url, timeout=30, trust_env=False) as client:
             headers = {"x-api-key": self.token}
-            return await client.request(method, f"/api/user/tokens{path}", headers=headers, **more)
+            answer = await client.request(method, f"/api/user/tokens{path}", headers=headers, **more)
+        if answer.status_code not in NOBODYS:
+            assert_limits(answer.headers)
+        return answer
 
     async def mint(self, **wish):
         answer = await self.call("POST", json=wish)
@@ -67,7 +75,9 @@ class Holder:
 
     async def get(self, path):
         async with httpx.AsyncClient(base_url=self.url, timeout=30, trust_env=False) as client:
-            return await client.get(path, headers={"x-api-key": self.token})
+            answer = await client.get(path, headers={"x-api-key": self.token})
+        assert_limits(answer.headers)
+        return answer
 
 
 @pytest.fixture
@@ -178,11 +188,14 @@ async def test_without_a_good_token_nothing_is_minted(gateway):
 
 
 async def test_calls_about_tokens_are_bounded_by_the_minute(parent):
-    for _ in range(TOKEN_CALLS_PER_MINUTE):
-        await parent.call("GET", "/tok_none")
+    for called in range(1, TOKEN_CALLS.per_minute + 1):
+        answer = await parent.call("GET", "/tok_none")
+        assert limits_of(answer.headers)["token-calls"][0] == TOKEN_CALLS.per_minute - called
+    assert policies_of(answer.headers)["token-calls"] == {"q": TOKEN_CALLS.per_minute, "w": 60}
     answer = await parent.call("GET")
     assert answer.status_code == 429
     assert 0 < int(answer.headers["retry-after"]) <= 61
+    assert limits_of(answer.headers)["token-calls"] == (0, int(answer.headers["retry-after"]))
     assert (await parent.get("/api/user/limits")).status_code == 200, "reports count apart"
 
 

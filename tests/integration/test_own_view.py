@@ -14,6 +14,7 @@ import pytest
 
 from metering.reports import GroupBy
 from metering.requests import OUTCOMES
+from routes.usage import REPORTS
 from simulators.anthropic import AnthropicSimulator, breaks_after, fails, hangs
 from tests.support.gateway import Gateway, client_of, messages_body, running_gateway
 
@@ -50,7 +51,7 @@ async def house(
     tmp_path: Path, vendor: AnthropicSimulator, monkeypatch: pytest.MonkeyPatch
 ) -> AsyncIterator[House]:
     """Requests of each kind, by turns."""
-    monkeypatch.setattr("routes.usage.REPORTS_PER_MINUTE", 10_000)
+    monkeypatch.setattr("routes.usage.REPORTS", REPORTS._replace(per_minute=10_000))
     async with running_gateway(tmp_path, upstream=vendor.url) as gateway:
         tokens = {user: await gateway.new_token(user, label=f"=label of {user}") for user in USERS}
         for user, model in itertools.product(USERS, MODELS):

@@ -44,8 +44,9 @@ from metering.users import Directory
 from proxy.auth import Authenticator
 from proxy.errors import BUSY_RETRY_AFTER_MAX_S, PLAIN_JSON, RETRY_CANNOT_HELP, STATUS
 from proxy.telemetry import Telemetry
+from routes.callers import Callers
 from routes.own import OwnContext, own_app
-from routes.usage import REPORTS_AT_ONCE_MAX, REPORTS_OF_A_USER_MAX, REPORTS_PER_MINUTE, Reports
+from routes.usage import REPORTS, REPORTS_AT_ONCE_MAX, REPORTS_OF_A_USER_MAX, Reports
 from tests.support.limits import assert_limits, policies_of, standing
 
 NOON = 1_795_176_000_000
@@ -498,8 +499,8 @@ async def test_the_headers_say_where_the_caller_stands_and_how_often_one_may_loo
         limits = assert_limits(answer.headers)
         assert limits["requests"][0] == 4
         assert limits["tokens"] == (25_000, 30)
-        assert policies_of(answer.headers)["reports"] == {"q": REPORTS_PER_MINUTE, "w": 60}
-    assert limits["reports"][0] == REPORTS_PER_MINUTE - 3
+        assert policies_of(answer.headers)["reports"] == {"q": REPORTS.per_minute, "w": 60}
+    assert limits["reports"][0] == REPORTS.per_minute - 3
 
 
 @pytest.mark.parametrize("path", ["/api/user/limits", "/health", "/nothing"])
@@ -515,7 +516,7 @@ async def test_looking_does_not_use_up_the_plans_requests(own: Own) -> None:
 
 
 async def test_looking_too_often_is_429_with_a_short_wait(own: Own) -> None:
-    for _ in range(REPORTS_PER_MINUTE):
+    for _ in range(REPORTS.per_minute):
         assert (await own.ask("/api/user/limits")).status_code == 200
     answer = await own.ask("/api/user/limits")
     assert answer.status_code == 429
@@ -586,9 +587,8 @@ async def test_who_waits_for_a_turn_for_too_long_is_refused_and_forgotten(
 def reports_of(own: Own) -> Reports:
     context = own.context
     return Reports(
-        authenticator=context.authenticator,
+        callers=Callers(context.authenticator, context.rate_limits),
         readers=context.store.readers,
-        rate_limits=context.rate_limits,
         clock=own.clock,
         bytes_per_output_token=3,
     )
