@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, cast
+from typing import Any
 
 from metering.clock import (
     MS_PER_DAY,
@@ -15,7 +15,7 @@ from metering.clock import (
     period_end_ms,
 )
 from metering.errors import Reason, Refused
-from metering.ledger import SELECT_ACCOUNT, SPEND, Balance, Hold
+from metering.ledger import SPEND, Balance, Hold, balance_of
 from metering.money import credits_left, credits_of
 from metering.store.readers import Readers
 from metering.terms import CapPeriod, OwnedCap
@@ -137,7 +137,6 @@ async def states_of(readers: Readers, caps: Sequence[OwnedCap], now_ms: int) -> 
     states = []
     for cap in caps:
         name = day_of(now_ms) if cap.period is CapPeriod.DAY else month_of(now_ms)
-        row = await readers.row(SELECT_ACCOUNT, (cap.owner, cap.meter, name))
-        balance = Balance(*cast("tuple[int, int, int]", row)) if row else Balance(0, 0, 0)
+        balance = await balance_of(readers, cap.owner, cap.meter, name)
         states.append(CapState(cap, balance, instant(period_end_ms(name))))
     return states

@@ -11,7 +11,7 @@ from typing import Any, cast
 from metering.admission import owner_of
 from metering.clock import Clock, instant
 from metering.credit import CREDIT
-from metering.ledger import INSERT_ENTRY, NO_PERIOD, Balance, Line, encode_lines
+from metering.ledger import INSERT_ENTRY, NO_PERIOD, Balance, Line, balance_of, encode_lines
 from metering.money import credits_left, credits_of, usd
 from metering.store.readers import Readers
 from metering.store.store import Store
@@ -49,8 +49,6 @@ SELECT_GRANTS = f"SELECT {_COLUMNS} FROM grants ORDER BY entry_seq DESC LIMIT ?1
 SELECT_GRANTS_OF = (
     f"SELECT {_COLUMNS} FROM grants WHERE user_id = ?2 ORDER BY at_ms DESC, entry_seq DESC LIMIT ?1"
 )
-SELECT_CREDIT = """
-SELECT spent, held, allowance FROM accounts WHERE owner = 'user:' || ?1 AND meter = 'credit' AND period = ''"""
 SELECT_CREDITS = """
 SELECT u.id, a.spent, a.held, a.allowance
 FROM users u JOIN accounts a ON a.owner = 'user:' || u.id AND a.meter = 'credit' AND a.period = ''
@@ -121,8 +119,7 @@ async def grant(
 
 async def credit_of(readers: Readers, user_id: str) -> Balance:
     """A user's prepaid credit: `allowance` is what was granted. Zeros when nothing ever was."""
-    row = await readers.row(SELECT_CREDIT, (user_id,))
-    return Balance(*cast("tuple[int, int, int]", row)) if row else Balance(0, 0, 0)
+    return await balance_of(readers, owner_of(user_id), CREDIT, NO_PERIOD)
 
 
 async def credits_of_users(readers: Readers) -> dict[str, Balance]:

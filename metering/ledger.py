@@ -43,6 +43,7 @@ from metering.credit import (
 )
 from metering.errors import Refused
 from metering.prices import Priced, PricedLine
+from metering.store.readers import Readers
 from metering.store.store import Store
 from metering.store.writer import Declined, Done, Params, Result, Row, Rows, Step, Unit, store_unavailable
 from metering.tasks import spawn
@@ -528,8 +529,7 @@ class Ledger:
 
     async def balance(self, owner: str, meter: str, period: str) -> Balance:
         """An account as it stands; zeros when nothing was ever held on it."""
-        row = await self._store.readers.row(SELECT_ACCOUNT, (owner, meter, period))
-        return Balance(*cast("tuple[int, int, int]", row)) if row else Balance(0, 0, 0)
+        return await balance_of(self._store.readers, owner, meter, period)
 
     async def held(self, reservation_id: str) -> Reservation | None:
         """A reservation that nobody has resolved yet, whichever worker made it; None when there is none.
@@ -843,6 +843,13 @@ def with_lines(
 
 
 # --- rows --------------------------------------------------------------------------------------------
+
+
+async def balance_of(readers: Readers, owner: str, meter: str, period: str) -> Balance:
+    """An account as it stands; zeros when nothing was ever held on it. Raises Refused(STORE_UNAVAILABLE)."""
+    row = await readers.row(SELECT_ACCOUNT, (owner, meter, period))
+    return Balance(*cast("tuple[int, int, int]", row)) if row else Balance(0, 0, 0)
+
 
 NO_COST = Priced(cost_nanousd=0, lines=(), flags=())
 

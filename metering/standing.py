@@ -10,14 +10,12 @@ from dataclasses import dataclass
 from typing import Any, cast
 
 from metering.clock import day_end_ms, day_of, instant, month_end_ms, month_of
-from metering.credit import CREDIT
-from metering.ledger import MONEY, NO_PERIOD, OPEN_REQUESTS, REQUESTS, SPEND, Balance
+from metering.ledger import MONEY, NO_PERIOD, OPEN_REQUESTS, PURSE, REQUESTS, SPEND, Balance
 from metering.money import credits_of
 from metering.plans import SOFT, Plan
 from metering.reports import credits_as_json
 from metering.store.readers import Readers
 
-PAYING = frozenset({MONEY, CREDIT})
 CREDITS = "credits"
 """The unit of meters in nano-USD, as they are shown."""
 
@@ -100,7 +98,7 @@ def overshoot_as_json(
     On a hard budget: as if all that is held were output, as dense as text can be. On a soft one: what runs finishes,
     and nobody knows at what cost.
     """
-    held_nanousd = sum(balance.held for (meter, _), balance in accounts.items() if meter in PAYING)
+    held_nanousd = sum(balance.held for (meter, _), balance in accounts.items() if meter in PURSE)
     beyond_nanousd = held_nanousd * (bytes_per_output_token - 1)
     return {
         "budget": plan.budget,
