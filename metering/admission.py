@@ -26,7 +26,7 @@ from metering.prices import Priced
 from metering.rate_limits import RateLimits
 from metering.rate_state import RateState, Standing
 from metering.store.writer import Declined
-from metering.terms import Terms, TokenLimits
+from metering.terms import OwnedLimits, Terms, TokenLimits
 from metering.tokens_per_minute import counted_tokens
 
 CONCURRENCY_RETRY_AFTER_S = 1.0
@@ -48,15 +48,16 @@ class Caller:
     """Prepaid credit was granted; what is left of it the ledger knows."""
 
     @property
-    def limits(self) -> tuple[tuple[str, TokenLimits], ...]:
-        """Limits of the gateway token and of those it comes from, each with its owner; empty for most. A request must
+    def limits(self) -> tuple[OwnedLimits, ...]:
+        """Limits of the gateway token and of those it comes from; empty for most. A request must
         pass the plan's and all of these."""
         return () if self.token is None else self.token.limits
 
     @property
     def owners(self) -> tuple[tuple[str, Plan | TokenLimits], ...]:
         """All whose rates a request counts against, with their limits; the user is the first."""
-        return ((owner_of(self.user_id), self.plan), *self.limits)
+        of_tokens = [(owner, limits) for _, owner, limits in self.limits]
+        return ((owner_of(self.user_id), self.plan), *of_tokens)
 
 
 @dataclass(frozen=True, slots=True)
@@ -203,7 +204,7 @@ class Admission:
             concurrent = _concurrent(caller)
             holds += [
                 Hold(owner, OPEN_REQUESTS, NO_PERIOD, 1, limits.concurrent_requests)
-                for owner, limits in caller.limits
+                for _, owner, limits in caller.limits
                 if limits.concurrent_requests is not None
             ]
         if request.hold_nanousd:
@@ -376,7 +377,7 @@ def token_rates_of(caller: Caller) -> list[tuple[str, int]]:
 
 def _concurrent(caller: Caller) -> int:
     own = [
-        limits.concurrent_requests for _, limits in caller.limits if limits.concurrent_requests is not None
+        limits.concurrent_requests for _, _, limits in caller.limits if limits.concurrent_requests is not None
     ]
     return min([caller.plan.concurrent_requests, *own])
 

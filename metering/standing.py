@@ -13,8 +13,11 @@ from metering.clock import day_end_ms, day_of, instant, month_end_ms, month_of
 from metering.ledger import MONEY, NO_PERIOD, OPEN_REQUESTS, PURSE, REQUESTS, SPEND, Balance
 from metering.money import credits_of
 from metering.plans import SOFT, Plan
+from metering.rate_limits import RateLimits
+from metering.rate_state import RateState
 from metering.reports import credits_as_json
 from metering.store.readers import Readers
+from metering.terms import TokenLimits
 
 CREDITS = "credits"
 """The unit of meters in nano-USD, as they are shown."""
@@ -82,6 +85,35 @@ def meters_as_json(
         )
         meters[name] = {"unit": shown.unit, "period": period, **amounts, "resets_at": resets_at}
     return meters
+
+
+def rates_as_json(
+    rates: RateLimits, owner: str, limits: Plan | TokenLimits, accounts: Accounts
+) -> dict[str, dict[str, Any]]:
+    """The limits that an owner has, beside caps: requests and tokens per minute, and requests in flight. What is used
+    of a minute flows back; `resets_at` says when all of it has."""
+    shown: dict[str, dict[str, Any]] = {}
+    if (limit := limits.requests_per_minute) is not None:
+        shown["requests_per_minute"] = _rate_as_json(rates.used(owner, limit), rates.look(owner, limit))
+    if (limit := limits.tokens_per_minute) is not None:
+        shown["tokens_per_minute"] = _rate_as_json(
+            rates.tokens.used(owner, limit), rates.tokens.look(owner, limit)
+        )
+    if (limit := limits.concurrent_requests) is not None:
+        shown["concurrent_requests"] = open_requests_as_json(accounts, limit)
+    return shown
+
+
+def _rate_as_json(used: int, rate: RateState) -> dict[str, int | str]:
+    left = max(0, rate.limit - used)
+    return {
+        "limit": rate.limit,
+        "used": used,
+        "held": 0,
+        "left": left,
+        "remaining": left,
+        "resets_at": instant(rate.reset_ms),
+    }
 
 
 def open_requests_as_json(accounts: Accounts, limit: int) -> dict[str, int | None]:

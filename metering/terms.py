@@ -12,7 +12,7 @@ import enum
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
 from fnmatch import fnmatchcase
-from typing import Any
+from typing import Any, NamedTuple
 
 import orjson
 
@@ -122,6 +122,14 @@ class Whose(enum.StrEnum):
     USER = "this account"
 
 
+class OwnedLimits(NamedTuple):
+    """Limits and the owner on whose accounts they are counted."""
+
+    whose: Whose
+    owner: str
+    limits: TokenLimits
+
+
 @dataclass(frozen=True, slots=True)
 class OwnedCap:
     """A cap and the accounts it is counted on: those of `owner`, by period. `allowance` in the meter's unit."""
@@ -158,8 +166,7 @@ class Terms:
 
     scopes: tuple[tuple[Whose, Scope], ...] = ()
     caps: tuple[OwnedCap, ...] = ()
-    limits: tuple[tuple[str, TokenLimits], ...] = ()
-    """By the owner of the token's accounts."""
+    limits: tuple[OwnedLimits, ...] = ()
     may_hand_on: bool = True
     """Whether children may be made of it. The first of a chain may; a child only where its scope names it."""
     is_child: bool = False
@@ -204,7 +211,11 @@ def terms_of(chain: Sequence[Link], user_owner: str, user_caps: Sequence[Cap]) -
             for whose, owner, caps in (*owned, (Whose.USER, user_owner, user_caps))
             for cap in caps
         ),
-        limits=tuple((link.owner, link.limits) for link in chain if link.limits != NO_LIMITS),
+        limits=tuple(
+            OwnedLimits(_whose(place), link.owner, link.limits)
+            for place, link in enumerate(chain)
+            if link.limits != NO_LIMITS
+        ),
         may_hand_on=all(link.scope.names_tokens for link in chain[:-1]),
         is_child=len(chain) > 1,
     )

@@ -41,7 +41,7 @@ from metering.requests import (
     position_of,
     requests_of,
 )
-from metering.standing import accounts_of, meters_as_json, open_requests_as_json, overshoot_as_json
+from metering.standing import accounts_of, meters_as_json, overshoot_as_json, rates_as_json
 from metering.store.readers import Readers
 from metering.store.writer import store_unavailable
 from metering.users import line_of
@@ -103,9 +103,11 @@ class Reports:
             accounts = await accounts_of(readers, owner, now_ms)
             prepaid = await prepaid_credit(readers, caller.user_id)
             caps = await states_of(readers, caller.token.caps if caller.token else (), now_ms)
-        used = self._callers.rate_limits.used(owner, plan.requests_per_minute)
-        left = max(0, plan.requests_per_minute - used)
-        used_tokens = self._callers.rate_limits.tokens.used(owner, plan.tokens_per_minute)
+            of_tokens = [
+                (whose, token, limits, await accounts_of(readers, token, now_ms))
+                for whose, token, limits in caller.limits
+            ]
+        rates = self._callers.rate_limits
         return {
             "user": caller.user_id,
             "plan": plan.name,
@@ -117,23 +119,12 @@ class Reports:
             "overshoot": overshoot_as_json(
                 plan, accounts, bytes_per_output_token=self._bytes_per_output_token
             ),
-            "requests_per_minute": {
-                "limit": plan.requests_per_minute,
-                "used": used,
-                "held": 0,
-                "left": left,
-                "remaining": left,
-                "resets_at": instant(
-                    self._callers.rate_limits.look(owner, plan.requests_per_minute).reset_ms
-                ),
-            },
-            "tokens_per_minute": {
-                "limit": plan.tokens_per_minute,
-                "used": used_tokens,
-                "remaining": max(0, plan.tokens_per_minute - used_tokens),
-            },
-            "concurrent_requests": open_requests_as_json(accounts, plan.concurrent_requests),
+            **rates_as_json(rates, owner, plan, accounts),
             "caps": [cap.as_json() for cap in caps],
+            "token_limits": [
+                {"of": whose.value, **rates_as_json(rates, token, limits, of_token)}
+                for whose, token, limits, of_token in of_tokens
+            ],
             "at": instant(now_ms),
         }
 

@@ -279,6 +279,39 @@ async def test_a_child_that_has_spent_its_cap_is_told_so_and_its_parent_goes_on(
     assert (await child.ask())[0] == 200
 
 
+async def test_limits_of_a_token_and_of_those_it_comes_from_are_shown_as_they_stand(gateway, parent, vendor):
+    child = await parent.mint(
+        limits={"concurrent_requests": 2, "tokens_per_minute": 60_000}, operations=["*"]
+    )
+    grandchild = await child.mint(limits={"requests_per_minute": 7})
+    assert (await parent.get("/api/user/limits")).json()["token_limits"] == []
+    vendor.next(streams(usage=ReportedUsage(input_tokens=70_000, output_tokens=10)))
+    assert (await grandchild.ask())[0] == 200
+    await gateway.quiet()
+    gateway.clock.advance(30)
+    gate = Gate()
+    vendor.next(hangs(gate=gate))
+    asking = asyncio.get_running_loop().create_task(grandchild.ask())
+    await gate.reached()
+    document = (await grandchild.get("/api/user/limits")).json()
+    own, above = document["token_limits"]
+    assert own["of"] == "this gateway token"
+    assert set(own) == {"of", "requests_per_minute"}
+    rate = own["requests_per_minute"]
+    assert (rate["limit"], rate["used"], rate["held"], rate["left"]) == (7, 2, 0, 5)
+    assert above["of"] == "the gateway token that this one comes from"
+    assert set(above) == {"of", "tokens_per_minute", "concurrent_requests"}
+    assert above["concurrent_requests"] == {"limit": 2, "used": 0, "held": 1, "left": 1, "resets_at": None}
+    rate = above["tokens_per_minute"]
+    assert 30_000 <= 70_010 - rate["used"] < 60_000, (
+        "30 s of them have flowed back, and the moments of the test"
+    )
+    assert (rate["limit"], rate["left"]) == (60_000, 60_000 - rate["used"])
+    assert rate["resets_at"] > document["at"]
+    gate.open()
+    await asking
+
+
 async def test_rotating_a_child_gives_it_no_new_cap(gateway, parent):
     child = await parent.mint(caps=[{"meter": "requests", "period": "month", "limit": 1}])
     assert (await child.ask())[0] == 200

@@ -17,7 +17,18 @@ from metering.money import CREDIT_NANOUSD
 from metering.plans import Plan, load_plans
 from metering.prices import Priced, PricedLine
 from metering.rate_limits import RateLimits
-from metering.terms import Cap, CapMeter, CapPeriod, Link, Scope, Terms, TokenLimits, terms_of
+from metering.terms import (
+    Cap,
+    CapMeter,
+    CapPeriod,
+    Link,
+    OwnedLimits,
+    Scope,
+    Terms,
+    TokenLimits,
+    Whose,
+    terms_of,
+)
 from tests.support.ledger import PERIOD, Bench, money, open_bench, request_id, settlement
 
 PRO = replace(
@@ -27,7 +38,7 @@ CREDIT = CREDIT_NANOUSD
 
 
 def caller(user: str = "ada", plan: Plan = PRO, **own: TokenLimits) -> Caller:
-    limits = tuple((f"token:{name}", limits) for name, limits in own.items())
+    limits = tuple(OwnedLimits(Whose.TOKEN, f"token:{name}", limits) for name, limits in own.items())
     return Caller(user, f"tok_{user}", plan, Terms(limits=limits) if limits else None)
 
 

@@ -137,7 +137,7 @@ def test_limits_are_told_with_the_owner_they_are_of() -> None:
     slow = TokenLimits(requests_per_minute=3)
     terms = terms_of([Link("c"), Link("p", limits=slow)], "user:ada", ())
     assert terms is not None
-    assert terms.limits == (("token:p", slow),)
+    assert terms.limits == ((Whose.PARENT, "token:p", slow),)
 
 
 @pytest.mark.parametrize("scope", SCOPES, ids=repr)

@@ -273,7 +273,7 @@ async def test_a_child_has_what_it_was_given_and_knows_its_chain(family: House) 
         (f"token:{child.id}", DAILY),
         (f"token:{first.id}", MONTHLY),
     ]
-    assert terms.limits == ((f"token:{parent.id}", limits),)
+    assert terms.limits == ((Whose.PARENT, f"token:{parent.id}", limits),)
     assert terms.may_hand_on is False
 
 

@@ -487,7 +487,14 @@ async def test_limits_show_prepaid_credit(own: Own) -> None:
 async def test_a_turn_larger_than_the_minute_leaves_nothing_and_no_less(own: Own) -> None:
     own.context.rate_limits.tokens.charge("user:alice", 50_000, 80_000)
     document = (await own.ask("/api/user/limits")).json()
-    assert document["tokens_per_minute"] == {"limit": 50_000, "used": 80_000, "remaining": 0}
+    assert document["tokens_per_minute"] == {
+        "limit": 50_000,
+        "used": 80_000,
+        "held": 0,
+        "left": 0,
+        "remaining": 0,
+        "resets_at": "2026-11-20T12:01:36Z",
+    }
 
 
 async def test_the_headers_say_where_the_caller_stands_and_how_often_one_may_look(own: Own) -> None:
