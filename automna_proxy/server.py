@@ -4,7 +4,6 @@ SIGTERM or SIGINT: `/readyz` answers 503 for a notice period while requests are 
 connections, streams finish within their bound, the ledger is flushed, exit status 0.
 """
 
-import asyncio
 import gc
 import logging
 import math
@@ -18,7 +17,6 @@ import sys
 import tempfile
 import threading
 import time
-from contextlib import suppress
 from types import FrameType
 
 import uvicorn
@@ -48,8 +46,6 @@ WATCH_S = 0.1
 """Between two looks at the workers."""
 THREADS_END_WITHIN_S = 1.0
 """After the application's end: what a thread may still need to close its connection to the store."""
-TICK_S = 0.1
-"""Between two looks at whether to stop, and at the clock: uvicorn's own."""
 KILL_GRACE_S = 18.0
 """Beyond notice, streams and the store's busy timeout, for the flush; then a worker is killed."""
 
@@ -67,21 +63,6 @@ class Server(uvicorn.Server):
         self._notice_s = notice_s
         self._parent_pid = parent_pid
         self._stop_at_s: float | None = None
-        self._is_told_to_exit = asyncio.Event()
-
-    def exit_now(self) -> None:
-        """Begin to shut down, without a notice and without waiting for the next tick."""
-        self.should_exit = True
-        self._is_told_to_exit.set()
-
-    async def main_loop(self) -> None:
-        """uvicorn's, but that `exit_now` ends its sleep."""
-        counter = 0
-        while not await self.on_tick(counter):
-            counter += 1
-            with suppress(TimeoutError):
-                async with asyncio.timeout(TICK_S):
-                    await self._is_told_to_exit.wait()
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
         """First signal: drain. Second: stop the notice. Third SIGINT: uvicorn's own force."""

@@ -1,11 +1,12 @@
 """The real service on a real socket in the test's own event loop, over a store in a temporary folder."""
 
 import asyncio
+import functools
 import json
 import logging
 import sqlite3
 from collections.abc import AsyncIterator, Callable, Iterator, Mapping
-from contextlib import asynccontextmanager, closing, contextmanager
+from contextlib import asynccontextmanager, closing, contextmanager, suppress
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
@@ -27,6 +28,8 @@ from tests.support.ledger import migrated_store
 STARTED_WITHIN_S = 10.0
 SETTLED_WITHIN_S = 30.0
 POLL_S = 0.005
+TICK_S = 0.1
+"""Between two looks at whether to stop, and at the clock: uvicorn's own."""
 
 QUICK = {
     "DRAIN_NOTICE_S": "0",
@@ -242,7 +245,8 @@ async def running_gateway(
     else:
         database.path.write_bytes(migrated_store())
     listener = listen("127.0.0.1", 0)
-    server = make_server(settings, clock=clock)
+    server, told_to_stop = make_server(settings, clock=clock), asyncio.Event()
+    server.main_loop = functools.partial(_main_loop, server, told_to_stop)  # type: ignore[method-assign]
     # `_serve` is uvicorn's `serve` without taking the process's signals, which belong to pytest.
     task = asyncio.get_running_loop().create_task(server._serve(sockets=[listener]))
     async with asyncio.timeout(STARTED_WITHIN_S):
@@ -264,10 +268,21 @@ async def running_gateway(
             f"http://127.0.0.1:{port}", service, server, database, clock, lines.lines, defects.found
         )
     finally:
-        server.exit_now()
+        server.should_exit = True
+        told_to_stop.set()
         await task
         requests_logger.removeHandler(lines)
         logging.getLogger().removeHandler(defects)
+
+
+async def _main_loop(server: Server, told_to_stop: asyncio.Event) -> None:
+    """uvicorn's, but that its sleep ends when the test does."""
+    counter = 0
+    while not await server.on_tick(counter):
+        counter += 1
+        with suppress(TimeoutError):
+            async with asyncio.timeout(TICK_S):
+                await told_to_stop.wait()
 
 
 def messages_body(
