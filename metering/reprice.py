@@ -33,7 +33,6 @@ from metering.ledger import (
     INSERT_ENTRY,
     NOT_FROM_USAGE,
     REPRICED,
-    Line,
     correction_steps,
     decode_lines,
     encode_usage,
@@ -187,9 +186,9 @@ class _Reservation:
     adjusted_at_ms: int | None
 
     @property
-    def money(self) -> list[Line]:
-        """Those that are charged; credit never stands without them."""
-        return [line for line in decode_lines(self.lines) if line.meter in CHARGED]
+    def is_charged(self) -> bool:
+        """Whether any account of money held something for it; credit never does alone."""
+        return any(line.meter in CHARGED for line in decode_lines(self.lines))
 
 
 @dataclass(frozen=True, slots=True)
@@ -215,7 +214,7 @@ async def _correction_of(
     if reservation.adjusted_at_ms is not None:
         report = await _late_report(store, reservation)
     provider = providers.get(reservation.surface)
-    if provider is None or not reservation.money or not _is_from_usage(report, reservation.hold_nanousd):
+    if provider is None or not reservation.is_charged or not _is_from_usage(report, reservation.hold_nanousd):
         result.not_from_usage += 1
         return None
     usage = Usage(tuple(UsageLine(line.model, line.counts, line.modifiers) for line in report.lines))

@@ -21,7 +21,14 @@ from automna_proxy.terminal import note, say, show, show_json
 from metering.caps import CapState, states_of
 from metering.store.store import Store
 from metering.terms import LIMIT_KEYS, caps_of_token, parse_limits, parse_scope
-from metering.users import SHOWN_PREFIX_CHARS, TOKEN_PREFIX, Directory, GatewayToken, hash_of
+from metering.users import (
+    SHOWN_PREFIX_CHARS,
+    TOKEN_PREFIX,
+    TOKENS_LISTED_MAX,
+    Directory,
+    GatewayToken,
+    hash_of,
+)
 
 app = typer.Typer(no_args_is_help=True, help="Gateway tokens: what an agent uses as its API key everywhere.")
 
@@ -130,7 +137,8 @@ def show_token(token: TokenRef, as_json: Json = False) -> None:
     found, caps, descendants = with_store(work)
     if as_json:
         states = [cap.as_json() for cap in caps]
-        show_json({**token_as_json(found), "caps": states, "living_descendants": descendants})
+        complete = {"living_descendants_is_complete": descendants < TOKENS_LISTED_MAX}
+        show_json({**token_as_json(found), "caps": states, "living_descendants": descendants, **complete})
         return
     scope, limits = found.scope.as_json(), found.limits.as_json()
     facts = (
@@ -142,7 +150,7 @@ def show_token(token: TokenRef, as_json: Json = False) -> None:
         ("expires", to_the_second(found.expires_at_ms) if found.expires_at_ms else None),
         ("parent", found.parent_id),
         ("replaced by", found.successor_id),
-        ("living descendants", str(descendants)),
+        ("living descendants", f"{descendants:,}{' or more' if descendants == TOKENS_LISTED_MAX else ''}"),
         *((name, ", ".join(patterns)) for name, patterns in scope.items()),
         *((f"cap: {name}", state) for name, state in caps_as_facts(caps)),
         *((name.replace("_", " "), f"{limit:,}") for name, limit in limits.items() if limit is not None),

@@ -509,6 +509,19 @@ def test_a_child_is_made_with_its_terms_and_shown(cli: Cli) -> None:
     assert facts["requests per minute"] == "3"
 
 
+def test_more_descendants_than_are_looked_at_are_not_passed_off_as_all(
+    cli: Cli, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    parent = cli.json("token", "create", "alice")["id"]
+    cli.ok("token", "create", "alice", "--parent", parent)
+    for most, is_complete, fact in ((2, True, "1"), (1, False, "1 or more")):
+        for module in ("metering.users", "automna_proxy.commands.tokens"):
+            monkeypatch.setattr(f"{module}.TOKENS_LISTED_MAX", most)
+        shown = cli.json("token", "show", parent)
+        assert (shown["living_descendants"], shown["living_descendants_is_complete"]) == (1, is_complete)
+        assert f"living descendants\t{fact}\n" in cli.ok("token", "show", parent)
+
+
 def test_children_are_listed_below_their_parents(cli: Cli) -> None:
     one, two = (cli.json("token", "create", "alice", "--label", label) for label in ("one", "two"))
     cli.ok("token", "create", "alice", "--label", "below one", "--parent", one["id"], "--model", "a*")
