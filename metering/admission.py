@@ -2,11 +2,11 @@
 of a vendor. The order is: what the plan includes, how fast, how much; the last is durable."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import NamedTuple
 
-from metering.caps import HELD_RETRY_AFTER_S, CapHolds, cap_of, cap_refusal
-from metering.clock import Clock, date_of, month_end_ms, month_of, month_start_ms, period_end_ms
+from metering.caps import HELD_RETRY_AFTER_S, cap_holds, cap_of, cap_refusal
+from metering.clock import Clock, Periods, date_of, month_end_ms, month_of, month_start_ms, period_end_ms
 from metering.credit import CREDIT
 from metering.errors import Reason, Refused
 from metering.ledger import (
@@ -23,13 +23,15 @@ from metering.ledger import (
 from metering.money import credits_left, credits_of
 from metering.plans import SOFT, Plan
 from metering.prices import Priced
+from metering.quotas import QUOTAS, quota_holds, quota_refusal, quota_state
 from metering.rate_limits import RateLimits
-from metering.rate_state import RateState, Standing
+from metering.rate_state import QuotaState, RateState, Standing
 from metering.store.writer import Declined
 from metering.terms import OwnedLimits, Terms, TokenLimits
 from metering.tokens_per_minute import counted_tokens
 
 CONCURRENCY_RETRY_AFTER_S = 1.0
+NO_QUOTAS: Mapping[str, int] = {}
 LITTLE_LEFT_PERCENT = 5
 """A month with so much left counts as spent once a request is refused for it: the rest may never find a request that
 is small enough. One that is refused for its size with more left says nothing of the month."""
@@ -75,6 +77,8 @@ class Request:
     """The work may go on after its request; its hold lives for so long without a word of it."""
     is_free: bool = False
     """It uses no tokens that count: a bucket below zero does not stop it."""
+    quotas: Mapping[str, int] = field(default_factory=dict)
+    """What it may use of the plan's counts, by meter."""
 
 
 @dataclass(slots=True)
@@ -91,7 +95,7 @@ class Admission:
         self._ledger = ledger
         self._rate_limits = rate_limits
         self._clock = clock
-        self._caps = CapHolds(clock)
+        self._periods = Periods(clock)
         self._month = ("", 0, 0)  # period, its beginning and its end in ms: computed once a month
 
     def check_plan(self, caller: Caller, surface: str, models: tuple[str, ...]) -> None:
@@ -175,7 +179,8 @@ class Admission:
         limit = max(
             caller.plan.allowance_nanousd, budget_left_nanousd or 0
         )  # with prepaid credit, more is left
-        return Standing(requests, tokens, _concurrent(caller), limit, budget_left_nanousd, began_ms, ends_ms)
+        concurrent = _concurrent(caller)
+        return Standing(requests, tokens, concurrent, limit, budget_left_nanousd, began_ms, ends_ms, ())
 
     def charge(self, caller: Caller, priced: Priced) -> None:
         """Count what an answer has used against the minute's tokens."""
@@ -212,7 +217,9 @@ class Admission:
             if caller.has_credit:
                 holds.append(Hold(owner, CREDIT, NO_PERIOD, 0, 0))
         if caller.token is not None:
-            holds += self._caps.holds(caller.token.caps, request.hold_nanousd)
+            holds += cap_holds(caller.token.caps, self._periods.names(), request.hold_nanousd)
+        if request.quotas:
+            holds += quota_holds(owner, caller.plan, self._periods.names(), request.quotas)
         intent = Intent(
             id=request.id,
             user_id=caller.user_id,
@@ -225,6 +232,7 @@ class Admission:
             due_at_ms=(
                 None if request.due_in_s is None else self._clock.now_ms() + round(request.due_in_s * 1000)
             ),
+            shown=request.quotas,
         )
         reservation = await self._ledger.reserve(intent)
         if isinstance(reservation, Declined):
@@ -236,7 +244,16 @@ class Admission:
         if remaining is not None and credit is not None:
             allowance += credit.allowance - credit.spent
             remaining = max(0, remaining) + credit.allowance - credit.spent - credit.held
-        return Admitted(requests, tokens, concurrent, allowance, remaining, began_ms, ends_ms, reservation)
+        quotas: tuple[QuotaState, ...] = ()
+        if request.quotas:
+            quotas = tuple(
+                quota_state(hold, reservation.balances[hold.meter])
+                for hold in holds
+                if hold.meter in request.quotas
+            )
+        return Admitted(
+            requests, tokens, concurrent, allowance, remaining, began_ms, ends_ms, quotas, reservation
+        )
 
     async def extend(
         self, caller: Caller, reservation: Reservation, *, until_nanousd: int, used_nanousd: int
@@ -293,8 +310,10 @@ class Admission:
             return await self._budget_refusal(
                 caller, asked_nanousd, hold.period, own_nanousd=own_nanousd, used_nanousd=used_nanousd
             )
-        assert caller.token is not None
         balance = await self._ledger.balance(hold.owner, hold.meter, hold.period)
+        if hold.meter in QUOTAS:
+            return quota_refusal(hold, balance, caller.plan.name)
+        assert caller.token is not None
         cap = cap_of(hold, caller.token.caps)
         return cap_refusal(
             cap,

@@ -1,12 +1,10 @@
 """Caps as accounts: which holds they are for a request, what is said when one refuses, and where they stand."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from metering.clock import (
-    MS_PER_DAY,
-    Clock,
     date_of,
     day_of,
     instant,
@@ -22,35 +20,23 @@ from metering.terms import CapPeriod, OwnedCap
 
 HELD_RETRY_AFTER_S = 2.0
 """When requests in flight hold the rest of an allowance: about as long as a request takes."""
-_TITLES = {CapPeriod.DAY: "Daily", CapPeriod.MONTH: "Monthly"}
+TITLES = {CapPeriod.DAY: "Daily", CapPeriod.MONTH: "Monthly"}
 
 
-class CapHolds:
-    """The holds of one process's requests on their callers' caps. Names a day once, not for every request."""
-
-    def __init__(self, clock: Clock) -> None:
-        self._clock = clock
-        self._day_number = -1
-        self._names = {CapPeriod.DAY: "", CapPeriod.MONTH: ""}
-
-    def holds(self, caps: Sequence[OwnedCap], ceiling_nanousd: int) -> list[Hold]:
-        """One request, and what it may cost, on every cap. What holds no money is not held on caps of money."""
-        day_number = self._clock.now_ms() // MS_PER_DAY
-        if day_number != self._day_number:
-            at_ms = day_number * MS_PER_DAY
-            self._names = {CapPeriod.DAY: day_of(at_ms), CapPeriod.MONTH: month_of(at_ms)}
-            self._day_number = day_number
-        return [
-            Hold(
-                cap.owner,
-                cap.meter,
-                self._names[cap.period],
-                ceiling_nanousd if cap.meter == SPEND else 1,
-                cap.allowance,
-            )
-            for cap in caps
-            if cap.meter != SPEND or ceiling_nanousd
-        ]
+def cap_holds(caps: Sequence[OwnedCap], names: Mapping[str, str], ceiling_nanousd: int) -> list[Hold]:
+    """One request, and what it may cost, on every cap. What holds no money is not held on caps of money. `names`: of
+    the day and the month of now."""
+    return [
+        Hold(
+            cap.owner,
+            cap.meter,
+            names[cap.period],
+            ceiling_nanousd if cap.meter == SPEND else 1,
+            cap.allowance,
+        )
+        for cap in caps
+        if cap.meter != SPEND or ceiling_nanousd
+    ]
 
 
 def cap_of(hold: Hold, caps: Sequence[OwnedCap]) -> OwnedCap:
@@ -71,7 +57,7 @@ def cap_refusal(
 
     `own_nanousd`: what the request holds already; `used_nanousd`: what of it is known to be used. The dates are those
     of the hold's own period: a stream that was admitted before midnight is refused after it on yesterday's cap."""
-    title = _TITLES[cap.period]
+    title = TITLES[cap.period]
     is_money = cap.meter == SPEND
     own, own_used = (own_nanousd, used_nanousd) if is_money else (0, 0)
     used = credits_of(balance.spent + own_used) if is_money else balance.spent

@@ -1,6 +1,7 @@
 """Time as an argument: the wall clock for rows and periods, the monotonic clock for waits."""
 
 import time
+from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from functools import lru_cache
@@ -93,6 +94,26 @@ def month_end_ms(at_ms: int) -> int:
 def day_end_ms(at_ms: int) -> int:
     """The instant at which the daily period that holds `at_ms` ends, and the next begins."""
     return at_ms - at_ms % MS_PER_DAY + MS_PER_DAY
+
+
+class Periods:
+    """The names of the day and the month of now. Found once a day, not for every request."""
+
+    __slots__ = ("_clock", "_day_number", "_names")
+
+    def __init__(self, clock: Clock) -> None:
+        self._clock = clock
+        self._day_number = -1
+        self._names: dict[str, str] = {}
+
+    def names(self) -> Mapping[str, str]:
+        """By `day` and `month`."""
+        day_number = self._clock.now_ms() // MS_PER_DAY
+        if day_number != self._day_number:
+            at_ms = day_number * MS_PER_DAY
+            self._names = {"day": day_of(at_ms), "month": month_of(at_ms)}
+            self._day_number = day_number
+        return self._names
 
 
 @lru_cache(maxsize=64)

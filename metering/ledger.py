@@ -22,7 +22,7 @@ import enum
 import json
 import logging
 import operator
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import NamedTuple, TypeVar, cast
 
@@ -136,6 +136,8 @@ class Intent:
     holds: Sequence[Hold]
     floor_nanousd: int = 0
     due_at_ms: int | None = None
+    shown: Collection[str] = ()
+    """Further meters, of one account each, whose balance is wanted."""
 
 
 @dataclass(slots=True)
@@ -146,7 +148,7 @@ class Reservation:
     lines: tuple[Line, ...]
     created_at_ms: int
     balances: Mapping[str, Balance]
-    """Of the money and credit accounts, right after the hold, by meter."""
+    """Of the money and credit accounts, and those that the intent wants shown, right after the hold, by meter."""
     extension: "asyncio.Future[Result] | None" = None
     """An extension under way: a resolution waits for it, because it must give back all that is held."""
     refused_of_nanousd: int = 0
@@ -317,8 +319,8 @@ class Ledger:
             )
         )
 
-        # Read apart: RETURNING would make each hold three times as dear, and only money is ever shown.
-        looked_at = [hold for hold in holds if hold.meter in PURSE]
+        # Read apart: RETURNING would make each hold three times as dear, and few are ever shown.
+        looked_at = [hold for hold in holds if hold.meter in PURSE or hold.meter in intent.shown]
         looked_from = len(steps)
         steps += [Step(SELECT_ACCOUNT, hold[:3]) for hold in looked_at]
 

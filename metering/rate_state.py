@@ -17,6 +17,17 @@ class RateState(NamedTuple):
     retry_after_s: float
 
 
+class QuotaState(NamedTuple):
+    """Where a plan's quota stands, right after a request was admitted against it. `reset_ms` in UTC milliseconds;
+    `period`: `day` or `month`."""
+
+    meter: str
+    limit: int
+    remaining: int
+    reset_ms: int
+    period: str
+
+
 @dataclass(slots=True)  # one for each request: frozen, it would cost three times as much to make
 class Standing:
     """Right after a request was counted or refused. Of a plan and a gateway token with limits of its own, what is
@@ -30,3 +41,5 @@ class Standing:
     """None where nobody looked: a free operation holds no money, and most refusals come before it."""
     budget_began_ms: int
     budget_reset_ms: int
+    quotas: tuple[QuotaState, ...]
+    """Of the plan's counts, those that the request draws on; empty where nobody looked, as above."""

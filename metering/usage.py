@@ -39,6 +39,12 @@ MAPS_SEARCHES = "maps_searches"
 """Searches of Google Maps; for Gemini 2.5, requests that did any."""
 STORAGE_SEARCHES = "storage_searches"
 """Searches of files kept at the vendor (OpenAI's file search)."""
+SEARCHES = "searches"
+"""Searches that we asked a search engine for; those that a model runs while it answers are `web_searches`."""
+SUGGESTIONS = "suggestions"
+"""Requests for completions of a query."""
+SPELLCHECKS = "spellchecks"
+"""Requests for corrections of a query."""
 
 INPUT_UNITS = (INPUT, INPUT_AUDIO, INPUT_IMAGE, INPUT_VIDEO)
 CACHE_READ_UNITS = (CACHE_READ, CACHE_AUDIO_READ, CACHE_IMAGE_READ, CACHE_VIDEO_READ)

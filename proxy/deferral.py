@@ -161,7 +161,11 @@ class Deferrals:
         """The vendor's status, and the observer of a good answer; (0, None) when there was none."""
         mounted = kind.mounted
         path = kind.deferred.path.replace("{id}", urllib.parse.quote(work.upstream_id, safe=""))
-        headers = [*mounted.fixed_headers, (b"accept-encoding", b"identity"), mounted.credential]
+        headers = [
+            *mounted.fixed_headers,
+            (b"accept-encoding", b"identity"),
+            mounted.credential(kind.operation),
+        ]
         try:
             # Not asyncio.timeout: cancelled before it has written anything, the client raises a cancellation of its
             # own, which Python 3.11 lets through as ours.

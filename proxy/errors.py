@@ -124,6 +124,9 @@ class PlainJson:
             return account_refused(status)
         return account_busy(headers) if status == TOO_MANY_REQUESTS else None
 
+    def shown_error(self, body: bytes) -> bytes | None:  # noqa: ARG002 - the protocol's
+        return None
+
     def limit_headers(self, standing: Standing, now_ms: int) -> Headers:  # noqa: ARG002 - the protocol's
         """Names that plain clients know; the instant of the reset in Unix seconds."""
         requests = standing.requests

@@ -13,6 +13,7 @@ from metering.money import credits_left, credits_of
 from metering.rate_state import RateState, Standing
 from proxy.surface import Headers
 
+S_PER_DAY = 86_400
 POLICIES_KEPT = 1_000
 """Policies remembered as they are written: one per plan and month, and one per set of a token's own limits."""
 
@@ -36,9 +37,15 @@ def limit_headers(standing: Standing, now_ms: int) -> Headers:
         ]
     left = credits_left(standing.budget_remaining_nanousd)
     month = (left, max(1, -((now_ms - standing.budget_reset_ms) // 1000)))
+    told = b'"requests";r=%d;t=%d, "tokens";r=%d;t=%d, "credits";r=%d;t=%d' % (limits + month)
+    for quota in standing.quotas:
+        name, left_s = quota.meter.encode(), max(1, -((now_ms - quota.reset_ms) // 1000))
+        length_s = S_PER_DAY if quota.period == "day" else window_s
+        policy += b', "%b";q=%d;qu="%b";w=%d' % (name, quota.limit, name, length_s)
+        told += b', "%b";r=%d;t=%d' % (name, quota.remaining, left_s)
     return [
         (b"ratelimit-policy", policy),
-        (b"ratelimit", b'"requests";r=%d;t=%d, "tokens";r=%d;t=%d, "credits";r=%d;t=%d' % (limits + month)),
+        (b"ratelimit", told),
         (b"x-automna-credits-limit", b"%d" % limit),
         (b"x-automna-credits-remaining", b"%d" % left),
     ]

@@ -27,7 +27,11 @@ class Mounted:
         self.surface = surface
         self.request_filter = request_filter(surface)
         self.token_places = TokenPlaces(surface.token_places)
-        self._key = variables.get(upstream.key_env, "")
+        self._keys = {
+            name: variables.get(name, "")
+            for name in (upstream.key_env, *(one.key_env for one in surface.operations if one.key_env))
+        }
+        self._secrets = [key.encode() for key in dict.fromkeys(self._keys.values()) if key]
         self.answer_filter = answer_filter(surface)
         self.options = {name: variables.get(name, default) for name, default, _ in surface.options}
         try:
@@ -51,22 +55,24 @@ class Mounted:
 
     def answer_headers(self, headers: Headers) -> Headers:
         """A vendor's headers as they may go down."""
-        return self.answer_filter.passed(headers, secret=self._key.encode())
+        for secret in self._secrets or (b"",):
+            headers = self.answer_filter.passed(headers, secret=secret)
+        return headers
 
-    @property
-    def credential(self) -> tuple[bytes, bytes]:
+    def credential(self, operation: Operation) -> tuple[bytes, bytes]:
         """The header with the vendor's key. Raises Refused(NOT_CONFIGURED)."""
         upstream = self.surface.upstream
-        if not self._key:
+        key = (operation.key_env and self._keys[operation.key_env]) or self._keys[upstream.key_env]
+        if not key:
             raise Refused(
                 Reason.NOT_CONFIGURED,
                 f"This proxy has no key for {self.surface.name}: the operator must set {upstream.key_env}.",
             )
-        return upstream.credential.name.encode(), f"{upstream.credential.scheme}{self._key}".encode()
+        return upstream.credential.name.encode(), f"{upstream.credential.scheme}{key}".encode()
 
     def repeats_key(self, body: bytes) -> bool:
-        """Whether a vendor's error repeats its key: then nobody else may read it."""
-        return bool(self._key) and self._key.encode() in body
+        """Whether a vendor's error repeats a key: then nobody else may read it."""
+        return any(secret in body for secret in self._secrets)
 
     def match(self, method: str, path: bytes) -> tuple[Operation, Mapping[str, str]]:
         """The operation that `path` (raw, below the mount) names, and its path parameters, decoded.

@@ -21,7 +21,7 @@ from urllib.parse import unquote_to_bytes
 
 import orjson
 
-from metering.admission import Admission, Caller, Request
+from metering.admission import NO_QUOTAS, Admission, Caller, Request
 from metering.clock import Clock
 from metering.errors import Reason, Refused
 from metering.ids import new_id
@@ -29,6 +29,7 @@ from metering.ledger import NO_COST, Ledger, Outcome, Resolved, Settlement, boun
 from metering.objects import ObjectId, Objects
 from metering.plans import SOFT
 from metering.prices import PriceTable
+from metering.quotas import quotas_used
 from metering.rate_state import Standing
 from metering.store.writer import Done, Result
 from metering.usage import NOTHING, Usage
@@ -170,7 +171,7 @@ class Engine:
             raise Refused(Reason.BAD_REQUEST, "The gateway token does not belong into the URL.")
         if query and exchange.operation.query is not None:
             check_query(exchange.operation.query, query)
-        credential = mounted.credential
+        credential = mounted.credential(exchange.operation)
         exchange.inbound = await self._read(exchange, params, query)
         if exchange.operation.names:
             user_id, names = exchange.caller.user_id, exchange.operation.names
@@ -286,6 +287,7 @@ class Engine:
             floor_nanousd=floor.cost_nanousd,
             due_in_s=operation.deferred.due_s if operation.deferred and demand.is_deferred else None,
             is_free=operation.meter.is_free,
+            quotas=quotas_used(demand.ceiling, operation.quotas) if operation.quotas else NO_QUOTAS,
         )
 
     def _held_at_first(self, demand: Demand, budget: str) -> Usage:
@@ -649,7 +651,13 @@ class Engine:
             event = mounted.surface.dialect.stream_error_from(answer.status, plain, exchange.request_id)
             await send_body(exchange, event, is_last=True)
             return
-        self._begin(exchange, answer.status, mounted.answer_headers(answer.headers))
+        headers = mounted.answer_headers(answer.headers)
+        shown = mounted.surface.dialect.shown_error(plain)
+        if shown is not None:
+            headers = [pair for pair in headers if pair[0] not in _LENGTH_AND_CODING]
+            headers.append((b"content-length", b"%d" % len(shown)))
+            body, is_complete = shown, True
+        self._begin(exchange, answer.status, headers)
         await send_body(exchange, body, is_last=is_complete)
         if not is_complete and not exchange.client_left:
             exchange.connection.cut()
@@ -709,7 +717,9 @@ class Engine:
         guessed at an output which the vendor has counted since, or does not charge."""
         if exchange.settled is not None:
             return
+        operation = exchange.operation
         assert exchange.admitted is not None
+        assert operation is not None
         reservation = exchange.admitted.reservation
         if _goes_on(exchange):
             exchange.outcome, exchange.settled = Outcome.DEFERRED, _deferred()
@@ -724,6 +734,7 @@ class Engine:
             priced,
             is_reported=usage.is_exact,
             notes=exchange.notes,
+            amounts=quotas_used(usage, operation.quotas) if operation.quotas else NO_QUOTAS,
             price_version=self._prices.version,
             upstream_status=exchange.upstream_status,
             upstream_request_id=exchange.upstream_request_id,

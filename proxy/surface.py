@@ -325,6 +325,11 @@ class Operation:
     names: tuple[Names, ...] = ()
     hands_out: tuple[HandsOut, ...] = ()
     deferred: Deferred | None = None
+    quotas: tuple[str, ...] = ()
+    """The plan's counts that it draws on, by meter (metering/quotas.py): as much as its usage has of their units."""
+    key_env: str = ""
+    """The variable of the vendor's key for this operation, where the vendor sells keys by product; unset, the
+    surface's own is used."""
 
     @property
     def name(self) -> str:
@@ -362,6 +367,10 @@ class Dialect(Protocol):
 
     def account_problem(self, status: int, body: bytes, headers: Headers) -> Refused | None:
         """The refusal to send instead, when the vendor's error is about our own account and not the request."""
+
+    def shown_error(self, body: bytes) -> bytes | None:
+        """A vendor's error without what it says of our account (its plan, its quotas, its other objects); None where
+        it goes down as it came."""
 
     def limit_headers(self, standing: Standing, now_ms: int) -> Headers:
         """The caller's own limits under the names that the vendor has for its own, where it has any."""

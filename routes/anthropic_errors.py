@@ -77,6 +77,9 @@ class AnthropicDialect:
             return account_refused(status)
         return account_busy(headers) if status == TOO_MANY_REQUESTS else None
 
+    def shown_error(self, body: bytes) -> bytes | None:  # noqa: ARG002 - the protocol's
+        return None
+
     def limit_headers(self, standing: Standing, now_ms: int) -> Headers:  # noqa: ARG002 - it tells instants
         requests, tokens = standing.requests, standing.tokens
         return [

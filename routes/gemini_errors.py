@@ -95,6 +95,9 @@ class GeminiDialect:
             return account_refused(status)
         return None
 
+    def shown_error(self, body: bytes) -> bytes | None:  # noqa: ARG002 - the protocol's
+        return None
+
     def limit_headers(self, standing: Standing, now_ms: int) -> Headers:  # noqa: ARG002 - the protocol's
         """Gemini has none of its own."""
         return []

@@ -81,6 +81,9 @@ class OpenAIDialect:
             return account_refused(status)
         return account_busy(headers) if status == TOO_MANY_REQUESTS else None
 
+    def shown_error(self, body: bytes) -> bytes | None:  # noqa: ARG002 - the protocol's
+        return None
+
     def limit_headers(self, standing: Standing, now_ms: int) -> Headers:
         requests, tokens = standing.requests, standing.tokens
         return [

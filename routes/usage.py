@@ -17,11 +17,12 @@ from starlette.routing import Route
 
 from metering.admission import Caller, owner_of
 from metering.caps import states_of
-from metering.clock import Clock, instant, month_of
+from metering.clock import Clock, day_of, instant, month_of
 from metering.errors import Reason, Refused
 from metering.exports import CSV_TYPE, usage_csv
 from metering.grants import prepaid_credit
 from metering.ledger import MONEY
+from metering.quotas import quota_limits
 from metering.reports import (
     USAGE_TIMEOUT_S,
     GroupBy,
@@ -113,7 +114,14 @@ class Reports:
             "plan": plan.name,
             "period": month,
             "meters": {
-                **meters_as_json(accounts, now_ms, {(MONEY, month): plan.allowance_nanousd}),
+                **meters_as_json(
+                    accounts,
+                    now_ms,
+                    {
+                        (MONEY, month): plan.allowance_nanousd,
+                        **quota_limits(plan, {"day": day_of(now_ms), "month": month}),
+                    },
+                ),
                 "prepaid_credit": prepaid,
             },
             "overshoot": overshoot_as_json(

@@ -19,6 +19,7 @@ def standing(*, requests: RateState, tokens: RateState | None = None, **more: An
         "budget_remaining_nanousd": None,
         "budget_began_ms": 0,
         "budget_reset_ms": 2_592_000_000,
+        "quotas": (),
         **more,
     }
     return Standing(requests, tokens or RateState(True, 1_000, 1_000, 0, 0.0), **values)

@@ -351,7 +351,18 @@ async def test_limits_show_every_account_of_the_day_and_the_month(own: Own) -> N
     intent = Intent("req_1", "alice", "tok", "anthropic", "POST /v1/messages", None, holds)
     assert isinstance(await own.ledger.reserve(intent), Reservation)
     meters = (await own.ask("/api/user/limits")).json()["meters"]
-    assert list(meters) == ["credits", "requests_per_month", "credits_per_day", "prepaid_credit"]
+    assert list(meters) == [
+        *("credits", "searches_per_month", "requests_per_month", "credits_per_day", "prepaid_credit"),
+    ]
+    assert meters["searches_per_month"] == {
+        "unit": "searches",
+        "period": "2026-11",
+        "limit": 100,
+        "used": 0,
+        "held": 0,
+        "left": 100,
+        "resets_at": "2026-12-01T00:00:00Z",
+    }
     assert meters["requests_per_month"] == {
         "unit": "requests",
         "period": "2026-11",

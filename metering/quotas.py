@@ -1,0 +1,96 @@
+"""Quotas: how many of something a plan includes, by day or month, beside its money.
+
+A quota is an account, held when a request is admitted, by what it may cause, and spent by what its answer counted. What
+counts is a unit of usage: whatever operation uses it, and whoever bills it, draws on the same quota.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from metering.caps import HELD_RETRY_AFTER_S, TITLES
+from metering.clock import date_of, period_end_ms
+from metering.errors import Reason, Refused
+from metering.ledger import Balance, Hold
+from metering.plans import Plan
+from metering.rate_state import QuotaState
+from metering.terms import CapPeriod
+from metering.usage import SEARCHES, Usage
+
+
+@dataclass(frozen=True, slots=True)
+class Quota:
+    """What a plan's `limit` allows of a unit of usage in a period. `meter` is the account's name, and people's."""
+
+    meter: str
+    unit: str
+    period: CapPeriod
+    limit: str
+
+    def of(self, plan: Plan) -> int:
+        """How many the plan includes in a period."""
+        allowance: int = getattr(plan, self.limit)
+        return allowance
+
+
+QUOTAS: Mapping[str, Quota] = {
+    quota.meter: quota for quota in (Quota("searches", SEARCHES, CapPeriod.MONTH, "searches_per_month"),)
+}
+"""By meter."""
+
+
+def quotas_used(usage: Usage, meters: tuple[str, ...]) -> dict[str, int]:
+    """What a usage counts against quotas."""
+    return {meter: usage.total(QUOTAS[meter].unit) for meter in meters}
+
+
+def quota_holds(owner: str, plan: Plan, names: Mapping[str, str], amounts: Mapping[str, int]) -> list[Hold]:
+    """What a request may use of its quotas, by meter. `names`: of the day and the month of now."""
+    return [
+        Hold(owner, meter, names[QUOTAS[meter].period], amount, QUOTAS[meter].of(plan))
+        for meter, amount in amounts.items()
+    ]
+
+
+def quota_limits(plan: Plan, names: Mapping[str, str]) -> dict[tuple[str, str], int]:
+    """What a plan allows of every quota, by meter and period. `names`: of the day and the month of now."""
+    return {(quota.meter, names[quota.period]): quota.of(plan) for quota in QUOTAS.values()}
+
+
+def quota_state(hold: Hold, balance: Balance) -> QuotaState:
+    """Where a quota stands after a hold on it was granted."""
+    left = max(0, balance.allowance - balance.spent - balance.held)
+    return QuotaState(hold.meter, hold.allowance, left, period_end_ms(hold.period), QUOTAS[hold.meter].period)
+
+
+def quota_refusal(hold: Hold, balance: Balance, plan: str) -> Refused:
+    """Why a hold on a quota was refused. Not included, used up, only held, or too many at once."""
+    title, what = TITLES[QUOTAS[hold.meter].period], hold.meter
+    resets_ms = period_end_ms(hold.period)
+    resets, limit = date_of(resets_ms), hold.allowance
+    facts: dict[str, int | str] = {
+        f"used_{what}": balance.spent,
+        f"limit_{what}": limit,
+        "resets": resets,
+        "quota": what,
+    }
+    if limit <= 0:
+        return Refused(Reason.BUDGET_EXHAUSTED, f"The {plan} plan includes no {what}.", facts={"quota": what})
+    if balance.spent + hold.amount <= limit:
+        return Refused(
+            Reason.BUDGET_HELD,
+            f"Requests in flight hold the rest of the {what}; retry when they have finished.",
+            retry_after_s=HELD_RETRY_AFTER_S,
+            facts=facts,
+        )
+    if balance.spent < limit:
+        return Refused(
+            Reason.BUDGET_EXHAUSTED,
+            f"{title} usage limit reached for a request of this size: it may take up to {hold.amount:,} {what}, "
+            f"{limit - balance.spent:,} of {limit:,} are left. Resets on {resets}.",
+            facts=facts,
+        )
+    return Refused(
+        Reason.BUDGET_EXHAUSTED,
+        f"{title} usage limit reached ({balance.spent:,} of {limit:,} {what}). Resets on {resets}.",
+        facts=facts,
+    )
