@@ -44,6 +44,7 @@ def provenance(table: Json) -> list[str]:
     lines = [
         f"{provider}: {len(vendor['models'])} models: every price not named below: {package}"
         for provider, vendor in table["providers"].items()
+        if vendor["sources"]
     ]
     return lines + [
         f"{rule['provider']}: {rule['what']}: {len(rule['models'])} models: {names[rule['source']]}"
@@ -65,8 +66,12 @@ def build(override: Json) -> Json:
     overrides: list[Json] = []
     vendors = {}
     for name, rules in override["providers"].items():
-        vendors[name] = convert_provider(by_id[rules["genai_id"]], rules)
-        overrides += [{"provider": name, **rule} for rule in apply_rules(vendors[name]["models"], rules)]
+        if "products" in rules:
+            vendors[name], applied = products_of(rules["products"])
+        else:
+            vendors[name] = convert_provider(by_id[rules["genai_id"]], rules)
+            applied = apply_rules(vendors[name]["models"], rules)
+        overrides += [{"provider": name, **rule} for rule in applied]
     known = {source["id"] for source in sources}
     if unknown := {rule["source"] for rule in overrides} - known:
         raise ValueError(f"prices_override.toml: no such source: {', '.join(sorted(unknown))}")
@@ -95,6 +100,33 @@ def convert_provider(provider: genai.Provider, rules: Json) -> Json:
         "standard_values": rules["standard_values"],
         "version_suffix": rules["version_suffix"],
     }
+
+
+def products_of(products: Iterable[Json]) -> tuple[Json, list[Json]]:
+    """A vendor that sells by the piece, and where each price comes from. Its products stand where models would."""
+    models, applied = [], []
+    for product in products:
+        name, prices = product["product"], product["usd_per_1000"]
+        units = {unit: whole_picousd(name, unit, Fraction(usd) / 1000) for unit, usd in prices.items()}
+        models.append(
+            {
+                "id": name,
+                "limit_unknown_because": "sold by the piece",
+                "match": [{"equals": name}],
+                "modifiers": [],
+                "prices": [{"from": None, "tiers": [], "units": units}],
+            }
+        )
+        what = ", ".join(f"{unit} at USD {usd} per 1,000" for unit, usd in prices.items())
+        applied.append({"what": what, "models": [name], "source": product["source"]})
+    return {"models": models, "sources": [], "standard_values": {}, "version_suffix": "(?!)"}, applied
+
+
+def whole_picousd(name: str, unit: str, usd: Fraction) -> int:
+    picousd = usd * PICO_PER_USD
+    if picousd.denominator != 1:
+        raise ValueError(f"{name}: {unit} is no whole number of pico-USD")
+    return picousd.numerator
 
 
 # --- the override file --------------------------------------------------------------------------------
@@ -149,10 +181,8 @@ def add_derived_unit(model: Json, rule: Json) -> str:
     numerator, denominator = rule["times"]
     for units in price_lists_of(model):
         if rule["of"] in units:
-            picousd = Fraction(units[rule["of"]] * numerator, denominator)
-            if picousd.denominator != 1:
-                raise ValueError(f"{model['id']}: {rule['unit']} is no whole number of pico-USD")
-            add_unit(model, units, rule["unit"], picousd.numerator)
+            usd = Fraction(units[rule["of"]] * numerator, denominator * PICO_PER_USD)
+            add_unit(model, units, rule["unit"], whole_picousd(model["id"], rule["unit"], usd))
     return f"{rule['unit']} = {rule['of']} x{numerator}/{denominator}"
 
 

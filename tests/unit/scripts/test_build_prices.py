@@ -187,9 +187,13 @@ def test_every_figure_of_ours_names_its_source(capsys: pytest.CaptureFixture[str
     assert build_prices.main(["--table", str(tmp_path / "prices.json")]) == 0
     lines = capsys.readouterr().out.splitlines()
     table = json.loads((tmp_path / "prices.json").read_text())
-    assert len(lines) == len(table["providers"]) + len(table["overrides"])
+    of_package = [vendor for vendor in table["providers"].values() if vendor["sources"]]
+    assert 0 < len(of_package) < len(table["providers"])
+    assert len(lines) == len(of_package) + len(table["overrides"])
     assert all("https://" in line for line in lines)
-    rules = sum(len(RULES[vendor].get(kind, ())) for vendor in RULES for kind in price_sources.RULES)
+    rules = sum(
+        len(RULES[vendor].get(kind, ())) for vendor in RULES for kind in (*price_sources.RULES, "products")
+    )
     assert len(table["overrides"]) == rules
     assert any(line.startswith("openai: cache_write_12h_tokens = input_tokens x5/2: 11") for line in lines)
 
@@ -292,6 +296,22 @@ def test_a_uniform_price_list_becomes_a_multiplier_and_another_stays_a_list() ->
         },
         {"modifier": "speed", "value": "fast", "from": None, "times": [2, 1]},
     ]
+
+
+def test_products_are_priced_by_the_piece_to_the_picousd() -> None:
+    product = {"product": "p", "source": "s", "usd_per_1000": {"pieces": "5", "input_tokens": "0.005"}}
+    vendor, applied = price_sources.products_of([product])
+    (period,) = vendor["models"][0]["prices"]
+    assert period["units"] == {"pieces": 5_000_000_000, "input_tokens": 5_000_000}
+    assert applied == [
+        {
+            "what": "pieces at USD 5 per 1,000, input_tokens at USD 0.005 per 1,000",
+            "models": ["p"],
+            "source": "s",
+        }
+    ]
+    with pytest.raises(ValueError, match="p: pieces is no whole number of pico-USD"):
+        price_sources.products_of([{**product, "usd_per_1000": {"pieces": "0.0000000001"}}])
 
 
 def test_prefixes_become_families() -> None:
