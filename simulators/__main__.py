@@ -9,12 +9,13 @@ from typing import Any
 
 import uvloop
 
-from simulators import anthropic, gemini, openai
+from simulators import anthropic, brave, gemini, openai
 from simulators.server import SimulatorServer
 from simulators.vendor import VendorSimulator
 
 VENDORS: dict[str, tuple[type[VendorSimulator[Any, Any]], str]] = {
     "anthropic": (anthropic.AnthropicSimulator, anthropic.VENDOR_KEY),
+    "brave": (brave.BraveSimulator, brave.VENDOR_KEY),
     "gemini": (gemini.GeminiSimulator, gemini.VENDOR_KEY),
     "openai": (openai.OpenAISimulator, openai.VENDOR_KEY),
 }

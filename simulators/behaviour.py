@@ -239,7 +239,8 @@ class HeaderLanguage(Generic[BehaviourT]):
         return replace(behaviour, **self._words[word](given, behaviour))
 
 
-def _split_of(given: str) -> Split:
+def split_of(given: str) -> Split:
+    """What a header says of a split: bytes, or r<seed>."""
     return AtRandom(int(given[1:])) if given.startswith("r") else int(given)
 
 
@@ -259,8 +260,8 @@ COMMON_WORDS: Mapping[str, Word] = {
     "error_before": lambda given, _: {"status": int(given)},
     "retry_after": lambda given, was: {"headers": (*was.headers, ("retry-after", given))},
     "error_after": lambda given, _: {"errors_after": int(given), "error_message": "Overloaded"},
-    "split": lambda given, _: {"split": _split_of(given)},
-    "wire_split": lambda given, _: {"wire_split": _split_of(given)},
+    "split": lambda given, _: {"split": split_of(given)},
+    "wire_split": lambda given, _: {"wire_split": split_of(given)},
     "gzip": lambda given, _: {"gzip": given == "1"},
     "close": lambda given, _: {"closes": given == "1"},
 }
