@@ -224,6 +224,10 @@ def vendor_settings() -> list[tuple[str, str, str]]:
     for surface in SURFACES:
         upstream = surface.upstream
         rows.append((upstream.key_env, "", f"the platform's key at {surface.name}; unset, it answers 503"))
+        for operation in surface.operations:
+            if operation.key_env:
+                what = f"the platform's key for {operation.path}; unset, `{upstream.key_env}` is used"
+                rows.append((operation.key_env, "", what))
         rows.append((upstream.url_env, upstream.base_url, f"where {surface.name} is reached (no path)"))
         rows += surface.options
     return rows

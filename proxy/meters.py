@@ -3,7 +3,7 @@
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from metering.usage import NOTHING, Usage
+from metering.usage import Usage, UsageLine
 from proxy.surface import PASS_ALL, AnswerHead, Demand, Inbound, Observer, Pricing
 
 
@@ -28,12 +28,40 @@ class Free:
         return NothingToRead()
 
 
+@dataclass(frozen=True, slots=True)
+class PerRequest:
+    """A vendor that sells by the request and bills those that succeed: one `unit` of `product`, its name in the price
+    table.
+
+    `kind`: of the request, in the setting `unbilled_option`: a list of kinds that the vendor does not bill.
+    """
+
+    product: str
+    unit: str
+    kind: str = ""
+    unbilled_option: str = ""
+
+    @property
+    def is_free(self) -> bool:
+        return False
+
+    def read(self, request: Inbound, pricing: Pricing) -> Demand:  # noqa: ARG002 - the protocol's
+        if self.kind and self.kind in pricing.options[self.unbilled_option].replace(" ", "").split(","):
+            return Demand()
+        usage = Usage((UsageLine(self.product, {self.unit: 1}),), is_exact=False)
+        return Demand(ceiling=usage, floor=usage)
+
+    def observe(self, request: Inbound, demand: Demand, answer: AnswerHead) -> Observer:  # noqa: ARG002 - the protocol's
+        return NothingToRead(demand.ceiling.lines)
+
+
 class NothingToRead:
-    """Observes an answer that carries no usage: whole once it ended."""
+    """Observes an answer that carries no usage: whole once it ended. `lines` are what it costs all the same."""
 
-    __slots__ = ("_has_ended",)
+    __slots__ = ("_has_ended", "_lines")
 
-    def __init__(self) -> None:
+    def __init__(self, lines: tuple[UsageLine, ...] = ()) -> None:
+        self._lines = lines
         self._has_ended = False
 
     def feed(self, chunk: bytes) -> int:  # noqa: ARG002 - the protocol's
@@ -55,4 +83,4 @@ class NothingToRead:
         return None
 
     def usage(self) -> Usage:
-        return NOTHING
+        return Usage(self._lines, is_exact=self._has_ended or not self._lines)

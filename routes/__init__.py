@@ -7,6 +7,6 @@ here does no I/O and knows no other vendor.
 """
 
 from proxy.surface import Surface
-from routes import anthropic, gemini, openai
+from routes import anthropic, brave, gemini, openai
 
-SURFACES: tuple[Surface, ...] = (anthropic.SURFACE, openai.SURFACE, gemini.SURFACE)
+SURFACES: tuple[Surface, ...] = (anthropic.SURFACE, openai.SURFACE, gemini.SURFACE, brave.SURFACE)

@@ -10,14 +10,9 @@ from typing import Any
 
 import orjson
 
-from metering.usage import INPUT, OUTPUT
+from metering.usage import INPUT, OUTPUT, SEARCHES, SPELLCHECKS, SUGGESTIONS
 from simulators.script import Cutter, Split
 from simulators.text import text_pieces
-
-REQUESTS = "requests"
-"""What search, suggest and spellcheck are billed by."""
-QUERIES = "queries"
-"""Searches of the web that one answer ran: what Answers are billed by, besides tokens."""
 
 CREATED_S = 1_795_176_000
 """Every answer and every error was made then, 2026-11-20T12:00:00Z."""
@@ -34,6 +29,10 @@ class Family(enum.StrEnum):
     ANSWERS = "answers"
     SUGGEST = "suggest"
     SPELLCHECK = "spellcheck"
+
+
+UNITS = {Family.SEARCH: SEARCHES, Family.SUGGEST: SUGGESTIONS, Family.SPELLCHECK: SPELLCHECKS}
+"""What a request of a product that is sold by the request counts as; an answer's queries are searches."""
 
 
 PLANS = {
@@ -82,9 +81,9 @@ class ReportedUsage:
     def counts(self) -> dict[str, int]:
         """The billable counts by the meter's names, without zeros: what a ledger entry must say."""
         if self.family is Family.ANSWERS:
-            counts = {QUERIES: self.queries, INPUT: self.input_tokens, OUTPUT: self.output_tokens}
+            counts = {SEARCHES: self.queries, INPUT: self.input_tokens, OUTPUT: self.output_tokens}
         else:
-            counts = {REQUESTS: self.requests}
+            counts = {UNITS[self.family]: self.requests}
         return {unit: count for unit, count in counts.items() if count}
 
     def in_tag(self) -> dict[str, int | float]:

@@ -47,7 +47,7 @@ credits_per_month = {credits_per_month}
 requests_per_minute = {requests_per_minute}
 tokens_per_minute = {tokens_per_minute}
 concurrent_requests = {concurrent}
-searches_per_month = 0
+searches_per_month = {searches}
 browser_minutes_per_month = 0
 concurrent_browsers = 0
 emails_per_day = 0
@@ -65,6 +65,7 @@ def plan_table(
     requests_per_minute: int = 1_000_000,
     tokens_per_minute: int = 1_000_000_000,
     concurrent: int = 10_000,
+    searches: int = 1_000_000,
     models: tuple[str, ...] = ("*",),
     surfaces: tuple[str, ...] = ("*",),
     budget: str = "hard",
@@ -76,6 +77,7 @@ def plan_table(
         requests_per_minute=requests_per_minute,
         tokens_per_minute=tokens_per_minute,
         concurrent=concurrent,
+        searches=searches,
         models=json.dumps(list(models)),
         surfaces=json.dumps(list(surfaces)),
         budget=budget,

@@ -149,7 +149,7 @@ async def test_every_search_says_what_it_is_billed(client, vendor, target, reque
     assert (await client.get(target, headers={"x-request-tag": "T1"})).status_code == 200
     (told,) = vendor.answers
     assert told.usage == ReportedUsage(Family.SEARCH, requests=requests)
-    assert told.usage.counts() == ({"requests": 1} if requests else {})
+    assert told.usage.counts() == ({"searches": 1} if requests else {})
     assert told.facts()["usage"] == told.usage.counts()
     assert told.tag == "T1"
 
@@ -395,7 +395,7 @@ async def test_the_durable_record_says_what_each_answer_used(tmp_path):
     ):
         await client.get(WEB, params={"q": "x"}, headers={"x-request-tag": "T9"})
     seen, ended = read_record(path)
-    assert (seen["tag"], seen["usage"], seen["status"]) == ("T9", {"requests": 1}, 200)
+    assert (seen["tag"], seen["usage"], seen["status"]) == ("T9", {"searches": 1}, 200)
     assert ended["state"] == "sent"
 
 

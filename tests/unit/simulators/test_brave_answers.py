@@ -130,7 +130,7 @@ def test_the_tag_of_the_documentations_example():
     assert USAGE.tag() == TAG
     assert json.loads(USAGE.tag(is_spaced=True)[7:-8]) == TOLD
     assert '"X-Request-Queries": 8, ' in USAGE.tag(is_spaced=True)
-    assert USAGE.counts() == {"queries": 8, "input_tokens": 15_000, "output_tokens": 2_000}
+    assert USAGE.counts() == {"searches": 8, "input_tokens": 15_000, "output_tokens": 2_000}
 
 
 def test_a_price_that_the_list_does_not_know_is_not_told_unasked():
@@ -158,7 +158,7 @@ async def test_a_research_runs_more_queries_up_to_its_maximum(client, vendor):
     usual, bounded, short, none = [told.usage for told in vendor.answers]
     assert [usage.queries for usage in (usual, bounded, short, none)] == [8, 3, 8, 1]
     assert usual.input_tokens > bounded.input_tokens > short.input_tokens
-    assert usual.counts()["queries"] == 8
+    assert usual.counts()["searches"] == 8
 
 
 @pytest.mark.parametrize("stream_asked", [True, False])
