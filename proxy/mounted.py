@@ -17,6 +17,9 @@ _UNSAFE = re.compile(rb"%2f|%5c|%00|//|\\|(?:^|/)(?:\.|%2e){1,2}(?:/|$)", re.IGN
 
 _PIECE = re.compile(r"\{(?P<name>\w+)(?::(?P<choices>[^{}]*))?\}")
 """A named piece of an operation's path."""
+_ANYTHING, _WIDE = "*", "__wide"
+"""A piece that may be anything, in a path and at the end of its group's name."""
+_DOTS = frozenset({b".", b".."})
 
 
 class Mounted:
@@ -82,17 +85,19 @@ class Mounted:
         operation = self._exact.get((method, path))
         if operation is not None:
             return operation, {}
-        if not _UNSAFE.search(path):
-            for known, pattern, templated in self._templates:
-                if known == method and (found := pattern.fullmatch(path)):
-                    params = {
-                        name: urllib.parse.unquote_to_bytes(value)
-                        for name, value in found.groupdict().items()
-                    }
-                    try:
-                        return templated, {name: value.decode() for name, value in params.items()}
-                    except UnicodeDecodeError:
-                        break
+        is_safe = not _UNSAFE.search(path)
+        for known, pattern, templated in self._templates:
+            if known == method and (found := pattern.fullmatch(path)):
+                if not is_safe and not _is_safe_around(found):
+                    continue
+                params = {
+                    name.removesuffix(_WIDE): urllib.parse.unquote_to_bytes(value)
+                    for name, value in found.groupdict().items()
+                }
+                try:
+                    return templated, {name: value.decode() for name, value in params.items()}
+                except UnicodeDecodeError:
+                    break
         raise Refused(
             Reason.UNKNOWN_OPERATION,
             f"{method} {path.decode('ascii', 'replace')[:200]} is not available through this proxy.",
@@ -104,11 +109,28 @@ class Mounted:
             return
         pattern, written = "", 0
         for piece in _PIECE.finditer(operation.path):
-            choices = "|".join(map(re.escape, piece["choices"].split("|"))) if piece["choices"] else "[^/]+"
-            pattern += f"{re.escape(operation.path[written : piece.start()])}(?P<{piece['name']}>{choices})"
+            name, choices = piece["name"], "[^/]+"
+            if piece["choices"] == _ANYTHING:
+                name, choices = name + _WIDE, ".+"
+            elif piece["choices"]:
+                choices = "|".join(map(re.escape, piece["choices"].split("|")))
+            pattern += f"{re.escape(operation.path[written : piece.start()])}(?P<{name}>{choices})"
             written = piece.end()
         pattern += re.escape(operation.path[written:])
         self._templates.append((operation.method, re.compile(pattern.encode()), operation))
+
+
+def _is_safe_around(found: re.Match[bytes]) -> bool:
+    """Whether a path that has what no declared path has (see _UNSAFE) has it within a piece that may be anything, and
+    nothing that a vendor could resolve there either: no dot segments, no backslash, no null, as it stands and decoded."""
+    for name, value in found.groupdict().items():
+        if name.endswith(_WIDE):
+            begin, end = found.span(name)
+            around = found.string[:begin] + b"x" + found.string[end:]
+            decoded = urllib.parse.unquote_to_bytes(value)
+            is_plain = _DOTS.isdisjoint(decoded.split(b"/")) and not (b"\\" in decoded or b"\0" in decoded)
+            return is_plain and not _UNSAFE.search(around)
+    return False
 
 
 def by_mount(mounted: Iterable[Mounted]) -> list[tuple[bytes, Mounted]]:

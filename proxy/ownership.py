@@ -25,7 +25,7 @@ async def check_owner(
     """Refuse a request that names what is not its user's. Raises Refused: OBJECT_NOT_FOUND, BAD_REQUEST,
     STORE_UNAVAILABLE."""
     named = [
-        (ObjectId(vendor, name.kind, upstream_id), name)
+        (ObjectId(vendor, name.kind, upstream_id.lower() if name.is_caseless else upstream_id), name)
         for name in names
         if not _is_absent(name, inbound)
         for upstream_id in ids_of(name, inbound)
@@ -50,7 +50,7 @@ def handed_out(vendor: str, places: Sequence[HandsOut], answer: Any) -> list[Obj
     if not isinstance(answer, Mapping):
         return []
     found = [
-        ObjectId(vendor, place.kind, value)
+        ObjectId(vendor, place.kind, value.lower() if place.is_caseless else value)
         for place in places
         for value in values_at(answer, tuple(place.path.split(".")))
         if isinstance(value, str) and 0 < len(value) <= ID_CHARS_MAX

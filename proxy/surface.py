@@ -254,6 +254,8 @@ class HandsOut:
     kind: str
     path: str
     when: Callable[[Inbound], bool] | None = None
+    is_caseless: bool = False
+    """The id is the same in any case, as an address is: bound and looked up in lower case."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -272,6 +274,8 @@ class Names:
     query_param: str = ""
     body_field: str = ""
     may_be_unknown: bool = False
+    is_caseless: bool = False
+    """As HandsOut."""
     when: Callable[[Mapping[str, Any]], bool] | None = None
     facts: Mapping[str, str] = field(default_factory=dict)
 
@@ -308,8 +312,9 @@ class Example:
 
 @dataclass(frozen=True, slots=True)
 class Operation:
-    """One metered method and path. `path` may hold `{name}` pieces, which match anything but a slash, and
-    `{name:this|that}`, which match these words; what is not declared is 404.
+    """One metered method and path. `path` may hold `{name}` pieces, which match anything but a slash,
+    `{name:this|that}`, which match these words, and one `{name:*}`, which matches anything, slashes too (ids that
+    clients write as they are, or encoded); what is not declared is 404. Of several that match, the first declared.
 
     `query`: the parameters that may stand in the query, others are 400; None where no parameter of the vendor
     can reach anything. `may_lack_body`: a POST that is understood without one.
