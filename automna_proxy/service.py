@@ -22,6 +22,7 @@ from metering.outbox import Outbox
 from metering.plans import load_plans
 from metering.prices import PriceTable
 from metering.rate_limits import RateLimits
+from metering.repeats import Repeats
 from metering.store.database import Database
 from metering.store.serving import serving
 from metering.store.store import Store, open_store
@@ -33,6 +34,8 @@ from proxy.deferral import Deferrals
 from proxy.mounted import Mounted
 from proxy.outbox import Courier, webhook_client
 from proxy.pipeline import Engine
+from proxy.preparation import Preparation
+from proxy.side_calls import SideCalls
 from proxy.telemetry import Telemetry
 from proxy.upstream import UpstreamClient
 from routes import SURFACES
@@ -161,6 +164,7 @@ async def running_service(settings: Settings, *, clock: Clock | None = None) -> 
             clock=clock,
         )
         admission = Admission(ledger, rate_limits, clock)
+        objects = Objects(store, clock)
         engine = Engine(
             bounds=bounds,
             authenticator=authenticator,
@@ -170,8 +174,9 @@ async def running_service(settings: Settings, *, clock: Clock | None = None) -> 
             client=client,
             telemetry=telemetry,
             clock=clock,
-            objects=Objects(store, clock),
+            objects=objects,
             deferrals=deferrals,
+            preparation=Preparation(objects=objects, repeats=Repeats(store, clock), calls=SideCalls(client)),
         )
         stack.push_async_callback(engine.wait_until_idle)
 

@@ -26,11 +26,13 @@ from metering.prices import Priced
 from metering.quotas import QUOTAS, quota_holds, quota_refusal, quota_state
 from metering.rate_limits import RateLimits
 from metering.rate_state import QuotaState, RateState, Standing
-from metering.store.writer import Declined
+from metering.repeats import REPEATED
+from metering.store.writer import Declined, Step
 from metering.terms import OwnedLimits, Terms, TokenLimits
 from metering.tokens_per_minute import counted_tokens
 
 CONCURRENCY_RETRY_AFTER_S = 1.0
+REPEAT_RETRY_AFTER_S = 1.0
 NO_QUOTAS: Mapping[str, int] = {}
 LITTLE_LEFT_PERCENT = 5
 """A month with so much left counts as spent once a request is refused for it: the rest may never find a request that
@@ -194,32 +196,15 @@ class Admission:
         for owner, limit in token_rates_of(caller):
             self._rate_limits.tokens.charge(owner, limit, tokens)
 
-    async def admit(self, caller: Caller, request: Request) -> Admitted:
-        """Hold what the request may cost. Raises Refused."""
+    async def admit(self, caller: Caller, request: Request, *more: Step) -> Admitted:
+        """Hold what the request may cost, with `more` steps in the same unit of work. Raises Refused."""
         self.check_plan(caller, request.surface, request.models)
         if caller.token is not None:
             caller.token.require(request.surface, request.operation)
             caller.token.require_models(request.models)
         requests, tokens = self.check_rate(caller, is_free=request.is_free)
-        owner, allowance = owner_of(caller.user_id), caller.plan.allowance_nanousd
         period, began_ms, ends_ms = self._current_month()
-        concurrent = caller.plan.concurrent_requests
-        holds = [Hold(owner, OPEN_REQUESTS, NO_PERIOD, 1, concurrent)]
-        if caller.limits:
-            concurrent = _concurrent(caller)
-            holds += [
-                Hold(owner, OPEN_REQUESTS, NO_PERIOD, 1, limits.concurrent_requests)
-                for _, owner, limits in caller.limits
-                if limits.concurrent_requests is not None
-            ]
-        if request.hold_nanousd:
-            holds.append(Hold(owner, MONEY, period, request.hold_nanousd, allowance))
-            if caller.has_credit:
-                holds.append(Hold(owner, CREDIT, NO_PERIOD, 0, 0))
-        if caller.token is not None:
-            holds += cap_holds(caller.token.caps, self._periods.names(), request.hold_nanousd)
-        if request.quotas:
-            holds += quota_holds(owner, caller.plan, self._periods.names(), request.quotas)
+        holds = self._holds(caller, request, period)
         intent = Intent(
             id=request.id,
             user_id=caller.user_id,
@@ -234,11 +219,14 @@ class Admission:
             ),
             shown=request.quotas,
         )
-        reservation = await self._ledger.reserve(intent)
+        reservation = await self._ledger.reserve(intent, *more)
         if isinstance(reservation, Declined):
+            if reservation.refusal == REPEATED:
+                raise repeat_running()
             declined = declined_hold(holds, reservation)
             assert declined is not None, f"a reservation refused for something else: {reservation}"
             raise await self._refusal(declined, caller, request.hold_nanousd)
+        allowance, concurrent = caller.plan.allowance_nanousd, _concurrent(caller)
         money, credit = reservation.balances.get(MONEY), reservation.balances.get(CREDIT)
         remaining = allowance - money.spent - money.held if money else None
         if remaining is not None and credit is not None:
@@ -254,6 +242,26 @@ class Admission:
         return Admitted(
             requests, tokens, concurrent, allowance, remaining, began_ms, ends_ms, quotas, reservation
         )
+
+    def _holds(self, caller: Caller, request: Request, period: str) -> list[Hold]:
+        """On every account that has a say."""
+        owner, plan = owner_of(caller.user_id), caller.plan
+        holds = [Hold(owner, OPEN_REQUESTS, NO_PERIOD, 1, plan.concurrent_requests)]
+        if caller.limits:
+            holds += [
+                Hold(owner, OPEN_REQUESTS, NO_PERIOD, 1, limits.concurrent_requests)
+                for _, owner, limits in caller.limits
+                if limits.concurrent_requests is not None
+            ]
+        if request.hold_nanousd:
+            holds.append(Hold(owner, MONEY, period, request.hold_nanousd, plan.allowance_nanousd))
+            if caller.has_credit:
+                holds.append(Hold(owner, CREDIT, NO_PERIOD, 0, 0))
+        if caller.token is not None:
+            holds += cap_holds(caller.token.caps, self._periods.names(), request.hold_nanousd)
+        if request.quotas:
+            holds += quota_holds(owner, plan, self._periods.names(), request.quotas)
+        return holds
 
     async def extend(
         self, caller: Caller, reservation: Reservation, *, until_nanousd: int, used_nanousd: int
@@ -448,6 +456,15 @@ def _too_many_concurrent(limit: int, whose: _Whose) -> Refused:
         f"Too many requests at once: {limit} may be in flight {whose.words}.",
         retry_after_s=CONCURRENCY_RETRY_AFTER_S,
         facts={"limit": limit, **whose.facts},
+    )
+
+
+def repeat_running() -> Refused:
+    """The same request is under way, in the hands of somebody else."""
+    return Refused(
+        Reason.CONFLICT,
+        "The same request is still under way under this idempotency key.",
+        retry_after_s=REPEAT_RETRY_AFTER_S,
     )
 
 

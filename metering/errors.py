@@ -24,6 +24,8 @@ class Reason(enum.StrEnum):
     """413: the body is longer than BODY_BYTES_MAX."""
     MODEL_UNAVAILABLE = "model_unavailable"
     """404: the model is not in the plan, or has no price."""
+    CONFLICT = "conflict"
+    """409: the idempotency key was used for another request, or for the same one that is still under way."""
     OBJECT_NOT_FOUND = "object_not_found"
     """404: the request names an object that is not this user's: for them it does not exist."""
     BUDGET_EXHAUSTED = "budget_exhausted"

@@ -281,9 +281,9 @@ class Ledger:
 
     # --- holding ---------------------------------------------------------------------------------
 
-    async def reserve(self, intent: Intent) -> Reservation | Declined:
-        """Hold what `intent` may cost, durably; or Declined(meter) when an account has not enough left: which one,
-        `declined_hold` tells.
+    async def reserve(self, intent: Intent, *more: Step) -> Reservation | Declined:
+        """Hold what `intent` may cost, durably, with `more` steps in the same unit; or Declined(meter) when an account
+        has not enough left (which one, `declined_hold` tells), or what one of `more` was refused for.
 
         Raises Refused(STORE_UNAVAILABLE). Cancelled meanwhile, it voids what may still be granted.
         """
@@ -319,6 +319,7 @@ class Ledger:
             )
         )
 
+        steps += more
         # Read apart: RETURNING would make each hold three times as dear, and few are ever shown.
         looked_at = [hold for hold in holds if hold.meter in PURSE or hold.meter in intent.shown]
         looked_from = len(steps)

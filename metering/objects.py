@@ -7,7 +7,7 @@ not theirs learns nothing, not even that it exists. An id never changes hands.
 import asyncio
 from collections import OrderedDict
 from collections.abc import Collection, Sequence
-from typing import NamedTuple
+from typing import NamedTuple, cast
 
 from metering.clock import Clock
 from metering.store.store import Store
@@ -23,12 +23,21 @@ IDS_AT_ONCE = 64
 BIND_OBJECT = """
 INSERT INTO owned_objects (vendor, kind, upstream_id, user_id, reservation_id, created_at_ms)
 VALUES (?1, ?2, ?3, ?4, ?5, ?6)
-ON CONFLICT (vendor, kind, upstream_id) DO UPDATE SET user_id = excluded.user_id
+ON CONFLICT (vendor, kind, upstream_id) DO UPDATE SET user_id = excluded.user_id, gone_at_ms = NULL
 WHERE owned_objects.user_id = excluded.user_id"""
 
 SELECT_OWNERS = f"""
 SELECT upstream_id, user_id FROM owned_objects WHERE vendor = ?1 AND kind = ?2
 AND upstream_id IN ({", ".join(f"?{index}" for index in range(3, 3 + IDS_AT_ONCE))})"""
+
+SELECT_FIRST = """
+SELECT upstream_id FROM owned_objects WHERE user_id = ?1 AND vendor = ?2 AND kind = ?3 AND gone_at_ms IS NULL
+ORDER BY created_at_ms, upstream_id LIMIT 1"""
+COUNT_OF_USER = """
+SELECT COUNT(*) FROM owned_objects WHERE user_id = ?1 AND vendor = ?2 AND kind = ?3 AND gone_at_ms IS NULL"""
+MARK_GONE = """
+UPDATE owned_objects SET gone_at_ms = ?4
+WHERE vendor = ?1 AND kind = ?2 AND upstream_id = ?3 AND gone_at_ms IS NULL"""
 
 
 class ObjectId(NamedTuple):
@@ -63,6 +72,21 @@ class Objects:
         binding = self._store.writer.submit(Unit([*steps, *more]))
         binding.add_done_callback(lambda done: self._remember_bound(done, objects, user_id))
         return binding
+
+    def mark_gone(self, one: ObjectId) -> None:
+        """Its user has deleted it. It keeps its owner. Never waits, may be lost: then it only counts for longer."""
+        self._store.writer.submit(Unit((Step(MARK_GONE, (*one, self._clock.now_ms())),)))
+
+    async def first_of(self, vendor: str, kind: str, user_id: str) -> str | None:
+        """The id of a user's oldest object of a kind; None without any. Raises Refused(STORE_UNAVAILABLE)."""
+        row = await self._store.readers.row(SELECT_FIRST, (user_id, vendor, kind))
+        return None if row is None else str(row[0])
+
+    async def count(self, vendor: str, kind: str, user_id: str) -> int:
+        """How many objects of a kind a user has. Raises Refused(STORE_UNAVAILABLE)."""
+        row = await self._store.readers.row(COUNT_OF_USER, (user_id, vendor, kind))
+        assert row is not None
+        return cast("int", row[0])
 
     async def owners(self, objects: Collection[ObjectId]) -> dict[ObjectId, str]:
         """The owners of those that have one. Raises Refused(STORE_UNAVAILABLE)."""

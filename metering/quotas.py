@@ -14,7 +14,7 @@ from metering.ledger import Balance, Hold
 from metering.plans import Plan
 from metering.rate_state import QuotaState
 from metering.terms import CapPeriod
-from metering.usage import SEARCHES, Usage
+from metering.usage import RECIPIENTS, SEARCHES, Usage
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,7 +33,11 @@ class Quota:
 
 
 QUOTAS: Mapping[str, Quota] = {
-    quota.meter: quota for quota in (Quota("searches", SEARCHES, CapPeriod.MONTH, "searches_per_month"),)
+    quota.meter: quota
+    for quota in (
+        Quota("searches", SEARCHES, CapPeriod.MONTH, "searches_per_month"),
+        Quota("emails", RECIPIENTS, CapPeriod.DAY, "emails_per_day"),
+    )
 }
 """By meter."""
 

@@ -45,6 +45,10 @@ SUGGESTIONS = "suggestions"
 """Requests for completions of a query."""
 SPELLCHECKS = "spellchecks"
 """Requests for corrections of a query."""
+RECIPIENTS = "recipients"
+"""E-mails as vendors count them against their limits: one for each address of a message."""
+MESSAGES = "messages"
+"""E-mails, however many they go to."""
 
 INPUT_UNITS = (INPUT, INPUT_AUDIO, INPUT_IMAGE, INPUT_VIDEO)
 CACHE_READ_UNITS = (CACHE_READ, CACHE_AUDIO_READ, CACHE_IMAGE_READ, CACHE_VIDEO_READ)

@@ -21,6 +21,7 @@ STATUS: Mapping[Reason, int] = {
     Reason.HEAD_TOO_LARGE: 431,
     Reason.TOO_LARGE: 413,
     Reason.MODEL_UNAVAILABLE: 404,
+    Reason.CONFLICT: 409,
     Reason.OBJECT_NOT_FOUND: 404,
     Reason.BUDGET_EXHAUSTED: 402,
     Reason.BUDGET_HELD: 429,

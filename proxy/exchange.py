@@ -8,6 +8,7 @@ from metering.admission import Admitted, Caller
 from metering.errors import Refused
 from metering.ledger import Outcome, Resolved
 from metering.prices import Priced
+from metering.repeats import Repeat
 from proxy.downstream import Connection
 from proxy.surface import NO_DEMAND, Demand, Inbound, Observer, Operation, Surface
 
@@ -47,6 +48,7 @@ class Exchange:
         "priced",
         "receive",
         "refused",
+        "repeat",
         "request_id",
         "scope",
         "settled",
@@ -57,7 +59,7 @@ class Exchange:
         "upstream_status",
     )
 
-    def __init__(
+    def __init__(  # noqa: PLR0915 - a statement for each field
         self,
         *,
         surface: Surface,
@@ -81,6 +83,8 @@ class Exchange:
         """Kept to keep it from going up, wherever the client repeats it; never in a log, row or answer."""
         self.inbound: Inbound | None = None
         self.demand: Demand = NO_DEMAND
+        self.repeat: Repeat | None = None
+        """How it stands to the same request before, where it must not be done twice."""
         self.admitted: Admitted | None = None
 
         self.admitted_s: float | None = None

@@ -5,7 +5,7 @@ Two words of the declarations need one: `AddedEvent`, an event that is there onl
 whole events, a body at its end. Sans-I/O, on decoded bytes.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, Protocol
 
 import orjson
@@ -98,13 +98,16 @@ class EventGate:
 
 
 class BodyGate:
-    """For a body that carries ids: nothing passes before its end."""
+    """For a body that carries ids, or passes only as `edit` makes it: nothing passes before its end."""
 
-    __slots__ = ("_bytes_held", "_held", "_ids", "_places", "_vendor")
+    __slots__ = ("_bytes_held", "_edit", "_held", "_ids", "_places", "_vendor")
 
-    def __init__(self, vendor: str, places: Sequence[HandsOut]) -> None:
+    def __init__(
+        self, vendor: str, places: Sequence[HandsOut], edit: Callable[[bytes], bytes] | None = None
+    ) -> None:
         self._vendor = vendor
         self._places = places
+        self._edit = edit
         self._held: list[bytes] = []
         self._bytes_held = 0
         self._ids: list[ObjectId] = []
@@ -125,6 +128,8 @@ class BodyGate:
             if answer is None:
                 raise _unreadable(self._vendor)
             self._ids = handed_out(self._vendor, self._places, answer)
+            if self._edit is not None:
+                body = self._edit(body)
         return body
 
     def take_ids(self) -> list[ObjectId]:

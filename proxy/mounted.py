@@ -19,6 +19,7 @@ _PIECE = re.compile(r"\{(?P<name>\w+)(?::(?P<choices>[^{}]*))?\}")
 """A named piece of an operation's path."""
 _ANYTHING, _WIDE = "*", "__wide"
 """A piece that may be anything, in a path and at the end of its group's name."""
+_NAMED = re.compile(rb"\{(\w+)\}")
 _DOTS = frozenset({b".", b".."})
 
 
@@ -62,10 +63,18 @@ class Mounted:
             headers = self.answer_filter.passed(headers, secret=secret)
         return headers
 
+    @property
+    def key_header(self) -> tuple[bytes, bytes]:
+        """The header with the surface's own key. Raises Refused(NOT_CONFIGURED)."""
+        return self._key_header(self._keys[self.surface.upstream.key_env])
+
     def credential(self, operation: Operation) -> tuple[bytes, bytes]:
-        """The header with the vendor's key. Raises Refused(NOT_CONFIGURED)."""
+        """The header with the vendor's key for an operation. Raises Refused(NOT_CONFIGURED)."""
+        own = operation.key_env and self._keys[operation.key_env]
+        return self._key_header(own or self._keys[self.surface.upstream.key_env])
+
+    def _key_header(self, key: str) -> tuple[bytes, bytes]:
         upstream = self.surface.upstream
-        key = (operation.key_env and self._keys[operation.key_env]) or self._keys[upstream.key_env]
         if not key:
             raise Refused(
                 Reason.NOT_CONFIGURED,
@@ -102,6 +111,24 @@ class Mounted:
             Reason.UNKNOWN_OPERATION,
             f"{method} {path.decode('ascii', 'replace')[:200]} is not available through this proxy.",
         )
+
+    def upstream_path(self, operation: Operation, path: bytes, homes: Mapping[str, str]) -> bytes:
+        """Where a request to `path` goes at the vendor: pieces of the path stand there as they came."""
+        return (
+            self._filled(operation, operation.upstream_path, path, homes) if operation.upstream_path else path
+        )
+
+    def look_up_path(self, operation: Operation, path: bytes) -> bytes:
+        """Where the object is that the operation looks up."""
+        assert operation.looks_up is not None
+        return self._filled(operation, operation.looks_up.path, path, {})
+
+    def _filled(self, operation: Operation, template: str, path: bytes, homes: Mapping[str, str]) -> bytes:
+        pieces = {name: urllib.parse.quote(value, safe="").encode() for name, value in homes.items()}
+        for _, pattern, known in self._templates:
+            if known is operation and (found := pattern.fullmatch(path)):
+                pieces |= {name.removesuffix(_WIDE): value for name, value in found.groupdict().items()}
+        return _NAMED.sub(lambda piece: pieces[piece[1].decode()], template.encode())
 
     def _index(self, operation: Operation) -> None:
         if "{" not in operation.path:

@@ -14,7 +14,7 @@ import asyncio
 import logging
 import time
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Any
 from urllib.parse import unquote_to_bytes
@@ -31,7 +31,7 @@ from metering.plans import SOFT
 from metering.prices import PriceTable
 from metering.quotas import quotas_used
 from metering.rate_state import Standing
-from metering.store.writer import Done, Result
+from metering.store.writer import Done, Result, Step
 from metering.usage import NOTHING, Usage
 from proxy import forbidden
 from proxy.auth import Authenticator, conceal_tokens
@@ -45,6 +45,7 @@ from proxy.headers import accepts_gzip, asks_for_websocket, is_said_to_be_json
 from proxy.limit_headers import limit_headers
 from proxy.mounted import Mounted
 from proxy.ownership import check_owner
+from proxy.preparation import KEY_HEADER, Preparation, as_repeat, namespaced, prefix_of
 from proxy.query import check as check_query
 from proxy.relay import Relay, send_body
 from proxy.silence import SilenceKeeper
@@ -60,6 +61,8 @@ ERROR_BODY_BYTES_MAX = 1024 * 1024
 VALUES_MAX = 1_000_000
 """Commas and opening brackets of a JSON body. No model reads a text with so many, and a body full of `{}` would
 stop the event loop for seconds while it is parsed and looked through."""
+LOST_ANSWERS_MAX = 1
+"""How often an answer that was lost is asked for again, under its key of idempotency."""
 CHECKPOINTS_PER_TURN = 50
 """Streams checkpointed before other work gets its turn on the event loop."""
 IDLE_TURNS_MAX, IDLE_TURN_S = 200, 0.01
@@ -95,6 +98,7 @@ class Engine:
         clock: Clock,
         objects: Objects,
         deferrals: Deferrals,
+        preparation: Preparation,
     ) -> None:
         self._bounds = bounds
         self._authenticator = authenticator
@@ -106,6 +110,7 @@ class Engine:
         self._clock = clock
         self._objects = objects
         self._deferrals = deferrals
+        self._preparation = preparation
         self._open: set[Exchange] = set()
         self._drains = 0
         self._bodies: Counter[str] = Counter()
@@ -149,6 +154,8 @@ class Engine:
             if exchange.is_deferred:
                 _leave_to_poll(exchange)
                 self._charge(exchange)
+            if exchange.repeat is not None and exchange.is_done and exchange.refused is None:
+                self._preparation.forget(exchange.repeat)
             self._telemetry.finish(exchange, time.monotonic())
 
     async def _serve(self, exchange: Exchange, mounted: Mounted, path: bytes) -> None:
@@ -176,8 +183,9 @@ class Engine:
         if exchange.operation.names:
             user_id, names = exchange.caller.user_id, exchange.operation.names
             await check_owner(self._objects, mounted.surface.name, user_id, names, exchange.inbound)
+        claims = await self._prepare(exchange, mounted, path) if exchange.operation.is_prepared else ()
         request = self._price(exchange, mounted)
-        exchange.admitted = await self._admission.admit(exchange.caller, request)
+        exchange.admitted = await self._admission.admit(exchange.caller, request, *claims)
         exchange.admitted_s = time.monotonic()
         self._enter(exchange)
         try:
@@ -187,6 +195,17 @@ class Engine:
             await self._forward(exchange, mounted, path, credential)
         finally:
             self._leave(exchange)
+
+    async def _prepare(self, exchange: Exchange, mounted: Mounted, path: bytes) -> Sequence[Step]:
+        """What some operations must know before they are priced; the steps that go with the reservation."""
+        operation = exchange.operation
+        assert operation is not None
+        await self._preparation.check_number(exchange, mounted)
+        if operation.is_idempotent:
+            exchange.repeat = await self._preparation.repeat_of(exchange, path)
+        await self._preparation.look_up(exchange, mounted, path)
+        repeat = exchange.repeat
+        return () if repeat is None or repeat.claim is None else (repeat.claim,)
 
     # --- read ----------------------------------------------------------------------------------------
 
@@ -269,7 +288,12 @@ class Engine:
         assert caller is not None
         provider, now_ms = mounted.surface.provider, self._clock.now_ms()
         pricing = Pricing(self._prices, now_ms, self._bounds.estimate_bytes_per_token, mounted.options)
-        demand = exchange.demand = operation.meter.read(inbound, pricing)
+        demand = operation.meter.read(inbound, pricing)
+        if exchange.repeat is not None and exchange.repeat.is_done:
+            demand = as_repeat(demand)
+        if operation.namespaced:
+            demand = replace(demand, body=namespaced(inbound.fields, operation.namespaced, caller.user_id))
+        exchange.demand = demand
         held = self._prices.price(provider, self._held_at_first(demand, caller.plan.budget), at_ms=now_ms)
         if held.flags:
             raise Refused(
@@ -418,6 +442,11 @@ class Engine:
         is_gzip_fine = not is_plain_needed and accepts_gzip(inbound.headers)
         headers.append((b"accept-encoding", b"gzip" if is_gzip_fine else b"identity"))
         headers.append(credential)
+        if exchange.repeat is not None:
+            headers.append((KEY_HEADER, exchange.repeat.upstream_key.encode()))
+        if exchange.operation is not None and exchange.operation.upstream_path:
+            homes = await self._preparation.homes_of(exchange, mounted)
+            path = mounted.upstream_path(exchange.operation, path, homes)
         target = path + b"?" + inbound.query if inbound.query else path
         exchange.is_forwarded = True
         body = inbound.forget_body()  # streams are many and long: the body is not kept beside them
@@ -425,14 +454,28 @@ class Engine:
             body = exchange.demand.body
             exchange.demand = replace(exchange.demand, body=None)
         try:
-            return await self._client.open(
-                mounted.origin, inbound.method.encode(), target, headers, body, mounted.timeouts
-            )
+            return await self._ask(exchange, mounted, target, headers, body)
         except UpstreamError as error:
             raise self._no_answer(exchange, error) from error
         except CancelledUnsent:
             self._void(exchange)
             raise
+
+    async def _ask(
+        self, exchange: Exchange, mounted: Mounted, target: bytes, headers: Headers, body: bytes
+    ) -> Answer:
+        """The vendor's answer. One that was lost is asked for again where the vendor does nothing twice."""
+        assert exchange.inbound is not None
+        method, lost = exchange.inbound.method.encode(), 0
+        while True:
+            try:
+                return await self._client.open(
+                    mounted.origin, method, target, headers, body, mounted.timeouts
+                )
+            except UpstreamError as error:
+                lost += error.is_sent
+                if exchange.repeat is None or not error.is_sent or lost > LOST_ANSWERS_MAX:
+                    raise
 
     def _no_answer(self, exchange: Exchange, error: UpstreamError) -> Refused:
         """Nothing was sent: void. Sent, but unanswered: nobody knows what the vendor did, so the input is
@@ -478,6 +521,7 @@ class Engine:
         request_id = head.header(b"request-id") or head.header(b"x-request-id")
         exchange.upstream_request_id = request_id.decode("latin-1")[:200] or None
         if OK <= answer.status < REDIRECT:
+            self._note_end(exchange)
             await self._answer_success(exchange, mounted, answer, head, silence)
         else:
             await self._answer_error(exchange, mounted, answer, head, silence)
@@ -546,6 +590,14 @@ class Engine:
         await settle(outcome)
         await self._end(exchange, relay, outcome)
 
+    def _note_end(self, exchange: Exchange) -> None:
+        """What the request has deleted at the vendor is no more."""
+        operation, inbound = exchange.operation, exchange.inbound
+        if operation is not None and operation.ends is not None and inbound is not None:
+            kind, piece = operation.ends
+            upstream_id = inbound.path_params[piece].lower()
+            self._objects.mark_gone(ObjectId(exchange.surface.name, kind, upstream_id))
+
     def _gate(self, exchange: Exchange, inbound: Inbound, head: AnswerHead) -> Gate | None:
         """What the answer must pass, where its operation has an added event or hands out ids."""
         operation, vendor = exchange.operation, exchange.surface.name
@@ -555,7 +607,22 @@ class Engine:
         is_stream = exchange.demand.is_streaming and _is_event_stream(head)
         if is_stream and (places or exchange.demand.added_event is not None):
             return EventGate(vendor, exchange.demand.added_event, places)
-        return BodyGate(vendor, places) if places else None
+        edit = self._edit(exchange)
+        return BodyGate(vendor, places, edit) if places or edit is not None else None
+
+    def _edit(self, exchange: Exchange) -> Callable[[bytes], bytes] | None:
+        """What makes a body of what the vendor said, where its operation declares that."""
+        operation, caller, standing = exchange.operation, exchange.caller, exchange.admitted
+        assert operation is not None
+        assert caller is not None
+        assert standing is not None
+        if operation.renders is not None:
+            renders = operation.renders
+            return lambda body: renders(body, standing)
+        if operation.namespaced:
+            prefix = prefix_of(caller.user_id).encode()
+            return lambda body: body.replace(prefix, b"")
+        return None
 
     async def _withhold(self, exchange: Exchange, refused: Refused) -> None:
         """Tell the client that nothing more comes of an answer that a gate has stopped, and read on as if it had
@@ -873,16 +940,21 @@ def _make_showable(refused: Refused) -> None:
 
 
 def _as_framed(headers: Headers, exchange: Exchange, *, is_decoded: bool) -> Headers:
-    """A stream is framed anew: an event of our own may have to follow. What a gate has read goes down decoded."""
+    """A stream is framed anew, for an event of our own may have to follow, and so is a body that we change. What a gate
+    has read goes down decoded."""
     if is_decoded:
         return [pair for pair in headers if pair[0] not in _LENGTH_AND_CODING]
-    return [pair for pair in headers if pair[0] not in _LENGTH] if exchange.demand.is_streaming else headers
+    operation = exchange.operation
+    is_framed_anew = exchange.demand.is_streaming or (operation is not None and operation.edits_answer)
+    return [pair for pair in headers if pair[0] not in _LENGTH] if is_framed_anew else headers
 
 
 def _has_gate(exchange: Exchange) -> bool:
     """Whether the answer may have to pass one, which reads plain bytes."""
     operation = exchange.operation
-    return operation is not None and (bool(operation.hands_out) or exchange.demand.added_event is not None)
+    return operation is not None and (
+        bool(operation.hands_out) or operation.edits_answer or exchange.demand.added_event is not None
+    )
 
 
 def _goes_on(exchange: Exchange) -> bool:

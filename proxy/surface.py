@@ -85,6 +85,8 @@ class Inbound:
     headers: Headers
     body: bytes
     fields: Mapping[str, Any]
+    looked_up: Mapping[str, Any] = field(default_factory=dict)
+    """What the operation's LookUp found."""
     _walks: dict[tuple[str, ...], Walk] = field(default_factory=dict, repr=False)
 
     def below(self, *keys: str) -> Walk:
@@ -281,6 +283,35 @@ class Names:
 
 
 @dataclass(frozen=True, slots=True)
+class Home:
+    """What a user has at a vendor from their first request on, as `{name}` in upstream paths: a POST of `body` (of the
+    user's tag) to `path`, answered with its id in `id_field`. `within`: the homes that stand in `path`. The vendor must take a second
+    POST of the same for the same thing.
+    """
+
+    name: str
+    kind: str
+    path: str
+    body: Callable[[str], Mapping[str, Any]]
+    id_field: str
+    within: tuple[str, ...] = ()
+    is_caseless: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class LookUp:
+    """An object of the vendor's that must be read before a request can be priced; `path` with the request's own pieces.
+
+    Its meter finds it in `Inbound.looked_up`. Where the vendor knows none, the request is refused in `words`. `when`
+    narrows it to requests that need it.
+    """
+
+    path: str
+    words: str
+    when: Callable[[Inbound], bool] | None = None
+
+
+@dataclass(frozen=True, slots=True)
 class Deferred:
     """Work that goes on after the request that started it; its hold stays until a poll finds it ended.
 
@@ -332,9 +363,37 @@ class Operation:
     deferred: Deferred | None = None
     quotas: tuple[str, ...] = ()
     """The plan's counts that it draws on, by meter (metering/quotas.py): as much as its usage has of their units."""
+    upstream_path: str = ""
+    """Where the request goes at the vendor, if not to its own path: with pieces of `path`, as they came, and homes of
+    the surface."""
+    homes: tuple[str, ...] = ()
+    """Those that `upstream_path` needs."""
+    looks_up: LookUp | None = None
+    is_idempotent: bool = False
+    """Must not be done twice: the vendor does it once for each value of the header `idempotency-key`, which is ours
+    there (see metering/repeats.py)."""
+    at_most: tuple[str, str] | None = None
+    """How many objects a user may have before this: their kind, and the option that says so."""
+    ends: tuple[str, str] | None = None
+    """After a success an object is no more: its kind, and the piece of the path that names it."""
+    namespaced: tuple[str, ...] = ()
+    """Fields at the top of the body whose value is a name within the whole account: the user's own there, by a prefix
+    that no answer shows."""
+    renders: Callable[[bytes, Standing], bytes] | None = None
+    """The body of a success as its caller is shown it, where that is not the vendor's own."""
     key_env: str = ""
     """The variable of the vendor's key for this operation, where the vendor sells keys by product; unset, the
     surface's own is used."""
+
+    @property
+    def is_prepared(self) -> bool:
+        """Something must be looked up before it is priced."""
+        return self.is_idempotent or self.looks_up is not None or self.at_most is not None
+
+    @property
+    def edits_answer(self) -> bool:
+        """A success does not go down as the vendor wrote it."""
+        return bool(self.namespaced) or self.renders is not None
 
     @property
     def name(self) -> str:
@@ -400,3 +459,4 @@ class Surface:
     dropped_request_headers: tuple[str, ...] = ()
     dropped_answer_headers: tuple[str, ...] = ()
     options: tuple[tuple[str, str, str], ...] = ()
+    homes: tuple[Home, ...] = ()

@@ -7,6 +7,12 @@ here does no I/O and knows no other vendor.
 """
 
 from proxy.surface import Surface
-from routes import anthropic, brave, gemini, openai
+from routes import agentmail, anthropic, brave, gemini, openai
 
-SURFACES: tuple[Surface, ...] = (anthropic.SURFACE, openai.SURFACE, gemini.SURFACE, brave.SURFACE)
+SURFACES: tuple[Surface, ...] = (
+    anthropic.SURFACE,
+    openai.SURFACE,
+    gemini.SURFACE,
+    brave.SURFACE,
+    agentmail.SURFACE,
+)

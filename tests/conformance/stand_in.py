@@ -2,11 +2,14 @@
 
 from collections.abc import Sequence
 
+from proxy.mounted import Mounted
 from proxy.surface import Operation, Surface
 from simulators.script import Ready, Script, head
 from simulators.server import ReceivedRequest, SimulatorServer
 
 Pairs = Sequence[tuple[str, str]]
+HOME = "home1"
+"""The id of every home of the user there."""
 
 
 class StandIn(SimulatorServer):
@@ -15,6 +18,10 @@ class StandIn(SimulatorServer):
     def __init__(self, surface: Surface) -> None:
         super().__init__()
         self.surface = surface
+        self.mounted: Mounted | None = None
+        """Says where requests go."""
+        self.about: Operation | None = None
+        """The operation that is asked for; what it looks up before is answered whatever else is said here."""
         self.more_headers: Pairs = ()
         """Sent with every answer."""
         self.fails_with: tuple[int, bytes] | None = None
@@ -25,20 +32,51 @@ class StandIn(SimulatorServer):
         self.answers_any_path_of: Operation | None = None
         """Answer with this one's example, whatever ids stand in the path."""
 
+    @property
+    def asked(self) -> list[ReceivedRequest]:
+        """The requests that were forwarded; without what was looked up for them."""
+        return [request for request in self.requests if not self._is_look_up(request)]
+
     def answer(self, request: ReceivedRequest) -> Ready | Script:
+        if self._is_look_up(request):
+            return self._says(self._looked_up().example.answer, "application/json")
         if self.answers_with is not None:
             return self.answers_with
         example = (self.answers_any_path_of or self._operation(request)).example
-        status, body = self.fails_with or (200, example.answer)
-        headers = [
-            ("Content-Type", example.answer_content_type if self.fails_with is None else "application/json"),
-            ("Content-Length", str(len(body))),
-            *self.more_headers,
-        ]
+        if self.fails_with is not None:
+            status, body = self.fails_with
+            return self._says(body, "application/json", status=status)
+        return self._says(example.answer, example.answer_content_type)
+
+    def upstream_target(self, operation: Operation) -> str:
+        """Where the example of an operation goes."""
+        path, joint, query = operation.example.path.partition("?")
+        if operation.upstream_path:
+            assert self.mounted is not None
+            homes = dict.fromkeys(operation.homes, HOME)
+            path = self.mounted.upstream_path(operation, path.encode(), homes).decode()
+        return path + joint + query
+
+    def _says(self, body: bytes, content_type: str, *, status: int = 200) -> Ready:
+        headers = [("Content-Type", content_type), ("Content-Length", str(len(body))), *self.more_headers]
         return Ready(head(status, headers) + body)
+
+    def _is_look_up(self, request: ReceivedRequest) -> bool:
+        return self.about is not None and self.about.looks_up is not None and request.method == "GET"
+
+    def _looked_up(self) -> Operation:
+        assert self.about is not None
+        assert self.about.looks_up is not None
+        path = self.about.looks_up.path
+        return next(
+            one
+            for one in self.surface.operations
+            if one.method == "GET" and one.path.replace(":*}", "}") == path
+        )
 
     def _operation(self, request: ReceivedRequest) -> Operation:
         for operation in self.surface.operations:
-            if (operation.method, operation.example.path.partition("?")[0]) == (request.method, request.path):
+            path = self.upstream_target(operation).partition("?")[0]
+            if (operation.method, path) == (request.method, request.path):
                 return operation
         raise AssertionError(f"nothing declared sends {request.method} {request.target}")

@@ -16,7 +16,7 @@ from proxy.mounted import Mounted
 from proxy.ownership import ids_of
 from proxy.surface import ForbiddenField, HeaderKey, Inbound, Operation, QueryKey, Surface, TokenPlace
 from routes import SURFACES
-from tests.conformance.stand_in import StandIn
+from tests.conformance.stand_in import HOME, StandIn
 from tests.support.gateway import Gateway, running_gateway
 from tests.support.limits import assert_limits
 from tests.support.raw_http import RawAnswer, raw_request
@@ -75,6 +75,7 @@ class Stage:
     ) -> RawAnswer:
         """Send the operation's example, with the gateway token in its first place; what it names is the user's."""
         example = operation.example
+        self.vendor.about = operation
         await self.own_named(operation)
         if has_token:
             given = (in_place(self.surface.token_places[0], token or self.token), *given)
@@ -107,6 +108,8 @@ class Stage:
 
     async def own_named(self, operation: Operation) -> None:
         objects = Objects(self.gateway.service.store, self.gateway.clock)
+        for home in self.surface.homes:
+            await objects.bind([ObjectId(self.surface.name, home.kind, HOME)], "u1", "req_before")
         for kind, upstream_id in self.named_by_example(operation):
             await objects.bind([ObjectId(self.surface.name, kind, upstream_id)], "u1", "req_before")
 
@@ -172,6 +175,13 @@ def in_any_case(place: TokenPlace) -> list[TokenPlace]:
     return [HeaderKey(place.name, scheme) for scheme in sorted(schemes)]
 
 
+def without_namespaces(operation: Operation, body: bytes) -> object:
+    """The body but for the fields that become the user's own; the bytes themselves where there are none."""
+    if not operation.namespaced or not body:
+        return body
+    return {name: value for name, value in orjson.loads(body).items() if name not in operation.namespaced}
+
+
 def with_query(path: str, parameters: list[str]) -> str:
     joint = "&" if "?" in path else "?"
     return path + joint + "&".join(parameters) if parameters else path
@@ -186,7 +196,9 @@ async def staged(surface: Surface, tmp_path, **env: str | None) -> AsyncIterator
             **env,
         }
         async with running_gateway(tmp_path, env=variables) as gateway:
-            yield Stage(surface, gateway, vendor, await gateway.new_token())
+            stage = Stage(surface, gateway, vendor, await gateway.new_token())
+            vendor.mounted = stage.mounted
+            yield stage
             await gateway.assert_clean()
 
 
@@ -207,7 +219,7 @@ async def test_the_token_is_accepted_in_every_declared_place_and_below_every_mou
                     asked += 1
         everywhere = [in_place(place, stage.token) for place in surface.token_places]
         assert (await stage.ask(operation, *everywhere, has_token=False)).status == 200
-        assert stage.vendor.requests_total == asked + 1
+        assert len(stage.vendor.asked) == asked + 1
 
 
 @each_operation
@@ -226,7 +238,7 @@ async def test_without_a_good_token_nothing_reaches_the_vendor(tmp_path, case: C
         ):
             answer = await stage.ask(operation, *given, has_token=False)
             stage.assert_dialect(answer, Reason.UNAUTHENTICATED)
-        assert stage.vendor.requests_total == 0
+        assert len(stage.vendor.requests) == 0
         assert await stage.gateway.entries() == []
 
 
@@ -240,7 +252,7 @@ async def test_two_different_tokens_are_refused_though_both_are_good(tmp_path, c
             given = [in_place(first, stage.token), in_place(second, other)]
             answer = await stage.ask(operation, *given, has_token=False)
             assert "different" in stage.assert_dialect(answer, Reason.UNAUTHENTICATED)
-        assert stage.vendor.requests_total == 0
+        assert len(stage.vendor.requests) == 0
 
 
 # --- what is declared, and what is not ------------------------------------------------------------------
@@ -252,9 +264,11 @@ async def test_the_example_passes_unchanged_and_is_booked_exactly_once(tmp_path,
     async with staged(surface, tmp_path) as stage:
         answer = await stage.ask(operation)
         assert (answer.status, answer.body) == (200, operation.example.answer)
-        (request,) = stage.vendor.requests
-        assert (request.method, request.target) == (operation.method, operation.example.path)
-        assert request.body == operation.example.body
+        (request,) = stage.vendor.asked
+        assert (request.method, request.target) == (operation.method, stage.vendor.upstream_target(operation))
+        assert without_namespaces(operation, request.body) == without_namespaces(
+            operation, operation.example.body
+        )
         entry = await stage.gateway.only_entry()
         assert (entry["kind"], entry["outcome"], entry["basis"]) == ("settle", "completed", "reported")
         assert entry["operation"] == operation.name
@@ -277,7 +291,7 @@ async def test_other_methods_on_a_declared_path_do_not_exist(tmp_path, case: Cas
         for method in sorted(set(METHODS) - {"HEAD"}):
             if not stage.is_declared(method, path):
                 stage.assert_dialect(await stage.send(method, path), Reason.UNKNOWN_OPERATION)
-        assert stage.vendor.requests_total == 0
+        assert len(stage.vendor.requests) == 0
 
 
 UNDECLARED = ("", "/", "/undeclared", "/v1", "/v1/", "/v1/organizations/me", "/admin", "/health", "/metrics")
@@ -308,8 +322,11 @@ async def test_what_only_looks_like_a_declared_path_does_not_exist(tmp_path, cas
     async with staged(surface, tmp_path) as stage:
         for alter in ALTERATIONS.values():
             path = alter(operation.example.path.partition("?")[0])
+            if stage.is_declared(operation.method, path):  # an id that may have slashes has swallowed it
+                assert any(":*}" in one.path for one in surface.operations)
+                continue
             stage.assert_dialect(await stage.send(operation.method, path), Reason.UNKNOWN_OPERATION)
-        assert stage.vendor.requests_total == 0
+        assert len(stage.vendor.requests) == 0
         assert await stage.gateway.entries() == []
 
 
@@ -319,7 +336,7 @@ async def test_undeclared_paths_do_not_exist(tmp_path, surface: Surface):
         for path in UNDECLARED:
             for method in ("GET", "POST"):
                 stage.assert_dialect(await stage.send(method, path), Reason.UNKNOWN_OPERATION)
-        assert stage.vendor.requests_total == 0
+        assert len(stage.vendor.requests) == 0
 
 
 @each_surface
@@ -329,7 +346,7 @@ async def test_a_path_that_begins_like_a_mount_is_not_below_it(tmp_path, surface
         for mount in surface.mounts:
             answer = await stage.ask(operation, mount=f"{mount}x")
             assert answer.status == 404
-        assert stage.vendor.requests_total == 0
+        assert len(stage.vendor.requests) == 0
 
 
 def body_with(operation: Operation, path: str, value: object) -> bytes:
@@ -355,7 +372,7 @@ async def test_a_forbidden_field_is_refused_by_name_and_nothing_reaches_the_vend
             message = stage.assert_dialect(answer, Reason.BAD_REQUEST)
             assert name in message
             assert field.why in message
-        assert stage.vendor.requests_total == 0
+        assert len(stage.vendor.requests) == 0
         assert await stage.gateway.entries() == []
 
 
@@ -378,7 +395,7 @@ async def test_hop_by_hop_credential_and_account_headers_do_not_go_up(tmp_path, 
     async with staged(surface, tmp_path) as stage:
         answer = await stage.ask(operation, *headers, (b"x-neutral", b"kept"), (b"user-agent", b"agent/1"))
         assert answer.status == 200
-        (request,) = stage.vendor.requests
+        (request,) = stage.vendor.asked
         assert [name for name, value in request.headers if PLANTED in value] == []
         assert request.header(b"x-neutral") == b"kept"
         assert request.header(b"user-agent") == b"agent/1"
@@ -468,7 +485,7 @@ async def test_a_gateway_token_in_the_url_is_refused_before_it_goes_anywhere(tmp
         target = with_query(operation.example.path, [f"undeclared={stage.token}"])
         answer = await stage.send(operation.method, target)
         assert stage.token not in stage.assert_dialect(answer, Reason.BAD_REQUEST)
-        assert stage.vendor.requests_total == 0
+        assert len(stage.vendor.requests) == 0
 
 
 LEAKS = {
@@ -497,7 +514,7 @@ async def test_no_secret_is_in_answers_logs_metrics_or_the_ledger(tmp_path, case
             (await stage.send("GET", "/undeclared")).wire,
             (await raw_request(stage.gateway.url, "GET", b"/metrics")).wire,
         ]
-        assert stage.vendor.requests_total >= 1
+        assert len(stage.vendor.requests) >= 1
         await stage.vendor.stop()
         wires.append((await stage.ask(operation)).wire)
         await stage.gateway.quiet()
@@ -517,5 +534,5 @@ async def test_without_its_key_a_surface_says_which_variable_is_unset(tmp_path, 
     async with staged(surface, tmp_path, **{surface.upstream.key_env: None}) as stage:
         message = stage.assert_dialect(await stage.ask(operation), Reason.NOT_CONFIGURED)
         assert surface.upstream.key_env in message
-        assert stage.vendor.requests_total == 0
+        assert len(stage.vendor.requests) == 0
         assert await stage.gateway.entries() == []

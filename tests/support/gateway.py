@@ -50,7 +50,7 @@ concurrent_requests = {concurrent}
 searches_per_month = {searches}
 browser_minutes_per_month = 0
 concurrent_browsers = 0
-emails_per_day = 0
+emails_per_day = {emails}
 call_minutes_per_month = 0
 models = {models}
 surfaces = {surfaces}
@@ -66,6 +66,7 @@ def plan_table(
     tokens_per_minute: int = 1_000_000_000,
     concurrent: int = 10_000,
     searches: int = 1_000_000,
+    emails: int = 1_000_000,
     models: tuple[str, ...] = ("*",),
     surfaces: tuple[str, ...] = ("*",),
     budget: str = "hard",
@@ -78,6 +79,7 @@ def plan_table(
         tokens_per_minute=tokens_per_minute,
         concurrent=concurrent,
         searches=searches,
+        emails=emails,
         models=json.dumps(list(models)),
         surfaces=json.dumps(list(surfaces)),
         budget=budget,

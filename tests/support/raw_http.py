@@ -59,12 +59,13 @@ async def exchange_bytes(
     body: bytes,
     *,
     length: int | None = None,
+    method: str = "POST",
 ) -> bytes:
-    """POST on a connection of its own; all that comes until the other side closes or resets it, whole or not.
+    """A request on a connection of its own; all that comes until the other side closes or resets it, whole or not.
     `length`: announced instead of the body's."""
     address = urlsplit(url)
     lines = [
-        b"POST %s HTTP/1.1" % target,
+        b"%s %s HTTP/1.1" % (method.encode(), target),
         b"host: x",
         b"connection: close",
         b"content-type: application/json",

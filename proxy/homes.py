@@ -1,0 +1,84 @@
+"""What a user has at a vendor from their first request on: a part of the shared account that is theirs alone.
+
+Made when it is first needed, once: two requests of a worker make it together, two workers by a name for it that the
+vendor takes for the same thing. Bound like every other object before anybody hears of it.
+"""
+
+import asyncio
+import hashlib
+from collections import OrderedDict
+from collections.abc import Mapping
+from urllib.parse import quote
+
+import orjson
+
+from metering.errors import Reason, Refused
+from metering.objects import ObjectId, Objects
+from metering.store.writer import Declined
+from metering.tasks import spawn
+from proxy.mounted import Mounted
+from proxy.side_calls import SideCalls
+from proxy.surface import Home
+
+KNOWN_MAX = 20_000
+"""Homes remembered in this process; they never change."""
+TAG_CHARS = 26
+
+
+def user_tag(user_id: str) -> str:
+    """A user's name at a vendor: the same everywhere and always, and of nobody else. Letters and digits."""
+    return "u" + hashlib.sha256(f"automna:{user_id}".encode()).hexdigest()[:TAG_CHARS]
+
+
+class Homes:
+    """The homes of all users, as one worker sees them."""
+
+    def __init__(self, objects: Objects, calls: SideCalls) -> None:
+        self._objects = objects
+        self._calls = calls
+        self._known: OrderedDict[tuple[str, str, str], str] = OrderedDict()
+        self._making: dict[tuple[str, str, str], asyncio.Task[str]] = {}
+
+    async def of(self, mounted: Mounted, names: tuple[str, ...], user_id: str) -> Mapping[str, str]:
+        """The ids of the user's homes of these names, made where there are none. Raises Refused."""
+        return {name: await self._one(mounted, name, user_id) for name in names}
+
+    async def _one(self, mounted: Mounted, name: str, user_id: str) -> str:
+        key = (mounted.surface.name, name, user_id)
+        if key in self._known:
+            return self._known[key]
+        making = self._making.get(key)
+        if making is None:
+            making = self._making[key] = spawn(
+                self._found_or_made(mounted, name, user_id), name=f"home {name}"
+            )
+            making.add_done_callback(lambda _: self._making.pop(key, None))
+        found = await asyncio.shield(making)
+        self._known[key] = found
+        if len(self._known) > KNOWN_MAX:
+            self._known.popitem(last=False)
+        return found
+
+    async def _found_or_made(self, mounted: Mounted, name: str, user_id: str) -> str:
+        surface = mounted.surface
+        home = next(one for one in surface.homes if one.name == name)
+        found = await self._objects.first_of(surface.name, home.kind, user_id)
+        return found or await self._make(mounted, home, user_id)
+
+    async def _make(self, mounted: Mounted, home: Home, user_id: str) -> str:
+        outer = await self.of(mounted, home.within, user_id)
+        path = home.path
+        for name, upstream_id in outer.items():
+            path = path.replace(f"{{{name}}}", quote(upstream_id, safe=""))
+        body = orjson.dumps(home.body(user_tag(user_id)))
+        made = (await self._calls.post(mounted, path.encode(), body)).get(home.id_field)
+        if not isinstance(made, str) or not made:
+            raise Refused(
+                Reason.UPSTREAM_UNREACHABLE, f"{mounted.surface.name} made a {home.kind} without an id."
+            )
+        one = ObjectId(mounted.surface.name, home.kind, made.lower() if home.is_caseless else made)
+        if isinstance(await self._objects.bind([one], user_id, f"home:{home.name}"), Declined):
+            raise Refused(
+                Reason.INTERNAL, f"{mounted.surface.name} made a {home.kind} that is another user's."
+            )
+        return made

@@ -1,0 +1,132 @@
+"""What must be known, or exist, before a request is priced and forwarded: an object of the vendor's that it is about, the
+user's home there, what became of the same request before."""
+
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import Any
+
+import orjson
+
+from metering.admission import repeat_running
+from metering.errors import Reason, Refused
+from metering.objects import Objects
+from metering.repeats import Repeat, Repeats, key_of
+from metering.usage import NOTHING
+from proxy.exchange import Exchange
+from proxy.homes import Homes, user_tag
+from proxy.mounted import Mounted
+from proxy.side_calls import SideCalls
+from proxy.surface import Demand
+
+KEY_HEADER = b"idempotency-key"
+KEY_CHARS_MAX = 256
+_KEY_CHARS = frozenset(b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789-._~")
+"""What may stand in a key (AgentMail's documentation): anything else is refused there, so it is here."""
+
+
+class Preparation:
+    """The steps before admission and forwarding that some operations declare."""
+
+    def __init__(self, *, objects: Objects, repeats: Repeats, calls: SideCalls) -> None:
+        self._objects = objects
+        self._repeats = repeats
+        self._calls = calls
+        self._homes = Homes(objects, calls)
+
+    async def look_up(self, exchange: Exchange, mounted: Mounted, path: bytes) -> None:
+        """Read what the request must be priced by. Raises Refused."""
+        operation, inbound = exchange.operation, exchange.inbound
+        assert operation is not None
+        assert inbound is not None
+        wanted = operation.looks_up
+        if wanted is None or (wanted.when is not None and not wanted.when(inbound)):
+            return
+        found = await self._calls.get(mounted, mounted.look_up_path(operation, path))
+        if found is None:
+            raise Refused(Reason.OBJECT_NOT_FOUND, wanted.words)
+        inbound.looked_up = found
+
+    async def check_number(self, exchange: Exchange, mounted: Mounted) -> None:
+        """Whether the user may have one more of what the request makes. Requests that race may pass together, as many
+        as may be in flight. Raises Refused(FORBIDDEN)."""
+        operation, caller = exchange.operation, exchange.caller
+        assert operation is not None
+        assert caller is not None
+        if operation.at_most is None:
+            return
+        kind, option = operation.at_most
+        most = int(mounted.options[option])
+        if await self._objects.count(mounted.surface.name, kind, caller.user_id) >= most:
+            raise Refused(
+                Reason.FORBIDDEN,
+                f"Limit reached: {most} of this kind per user.",
+                facts={"kind": kind, "limit": most},
+            )
+
+    async def repeat_of(self, exchange: Exchange, path: bytes) -> Repeat:
+        """What became of the same request before; with the step that claims its key. Raises Refused(CONFLICT)."""
+        operation, inbound, caller = exchange.operation, exchange.inbound, exchange.caller
+        assert operation is not None
+        assert inbound is not None
+        assert caller is not None
+        given = _key_in(inbound.headers)
+        said = b"\n".join((inbound.method.encode(), path, inbound.query, inbound.body))
+        key = key_of(caller.user_id, exchange.surface.name, given, said)
+        earlier = await self._repeats.earlier(key)
+        if earlier is not None and earlier.is_running:
+            raise repeat_running()
+        if earlier is not None and earlier.is_done:
+            if earlier.fingerprint != key.fingerprint:
+                raise Refused(
+                    Reason.CONFLICT, "The idempotency key was used for a request with other content."
+                )
+            return Repeat(key, earlier.upstream_key, is_done=True, claim=None)
+        upstream_key = (
+            exchange.request_id if given is None else f"{user_tag(caller.user_id)}-{key.upstream_digest}"
+        )
+        claim = self._repeats.claiming(key, upstream_key, exchange.request_id, earlier)
+        return Repeat(key, upstream_key, is_done=False, claim=claim)
+
+    def forget(self, repeat: Repeat) -> None:
+        """The client has its answer. A key of its own is remembered all the same."""
+        if repeat.key.is_made:
+            self._repeats.forget(repeat.key, repeat.upstream_key)
+
+    async def homes_of(self, exchange: Exchange, mounted: Mounted) -> Mapping[str, str]:
+        """Raises Refused."""
+        operation, caller = exchange.operation, exchange.caller
+        assert operation is not None
+        assert caller is not None
+        return await self._homes.of(mounted, operation.homes, caller.user_id)
+
+
+def as_repeat(demand: Demand) -> Demand:
+    """What a request may cause that was done before: nothing."""
+    return replace(demand, ceiling=NOTHING, floor=NOTHING)
+
+
+def namespaced(fields: Mapping[str, Any], names: tuple[str, ...], user_id: str) -> bytes | None:
+    """The body with the user's prefix before each of these; None where there is none of them."""
+    found = {name: fields[name] for name in names if isinstance(fields.get(name), str)}
+    if not found:
+        return None
+    prefix = prefix_of(user_id)
+    return orjson.dumps({**fields, **{name: prefix + value for name, value in found.items()}})
+
+
+def prefix_of(user_id: str) -> str:
+    """What stands before a user's names within an account."""
+    return f"{user_tag(user_id)}-"
+
+
+def _key_in(headers: Any) -> str | None:
+    """The client's key; None where it sent none. Raises Refused(BAD_REQUEST)."""
+    values = [value for name, value in headers if name == KEY_HEADER]
+    if not values:
+        return None
+    if len(values) > 1 or not 0 < len(values[0]) <= KEY_CHARS_MAX or not set(values[0]) <= _KEY_CHARS:
+        raise Refused(
+            Reason.BAD_REQUEST,
+            f"Idempotency-Key: one of 1 to {KEY_CHARS_MAX} letters, digits and -._~ is expected.",
+        )
+    return str(values[0].decode())

@@ -1,0 +1,99 @@
+"""How AgentMail speaks of errors, so that its SDKs raise their own classes and obey our retry advice.
+
+Shapes and SDK reactions: AgentMail's documentation ("Errors") and its SDKs (Python 2.0.18, JavaScript 0.5.27), 2026-11.
+Both repeat 408, 429 and 5xx twice, Python's 409 too, and wait a `retry-after`; neither knows `x-should-retry`. 402 and 403
+are asked once.
+"""
+
+from typing import Any
+
+import orjson
+
+from metering.errors import Refused
+from metering.rate_state import Standing
+from proxy.errors import STATUS, TOO_MANY_REQUESTS, account_busy, account_refused, retry_headers
+from proxy.surface import Headers, Rendered
+from routes.counting import object_of
+
+ACCOUNT_CODES = frozenset(
+    {"missing_authorization", "unknown_api_key", "forbidden", "limit_exceeded", "payment_required"}
+)
+"""Codes about our key or what our plan at the vendor includes."""
+FORBIDDEN_TO_USERS = frozenset({"message_rejected", "resource_taken"})
+"""Codes of a 403 about the request. All other 403 are about our key."""
+UNAUTHORIZED, PAYMENT_REQUIRED, FORBIDDEN = 401, 402, 403
+SHOWN_AS_SAID = frozenset({"bad_request", "validation_error", "unprocessable", "message_rejected"})
+"""Codes whose message is about the request itself."""
+
+_NAMES = {
+    400: ("ValidationError", "bad_request"),
+    401: ("UnauthorizedError", "unknown_api_key"),
+    402: ("PaymentRequiredError", "usage_limit_reached"),
+    403: ("ForbiddenError", "forbidden"),
+    404: ("NotFoundError", "not_found"),
+    409: ("ConflictError", "conflict"),
+    413: ("ValidationError", "bad_request"),
+    422: ("UnprocessableError", "unprocessable"),
+    429: ("RateLimitError", "rate_limit_exceeded"),
+}
+_OTHER = ("InternalServerError", "internal_error")
+_WORDS = {
+    "not_found": "Not found.",
+    "conflict": "The request conflicts with an earlier one.",
+    "resource_taken": "This name is taken.",
+}
+"""Of errors whose own message may name what else the account holds."""
+
+
+class AgentMailDialect:
+    """Errors and limits as AgentMail's SDKs know them."""
+
+    @property
+    def stream_comment(self) -> bytes | None:
+        return None
+
+    def refusal(self, refused: Refused, request_id: str) -> Rendered:  # noqa: ARG002 - it stands in the head
+        headers = [(b"content-type", b"application/json"), *retry_headers(refused)]
+        return Rendered(STATUS[refused.reason], headers, _error(STATUS[refused.reason], refused.message))
+
+    def stream_error(self, refused: Refused, request_id: str) -> bytes:  # noqa: ARG002 - nothing is streamed
+        return _error(STATUS[refused.reason], refused.message)
+
+    def stream_error_from(self, status: int, body: bytes, request_id: str) -> bytes:  # noqa: ARG002 - as above
+        return _error(status, f"The vendor answered with HTTP {status}.")
+
+    def account_problem(self, status: int, body: bytes, headers: Headers) -> Refused | None:
+        """A key that is refused, a plan that includes no more, and the account's rate."""
+        code = object_of(body).get("code")
+        is_ours = code in ACCOUNT_CODES or (status == FORBIDDEN and code not in FORBIDDEN_TO_USERS)
+        if is_ours or status in {UNAUTHORIZED, PAYMENT_REQUIRED}:
+            return account_refused(status)
+        return account_busy(headers) if status == TOO_MANY_REQUESTS else None
+
+    def shown_error(self, body: bytes) -> bytes | None:
+        """Name and code stay. Their `fix` may name what else the account holds, and so may their message, but where it
+        is about the request's own content."""
+        error = object_of(body)
+        if not error:
+            return None
+        code = error.get("code")
+        shown: dict[str, Any] = {name: error[name] for name in ("name", "code", "docs") if name in error}
+        if code in SHOWN_AS_SAID:
+            shown |= {name: error[name] for name in ("message", "errors") if name in error}
+        else:
+            shown["message"] = _WORDS.get(str(code), "The vendor refused the request.")
+        return orjson.dumps(shown)
+
+    def limit_headers(self, standing: Standing, now_ms: int) -> Headers:  # noqa: ARG002 - the SDKs read the instant
+        """`X-RateLimit-Reset` is what its SDKs wait for where there is no `Retry-After`: the end of the minute."""
+        requests = standing.requests
+        return [
+            (b"x-ratelimit-limit", b"%d" % requests.limit),
+            (b"x-ratelimit-remaining", b"%d" % requests.remaining),
+            (b"x-ratelimit-reset", b"%d" % -(-requests.reset_ms // 1000)),
+        ]
+
+
+def _error(status: int, message: str) -> bytes:
+    name, code = _NAMES.get(status, _OTHER)
+    return orjson.dumps({"name": name, "code": code, "message": message})
