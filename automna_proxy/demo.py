@@ -18,18 +18,28 @@ from pathlib import Path
 from types import FrameType
 from typing import Any
 
-from automna_proxy.demo_apis import CHAT
+from automna_proxy.demo_apis import CHAT, SEARCH
 from automna_proxy.demo_clients import AnthropicSdk, Client, Curl, Request, Seen, StandardLibrary
 from automna_proxy.demo_ledger import cost_of, counts_of, settled_entries, table_of
 from automna_proxy.demo_page import Page
-from automna_proxy.demo_scenes import ADA, FLASH, GPT, PLAN_OF, SCENES, SONNET, Ask
+from automna_proxy.demo_scenes import (
+    ADA,
+    FLASH,
+    GPT,
+    PLAN_OF,
+    SCENES,
+    SEARCH_NANOUSD,
+    SEARCHES_METER,
+    SONNET,
+    Ask,
+)
 from automna_proxy.demo_stage import OK, Stage, StageError, staged
 from automna_proxy.terminal import PROGRAM
 from metering.errors import Refused
 from metering.money import credits_of, usd
 from metering.prices import PriceTable
 from metering.reports import Entry
-from metering.usage import CACHE_READ, CACHE_WRITE_5M, INPUT, OUTPUT, WEB_SEARCHES
+from metering.usage import CACHE_READ, CACHE_WRITE_5M, INPUT, OUTPUT, SEARCHES, WEB_SEARCHES
 from simulators.behaviour import Behaviour
 from simulators.script import Gate
 from simulators.vendor import Answered
@@ -42,6 +52,7 @@ HOSTS: Mapping[str, str] = {
     "anthropic": "api.anthropic.com",
     "openai": "api.openai.com",
     "gemini": "generativelanguage.googleapis.com",
+    "brave": "api.search.brave.com",
 }
 OWN_ENDPOINTS = (
     "/health",
@@ -57,8 +68,10 @@ UNIT_NAMES: Mapping[str, str] = {
     CACHE_WRITE_5M: "written to cache",
     OUTPUT: "output",
     WEB_SEARCHES: "searches",
+    SEARCHES: "searches",
 }
 """How people call what is counted, in the order of the table."""
+SINGULAR: Mapping[str, str] = {"searches": "search", "credits": "credit"}
 
 
 def run(*, once: bool) -> int:
@@ -96,10 +109,11 @@ def _play(page: Page, stage: Stage, *, once: bool) -> int:
 
 @dataclass(frozen=True, slots=True)
 class _Played:
-    """One request: what was asked, seen, answered by the vendor and booked. No answer: the vendor was not asked."""
+    """One request: what was asked, seen, answered by the vendor and booked. `reached`: requests that a vendor got."""
 
     ask: Ask
     seen: Seen
+    reached: int
     answer: Answered | None
     entry: Entry | None
 
@@ -196,7 +210,7 @@ class _Demo:
         for line in ask.shown if client.name == ask.client else ():
             page.paste(line)
         page.fact(ask.user, ask.question)
-        answered_before = len(vendor.answers_of(Answered))
+        answered_before, reached_before = len(vendor.answers_of(Answered)), self._reached()
         entries_before = {entry.seq for entry in settled_entries(self._stage.database)}
         seen, came_after_s = self._ask(client, ask)
         gate.open()
@@ -204,11 +218,28 @@ class _Demo:
         answer = next(iter(vendor.answers_of(Answered)[answered_before:]), None)
         booked = [e for e in settled_entries(self._stage.database) if e.seq not in entries_before]
         entry = next(iter(booked), None)
-        self._played.append(_Played(ask, seen, answer, entry))
+        reached = self._reached() - reached_before
+        self._played.append(_Played(ask, seen, reached, answer, entry))
         page.fact(client.name, _seen_in_words(ask, seen, came_after_s), style="yellow" if seen.error else "")
         page.fact("ledger", "nothing held, nothing booked" if entry is None else _booked_in_words(entry))
         for problem in _problems(self._played[-1], len(booked), self._prices):
             self.claim(f"{ask.question!r}: {problem}", False)
+        for name, used in ask.used.items():
+            self._show_limit(ask, name, used)
+
+    def _reached(self) -> int:
+        """Requests that any vendor got so far."""
+        return sum(vendor.requests_total for vendor in self._stage.vendors.values())
+
+    def _show_limit(self, ask: Ask, name: str, used: int) -> None:
+        """Where the user stands, which must be so many of what the plan includes."""
+        meter = self._stage.meter(name, self.tokens[ask.user])
+        self._page.fact("limits", f"{meter['used']:,} of {meter['limit']:,} {meter['unit']}")
+        limit = getattr(self._stage.plan(PLAN_OF[ask.user]), name)
+        wanted = {"limit": limit, "used": used, "held": 0, "left": limit - used}
+        found = {key: meter[key] for key in wanted}
+        if found != wanted:
+            self.claim(f"{ask.question!r}: expected {name} {wanted}, found {found}", False)
 
     def _ask(self, client: Client, ask: Ask) -> tuple[Seen, list[float]]:
         """What the client saw, and after how many seconds each piece of the text."""
@@ -221,7 +252,7 @@ class _Demo:
             stream.write(piece)
             return len(came_after_s) != ask.leaves_after
 
-        request = Request(ask.api, ask.api.path.format(model=ask.model, id=self._object_id), ask.body)
+        request = Request(ask.api, ask.path(self._object_id), ask.body)
         try:
             return client.ask(request, self.tokens[ask.user], on_text), came_after_s
         finally:
@@ -241,10 +272,14 @@ class _Demo:
         self._page.heading("What was promised")
         stage, vendors = self._stage, self._stage.vendors.values()
         entries = settled_entries(stage.database)
-        told = [played.answer.request_id for played in self._played if played.answer is not None]
+        told = [
+            (played.ask.api.surface, played.answer.request_id)
+            for played in self._played
+            if played.answer is not None
+        ]
         answers_total = sum(len(vendor.answers_of(Answered)) for vendor in vendors)
         self.claim("every count is what the vendor reported, every cost exact", not self.failures)
-        upstream_ids = [entry.upstream_request_id or "" for entry in entries if entry.usage]
+        upstream_ids = [(entry.surface, entry.upstream_request_id or "") for entry in entries if entry.usage]
         self.claim(
             f"{answers_total} answers of the vendors, {len(upstream_ids)} entries in the ledger: each exactly once",
             upstream_ids == told and len(told) == answers_total,
@@ -260,10 +295,17 @@ class _Demo:
             "who did not ask OpenAI for the usage saw none of it",
             not any(seen.tells_usage for seen in unasked),
         )
+        searches = [played.entry for played in self._played if played.ask.api is SEARCH and played.answer]
+        self.claim(
+            f"{_amount(len(searches), 'searches')} at USD {usd(SEARCH_NANOUSD)}, counted alike by plan and ledger",
+            all(_cost(entry) == SEARCH_NANOUSD for entry in searches)
+            and all(self._searches_told(user) == _searches_of(user, entries) for user in self.tokens),
+            found=[_cost(entry) for entry in searches],
+        )
         refused = [played for played in self._played if played.ask.behaviour is None]
         self.claim(
             f"{len(refused)} refusals: the vendor was not asked, nothing is booked",
-            all(played.answer is None and played.entry is None for played in refused),
+            not any(played.reached or played.answer or played.entry for played in refused),
         )
         requests = [request for vendor in vendors for request in vendor.requests]
         sent = b"".join(
@@ -279,6 +321,10 @@ class _Demo:
             set(statuses.values()) == {OK},
             found=statuses,
         )
+
+    def _searches_told(self, user: str) -> int:
+        used: int = self._stage.meter(SEARCHES_METER, self.tokens[user])["used"]
+        return used
 
 
 def _gated(behaviour: Behaviour, leaves_after: int | None, gate: Gate) -> Behaviour:
@@ -298,7 +344,7 @@ def _problems(played: _Played, booked: int, prices: PriceTable) -> Iterator[str]
     if seen.is_whole != (ask.leaves_after is None):
         yield f"the answer ended otherwise than expected: {seen}"
     if ask.behaviour is None:
-        if answer is not None or booked:
+        if played.reached or answer is not None or booked:
             yield "refused, and yet forwarded or booked"
         return
     if ask.is_free:
@@ -315,9 +361,8 @@ def _entry_problems(
     ask: Ask, seen: Seen, answer: Answered, entry: Entry, prices: PriceTable
 ) -> Iterator[str]:
     counts = answer.usage.counts()
-    text = "" if ask.behaviour is None else ask.behaviour.text or ""
     expected: Mapping[str, tuple[object, object]] = {
-        "text": (seen.text, text if ask.leaves_after is None else text[: len(seen.text)]),
+        "text": (seen.text, ask.text if ask.leaves_after is None else ask.text[: len(seen.text)]),
         "request id": (entry.request_id, seen.request_id),
         "upstream request id": (entry.upstream_request_id or "", answer.request_id),
         "user": (entry.user_id, ask.user),
@@ -326,7 +371,7 @@ def _entry_problems(
         "counts": (counts_of(entry), counts),
         "cost": (
             entry.cost_nanousd,
-            cost_of(prices, ask.api.surface, answer.model, counts, at_ms=entry.at_ms),
+            cost_of(prices, ask.api.surface, answer.model or ask.api.product, counts, at_ms=entry.at_ms),
         ),
     }
     for name, (found, wanted) in expected.items():
@@ -336,6 +381,11 @@ def _entry_problems(
 
 def _cost(entry: Entry | None) -> int:
     return 0 if entry is None else entry.cost_nanousd
+
+
+def _searches_of(user: str, entries: Sequence[Entry]) -> int:
+    """Those that count for the plan: a model's own do not."""
+    return sum(counts_of(entry).get(SEARCHES, 0) for entry in entries if entry.user_id == user)
 
 
 def _seen_in_words(ask: Ask, seen: Seen, came_after_s: Sequence[float]) -> str:
@@ -354,11 +404,14 @@ def _booked_in_words(entry: Entry) -> str:
     if not entry.usage:
         return "nothing to pay for: an entry of nothing"
     counts = counts_of(entry)
-    used = ", ".join(f"{counts[unit]:,} {name}" for unit, name in UNIT_NAMES.items() if unit in counts)
-    credits_used = credits_of(entry.cost_nanousd)
-    unit = "credit" if credits_used == 1 else "credits"
+    used = ", ".join(_amount(counts[unit], name) for unit, name in UNIT_NAMES.items() if unit in counts)
+    credits_used = _amount(credits_of(entry.cost_nanousd), "credits")
     ended = "" if entry.outcome == "completed" else f"{entry.outcome}, {entry.basis}: ".replace("_", " ")
-    return f"{ended}{used} = ${usd(entry.cost_nanousd)}, {credits_used:,} {unit}"
+    return f"{ended}{used} = ${usd(entry.cost_nanousd)}, {credits_used}"
+
+
+def _amount(count: int, name: str) -> str:
+    return f"{count:,} {SINGULAR.get(name, name) if count == 1 else name}"
 
 
 def _imported(name: str) -> Any:
@@ -406,6 +459,7 @@ def _paste_lines(stage: Stage, gateway_token: str) -> list[str]:
         f'curl -N "$URL/api/gemini/v1beta/models/{FLASH}:streamGenerateContent?alt=sse" \\',
         '  -H "x-goog-api-key: $TOKEN" -H "content-type: application/json" \\',
         """  -d '{"contents": [{"parts": [{"text": "Say something."}]}]}'""",
+        'curl "$URL/api/brave/res/v1/web/search?q=something" -H "x-subscription-token: $TOKEN"',
         'curl $URL/api/llm/v1/models -H "x-api-key: $TOKEN"',
         'curl $URL/api/user/usage -H "authorization: Bearer $TOKEN"',
         'curl $URL/api/user/limits -H "authorization: Bearer $TOKEN"',

@@ -7,15 +7,18 @@ from typing import Any
 Json = Mapping[str, Any]
 BodyOf = Callable[[str, str, int], dict[str, Any]]
 """By model, question, and the ceiling of what may be said."""
+RESULTS_SHOWN = 2
+"""Of a search."""
 
 
 @dataclass(frozen=True, slots=True)
 class Api:
-    """One operation of a vendor. `path` may hold `{model}` and `{id}`, the last object seen.
+    """One operation of a vendor. `path` may hold `{model}`, `{id}` (the last object seen) and `{question}`.
 
     `surface` is the vendor's name in ledger and price list, `speaker` the one on the page; `key` and `key_prefix` the
     header that carries the token. `body_of` None is a GET. `text_of` is asked of an event of a stream and of a whole
-    answer, `is_last` of an event, and so is `tells_usage`.
+    answer, `is_last` of an event, and so is `tells_usage`. `error_names`: an error's kind and message.
+    `product`: what the price list calls it, where no answer names a model.
     """
 
     surface: str
@@ -27,6 +30,8 @@ class Api:
     key_prefix: str = ""
     is_last: Callable[[Json], bool] = lambda _: False
     tells_usage: Callable[[Json], bool] = lambda _: False
+    error_names: tuple[str, str] = ("type", "message")
+    product: str = ""
 
     def headers(self, gateway_token: str) -> dict[str, str]:
         return {self.key: self.key_prefix + gateway_token, "content-type": "application/json"}
@@ -70,6 +75,11 @@ def _gemini_body(model: str, question: str, tokens_max: int) -> dict[str, Any]: 
 def _gemini_text(chunk: Json) -> str:
     parts = (part for candidate in chunk["candidates"] for part in candidate["content"]["parts"])
     return "".join(part.get("text", "") for part in parts if not part.get("thought"))
+
+
+def _results(answer: Json) -> str:
+    shown = answer["web"]["results"][:RESULTS_SHOWN]
+    return "\n".join(f"{found['title']} ({found['url']}): {found['description']}" for found in shown)
 
 
 def _said(question: str) -> list[dict[str, str]]:
@@ -121,4 +131,15 @@ GEMINI = Api(
     _gemini_body,
     _gemini_text,
     is_last=lambda chunk: any("finishReason" in candidate for candidate in chunk["candidates"]),
+    error_names=("status", "message"),
+)
+SEARCH = Api(
+    "brave",
+    "brave",
+    "/api/brave/res/v1/web/search?q={question}",
+    "x-subscription-token",
+    None,
+    _results,
+    error_names=("code", "detail"),
+    product="search",
 )

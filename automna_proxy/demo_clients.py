@@ -208,7 +208,7 @@ def _seen(api: Api, status: int, headers: Mapping[str, str], lines: Lines, on_te
     except ValueError:
         return Seen(status, request_id, error=f"not JSON: {body[:200]!r}", is_whole=False)
     if answer.get("error"):
-        return Seen(status, request_id, error=_error_of(answer))
+        return Seen(status, request_id, error=_error_of(api, answer))
     text = api.text_of(answer)
     on_text(text)
     return Seen(status, request_id, text, object_id=answer.get("id", ""))
@@ -226,7 +226,7 @@ def _streamed(api: Api, status: int, request_id: str, lines: Lines, on_text: OnT
             break
         event = json.loads(data)
         if "error" in event:
-            return Seen(status, request_id, "".join(pieces), _error_of(event), is_whole=False)
+            return Seen(status, request_id, "".join(pieces), _error_of(api, event), is_whole=False)
         tells_usage = tells_usage or api.tells_usage(event)
         piece = api.text_of(event)
         pieces.append(piece)
@@ -239,7 +239,7 @@ def _streamed(api: Api, status: int, request_id: str, lines: Lines, on_text: OnT
     return Seen(status, request_id, "".join(pieces), is_whole=is_whole, tells_usage=tells_usage)
 
 
-def _error_of(answer: Mapping[str, Any]) -> str:
+def _error_of(api: Api, answer: Mapping[str, Any]) -> str:
     """What kind of error, in the vendor's word for it, and what it says."""
-    error = answer["error"]
-    return f"{error.get('type') or error.get('status')}: {error['message']}"
+    error, (kind, told) = answer["error"], api.error_names
+    return f"{error.get(kind)}: {error.get(told)}"

@@ -20,7 +20,7 @@ from metering.prices import PriceTable
 from metering.reports import ENTRIES_MAX, Entry, tail
 from metering.store.database import Database
 from metering.store.readers import Readers
-from metering.usage import WEB_SEARCHES, Usage, UsageLine
+from metering.usage import SEARCHES, WEB_SEARCHES, Usage, UsageLine
 
 SETTLED_WITHIN_S = 10.0
 POLL_S = 0.01
@@ -86,11 +86,11 @@ COLUMNS = (
     _Column("user", lambda entry: entry.user_id),
     _Column("operation", lambda entry: entry.operation or ""),
     _Column("model", lambda entry: _short(entry.model or "")),
-    _count("input", lambda entry: entry.input_tokens),
+    _count("in", lambda entry: entry.input_tokens),
     _count("cache\nread", lambda entry: entry.cache_read_tokens),
     _count("cache\nwrite", lambda entry: entry.cache_write_tokens),
-    _count("output", lambda entry: entry.output_tokens),
-    _count("web\nsearch", lambda entry: counts_of(entry).get(WEB_SEARCHES, 0)),
+    _count("out", lambda entry: entry.output_tokens),
+    _count("search", lambda entry: sum(counts_of(entry).get(unit, 0) for unit in (SEARCHES, WEB_SEARCHES))),
     _Column("USD", lambda entry: usd(entry.cost_nanousd), lambda entries: usd(_cost(entries))),
     _Column(
         "credits",
@@ -105,10 +105,8 @@ LAYOUTS: tuple[tuple[frozenset[str], int], ...] = (
     (frozenset(), 1),
     (frozenset({"operation"}), 2),
     (frozenset({"operation"}), 1),
-    (frozenset({"operation", "web\nsearch"}), 2),
-    (frozenset({"operation", "web\nsearch"}), 1),
-    (frozenset({"operation", "web\nsearch", "time UTC"}), 1),
-    (frozenset({"operation", "web\nsearch", "time UTC", "credits"}), 1),
+    (frozenset({"operation", "time UTC"}), 1),
+    (frozenset({"operation", "time UTC", "credits"}), 1),
 )
 """Columns left out, and blanks between the others: from the widest table to the narrowest."""
 
@@ -150,4 +148,4 @@ def _shown(value: str | int) -> str:
 
 def _short(model: str) -> str:
     """A model's name without its family and date, as people say it."""
-    return re.sub(r"-\d{4}-?\d{2}-?\d{2}$", "", model.removeprefix("claude-"))
+    return re.sub(r"^(claude|gemini)-|-\d{4}-?\d{2}-?\d{2}$", "", model)

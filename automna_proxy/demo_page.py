@@ -59,7 +59,8 @@ class Page:
 
 
 class Stream:
-    """Text that appears piece by piece beside its label, wrapped between words. Nothing until it begins."""
+    """Text that appears piece by piece beside its label, wrapped between words and at its own line breaks. Nothing until
+    it begins."""
 
     def __init__(self, console: Console, label: str) -> None:
         self._console = console
@@ -71,7 +72,7 @@ class Stream:
         if not self._column:
             self._put(" " * INDENT_CHARS + f"{self._label:<{LABEL_CHARS}}", style="dim")
         for word in re.findall(r"\s*\S+|\s+", text):
-            if self._column + len(word.rstrip()) > self._console.width:
+            if "\n" in word or self._column + len(word.rstrip()) > self._console.width:
                 self._put("\n" + " " * (INDENT_CHARS + LABEL_CHARS))
                 self._put(word.lstrip())
             else:

@@ -1,11 +1,13 @@
 """What the demo plays: who asks what, how the simulated vendor answers, and what must come of it."""
 
+import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
+from urllib.parse import quote_plus
 
-from automna_proxy.demo_apis import CHAT, GEMINI, MESSAGES, RESPONSE, RESPONSES, Api
-from simulators import behaviour, gemini, openai
+from automna_proxy.demo_apis import CHAT, GEMINI, MESSAGES, RESPONSE, RESPONSES, SEARCH, Api
+from simulators import behaviour, brave, gemini, openai
 from simulators.anthropic import Behaviour, streams
 
 SONNET, HAIKU = "claude-sonnet-4-5", "claude-haiku-4-5"
@@ -16,17 +18,21 @@ ADA, BOB = "ada", "bob"
 PLAN_OF = {ADA: "pro", BOB: "tiny"}
 PLAN_TINY = """
 [plans.tiny]
-credits_per_month = 30
+credits_per_month = 100
 requests_per_minute = 60
 tokens_per_minute = 100_000
 concurrent_requests = 4
-searches_per_month = 0
+searches_per_month = 1
 browser_minutes_per_month = 0
 concurrent_browsers = 0
 emails_per_day = 0
 call_minutes_per_month = 0
 """
-"""A plan for one: 30 credits are $0.003."""
+"""A plan for one: 100 credits are $0.01, which two searches cost; it includes one."""
+SEARCHES_METER = "searches_per_month"
+"""Of a plan, and of `/api/user/limits`."""
+SEARCH_NANOUSD = 5_000_000
+"""What a search costs, said once more: whatever the price list says."""
 
 STREAMED = {"stream": True}
 """Asked for in the body, everywhere but at Gemini."""
@@ -44,6 +50,7 @@ class Ask:
 
     `behaviour` is the vendor's; None where the vendor must not be asked at all. `leaves_after` so many pieces of
     text the client goes away, and only then the vendor says the rest. `shown` is the command or code.
+    `used`: what `/api/user/limits` must tell afterwards, by meters that are named as the plan's limits are.
     """
 
     client: str
@@ -61,6 +68,19 @@ class Ask:
     error: str = ""
     leaves_after: int | None = None
     shown: tuple[str, ...] = ()
+    used: Mapping[str, int] = field(default_factory=dict)
+
+    def path(self, object_id: str) -> str:
+        return self.api.path.format(model=self.model, id=object_id, question=quote_plus(self.question))
+
+    @property
+    def text(self) -> str:
+        """All that the vendor has to say."""
+        if self.behaviour is None:
+            return ""
+        if self.behaviour.raw is not None:
+            return self.api.text_of(json.loads(self.behaviour.raw.body))
+        return self.behaviour.text or ""
 
     @property
     def body(self) -> dict[str, Any] | None:
@@ -87,6 +107,13 @@ def _about_handbook(question: str, text: str, **usage: int) -> Ask:
         fields={"system": [cached]},
         behaviour=Behaviour(text=text, usage_changes={"input_tokens": len(question) // 4 + 8, **usage}),
     )
+
+
+def _finds(*results: tuple[str, str, str]) -> brave.Behaviour:
+    """Results of a search: title, address and description."""
+    names = ("title", "url", "description")
+    found = [dict(zip(names, result, strict=True)) for result in results]
+    return brave.answers({"type": "search", "web": {"type": "search", "results": found}})
 
 
 SCENES = (
@@ -157,7 +184,7 @@ SCENES = (
         ),
     ),
     Scene(
-        "Web search: the vendor's own tool, priced per search",
+        "Web search: the vendor's own tool, priced per search, none of the plan's",
         (
             Ask(
                 client="curl",
@@ -168,6 +195,7 @@ SCENES = (
                     text="Sunny, 19 degrees, says the second page found.",
                     usage_changes={"web_searches": 2, "input_tokens": 8_214},
                 ),
+                used={SEARCHES_METER: 0},
             ),
         ),
     ),
@@ -257,6 +285,49 @@ SCENES = (
         ),
     ),
     Scene(
+        "Brave Search, with curl: a search has its price, and is one of the plan's",
+        (
+            Ask(
+                client="curl",
+                api=SEARCH,
+                question="between blue and green",
+                behaviour=_finds(
+                    ("Teal", "https://colours.example/teal", "dark, and named after a duck."),
+                    ("Cyan", "https://colours.example/cyan", "bright, and half of each."),
+                    ("Ochre", "https://colours.example/ochre", "neither of them."),
+                ),
+                shown=(
+                    '$ curl "$URL/api/brave/res/v1/web/search?q=between+blue+and+green" \\',
+                    '    -H "x-subscription-token: $TOKEN"',
+                ),
+                used={SEARCHES_METER: 1},
+            ),
+        ),
+    ),
+    Scene(
+        "Refused: one search more than the plan includes",
+        (
+            Ask(
+                client="curl",
+                api=SEARCH,
+                user=BOB,
+                question="a rhyme for coin",
+                behaviour=_finds(("Rhymes", "https://words.example/coin", "join, groin, sirloin.")),
+                used={SEARCHES_METER: 1},
+            ),
+            Ask(
+                client="curl",
+                api=SEARCH,
+                user=BOB,
+                question="a rhyme for silver",
+                behaviour=None,
+                status=402,
+                error="Monthly usage limit reached (1 of 1 searches)",
+                used={SEARCHES_METER: 1},
+            ),
+        ),
+    ),
+    Scene(
         "Refused: a model that nobody offers",
         (
             Ask(
@@ -285,8 +356,8 @@ SCENES = (
             Ask(
                 client="curl",
                 user=BOB,
-                question="One more, please.",
-                max_tokens=300,
+                question="A long one, please.",
+                max_tokens=1_000,
                 behaviour=None,
                 status=402,
                 error="Monthly usage limit reached",

@@ -1,6 +1,7 @@
 """What the demo stands on: a folder, an environment built from scratch, a simulated vendor, the real server."""
 
 import http.client
+import json
 import os
 import re
 import shutil
@@ -20,8 +21,9 @@ from urllib.parse import urlsplit
 
 import automna_proxy
 from automna_proxy.demo_scenes import PACE_S, PLAN_TINY
+from metering.plans import Plan, load_plans
 from metering.store.database import Database
-from simulators import anthropic, gemini, openai
+from simulators import anthropic, brave, gemini, openai
 from simulators.server import running_in_thread
 from simulators.vendor import VendorSimulator
 
@@ -32,6 +34,7 @@ COMMAND_TIMEOUT_S = 30.0
 GET_TIMEOUT_S = 10.0
 LOG_LINES_SHOWN = 15
 OK = 200
+PLANS_FILE = "plans.toml"
 KEPT = ("PATH", "LANG", "LC_ALL", "LC_CTYPE", "TERM", "NO_COLOR", "TMPDIR", "SYSTEMROOT")
 """All that the demo takes from its caller's environment, beside PYTHONPATH: no key, no proxy, no setting of the
 service, no home with somebody's `.curlrc`."""
@@ -39,6 +42,7 @@ VENDOR_KEYS = {
     "ANTHROPIC_API_KEY": anthropic.VENDOR_KEY,
     "OPENAI_API_KEY": openai.VENDOR_KEY,
     "GEMINI_API_KEY": gemini.VENDOR_KEY,
+    "BRAVE_API_KEY": brave.VENDOR_KEY,
 }
 SETTINGS = {"DRAIN_NOTICE_S": "0", "DRAIN_STREAMS_S": "5", "LOG_FORMAT": "console", "LOG_LEVEL": "info"}
 
@@ -137,16 +141,31 @@ class Stage:
         )
         return Said(done.returncode, done.stdout.rstrip(), done.stderr.rstrip())
 
+    def plan(self, name: str) -> Plan:
+        return load_plans(self.folder / PLANS_FILE)[name]
+
+    def meter(self, name: str, gateway_token: str) -> Mapping[str, Any]:
+        """What `/api/user/limits` tells of a meter. Raises StageError when it tells nothing."""
+        status, body = self._get("/api/user/limits", gateway_token)
+        meters: dict[str, dict[str, Any]] = json.loads(body)["meters"] if status == OK else {}
+        if name not in meters:
+            raise StageError(f"/api/user/limits answers {status} and tells nothing of {name}")
+        return meters[name]
+
     def status_of(self, path: str, gateway_token: str = "") -> int:
         """The status of a GET; 0 when there is no answer."""
+        return self._get(path, gateway_token)[0]
+
+    def _get(self, path: str, gateway_token: str) -> tuple[int, bytes]:
         address = urlsplit(self.url)
         connection = http.client.HTTPConnection(address.hostname or "", address.port, timeout=GET_TIMEOUT_S)
         headers = {"authorization": f"Bearer {gateway_token}"} if gateway_token else {}
         try:
             connection.request("GET", path, headers=headers)
-            return connection.getresponse().status
+            answer = connection.getresponse()
+            return answer.status, answer.read()
         except (OSError, http.client.HTTPException):
-            return 0
+            return 0, b""
         finally:
             connection.close()
 
@@ -171,6 +190,7 @@ def staged() -> Iterator[Stage]:
             "anthropic": anthropic.AnthropicSimulator(default=anthropic.Behaviour(pace_s=PACE_S)),
             "openai": openai.OpenAISimulator(default=openai.Behaviour(pace_s=PACE_S)),
             "gemini": gemini.GeminiSimulator(default=gemini.Behaviour(pace_s=PACE_S)),
+            "brave": brave.BraveSimulator(default=brave.Behaviour(pace_s=PACE_S)),
         }
         urls = {name: stack.enter_context(running_in_thread(vendor)) for name, vendor in vendors.items()}
         environment = _environment(os.environ, folder, urls)
@@ -190,7 +210,7 @@ def _environment(outer: Mapping[str, str], folder: Path, urls: Mapping[str, str]
         **SETTINGS,
         "HOME": str(folder),
         "DATABASE_URL": f"sqlite:///{folder / 'ledger.db'}",
-        "PLANS_FILE": str(folder / "plans.toml"),
+        "PLANS_FILE": str(folder / PLANS_FILE),
         **VENDOR_KEYS,
         **{f"{name.upper()}_UPSTREAM_URL": url for name, url in urls.items()},
     }
@@ -208,7 +228,7 @@ def _python_path(outer: Mapping[str, str]) -> dict[str, str]:
 def _write_plans(folder: Path) -> None:
     """The plans that ship with the package, and a tiny one."""
     shipped = resources.files("metering").joinpath("plans.toml").read_text(encoding="utf-8")
-    (folder / "plans.toml").write_text(shipped + PLAN_TINY, encoding="utf-8")
+    (folder / PLANS_FILE).write_text(shipped + PLAN_TINY, encoding="utf-8")
 
 
 @contextmanager

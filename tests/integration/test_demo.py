@@ -27,6 +27,16 @@ demo.SCENES = demo.SCENES[2:3]
 """The demo with a single request: for what does not depend on the scenes."""
 
 
+SEARCHED = """
+    brave    Teal (https://colours.example/teal): dark, and named after a duck.
+             Cyan (https://colours.example/cyan): bright, and half of each.
+"""
+BRAVE_ONLY = """
+from automna_proxy import demo_scenes
+demo.SCENES = [scene for scene in demo_scenes.SCENES if scene.title.startswith("Brave")]
+"""
+
+
 def environment(folder, **more):
     """As bare as a fresh machine's; the demo's own folder is made below `folder`."""
     return {"PATH": os.environ["PATH"], "PYTHONPATH": str(ROOT), "TMPDIR": str(folder), **more}
@@ -74,6 +84,7 @@ def test_it_runs_once_and_takes_nothing_from_its_environment(tmp_path):
             "ANTHROPIC_CUSTOM_HEADERS": "x-api-key: somebodys-header",
             "OPENAI_API_KEY": "sk-somebodys-other-key",
             "GEMINI_API_KEY": "AIza-somebodys-third-key",
+            "BRAVE_API_KEY": "BSA-somebodys-fourth-key",
         }
         settings = {
             "HOME": str(tmp_path / "home"),
@@ -81,6 +92,7 @@ def test_it_runs_once_and_takes_nothing_from_its_environment(tmp_path):
             "ANTHROPIC_UPSTREAM_URL": elsewhere,
             "OPENAI_UPSTREAM_URL": elsewhere,
             "GEMINI_UPSTREAM_URL": elsewhere,
+            "BRAVE_UPSTREAM_URL": elsewhere,
             "DATABASE_URL": "sqlite:////nowhere/at/all.db",
             "PLANS_FILE": "/nowhere/plans.toml",
             "LOG_LEVEL": "shouting",
@@ -89,13 +101,18 @@ def test_it_runs_once_and_takes_nothing_from_its_environment(tmp_path):
         done = run_demo(tmp_path, "-m", "automna_proxy", "demo", "--once", **proxies, **secrets, **settings)
     assert (done.returncode, done.stderr) == (0, "")
     assert "FAILED" not in done.stdout
-    assert "11 answers of the vendors, 11 entries in the ledger" in done.stdout
-    assert "clean: 4 accounts, 12 reservations, 12 entries" in done.stdout
+    assert "13 answers of the vendors, 13 entries in the ledger" in done.stdout
+    assert "clean: 6 accounts, 14 reservations, 14 entries" in done.stdout
     assert re.search(r"ada +haiku-4-5 .* client left +reported", done.stdout)
     assert "402 billing_error: Monthly usage limit reached" in done.stdout
     assert re.search(r"bob +\(reads it too\)\n +curl +404 ", done.stdout)
     assert "ok       who did not ask OpenAI for the usage saw none of it" in done.stdout
     assert re.search(r"38 input, 8 read from cache, 20 output = ", done.stdout)
+    assert SEARCHED in done.stdout
+    assert "402 QUOTA_LIMITED: Monthly usage limit reached (1 of 1 searches). Resets on " in done.stdout
+    assert "ok       2 searches at USD 0.005000000, counted alike by plan and ledger" in done.stdout
+    assert "ok       4 refusals: the vendor was not asked, nothing is booked" in done.stdout
+    assert len(re.findall(r"(?:ada|bob) +search [ .]+ 1 0\.005000000 ", done.stdout)) == 2
     assert "\x1b" not in done.stdout
     assert max(map(len, done.stdout.splitlines())) <= 100
     assert not [secret for secret in secrets.values() if secret in done.stdout]
@@ -109,7 +126,8 @@ def test_without_curl_and_without_the_sdk_it_says_so_and_goes_on(tmp_path):
     assert (done.returncode, done.stderr) == (0, "")
     assert "curl is not installed" in done.stdout
     assert "pip install 'automna-proxy[demo]'" in done.stdout
-    assert "11 answers of the vendors, 11 entries in the ledger" in done.stdout
+    assert SEARCHED in done.stdout
+    assert "13 answers of the vendors, 13 entries in the ledger" in done.stdout
 
 
 BROKEN = {
@@ -120,6 +138,26 @@ BROKEN = {
     "the ledger counts something else than the vendor reported": (
         "demo.counts_of = lambda entry: {'input_tokens': 1}",
         "expected the counts {'input_tokens': 28, 'output_tokens': 2}, found {'input_tokens': 1}",
+    ),
+    "the vendor is asked what was to be refused": (
+        "demo.SCENES = (replace(scene, asks=(replace(ask, behaviour=None),)),)",
+        "refused, and yet forwarded or booked",
+    ),
+    "the plan counts something else than the scene says": (
+        "demo.SCENES = (replace(scene, asks=(replace(ask, used={'searches_per_month': 1}),)),)",
+        "expected searches_per_month {'limit': 5000, 'used': 1, 'held': 0, 'left': 4999}, found {'limit': 5000, 'used': 0,",
+    ),
+    "the limits tell nothing of what the scene has a word on": (
+        "demo.SCENES = (replace(scene, asks=(replace(ask, used={'pigeons_per_month': 1}),)),)",
+        "/api/user/limits answers 200 and tells nothing of pigeons_per_month",
+    ),
+    "a search has another price": (
+        f"{BRAVE_ONLY}demo.SEARCH_NANOUSD = 7",
+        "1 search at USD 0.000000007, counted alike by plan and ledger (found [5000000])",
+    ),
+    "the ledger counts other searches than the plan": (
+        f"{BRAVE_ONLY}demo.SEARCHES = 'web_searches'",
+        "1 search at USD 0.005000000, counted alike by plan and ledger (found",
     ),
     "the price is another than the list's": (
         "demo.cost_of = lambda *_, **__: 7",
@@ -197,6 +235,7 @@ def test_it_stays_up_until_ctrl_c_and_what_it_says_to_paste_works(tmp_path):
     assert "event: message_stop" in pasted.stdout
     assert '"content":"You said: Say something."' in pasted.stdout
     assert '"finishReason":"STOP"' in pasted.stdout
+    assert '"description":"You said: something"' in pasted.stdout
     assert '"id":"claude-sonnet-5"' in pasted.stdout
     assert "automna_requests_total" in pasted.stdout
     assert "claude-sonnet-4-5" in pasted.stdout
@@ -268,5 +307,5 @@ def test_the_table_fits_the_page_with_every_figure_whole(width):
     assert "2.089644000" in printed
     assert ("10,449" in printed) is (width > 80)
     assert ("11:06:40" in printed) is (width >= 100)
-    assert ("search" in printed) is (width >= 100)
+    assert len(re.findall(r" 446 +2 +1\.044822000", printed)) == 2
     assert ("POST /v1/messages" in printed) is (width >= 120)
