@@ -5,7 +5,7 @@ import binascii
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import replace
-from email.utils import formataddr, getaddresses
+from email.utils import getaddresses, quote
 from typing import Any
 
 from simulators import agentmail_errors as errors
@@ -13,6 +13,7 @@ from simulators.agentmail_state import Attachment, Content, Message
 
 ADDRESS_FIELDS = ("to", "cc", "bcc", "reply_to")
 _ADDRESS = re.compile(r"[^@\s<>,;\"]+@[^@\s<>,;\"]+")
+_PLAIN_NAME = re.compile(r"[\w !#$%&'*+/=?^`{|}~-]+")
 _HEADER_NAME = re.compile(r"[!#$%&'*+\-.^_`|~0-9A-Za-z]+")
 
 
@@ -35,7 +36,7 @@ def addresses(value: Any, *path: str) -> tuple[str, ...]:
     for name, address in getaddresses(strings):
         if not _ADDRESS.fullmatch(address):
             raise errors.invalid(f"Invalid email address: {address or strings}", *path)
-        found.append(formataddr((name, address)) if name else address)
+        found.append(_with_name(name, address))
     return tuple(found)
 
 
@@ -120,6 +121,12 @@ def forwarding(content: Content, original: Message) -> Content:
         text=f"{content.text}\n\n{quoted}" if content.text else quoted,
         attachments=(*content.attachments, *original.content.attachments),
     )
+
+
+def _with_name(name: str, address: str) -> str:
+    if not name:
+        return address
+    return f"{name} <{address}>" if _PLAIN_NAME.fullmatch(name) else f'"{quote(name)}" <{address}>'
 
 
 def _others(given: tuple[str, ...], seen: set[str]) -> tuple[str, ...]:
