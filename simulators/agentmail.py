@@ -36,6 +36,7 @@ from simulators.agentmail_behaviour import (
     stalls_after,
 )
 from simulators.agentmail_events import WEBHOOK_SECRET, Event, Events, Tamper, about
+from simulators.agentmail_extras import Extras
 from simulators.agentmail_mail import Mail, Sent
 from simulators.agentmail_organization import (
     DOMAIN,
@@ -46,9 +47,10 @@ from simulators.agentmail_organization import (
     awkward_message_id,
     plain_message_id,
 )
+from simulators.agentmail_parts import Content
 from simulators.agentmail_routes import PREFIX, Call, Handler, decoded, found
 from simulators.agentmail_socket import EventSocket
-from simulators.agentmail_state import Content, Inbox, Message, Pod
+from simulators.agentmail_state import Inbox, Message, Pod
 from simulators.agentmail_turn import Answered, Turn
 from simulators.behaviour import Ending
 from simulators.script import Answer, Line, Ready, Script, head
@@ -142,7 +144,8 @@ class AgentMailSimulator(VendorSimulator[Behaviour, Turn]):
         """Every WebSocket that was accepted, also those that are gone."""
         self.webhook_secret = webhook_secret
         self._links: dict[str, tuple[bytes, str, int]] = {}
-        self._routes = [*Api(self.organization, self.mail, self._link).routes, *self.account.routes]
+        api, extras = Api(self.organization, self.mail, self._link), Extras(self.organization)
+        self._routes = [*api.routes, *extras.routes, *self.account.routes]
 
     # what happened
 

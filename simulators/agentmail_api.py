@@ -9,8 +9,9 @@ from simulators import agentmail_errors as errors
 from simulators import agentmail_lists as lists
 from simulators.agentmail_mail import Mail, Sent
 from simulators.agentmail_organization import Organization, client_id_of
+from simulators.agentmail_parts import Attachment
 from simulators.agentmail_routes import INBOX, POD, Call, Route, decoded, routes
-from simulators.agentmail_state import SYSTEM_LABELS, Attachment, Draft, Message, Thread
+from simulators.agentmail_state import SYSTEM_LABELS, Draft, Inbox, Message, Thread
 
 BATCH_GET_MAX, BATCH_UPDATE_MAX = 500, 50
 THREAD_LABEL_MESSAGES_MAX = 100
@@ -159,15 +160,14 @@ class Api:
         messages, asked = self._batch(call, fields, BATCH_UPDATE_MAX)
         if not fields.get("add_labels") and not fields.get("remove_labels"):
             raise errors.invalid("Expected add_labels or remove_labels")
-        updates = [self._relabel(message, fields) for message in messages]
+        updates = [self._relabel(call.inbox, message, fields) for message in messages]
         return {"limit": asked, "count": len(updates), "updates": updates}
 
     def _update_message(self, call: Call) -> dict[str, Any]:
-        return self._relabel(self._message(call), call.fields())
+        return self._relabel(call.inbox, self._message(call), call.fields())
 
-    def _relabel(self, message: Message, fields: dict[str, Any]) -> dict[str, Any]:
-        message.labels = list(contents.relabelled(message.labels, fields))
-        message.updated_ms = self._organization.now_ms()
+    def _relabel(self, inbox: Inbox, message: Message, fields: dict[str, Any]) -> dict[str, Any]:
+        self._organization.relabel(inbox, message, contents.relabelled(message.labels, fields))
         return {"message_id": message.message_id, "labels": message.labels}
 
     def _get_raw(self, call: Call) -> dict[str, Any]:
@@ -259,7 +259,7 @@ class Api:
         if len(thread.messages) >= THREAD_LABEL_MESSAGES_MAX:
             raise errors.unprocessable("Thread has too many messages")
         for message in thread.messages:
-            self._relabel(message, fields)
+            self._relabel(call.view.inbox(thread.inbox_id), message, fields)
         return {"thread_id": thread.thread_id, "labels": thread.labels}
 
     def _delete_thread(self, call: Call) -> None:

@@ -9,7 +9,8 @@ from email.utils import getaddresses, quote
 from typing import Any
 
 from simulators import agentmail_errors as errors
-from simulators.agentmail_state import Attachment, Content, Message
+from simulators.agentmail_parts import Attachment, Content
+from simulators.agentmail_state import Message
 
 ADDRESS_FIELDS = ("to", "cc", "bcc", "reply_to")
 _ADDRESS = re.compile(r"[^@\s<>,;\"]+@[^@\s<>,;\"]+")

@@ -13,7 +13,8 @@ from simulators.agentmail_behaviour import ReportedUsage
 from simulators.agentmail_content import bare
 from simulators.agentmail_events import about
 from simulators.agentmail_organization import Organization
-from simulators.agentmail_state import Content, Draft, Inbox, Message
+from simulators.agentmail_parts import Content
+from simulators.agentmail_state import Draft, Inbox, Message
 from simulators.vendor import RefusedError
 
 IDEMPOTENCY_MS = 24 * 3_600_000

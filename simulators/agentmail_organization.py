@@ -10,7 +10,7 @@ from metering.clock import Clock
 from simulators import agentmail_errors as errors
 from simulators.agentmail_behaviour import ORGANIZATION_ID
 from simulators.agentmail_events import Events
-from simulators.agentmail_state import Draft, Inbox, Message, Pod, Thread
+from simulators.agentmail_state import Draft, Inbox, LabelEvent, Message, Pod, Thread
 
 DOMAIN = "agentmail.to"
 _NAME_PARTS = (("brave", "calm", "eager", "quiet"), ("heron", "lynx", "otter", "wren"))
@@ -68,6 +68,7 @@ class Organization:
         self.ahead_ms = 0
         """How far this organization's time is ahead of its clock."""
         self.events = Events(self.now_ms)
+        self.label_events: list[LabelEvent] = []
         self._clock = clock
         self._message_ids = message_ids
         self._ignores_case = ignores_case
@@ -159,6 +160,15 @@ class Organization:
 
     def key(self, inbox_id: str) -> str:
         return inbox_id.lower() if self._ignores_case else inbox_id
+
+    def relabel(self, inbox: Inbox, message: Message, labels: tuple[str, ...]) -> None:
+        """Give a message other labels, and record what that changes."""
+        now_ms = self.now_ms()
+        for label in dict.fromkeys([*message.labels, *labels]):
+            if (label in labels) != (label in message.labels):
+                where = (inbox.pod_id, inbox.inbox_id, message.message_id)
+                self.label_events.append(LabelEvent(self.number(), *where, label, label in labels, now_ms))
+        message.labels, message.updated_ms = list(labels), now_ms
 
     # client ids
 

@@ -4,22 +4,18 @@ The shapes are those of the vendor's SDK (agentmail 2.0.18). A field without a v
 """
 
 import base64
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Any
 
 from metering.clock import instant
+from simulators.agentmail_behaviour import ORGANIZATION_ID
+from simulators.agentmail_parts import Attachment, Content, attachment_of, present
 
 HIDDEN_LABELS = ("spam", "blocked", "unauthenticated", "trash")
 """Lists leave out what bears one of these, unless asked by `include_...`."""
 SYSTEM_LABELS = frozenset({"sent", "received", "bounced", "draft", "scheduled", *HIDDEN_LABELS} - {"trash"})
 """Labels that a request may not change. The vendor names sent, received and bounced, and says "etc."."""
-PREVIEW_CHARS = 100
-
-
-def present(fields: Mapping[str, Any]) -> dict[str, Any]:
-    """Without what has no value."""
-    return {name: value for name, value in fields.items() if value not in (None, (), [], {})}
 
 
 @dataclass(slots=True)
@@ -44,57 +40,6 @@ class Pod:
             "updated_at": at,
             "created_at": at,
         }
-
-
-@dataclass(frozen=True, slots=True)
-class Attachment:
-    """A file. One given by URL has no content here: nothing is fetched."""
-
-    attachment_id: str
-    filename: str | None
-    content_type: str | None
-    content_disposition: str | None
-    content_id: str | None
-    content: bytes = b""
-    url: str | None = None
-
-    def as_json(self) -> dict[str, Any]:
-        return {
-            "attachment_id": self.attachment_id,
-            "size": len(self.content),
-            **present(
-                {
-                    "filename": self.filename,
-                    "content_type": self.content_type,
-                    "content_disposition": self.content_disposition,
-                    "content_id": self.content_id,
-                }
-            ),
-        }
-
-
-@dataclass(frozen=True, slots=True)
-class Content:
-    """What a message says and to whom: of a send, a reply, or a draft. Addresses as they were given, one each."""
-
-    to: tuple[str, ...] = ()
-    cc: tuple[str, ...] = ()
-    bcc: tuple[str, ...] = ()
-    reply_to: tuple[str, ...] = ()
-    subject: str | None = None
-    text: str | None = None
-    html: str | None = None
-    attachments: tuple[Attachment, ...] = ()
-    labels: tuple[str, ...] = ()
-    headers: Mapping[str, str] = field(default_factory=dict)
-
-    @property
-    def has_recipients(self) -> bool:
-        return bool(self.to or self.cc or self.bcc)
-
-    @property
-    def preview(self) -> str | None:
-        return self.text[:PREVIEW_CHARS] if self.text else None
 
 
 @dataclass(slots=True)
@@ -122,7 +67,7 @@ class Message:
         return (*self.content.to, *self.content.cc, *self.content.bcc)
 
     def attachment(self, attachment_id: str) -> Attachment | None:
-        return _attachment(self.content.attachments, attachment_id)
+        return attachment_of(self.content.attachments, attachment_id)
 
     def item(self) -> dict[str, Any]:
         """As lists show it: without bodies."""
@@ -205,7 +150,7 @@ class Thread:
         return _unique(address for message in self.messages for address in message.recipients)
 
     def attachment(self, attachment_id: str) -> Attachment | None:
-        return _attachment(
+        return attachment_of(
             (a for message in self.messages for a in message.content.attachments), attachment_id
         )
 
@@ -266,7 +211,7 @@ class Draft:
         return ["draft", *(["scheduled"] if self.send_status == "scheduled" else []), *self.content.labels]
 
     def attachment(self, attachment_id: str) -> Attachment | None:
-        return _attachment(self.content.attachments, attachment_id)
+        return attachment_of(self.content.attachments, attachment_id)
 
     def item(self) -> dict[str, Any]:
         content = self.content
@@ -300,6 +245,37 @@ class Draft:
             "html": content.html,
         }
         return {**self.item(), **present(more), "created_at": instant(self.created_ms)}
+
+
+@dataclass(frozen=True, slots=True)
+class LabelEvent:
+    """A label that a request put on a message, or took off."""
+
+    number: int
+    pod_id: str
+    inbox_id: str
+    message_id: str
+    label: str
+    is_added: bool
+    at_ms: int
+
+    @property
+    def position(self) -> tuple[int, int]:
+        return self.at_ms, self.number
+
+    def as_json(self) -> dict[str, Any]:
+        at = instant(self.at_ms)
+        return {
+            "organization_id": ORGANIZATION_ID,
+            "pod_id": self.pod_id,
+            "inbox_id": self.inbox_id,
+            "event_id": f"{self.number:012d}",
+            "event_type": "label.added" if self.is_added else "label.removed",
+            "message_id": self.message_id,
+            "label": self.label,
+            "event_at": at,
+            "created_at": at,
+        }
 
 
 @dataclass(slots=True)
@@ -352,7 +328,3 @@ class Inbox:
 
 def _unique(values: Iterable[str]) -> list[str]:
     return list(dict.fromkeys(values))
-
-
-def _attachment(attachments: Iterable[Attachment], attachment_id: str) -> Attachment | None:
-    return next((found for found in attachments if found.attachment_id == attachment_id), None)

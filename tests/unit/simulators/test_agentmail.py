@@ -409,6 +409,17 @@ async def test_a_thread_holds_its_messages_and_goes_with_them(client, vendor):
     assert (await client.get(f"/inboxes/{inbox}/messages")).json()["count"] == 0
 
 
+async def test_a_thread_of_a_hundred_messages_takes_no_new_labels(client, vendor):
+    inbox = vendor.add_inbox("mine").inbox_id
+    first = vendor.receive(inbox, "a@b.c")
+    for _ in range(98):
+        vendor.receive(inbox, "a@b.c", in_reply_to=first.message_id)
+    path = f"/threads/{first.thread_id}"
+    assert (await client.patch(path, json={"add_labels": ["x"]})).status_code == 200
+    vendor.receive(inbox, "a@b.c", in_reply_to=first.message_id)
+    assert refused(await client.patch(path, json={"add_labels": ["y"]})) == (422, "unprocessable")
+
+
 # --- errors -------------------------------------------------------------------------------------------
 
 
