@@ -9,6 +9,7 @@ import httpx
 import pytest
 
 from simulators.agentmail import VENDOR_KEY, AgentMailSimulator, awkward_message_id, fails, loses_reply
+from simulators.script import WAIT_TIMEOUT_S
 
 with warnings.catch_warnings():
     # The SDK reads names of the WebSocket library that are to go.
@@ -26,6 +27,11 @@ with warnings.catch_warnings():
     )  # it is loaded late otherwise, where warnings are errors
 
 ONCE = {"max_retries": 0}
+
+
+async def soon(awaited):
+    """What is awaited, or a failure: an event that does not come must not hang the test."""
+    return await asyncio.wait_for(awaited, WAIT_TIMEOUT_S)
 
 
 @pytest.fixture
@@ -174,20 +180,20 @@ async def test_the_socket_tells_of_what_was_subscribed_to(sdk, simulator):
         await socket.send_subscribe(
             Subscribe(inbox_ids=[mine], event_types=["message.received", "message.sent"])
         )
-        subscribed = await socket.recv()
+        subscribed = await soon(socket.recv())
         assert isinstance(subscribed, Subscribed)
         assert subscribed.inbox_ids == [mine]
         simulator.receive(other, "ann@x.y", "Not for us")
         message = simulator.receive(mine, "ann@x.y", "For us")
-        event = await socket.recv()
+        event = await soon(socket.recv())
         assert isinstance(event, MessageReceivedEvent)
         assert event.message.message_id == message.message_id
         await sdk.inboxes.messages.send(mine, to="a@b.c")
-        sent = await socket.recv()
+        sent = await soon(socket.recv())
         assert isinstance(sent, MessageSentEvent)
         assert sent.send.recipients == ["a@b.c"]
         await socket.send_subscribe(Subscribe(pod_ids=["nobody"]))
-        assert isinstance(await socket.recv(), Error)
+        assert isinstance(await soon(socket.recv()), Error)
     await simulator.until(lambda: simulator.connections_open <= 1)
     assert not simulator.sockets[0].is_open
 
@@ -203,10 +209,10 @@ async def test_the_sdk_without_a_loop_hears_the_same(environment, simulator):
             yield socket.recv()
 
     heard = listen()
-    assert isinstance(await asyncio.to_thread(next, heard), Subscribed)
+    assert isinstance(await soon(asyncio.to_thread(next, heard)), Subscribed)
     inbox = simulator.add_inbox("me").inbox_id
     simulator.receive(inbox, "ann@x.y", "Hello")
-    event = await asyncio.to_thread(next, heard)
+    event = await soon(asyncio.to_thread(next, heard))
     assert (event.event_type, event.message.inbox_id) == ("message.received", inbox)
     await asyncio.to_thread(heard.close)
     await simulator.until(lambda: simulator.connections_open == 0)

@@ -1,5 +1,6 @@
 """The WebSocket of the simulated AgentMail: who may subscribe, to what, and how it fails."""
 
+import asyncio
 import json
 
 import pytest
@@ -8,7 +9,7 @@ from websockets.asyncio.client import connect
 
 from simulators.agentmail import VENDOR_KEY, AgentMailSimulator, drops, fails, hangs
 from simulators.agentmail_behaviour import FOREIGN_INBOX
-from simulators.script import Gate
+from simulators.script import WAIT_TIMEOUT_S, Gate
 
 BEARER = {"authorization": f"Bearer {VENDOR_KEY}"}
 
@@ -23,14 +24,19 @@ def dial(vendor, path="/v0", headers=BEARER):
     return connect(vendor.url.replace("http", "ws") + path, additional_headers=headers, proxy=None)
 
 
+async def heard(socket):
+    """The next message."""
+    return json.loads(await asyncio.wait_for(socket.recv(), WAIT_TIMEOUT_S))
+
+
 async def asked(socket, **message):
     """The answer to a message."""
     await socket.send(json.dumps(message))
-    return json.loads(await socket.recv())
+    return await heard(socket)
 
 
 async def subjects(socket, count):
-    return [json.loads(await socket.recv())["message"]["subject"] for _ in range(count)]
+    return [(await heard(socket))["message"]["subject"] for _ in range(count)]
 
 
 def receive_in_three_places(vendor):
@@ -112,7 +118,7 @@ async def test_a_key_of_a_pod_hears_of_that_pod_alone(vendor):
 async def test_what_is_no_subscription_is_answered_with_an_error(vendor, text, name):
     async with dial(vendor) as socket:
         await socket.send(text)
-        error = json.loads(await socket.recv())
+        error = await heard(socket)
         assert (error["type"], error["name"]) == ("error", name)
         assert (FOREIGN_INBOX in error["message"]) == (name == "NotFoundError")
         assert vendor.sockets[0].subscriptions == []
@@ -164,7 +170,7 @@ async def test_a_socket_that_is_gone_is_told_nothing(vendor):
         await asked(socket, type="subscribe")
         vendor.sockets[0].break_off()
         with pytest.raises(websockets.ConnectionClosedError):
-            await socket.recv()
+            await heard(socket)
     await vendor.until(lambda: vendor.connections_open == 0)
     vendor.receive(inbox, "ann@x.y")
     assert vendor.sockets[0].told == []
@@ -175,5 +181,5 @@ async def test_stopping_the_simulator_ends_its_sockets(vendor):
     async with dial(vendor) as socket:
         await vendor.stop()
         with pytest.raises(websockets.ConnectionClosedError):
-            await socket.recv()
+            await heard(socket)
     assert not vendor.sockets[0].is_open

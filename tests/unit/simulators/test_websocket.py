@@ -10,7 +10,7 @@ import pytest
 import websockets
 from websockets.asyncio.client import connect
 
-from simulators.script import Ready, head
+from simulators.script import WAIT_TIMEOUT_S, Ready, head
 from simulators.server import SimulatorServer, State
 from simulators.websocket import CloseCode, Opcode, Peer, accept, frame, wants_websocket
 
@@ -56,6 +56,11 @@ async def server():
         yield running
 
 
+async def soon(awaited):
+    """What is awaited, or a failure: a frame that does not come must not hang the test."""
+    return await asyncio.wait_for(awaited, WAIT_TIMEOUT_S)
+
+
 def masked(first, payload, *, mask=MASK):
     """A client's frame."""
     size = len(payload)
@@ -70,7 +75,7 @@ async def dialled(server, *, more=b"", version=b"13", key=KEY):
     lines = [b"GET /v0 HTTP/1.1", b"Host: x", b"Upgrade: websocket", b"Connection: Upgrade"]
     lines += [b"Sec-WebSocket-Version: " + version, b"Sec-WebSocket-Key: " + key.encode(), b"", b""]
     writer.write(b"\r\n".join(lines) + more)
-    return await reader.readuntil(b"\r\n\r\n"), reader, writer
+    return await soon(reader.readuntil(b"\r\n\r\n")), reader, writer
 
 
 async def test_the_handshake_is_answered_with_the_digest_of_its_key(server):
@@ -85,7 +90,7 @@ async def test_the_handshake_is_answered_with_the_digest_of_its_key(server):
 async def test_a_handshake_that_is_none_is_refused(server, version, key, status):
     answer, reader, writer = await dialled(server, version=version, key=key)
     assert answer.split()[1] == status
-    assert await reader.read() == b""
+    assert await soon(reader.read()) == b""
     assert server.peers == []
     writer.close()
 
@@ -96,40 +101,40 @@ async def test_messages_of_every_length_come_and_go(server, size, piece_bytes):
     server.piece_bytes = piece_bytes
     async with connect(server.url.replace("http", "ws"), proxy=None, max_size=None) as socket:
         await socket.send("é" * (size // 2) + "x" * (size % 2))
-        assert len((await socket.recv()).encode()) == size
+        assert len((await soon(socket.recv())).encode()) == size
 
 
 async def test_fragments_are_put_together_with_a_ping_between_them(server):
     async with connect(server.url.replace("http", "ws"), proxy=None) as socket:
         await socket.send(["one ", "two ", "three"])
-        assert await socket.recv() == "one two three"
-        await asyncio.wait_for(await socket.ping(b"here"), 10)
+        assert await soon(socket.recv()) == "one two three"
+        await soon(await socket.ping(b"here"))
     _, reader, writer = await dialled(server)
     writer.write(masked(0x01, b"a") + masked(0x89, b"now") + masked(0x80, b"b"))
-    assert await reader.readexactly(5) == frame(Opcode.PONG, b"now")
-    assert await reader.readexactly(4) == frame(Opcode.TEXT, b"ab")
+    assert await soon(reader.readexactly(5)) == frame(Opcode.PONG, b"now")
+    assert await soon(reader.readexactly(4)) == frame(Opcode.TEXT, b"ab")
     writer.close()
 
 
 async def test_frames_are_read_byte_by_byte_and_together_with_the_handshake(server):
     _, reader, writer = await dialled(server, more=masked(0x81, b"early"))
-    assert await reader.readexactly(7) == frame(Opcode.TEXT, b"early")
+    assert await soon(reader.readexactly(7)) == frame(Opcode.TEXT, b"early")
     for byte in masked(0x81, b"slow"):
         writer.write(bytes([byte]))
         await writer.drain()
         await asyncio.sleep(0)
-    assert await reader.readexactly(6) == frame(Opcode.TEXT, b"slow")
+    assert await soon(reader.readexactly(6)) == frame(Opcode.TEXT, b"slow")
     writer.close()
 
 
 async def test_a_ping_of_the_server_is_answered(server):
     async with connect(server.url.replace("http", "ws"), proxy=None) as socket:
         await socket.send("x")
-        await socket.recv()
+        await soon(socket.recv())
         (peer,) = server.peers
         peer.ping(b"there")
         await socket.send("y")
-        await socket.recv()
+        await soon(socket.recv())
         assert peer.pongs_total == 1
 
 
@@ -142,7 +147,7 @@ async def test_either_side_may_close(server):
         server.peers[1].close(CloseCode.GOING_AWAY, "bye")
         server.peers[1].send_text("too late")
         with pytest.raises(websockets.ConnectionClosedOK) as closed:
-            await socket.recv()
+            await soon(socket.recv())
         assert (closed.value.rcvd.code, closed.value.rcvd.reason) == (1001, "bye")
     await server.until(lambda: server.connections_open == 0)
     assert [exchange.state for exchange in server.exchanges] == [State.SENT] * 2
@@ -153,7 +158,7 @@ async def test_the_server_may_break_off(server):
     async with connect(server.url.replace("http", "ws"), proxy=None) as socket:
         server.peers[0].break_off()
         with pytest.raises(websockets.ConnectionClosedError):
-            await socket.recv()
+            await soon(socket.recv())
     assert server.exchanges[0].state is State.BROKEN_OFF
 
 
@@ -184,7 +189,7 @@ async def test_a_client_may_vanish(server):
 )
 async def test_a_breach_of_the_protocol_ends_the_connection(server, sent, code):
     _, reader, writer = await dialled(server, more=sent)
-    assert await reader.read() == frame(Opcode.CLOSE, struct.pack("!H", code))
+    assert await soon(reader.read()) == frame(Opcode.CLOSE, struct.pack("!H", code))
     assert server.peers[0].heard == []
     writer.close()
 
@@ -192,12 +197,12 @@ async def test_a_breach_of_the_protocol_ends_the_connection(server, sent, code):
 async def test_fragments_may_not_add_up_to_too_much(server):
     piece = struct.pack("!BBQ", 0x00, 0xFF, 600_000) + MASK + bytes(600_000)
     _, reader, writer = await dialled(server, more=masked(0x01, b"") + piece + piece)
-    assert await reader.read() == frame(Opcode.CLOSE, struct.pack("!H", 1009))
+    assert await soon(reader.read()) == frame(Opcode.CLOSE, struct.pack("!H", 1009))
     writer.close()
 
 
 async def test_another_upgrade_is_no_websocket(server):
     reader, writer = await asyncio.open_connection("127.0.0.1", server.port)
     writer.write(b"GET / HTTP/1.1\r\nHost: x\r\nUpgrade: h2c\r\nConnection: Upgrade\r\n\r\nbytes of h2c")
-    assert (await reader.read()).startswith(b"HTTP/1.1 404 ")
+    assert (await soon(reader.read())).startswith(b"HTTP/1.1 404 ")
     writer.close()
