@@ -9,11 +9,12 @@ from typing import Any
 
 import uvloop
 
-from simulators import anthropic, brave, gemini, openai
+from simulators import agentmail, anthropic, brave, gemini, openai
 from simulators.server import SimulatorServer
 from simulators.vendor import VendorSimulator
 
 VENDORS: dict[str, tuple[type[VendorSimulator[Any, Any]], str]] = {
+    "agentmail": (agentmail.AgentMailSimulator, agentmail.VENDOR_KEY),
     "anthropic": (anthropic.AnthropicSimulator, anthropic.VENDOR_KEY),
     "brave": (brave.BraveSimulator, brave.VENDOR_KEY),
     "gemini": (gemini.GeminiSimulator, gemini.VENDOR_KEY),

@@ -174,6 +174,36 @@ class Ready:
     reports: Reports | None = None
 
 
+class Upgraded(Protocol):
+    """The side of a simulator on a connection that speaks HTTP no more."""
+
+    def received(self, data: bytes) -> None:
+        """Bytes as they come off the wire; what came with the request's last segment first."""
+
+    def lost(self) -> None:
+        """The connection is gone, whoever ended it."""
+
+
+class Line(Protocol):
+    """What an upgraded connection may do. `end` closes it (FIN), and counts as an answer sent whole."""
+
+    def send(self, data: bytes) -> None: ...
+    def end(self) -> None: ...
+    def abort(self) -> None: ...
+
+
+@dataclass(frozen=True, slots=True)
+class Upgrade:
+    """A 101: the head as it goes over the wire, and who speaks on the connection after it."""
+
+    wire: bytes
+    connect: Callable[[Line], Upgraded]
+    reports: Reports | None = None
+
+
+Answer = Script | Ready | Upgrade
+
+
 def chunk(data: bytes) -> bytes:
     """One chunk of the chunked coding (RFC 9112 section 7.1); empty data is no chunk, for that would end the body."""
     return b"%x\r\n%b\r\n" % (len(data), data) if data else b""

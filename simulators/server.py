@@ -30,11 +30,11 @@ from metering.tasks import spawn
 from simulators.script import (
     LAST_CHUNK,
     WAIT_TIMEOUT_S,
+    Answer,
     Cutter,
     Disconnect,
     Framing,
     Pause,
-    Ready,
     Reports,
     Reset,
     Script,
@@ -42,6 +42,8 @@ from simulators.script import (
     SendLate,
     Stall,
     Step,
+    Upgrade,
+    Upgraded,
     WaitFor,
     chunk,
     head,
@@ -183,7 +185,7 @@ class SimulatorServer(ABC):
         self._url = ""
 
     @abstractmethod
-    def answer(self, request: ReceivedRequest) -> Script | Ready:
+    def answer(self, request: ReceivedRequest) -> Answer:
         """What to answer; called once per complete request, in order of arrival."""
 
     @property
@@ -272,7 +274,7 @@ class SimulatorServer(ABC):
         self._connections.discard(connection)
         self._happened()
 
-    def seen(self, request: ReceivedRequest) -> tuple[Exchange, Script | Ready]:
+    def seen(self, request: ReceivedRequest) -> tuple[Exchange, Answer]:
         answer = self.answer(request)
         exchange = Exchange(request, answer.reports)
         if self._keeps_record and len(self.exchanges) < EXCHANGES_RECORDED_MAX:
@@ -343,6 +345,7 @@ class _Connection(asyncio.Protocol):
         self._player: asyncio.Task[None] | None = None
         self._keeps_alive = True
         self._ends_when_written = False
+        self._upgraded: Upgraded | None = None
         self._may_write: asyncio.Future[None] | None = None
         """Pending while the transport holds bytes that the kernel did not take."""
 
@@ -359,14 +362,24 @@ class _Connection(asyncio.Protocol):
         self._id = self._server.opened(self)
 
     def data_received(self, data: bytes) -> None:
+        if self._pass_on(data):
+            return
         try:
             self._parser.feed_data(data)
-        except httptools.HttpParserUpgrade:
-            pass  # not accepted: the request was answered as if it had not asked, and the connection ends
+        except httptools.HttpParserUpgrade as upgrade:
+            # If it was not accepted, the request was answered as if it had not asked, and the connection ends.
+            self._pass_on(data[upgrade.args[0] :])
         except httptools.HttpParserCallbackError:
             raise  # a defect of the script: the loop's exception handler tells of it
         except httptools.HttpParserError:
             self._refuse(400)
+
+    def _pass_on(self, data: bytes) -> bool:
+        """To who speaks here since an upgrade; False if nobody does."""
+        if self._upgraded is None:
+            return False
+        self._upgraded.received(data)
+        return True
 
     def pause_writing(self) -> None:
         self._may_write = self._loop.create_future()
@@ -382,6 +395,8 @@ class _Connection(asyncio.Protocol):
     def connection_lost(self, exc: Exception | None) -> None:  # noqa: ARG002 - how it was lost does not matter here
         self._waiting.clear()
         self._end(State.CLIENT_GONE)
+        if self._upgraded is not None:
+            self._upgraded.lost()
         if self._player is not None:
             self._player.cancel()
         self._server.closed(self)
@@ -456,6 +471,10 @@ class _Connection(asyncio.Protocol):
             return
         self._transport.write(answer.wire)
         exchange.sent_bytes = len(answer.wire)
+        if isinstance(answer, Upgrade):
+            self._keeps_alive = False
+            self._upgraded = answer.connect(self)
+            return
         if self._may_write is None:
             self._end(State.SENT)
         else:
@@ -475,6 +494,20 @@ class _Connection(asyncio.Protocol):
         elif self._waiting:
             request, keeps_alive = self._waiting.popleft()
             self._begin(request, keeps_alive=keeps_alive)
+
+    # what an upgraded connection may do
+
+    def send(self, data: bytes) -> None:
+        if self._exchange is not None:
+            self._exchange.sent_bytes += len(data)
+            self._transport.write(data)
+
+    def end(self) -> None:
+        self._end(State.SENT)
+
+    def abort(self) -> None:
+        self._end(State.BROKEN_OFF)
+        self._transport.abort()
 
     async def _play(self, exchange: Exchange, script: Script) -> None:
         player = _Player(self, exchange, script)

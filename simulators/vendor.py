@@ -18,6 +18,7 @@ import orjson
 from simulators.behaviour import JSON_TYPE, BehaviourT, Ending, Raw, ReportedUsage, stall
 from simulators.script import (
     LAST_CHUNK,
+    Answer,
     Disconnect,
     Framing,
     Pause,
@@ -313,7 +314,7 @@ class VendorSimulator(SimulatorServer, Generic[BehaviourT, TurnT]):
         self._prescribed: collections.deque[BehaviourT | Script] = collections.deque()
 
     @abstractmethod
-    def route(self, request: ReceivedRequest) -> Callable[[TurnT], Script | Ready]:
+    def route(self, request: ReceivedRequest) -> Callable[[TurnT], Answer]:
         """What answers this method and path. Raises RefusedError."""
 
     @abstractmethod
@@ -327,7 +328,7 @@ class VendorSimulator(SimulatorServer, Generic[BehaviourT, TurnT]):
         self._prescribed.extend(behaviours)
         return self
 
-    def answer(self, request: ReceivedRequest) -> Script | Ready:
+    def answer(self, request: ReceivedRequest) -> Answer:
         """Check what the real API checks, choose the behaviour, and build the answer."""
         try:
             respond = self.route(request)

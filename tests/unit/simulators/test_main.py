@@ -7,7 +7,7 @@ import sys
 import httpx
 import pytest
 
-from simulators import anthropic, openai
+from simulators import agentmail, anthropic, openai
 from simulators.server import read_record
 
 ASKED = {
@@ -39,3 +39,16 @@ async def test_it_prints_its_url_serves_and_ends_on_a_signal(tmp_path, vendor, s
     process.send_signal(stopped_by)
     assert await asyncio.wait_for(process.wait(), 20) == 0
     assert [line["event"] for line in read_record(record)] == ["seen", "ended"]
+
+
+async def test_agentmail_is_served_too():
+    process = await asyncio.create_subprocess_exec(
+        sys.executable, "-m", "simulators", "agentmail", stdout=asyncio.subprocess.PIPE
+    )
+    url = (await asyncio.wait_for(process.stdout.readline(), 20)).decode().strip()
+    headers = {"authorization": f"Bearer {agentmail.VENDOR_KEY}"}
+    async with httpx.AsyncClient(base_url=url, headers=headers, trust_env=False) as client:
+        made = (await client.post("/v0/inboxes", json={"username": "me"})).json()
+        assert (await client.get(f"/v0/inboxes/{made['inbox_id']}")).json() == made
+    process.send_signal(signal.SIGTERM)
+    assert await asyncio.wait_for(process.wait(), 20) == 0
