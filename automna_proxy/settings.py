@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from proxy.outbox import Endpoint, EndpointError, parse_secrets, parse_url
+from proxy.surface import Option
 from routes import SURFACES
 
 
@@ -153,8 +154,14 @@ class Settings:
             if environ.get(variable := field.name.upper())
         }
         # Stripped: a key read from a file ends in a line break, which no header can carry.
-        given = {name: environ.get(name, "").strip() for name, _, _ in vendor_settings()}
-        vendors = {name: value for name, value in given.items() if value}
+        vendors = {}
+        for option in vendor_settings():
+            given = environ.get(option.variable, "").strip()
+            if option.unit and given and not given.isdecimal():
+                expected = f"a whole number of {option.unit}"
+                raise SettingError(f"{option.variable}: given {given!r}, expected {expected}")
+            if given:
+                vendors[option.variable] = given
         settings = cls(**values, vendors=vendors)
         if settings.log_format not in {"console", "json"}:
             raise SettingError(f"LOG_FORMAT: given {settings.log_format!r}, expected console or json")
@@ -218,17 +225,19 @@ def _read(field: "dataclasses.Field[Any]", text: str) -> Any:
     return value
 
 
-def vendor_settings() -> list[tuple[str, str, str]]:
-    """(variable, default, meaning) of what the surfaces declare."""
+def vendor_settings() -> list[Option]:
+    """What the surfaces declare."""
     rows = []
     for surface in SURFACES:
         upstream = surface.upstream
-        rows.append((upstream.key_env, "", f"the platform's key at {surface.name}; unset, it answers 503"))
+        rows.append(
+            Option(upstream.key_env, "", f"the platform's key at {surface.name}; unset, it answers 503")
+        )
         for operation in surface.operations:
             if operation.key_env:
                 what = f"the platform's key for {operation.path}; unset, `{upstream.key_env}` is used"
-                rows.append((operation.key_env, "", what))
-        rows.append((upstream.url_env, upstream.base_url, f"where {surface.name} is reached (no path)"))
+                rows.append(Option(operation.key_env, "", what))
+        rows.append(Option(upstream.url_env, upstream.base_url, f"where {surface.name} is reached (no path)"))
         rows += surface.options
     return rows
 
@@ -239,4 +248,4 @@ def table() -> list[SettingRow]:
         SettingRow(field.name.upper(), str(field.default), field.metadata["unit"], field.metadata["meaning"])
         for field in _fields()
     ]
-    return own + [SettingRow(name, default, "", meaning) for name, default, meaning in vendor_settings()]
+    return own + [SettingRow(one.variable, one.default, one.unit, one.meaning) for one in vendor_settings()]

@@ -37,7 +37,7 @@ class Mounted:
         }
         self._secrets = [key.encode() for key in dict.fromkeys(self._keys.values()) if key]
         self.answer_filter = answer_filter(surface)
-        self.options = {name: variables.get(name, default) for name, default, _ in surface.options}
+        self.options = {name: variables.get(name, default) for name, default, _, _ in surface.options}
         try:
             self.origin = Origin.parse(variables.get(upstream.url_env, upstream.base_url))
         except ValueError as error:

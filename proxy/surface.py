@@ -6,7 +6,7 @@ When a vendor seems to need an `if` in the engine, a word is missing here: add t
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 from metering.errors import Refused
 from metering.prices import PriceTable
@@ -440,12 +440,21 @@ class Dialect(Protocol):
         """The caller's own limits under the names that the vendor has for its own, where it has any."""
 
 
+class Option(NamedTuple):
+    """A setting of one surface, by environment variable. With a `unit` it is a whole number."""
+
+    variable: str
+    default: str
+    meaning: str
+    unit: str = ""
+
+
 @dataclass(frozen=True, slots=True)
 class Surface:
     """A vendor as we expose it. `mounts`: the first is canonical, the rest are aliases.
 
     `dropped_request_headers` and `dropped_answer_headers` come on top of hop-by-hop and credential headers;
-    a name that ends in `*` is a prefix. `options`: this surface's own settings as (variable, default, meaning).
+    a name that ends in `*` is a prefix. `options`: this surface's own settings.
     """
 
     name: str
@@ -458,5 +467,5 @@ class Surface:
     dialect: Dialect
     dropped_request_headers: tuple[str, ...] = ()
     dropped_answer_headers: tuple[str, ...] = ()
-    options: tuple[tuple[str, str, str], ...] = ()
+    options: tuple[Option, ...] = ()
     homes: tuple[Home, ...] = ()

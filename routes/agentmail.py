@@ -19,6 +19,7 @@ from proxy.surface import (
     Meter,
     Names,
     Operation,
+    Option,
     Surface,
     Upstream,
 )
@@ -323,6 +324,11 @@ SURFACE = Surface(
     dialect=AgentMailDialect(),
     dropped_answer_headers=("x-ratelimit-*",),
     options=(
-        (INBOXES_ENV, "3", "How many inboxes a user may have: the account's plan has so many for all."),
+        Option(
+            INBOXES_ENV,
+            "3",
+            "How many inboxes a user may have: the account's plan has so many for all.",
+            unit="inboxes",
+        ),
     ),
 )

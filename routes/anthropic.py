@@ -2,7 +2,7 @@
 
 from metering.usage import INPUT, OUTPUT, Usage, UsageLine
 from proxy.meters import Free
-from proxy.surface import BEARER, Example, ForbiddenField, HeaderKey, Operation, Surface, Upstream
+from proxy.surface import BEARER, Example, ForbiddenField, HeaderKey, Operation, Option, Surface, Upstream
 from routes.anthropic_errors import AnthropicDialect
 from routes.anthropic_meter import DEFAULT_GEO, DEFAULT_GEO_ENV, PROVIDER, MessagesMeter, models_of
 
@@ -131,7 +131,7 @@ SURFACE = Surface(
         "set-cookie",
     ),
     options=(
-        (
+        Option(
             DEFAULT_GEO_ENV,
             DEFAULT_GEO,
             "Where the vendor's workspace runs requests that name no `inference_geo`: `global` or `us`.",

@@ -2,7 +2,7 @@
 
 from metering.usage import INPUT, OUTPUT, SEARCHES, SPELLCHECKS, SUGGESTIONS, Usage, UsageLine
 from proxy.meters import Free, PerRequest
-from proxy.surface import BEARER, Example, HeaderKey, Operation, Surface, Upstream
+from proxy.surface import BEARER, Example, HeaderKey, Operation, Option, Surface, Upstream
 from routes.brave_answers import PRODUCT as ANSWERS
 from routes.brave_answers import AnswersMeter
 from routes.brave_errors import KEY_HEADER, BraveDialect
@@ -150,7 +150,7 @@ SURFACE = Surface(
     dialect=BraveDialect(),
     dropped_answer_headers=("x-ratelimit-*",),
     options=(
-        (
+        Option(
             UNBILLED_ENV,
             "",
             "What Brave does not bill, besides its summarizer: `local` (places), `rich`, or both with a comma.",

@@ -10,6 +10,7 @@ from proxy.surface import (
     HandsOut,
     Names,
     Operation,
+    Option,
     Surface,
     Upstream,
 )
@@ -294,12 +295,12 @@ SURFACE = Surface(
     dropped_request_headers=("openai-organization", "openai-project", "x-http-method-override"),
     dropped_answer_headers=("openai-organization", "openai-project", "x-ratelimit-*", "set-cookie"),
     options=(
-        (
+        Option(
             DEFAULT_TIER_ENV,
             DEFAULT_TIER,
             "The tier in which the vendor's project runs requests that name none: `default`, `priority` or `flex`.",
         ),
-        (
+        Option(
             REGION_ENV,
             "",
             "The region whose host `OPENAI_UPSTREAM_URL` names (`us`, `eu`, ...): newer models cost more there.",

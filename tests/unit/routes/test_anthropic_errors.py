@@ -23,6 +23,7 @@ ROWS = [
     (Reason.HEAD_TOO_LARGE, 431, "request_too_large", False, "RequestHeaderFieldsTooLargeError"),
     (Reason.TOO_LARGE, 413, "request_too_large", False, "ContentTooLargeError"),
     (Reason.MODEL_UNAVAILABLE, 404, "not_found_error", False, "NotFoundError"),
+    (Reason.CONFLICT, 409, "api_error", True, "ConflictError"),
     (Reason.OBJECT_NOT_FOUND, 404, "not_found_error", False, "NotFoundError"),
     (Reason.BUDGET_EXHAUSTED, 402, "billing_error", False, "PaymentRequiredError"),
     (Reason.BUDGET_HELD, 429, "rate_limit_error", True, "RateLimitError"),

@@ -22,6 +22,7 @@ ROWS = [
     (Reason.HEAD_TOO_LARGE, 431, INVALID, None, False),
     (Reason.TOO_LARGE, 413, INVALID, None, False),
     (Reason.MODEL_UNAVAILABLE, 404, INVALID, "model_not_found", False),
+    (Reason.CONFLICT, 409, INVALID, None, True),
     (Reason.OBJECT_NOT_FOUND, 404, INVALID, None, False),
     (Reason.BUDGET_EXHAUSTED, 429, "usage_limit_reached", "usage_limit_reached", False),
     (Reason.BUDGET_HELD, 429, "requests", RATE, True),
