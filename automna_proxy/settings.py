@@ -239,7 +239,7 @@ def vendor_settings() -> list[Option]:
                 rows.append(Option(operation.key_env, "", what))
         rows.append(Option(upstream.url_env, upstream.base_url, f"where {surface.name} is reached (no path)"))
         rows += surface.options
-    return rows
+    return list({row.variable: row for row in rows}.values())  # two surfaces may have one vendor
 
 
 def table() -> list[SettingRow]:

@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from metering.caps import HELD_RETRY_AFTER_S, TITLES
-from metering.clock import date_of, period_end_ms
+from metering.clock import date_of, instant, period_end_ms
 from metering.errors import Reason, Refused
 from metering.ledger import Balance, Hold
 from metering.plans import Plan
@@ -75,6 +75,7 @@ def quota_refusal(hold: Hold, balance: Balance, plan: str) -> Refused:
         f"used_{what}": balance.spent,
         f"limit_{what}": limit,
         "resets": resets,
+        "resets_at": instant(resets_ms),
         "quota": what,
     }
     if limit <= 0:

@@ -44,7 +44,7 @@ class Homes:
         return {name: await self._one(mounted, name, user_id) for name in names}
 
     async def _one(self, mounted: Mounted, name: str, user_id: str) -> str:
-        key = (mounted.surface.name, name, user_id)
+        key = (mounted.surface.provider, name, user_id)
         if key in self._known:
             return self._known[key]
         making = self._making.get(key)
@@ -54,15 +54,16 @@ class Homes:
             )
             making.add_done_callback(lambda _: self._making.pop(key, None))
         found = await asyncio.shield(making)
+        if _home_of(mounted, name).may_end:
+            return found
         self._known[key] = found
         if len(self._known) > KNOWN_MAX:
             self._known.popitem(last=False)
         return found
 
     async def _found_or_made(self, mounted: Mounted, name: str, user_id: str) -> str:
-        surface = mounted.surface
-        home = next(one for one in surface.homes if one.name == name)
-        found = await self._objects.first_of(surface.name, home.kind, user_id)
+        home = _home_of(mounted, name)
+        found = await self._objects.first_of(mounted.surface.provider, home.kind, user_id)
         return found or await self._make(mounted, home, user_id)
 
     async def _make(self, mounted: Mounted, home: Home, user_id: str) -> str:
@@ -76,9 +77,13 @@ class Homes:
             raise Refused(
                 Reason.UPSTREAM_UNREACHABLE, f"{mounted.surface.name} made a {home.kind} without an id."
             )
-        one = ObjectId(mounted.surface.name, home.kind, made.lower() if home.is_caseless else made)
+        one = ObjectId(mounted.surface.provider, home.kind, made.lower() if home.is_caseless else made)
         if isinstance(await self._objects.bind([one], user_id, f"home:{home.name}"), Declined):
             raise Refused(
                 Reason.INTERNAL, f"{mounted.surface.name} made a {home.kind} that is another user's."
             )
         return made
+
+
+def _home_of(mounted: Mounted, name: str) -> Home:
+    return next(home for home in mounted.surface.homes if home.name == name)

@@ -182,7 +182,7 @@ class Engine:
         exchange.inbound = await self._read(exchange, params, query)
         if exchange.operation.names:
             user_id, names = exchange.caller.user_id, exchange.operation.names
-            await check_owner(self._objects, mounted.surface.name, user_id, names, exchange.inbound)
+            await check_owner(self._objects, mounted.surface.provider, user_id, names, exchange.inbound)
         claims = await self._prepare(exchange, mounted, path) if exchange.operation.is_prepared else ()
         request = self._price(exchange, mounted)
         exchange.admitted = await self._admission.admit(exchange.caller, request, *claims)
@@ -596,11 +596,11 @@ class Engine:
         if operation is not None and operation.ends is not None and inbound is not None:
             kind, piece = operation.ends
             upstream_id = inbound.path_params[piece].lower()
-            self._objects.mark_gone(ObjectId(exchange.surface.name, kind, upstream_id))
+            self._objects.mark_gone(ObjectId(exchange.surface.provider, kind, upstream_id))
 
     def _gate(self, exchange: Exchange, inbound: Inbound, head: AnswerHead) -> Gate | None:
         """What the answer must pass, where its operation has an added event or hands out ids."""
-        operation, vendor = exchange.operation, exchange.surface.name
+        operation, vendor = exchange.operation, exchange.surface.provider
         if operation is None or not _has_gate(exchange):
             return None
         places = [place for place in operation.hands_out if place.when is None or place.when(inbound)]

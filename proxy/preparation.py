@@ -56,7 +56,7 @@ class Preparation:
             return
         kind, option = operation.at_most
         most = int(mounted.options[option])
-        if await self._objects.count(mounted.surface.name, kind, caller.user_id) >= most:
+        if await self._objects.count(mounted.surface.provider, kind, caller.user_id) >= most:
             raise Refused(
                 Reason.FORBIDDEN,
                 f"Limit reached: {most} of this kind per user.",

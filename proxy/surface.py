@@ -296,6 +296,8 @@ class Home:
     id_field: str
     within: tuple[str, ...] = ()
     is_caseless: bool = False
+    may_end: bool = False
+    """The user may delete it; the next request that needs one takes another, or makes it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -459,7 +461,7 @@ class Surface:
 
     name: str
     provider: str
-    """The vendor's id in the price table."""
+    """The vendor: in the price table, and as whose its objects are known, for all surfaces that it has."""
     mounts: tuple[str, ...]
     upstream: Upstream
     token_places: tuple[TokenPlace, ...]

@@ -7,7 +7,7 @@ here does no I/O and knows no other vendor.
 """
 
 from proxy.surface import Surface
-from routes import agentmail, anthropic, brave, gemini, openai
+from routes import agentmail, anthropic, brave, email, gemini, openai
 
 SURFACES: tuple[Surface, ...] = (
     anthropic.SURFACE,
@@ -15,4 +15,5 @@ SURFACES: tuple[Surface, ...] = (
     gemini.SURFACE,
     brave.SURFACE,
     agentmail.SURFACE,
+    email.SURFACE,
 )

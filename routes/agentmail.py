@@ -53,13 +53,13 @@ _INBOX_JSON = (
     b'"updated_at":"2026-11-20T12:00:00Z","created_at":"2026-11-20T12:00:00Z"}'
 )
 _INBOXES_JSON = b'{"count":1,"limit":10,"inboxes":[' + _INBOX_JSON + b"]}"
-_MESSAGE_JSON = (
+MESSAGE_JSON = (
     b'{"inbox_id":"wren@agentmail.to","thread_id":"thd1","message_id":"<m1@agentmail.to>","labels":["received"],'
     b'"timestamp":"2026-11-20T12:00:00Z","from":"Ann <ann@example.com>","to":["wren@agentmail.to"],'
     b'"subject":"Hello","text":"Hello.","size":120,"updated_at":"2026-11-20T12:00:00Z",'
     b'"created_at":"2026-11-20T12:00:00Z"}'
 )
-_MESSAGES_JSON = b'{"count":1,"limit":10,"messages":[' + _MESSAGE_JSON + b"]}"
+MESSAGES_JSON = b'{"count":1,"limit":10,"messages":[' + MESSAGE_JSON + b"]}"
 _THREAD_JSON = (
     b'{"inbox_id":"wren@agentmail.to","thread_id":"thd1","labels":["received"],"timestamp":"2026-11-20T12:00:00Z",'
     b'"senders":["ann@example.com"],"recipients":["wren@agentmail.to"],"message_count":1,"size":120,'
@@ -220,6 +220,16 @@ SURFACE = Surface(
             body=lambda tag: {"name": tag, "client_id": tag},
             id_field="pod_id",
         ),
+        Home(
+            INBOX,
+            INBOX,
+            "/v0/pods/{pod}/inboxes",
+            body=lambda tag: {"client_id": f"{tag}-home"},
+            id_field="inbox_id",
+            within=(POD,),
+            is_caseless=True,
+            may_end=True,
+        ),
     ),
     operations=(
         _in_pod("GET", _INBOXES, _INBOXES_JSON, hands_out=_LISTED, namespaced=_CLIENT_ID),
@@ -240,8 +250,8 @@ SURFACE = Surface(
         _free("GET", f"{_ONE}/metrics/rates", b'{"bounce_rate":0.0}'),
         _free("GET", f"{_ONE}/events", b'{"count":0,"limit":10,"events":[]}'),
         # Of messages, what has a word behind the id stands first: an id may have slashes.
-        _free("GET", f"{_ONE}/messages", _MESSAGES_JSON),
-        _free("GET", f"{_ONE}/messages/search", _MESSAGES_JSON),
+        _free("GET", f"{_ONE}/messages", MESSAGES_JSON),
+        _free("GET", f"{_ONE}/messages/search", MESSAGES_JSON),
         _free(
             "POST", f"{_ONE}/messages/batch-get", b'{"messages":[]}', b'{"message_ids":["<m1@agentmail.to>"]}'
         ),
@@ -263,7 +273,7 @@ SURFACE = Surface(
         _sends(f"{_MESSAGE}/forward", SendMeter(of_request), b'{"to":["ann@example.com"]}'),
         _free("GET", f"{_MESSAGE}/raw", b'{"download_url":"https://files.example/m1"}'),
         _free("GET", f"{_MESSAGE}/attachments/{{attachment_id}}", _ATTACHMENT_JSON),
-        _free("GET", _MESSAGE, _MESSAGE_JSON),
+        _free("GET", _MESSAGE, MESSAGE_JSON),
         _free("PATCH", _MESSAGE, _LABELS_JSON, _LABEL_JSON),
         _free("DELETE", _MESSAGE, b""),
         _free("GET", f"{_ONE}/threads", _THREADS_JSON),

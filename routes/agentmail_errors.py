@@ -5,6 +5,7 @@ Both repeat 408, 429 and 5xx twice, Python's 409 too, and wait a `retry-after`; 
 are asked once.
 """
 
+import re
 from typing import Any
 
 import orjson
@@ -36,6 +37,10 @@ _NAMES = {
     422: ("UnprocessableError", "unprocessable"),
     429: ("RateLimitError", "rate_limit_exceeded"),
 }
+_ACCOUNTS_OWN = re.compile(
+    r"\b(?:org|pod|key|am|dom|whk)_\w+|[^\s<>\"',;]+@[^\s<>\"',;]+|\b(?:free|developer|startup|enterprise)\s+plan\b",
+    re.IGNORECASE,
+)
 _OTHER = ("InternalServerError", "internal_error")
 _WORDS = {
     "not_found": "Not found.",
@@ -79,7 +84,7 @@ class AgentMailDialect:
         code = error.get("code")
         shown: dict[str, Any] = {name: error[name] for name in ("name", "code", "docs") if name in error}
         if code in SHOWN_AS_SAID:
-            shown |= {name: error[name] for name in ("message", "errors") if name in error}
+            shown |= {name: _redacted(error[name]) for name in ("message", "errors") if name in error}
         else:
             shown["message"] = _WORDS.get(str(code), "The vendor refused the request.")
         return orjson.dumps(shown)
@@ -92,6 +97,17 @@ class AgentMailDialect:
             (b"x-ratelimit-remaining", b"%d" % requests.remaining),
             (b"x-ratelimit-reset", b"%d" % -(-requests.reset_ms // 1000)),
         ]
+
+
+def _redacted(value: Any) -> Any:
+    """Without ids of the account, its plan, and addresses, which may be anybody's."""
+    if isinstance(value, str):
+        return _ACCOUNTS_OWN.sub("...", value)
+    if isinstance(value, list):
+        return [_redacted(item) for item in value]
+    if isinstance(value, dict):
+        return {name: _redacted(item) for name, item in value.items()}
+    return value
 
 
 def _error(status: int, message: str) -> bytes:

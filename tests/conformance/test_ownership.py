@@ -41,7 +41,7 @@ HandingOut = tuple[Surface, Operation]
 
 async def bind(stage: Stage, kind: str, upstream_id: str, user_id: str) -> None:
     objects = Objects(stage.gateway.service.store, stage.gateway.clock)
-    one = ObjectId(stage.surface.name, kind, upstream_id)
+    one = ObjectId(stage.surface.provider, kind, upstream_id)
     assert isinstance(await objects.bind([one], user_id, "req_before"), Done)
 
 
@@ -72,7 +72,7 @@ def body_naming(operation: Operation, name: Names, upstream_id: str) -> bytes:
 
 async def owners(stage: Stage) -> dict[tuple[str, str], str]:
     rows = await stage.gateway.service.store.readers.rows(
-        "SELECT kind, upstream_id, user_id FROM owned_objects WHERE vendor = ?1", (stage.surface.name,)
+        "SELECT kind, upstream_id, user_id FROM owned_objects WHERE vendor = ?1", (stage.surface.provider,)
     )
     return {(str(kind), str(upstream_id)): str(user_id) for kind, upstream_id, user_id in rows}
 
@@ -135,7 +135,7 @@ def ids_of(surface: Surface, operation: Operation) -> set[tuple[str, str]]:
         texts = [line for line in lines if line.strip() != b"[DONE]"]
     else:
         texts = [answer]
-    found = [handed_out(surface.name, operation.hands_out, orjson.loads(text)) for text in texts]
+    found = [handed_out(surface.provider, operation.hands_out, orjson.loads(text)) for text in texts]
     return {(one.kind, one.upstream_id) for ids in found for one in ids}
 
 

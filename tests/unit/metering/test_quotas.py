@@ -86,6 +86,7 @@ async def test_a_quota_that_is_used_up_says_when_it_returns(desk: Desk) -> None:
         "used_searches": 10,
         "limit_searches": 10,
         "resets": RESETS,
+        "resets_at": "2026-12-01T00:00:00Z",
         "quota": "searches",
     }
     desk.bench.clock.ms = 1_796_083_200_000
