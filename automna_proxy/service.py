@@ -14,6 +14,7 @@ from metering.clock import Clock, SystemClock
 from metering.deferred import DeferredWorks
 from metering.errors import Refused
 from metering.heartbeat import OVERDUE, Heartbeat
+from metering.hooks import Hooks
 from metering.ids import new_id
 from metering.ledger import Ledger
 from metering.notices import ENDPOINT, Notices
@@ -46,6 +47,7 @@ logger = logging.getLogger(__name__)
 READY_WITHIN_S = 1.0
 """A store that takes longer to write a row is not ready."""
 GAUGES_EVERY_S = 1.0
+PRUNE_EVERY_S = 600.0
 LEAVE_WITHIN_S = 1.0
 """To take our row out of the store at the end."""
 
@@ -86,6 +88,14 @@ class Service:
             due_s = loop.time() + GAUGES_EVERY_S
             await asyncio.sleep(GAUGES_EVERY_S)
             self.telemetry.loop_lag_s.set(max(0.0, loop.time() - due_s))
+
+
+async def keep_pruning(hooks: Hooks, repeats: Repeats) -> None:
+    """Let go of rows that say what nobody asks any more."""
+    while True:
+        await asyncio.sleep(PRUNE_EVERY_S)
+        hooks.prune()
+        repeats.prune()
 
 
 def bounds_of(settings: Settings) -> Bounds:
@@ -155,13 +165,18 @@ async def running_service(settings: Settings, *, clock: Clock | None = None) -> 
             clock=clock,
             tokens=rate_limits.tokens,
         )
+        hooks, repeats = Hooks(store, clock), Repeats(store, clock)
         endpoints = {} if endpoint is None else {ENDPOINT: endpoint}
         courier = Courier(
             Outbox(store, clock),
             endpoints,
-            client=await stack.enter_async_context(webhook_client(endpoints.values())),
+            client=await stack.enter_async_context(
+                webhook_client(endpoints.values(), has_hooks=bool(settings.hooks_secret))
+            ),
             telemetry=telemetry,
             clock=clock,
+            hooks=hooks,
+            hooks_secret=settings.hooks_secret,
         )
         admission = Admission(ledger, rate_limits, clock)
         objects = Objects(store, clock)
@@ -176,7 +191,7 @@ async def running_service(settings: Settings, *, clock: Clock | None = None) -> 
             clock=clock,
             objects=objects,
             deferrals=deferrals,
-            preparation=Preparation(objects=objects, repeats=Repeats(store, clock), calls=SideCalls(client)),
+            preparation=Preparation(objects=objects, repeats=repeats, calls=SideCalls(client)),
         )
         stack.push_async_callback(engine.wait_until_idle)
 
@@ -194,6 +209,7 @@ async def running_service(settings: Settings, *, clock: Clock | None = None) -> 
             bytes_per_output_token=settings.output_bytes_per_token,
             metrics_token=settings.metrics_token,
             metrics_port=settings.metrics_port,
+            agentmail_webhook_keys=settings.agentmail_webhook_keys,
         )
         service = Service(settings, engine, mounted, own, store, heartbeat, client, telemetry)
         _in_background(stack, "changes", authenticator.follow_changes())
@@ -202,6 +218,7 @@ async def running_service(settings: Settings, *, clock: Clock | None = None) -> 
         _in_background(stack, "deferred work", deferrals.keep_polling())
         _in_background(stack, "notices", notices.keep_looking())
         _in_background(stack, "outbox", courier.keep_delivering())
+        _in_background(stack, "pruning", keep_pruning(hooks, repeats))
         _in_background(stack, "gauges", service.keep_gauges())
         yield service
 

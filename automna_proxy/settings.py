@@ -142,6 +142,17 @@ class Settings:
         10_000, "gateway tokens remembered per worker", unit="tokens", minimum=1
     )
 
+    agentmail_webhook_secret: str = _setting(
+        "",
+        "signs what AgentMail tells (`whsec_...`, two while one replaces the other); unset, it is answered 503",
+        unit="",
+    )
+    hooks_secret: str = _setting(
+        "",
+        "makes the tokens under which users' agents are told of mail (`user set-hook`); unset, they are not",
+        unit="",
+    )
+
     vendors: Mapping[str, str] = dataclasses.field(default_factory=dict, metadata={"is_vendors": True})
     """The variables that surfaces declare: keys, upstream overrides, options. Unset ones are absent."""
 
@@ -170,6 +181,12 @@ class Settings:
                 f"LOG_LEVEL: given {settings.log_level!r}, expected debug, info, warning or error"
             )
         _ = settings.notices_endpoint  # raises, where it cannot be used
+        _ = settings.agentmail_webhook_keys
+        if settings.hooks_secret and len(settings.hooks_secret) < HOOKS_SECRET_CHARS_MIN:
+            raise SettingError(
+                f"HOOKS_SECRET: expected {HOOKS_SECRET_CHARS_MIN} characters or more, as `openssl rand -base64 32` makes "
+                "them (what was given is not shown)"
+            )
         return settings
 
     @property
@@ -188,12 +205,25 @@ class Settings:
             raise SettingError(f"NOTICES_SECRET: {given}{error}") from None
 
     @property
+    def agentmail_webhook_keys(self) -> tuple[bytes, ...]:
+        """What verifies AgentMail's webhooks; none: nothing is taken. Raises SettingError."""
+        if not self.agentmail_webhook_secret:
+            return ()
+        try:
+            return parse_secrets(self.agentmail_webhook_secret)
+        except EndpointError as error:
+            raise SettingError(f"AGENTMAIL_WEBHOOK_SECRET: {error}") from None
+
+    @property
     def plans_path(self) -> Path | None:
         return Path(self.plans_file) if self.plans_file else None
 
     @property
     def prices_path(self) -> Path | None:
         return Path(self.prices_file) if self.prices_file else None
+
+
+HOOKS_SECRET_CHARS_MIN = 32
 
 
 @dataclass(frozen=True, slots=True)

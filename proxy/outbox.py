@@ -20,11 +20,13 @@ from collections.abc import AsyncIterator, Iterable, Mapping
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass
 from http.cookiejar import CookieJar, DefaultCookiePolicy
+from typing import Protocol
 
 import httpx
 
 from metering.clock import Clock
 from metering.errors import Refused
+from metering.hooks import HOOK, Hooks, hook_token
 from metering.outbox import NO_ANSWER_KNOWN, OUTBOX_ATTEMPTS_MAX, Message, Outbox
 from proxy.telemetry import Telemetry
 
@@ -41,6 +43,7 @@ ANSWER_BYTES_MAX = 64 * 1024
 ANSWER_REST_S = 1.0
 """For that."""
 FORGET_EVERY_LOOKS = 600
+NO_HOOK = "its agent has no hook any more"
 
 GONE = 410
 SECRET_PREFIX = "whsec_"
@@ -52,6 +55,34 @@ _NAME = re.compile(r"[A-Za-z0-9_.-]+")
 
 class EndpointError(ValueError):
     """An endpoint cannot be used; the message says what is expected, and shows no secret."""
+
+
+class Destination(Protocol):
+    """Where messages go."""
+
+    @property
+    def url(self) -> str: ...
+
+    def headers(self, message: Message, at_s: int) -> dict[str, str]:
+        """Of one attempt."""
+
+
+@dataclass(frozen=True, slots=True, repr=False)
+class AgentHook:
+    """Where the agent of a user is told, and the token that it knows us by."""
+
+    url: str
+    token: str
+
+    def headers(self, message: Message, at_s: int) -> dict[str, str]:
+        """With the message's id, by which a repetition is known."""
+        return {
+            "authorization": f"Bearer {self.token}",
+            "content-type": "application/json",
+            "user-agent": "automna-proxy",
+            "webhook-id": message.id,
+            "webhook-timestamp": str(at_s),
+        }
 
 
 @dataclass(frozen=True, slots=True, repr=False)
@@ -152,13 +183,18 @@ class Courier:
         client: httpx.AsyncClient,
         telemetry: Telemetry,
         clock: Clock,
+        hooks: Hooks | None = None,
+        hooks_secret: str = "",
     ) -> None:
-        """`endpoints` by their names in the outbox; messages to others wait."""
+        """`endpoints` by their names in the outbox, and the `hooks` of users' agents where there is a secret for their
+        tokens; messages to others wait."""
         self._outbox = outbox
         self._endpoints = endpoints
         self._client = client
         self._telemetry = telemetry
         self._clock = clock
+        self._hooks = hooks if hooks_secret else None
+        self._hooks_secret = hooks_secret
         self._under_way: Counter[str] = Counter()
         """Attempts, by endpoint."""
         self._freed = asyncio.Event()
@@ -197,20 +233,37 @@ class Courier:
     async def _start_due(self, attempts: asyncio.TaskGroup) -> int:
         """A silent receiver takes up its own attempts' room, and keeps nobody waiting for their end."""
         started = 0
-        for name, endpoint in self._endpoints.items():
+        for name, endpoint in [*self._endpoints.items(), *await self._agents()]:
             room = OUTBOX_AT_ONCE - self._under_way[name]
             due = await self._outbox.due(name, at_most=room) if room else []
             for message in due:
                 if message.attempts >= OUTBOX_ATTEMPTS_MAX:  # its last one ended with its process
                     error = message.last_error or NO_ANSWER_KNOWN
                     await self._give_up(message, error, attempts=message.attempts)
+                elif endpoint is None:  # its user wants to be told no more
+                    await self._give_up(message, NO_HOOK, attempts=message.attempts)
                 elif await self._outbox.claim(message):
                     self._under_way[name] += 1
                     attempts.create_task(self._attempt(name, endpoint, message))
                     started += 1
         return started
 
-    async def _attempt(self, name: str, endpoint: Endpoint, message: Message) -> None:
+    async def _agents(self) -> list[tuple[str, AgentHook | None]]:
+        """Agents with messages that are due; None where nobody is to be told any more."""
+        if self._hooks is None:
+            return []
+        due = await self._hooks.due()
+        return [
+            (
+                name,
+                None
+                if url is None
+                else AgentHook(url, hook_token(self._hooks_secret, name.removeprefix(HOOK))),
+            )
+            for name, url in due
+        ]
+
+    async def _attempt(self, name: str, endpoint: Destination, message: Message) -> None:
         """One bad message must not keep the others from being sent."""
         try:
             await self._deliver(endpoint, message)
@@ -220,9 +273,11 @@ class Courier:
             logger.exception("message %s cannot be sent", message.id)
         finally:
             self._under_way[name] -= 1
+            if not self._under_way[name]:
+                del self._under_way[name]  # names of users, of whom there are many
             self._freed.set()
 
-    async def _deliver(self, endpoint: Endpoint, message: Message) -> None:
+    async def _deliver(self, endpoint: Destination, message: Message) -> None:
         answer = await self._send(endpoint, message)
         attempts = message.attempts + 1
         if answer.is_delivered:
@@ -243,7 +298,7 @@ class Courier:
             "message %s (%s) is given up after %d attempts: %s", message.id, message.kind, attempts, error
         )
 
-    async def _send(self, endpoint: Endpoint, message: Message) -> _Answer:
+    async def _send(self, endpoint: Destination, message: Message) -> _Answer:
         status = None
         headers = endpoint.headers(message, self._clock.now_ms() // 1000)
         try:
@@ -273,11 +328,13 @@ async def _pass_over(answer: httpx.Response) -> None:
 
 
 @asynccontextmanager
-async def webhook_client(endpoints: Iterable[Endpoint]) -> AsyncIterator[httpx.AsyncClient]:
+async def webhook_client(
+    endpoints: Iterable[Endpoint], *, has_hooks: bool = False
+) -> AsyncIterator[httpx.AsyncClient]:
     """For webhooks alone: it follows no redirects, keeps no cookies, and heeds no proxy of the environment's.
 
     The machine's certificates, which cost 20 ms to read, are trusted where an endpoint needs them, else none."""
-    needs_trust = any(endpoint.url.lower().startswith("https:") for endpoint in endpoints)
+    needs_trust = has_hooks or any(endpoint.url.lower().startswith("https:") for endpoint in endpoints)
     async with httpx.AsyncClient(
         verify=ssl.create_default_context() if needs_trust else ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT),
         timeout=httpx.Timeout(ATTEMPT_TIMEOUT_S),

@@ -19,7 +19,9 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from metering.admission import Caller
 from metering.clock import Clock
 from metering.errors import Refused
+from metering.hooks import Hooks
 from metering.ids import new_id
+from metering.objects import Objects
 from metering.rate_limits import RateLimits
 from metering.rate_state import Standing
 from metering.store.store import Store
@@ -33,6 +35,7 @@ from routes.callers import Callers
 from routes.health import health_routes
 from routes.tokens import Children, token_routes
 from routes.usage import Reports, usage_routes
+from routes.webhooks import Receiver, Sender, mail_received, webhook_routes
 
 MACHINES = frozenset({"health", "ready", "metrics"})
 """Endpoints that are asked every few seconds: counted, without a line."""
@@ -57,6 +60,7 @@ class OwnContext:
     bytes_per_output_token: int
     metrics_token: str
     metrics_port: int = 0
+    agentmail_webhook_keys: tuple[bytes, ...] = ()
 
 
 def own_app(context: OwnContext) -> Starlette:
@@ -70,6 +74,13 @@ def own_app(context: OwnContext) -> Starlette:
     )
     children = Children(
         callers=callers, directory=Directory(context.store, context.clock), clock=context.clock
+    )
+
+    receiver = Receiver(
+        Hooks(context.store, context.clock), Objects(context.store, context.clock), context.clock
+    )
+    senders = (
+        Sender("agentmail", context.agentmail_webhook_keys, "AGENTMAIL_WEBHOOK_SECRET", mail_received),
     )
 
     async def refuse(request: Request, error: Exception) -> Response:
@@ -92,6 +103,7 @@ def own_app(context: OwnContext) -> Starlette:
             ),
             *usage_routes(reports),
             *token_routes(children),
+            *webhook_routes(receiver, senders),
         ],
         middleware=[Middleware(CanonicalLines, context=context)],
         exception_handlers={Refused: refuse, HTTPException: _no_such_route, Exception: _defect},

@@ -20,6 +20,7 @@ from automna_proxy.commands.session import (
     Status,
     UserId,
     current_plans,
+    current_settings,
     with_store,
 )
 from automna_proxy.commands.times import future_ms
@@ -30,12 +31,14 @@ from metering.admission import owner_of
 from metering.caps import CapState, states_of
 from metering.clock import instant, month_end_ms
 from metering.grants import credit_as_json, credit_of
+from metering.hooks import Hooks, hook_token
 from metering.ledger import Balance
 from metering.plans import DEFAULT_PLAN, Plans
 from metering.reports import balances_of, credits_as_json
 from metering.store.store import Store
 from metering.terms import caps_of_user
 from metering.users import Directory, GatewayToken, User
+from proxy.outbox import EndpointError, parse_url
 
 app = typer.Typer(no_args_is_help=True, help="Users: who is billed, on which plan.")
 
@@ -197,6 +200,52 @@ def set_cap(
         return await Directory(store, CLOCK).set_caps(user_id, caps)
 
     _report(with_store(work), as_json=as_json, done="capped" if caps else "uncapped")
+
+
+@app.command()
+def set_hook(
+    user_id: UserId,
+    url: Annotated[
+        str | None, typer.Argument(metavar="URL", help="Such as https://machine.example/hooks/agent")
+    ] = None,
+    *,
+    none: Annotated[bool, typer.Option("--none", help="Tell the agent nothing any more.")] = False,
+    as_json: Json = False,
+) -> None:
+    """Where a user's agent is told of mail that came in; shows the token that it will be told under.
+
+    The token is made from HOOKS_SECRET, which `serve` needs too, and stays the same as long as that does.
+
+    Example: automna-proxy user set-hook alice https://alice.example/hooks/agent
+    """
+    if none == (url is not None):
+        raise CommandError(Status.USAGE, "expected a URL, or --none")
+    secret = current_settings().hooks_secret
+    if not secret:
+        raise CommandError(
+            Status.USAGE,
+            "HOOKS_SECRET is not set: `openssl rand -base64 32` makes one; `serve` needs the same",
+        )
+    try:
+        address = None if url is None else parse_url(url)
+    except EndpointError as error:
+        raise CommandError(Status.USAGE, f"URL: {error}") from None
+
+    async def work(store: Store) -> None:
+        hooks = Hooks(store, CLOCK)
+        if address is None:
+            await hooks.remove((await Directory(store, CLOCK).user(user_id)).id)
+        else:
+            await hooks.put(user_id, address)
+
+    with_store(work)
+    token = None if address is None else hook_token(secret, user_id)
+    if as_json:
+        show_json({"user": user_id, "url": address, "token": token})
+    elif token is None:
+        say(f"{user_id} is told nothing any more")
+    else:
+        say(f"{user_id} is told at {address}, with the header  Authorization: Bearer {token}")
 
 
 @app.command()

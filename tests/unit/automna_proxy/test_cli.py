@@ -482,6 +482,28 @@ def test_a_label_cannot_forge_lines_or_colours(cli: Cli) -> None:
 # --- tokens that are handed on, and caps ---------------------------------------------------------------------
 
 
+def test_a_hook_is_set_and_its_token_is_the_same_every_time(cli: Cli) -> None:
+    url = "https://alice.example/hooks/agent"
+
+    def refused(*given: str, user: str = "alice") -> str:
+        result = cli.run("user", "set-hook", user, *given)
+        assert result.exit_code != 0
+        return result.stderr
+
+    assert "HOOKS_SECRET is not set" in refused(url)
+    cli.env["HOOKS_SECRET"] = "x" * 40
+    first, second = (cli.json("user", "set-hook", "alice", url) for _ in range(2))
+    assert first == second == {"user": "alice", "url": url, "token": first["token"]}
+    assert first["token"] in cli.ok("user", "set-hook", "alice", url)
+    assert "expected a URL, or --none" in refused()
+    assert "expected a URL, or --none" in refused(url, "--none")
+    assert "expected an address that begins with https://" in refused("http://alice.example/hooks")
+    assert "no user nobody" in refused(url, user="nobody")
+    assert cli.json("user", "set-hook", "alice", "--none") == {"user": "alice", "url": None, "token": None}
+    cli.env["HOOKS_SECRET"] = "short"
+    assert "HOOKS_SECRET: expected 32 characters or more" in refused(url)
+
+
 def test_a_child_is_made_with_its_terms_and_shown(cli: Cli) -> None:
     parent = cli.json("token", "create", "alice", "--label", "laptop")
     terms = (
