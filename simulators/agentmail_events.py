@@ -102,7 +102,7 @@ def signed(
     """Headers and body of one delivery at `at_s` (Unix seconds)."""
     body = orjson.dumps(event.body)
     if tamper in (Tamper.STALE, Tamper.FUTURE):
-        at_s += (SKEW_MAX_S + 1) * (1 if tamper is Tamper.FUTURE else -1)
+        at_s += 2 * SKEW_MAX_S * (1 if tamper is Tamper.FUTURE else -1)
     signed_id = "msg_of_another_event" if tamper is Tamper.MOVED else event.svix_id
     mark = signature(FORGED_SECRET if tamper is Tamper.FORGED else secret, signed_id, at_s, body)
     if tamper is Tamper.ROTATED:
