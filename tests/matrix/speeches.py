@@ -334,7 +334,6 @@ ANSWERS = _of_answers(
     "answers stream",
     fields={**_ANSWERS, "stream": True},
     events=lambda serial, words: brave_events(_answered(serial, words), None)[0],
-    counts_before_end=True,
     ping=b": still here\n\n",
     error_event=b"data: " + _brave_error(503) + b"\n\n",
 )
