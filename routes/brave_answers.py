@@ -149,7 +149,8 @@ class AnswersReport:
 
 
 class AnswersStream(StreamObserver):
-    """A streamed answer, whose text ends in the tag."""
+    """A streamed answer, whose text ends in the tag. Of one that did not come to its end the tag is not taken: what
+    stands there may be the question's own words."""
 
     __slots__ = ("_answers", "_has_tag", "_tail")
 
@@ -174,11 +175,6 @@ class AnswersStream(StreamObserver):
 
     def _is_whole(self, data: bytes) -> bool:
         return data.strip() == _DONE or super()._is_whole(data)
-
-    def end(self) -> None:
-        super().end()
-        if not self._is_complete:  # the tag stands, though nothing ended properly
-            self._answers.read_tag(self._tail)
 
     @property
     def _is_final(self) -> bool:

@@ -5,6 +5,7 @@ there; ours is a 401, which no client takes for a mistake in its query. The head
 short one, and the month's quota, in which 0 means that there is none.
 """
 
+import re
 from collections.abc import Mapping
 from typing import Any
 
@@ -21,7 +22,7 @@ from proxy.errors import (
     retry_headers,
 )
 from proxy.surface import Headers, Rendered
-from routes.counting import object_of
+from routes.counting import json_of, object_of
 
 ACCOUNT_CODES = frozenset(
     {
@@ -33,6 +34,10 @@ ACCOUNT_CODES = frozenset(
 KEY_HEADER = "x-subscription-token"
 SHOWN_OF_META = ("errors",)
 """What of an error's `meta` is about the request. The rest is the account's plan, rates and quotas."""
+ACCOUNT_FACT = re.compile(
+    rb'\\*"(?:plan|rate_limit|rate_current|quota_limit|quota_current)\\*"\s*:', re.IGNORECASE
+)
+"""A key of that rest, wherever it stands: also in a text, whose quotes are escaped."""
 
 _CODES = {
     Reason.UNAUTHENTICATED: "SUBSCRIPTION_TOKEN_INVALID",
@@ -84,13 +89,20 @@ class BraveDialect:
         return account_busy(headers) if status == TOO_MANY_REQUESTS else None
 
     def shown_error(self, body: bytes) -> bytes | None:
-        answer = object_of(body)
+        """Without what its `meta` says of the account; of an error that says it elsewhere, or is no JSON and may,
+        nothing is shown."""
+        answer = json_of(body)
+        if not isinstance(answer, dict):
+            return _UNSHOWN if ACCOUNT_FACT.search(body) else None
         error = answer.get("error")
         meta = error.get("meta") if isinstance(error, dict) else None
-        if not isinstance(meta, dict) or set(meta) <= set(SHOWN_OF_META):
+        if isinstance(meta, dict) and not set(meta) <= set(SHOWN_OF_META):
+            shown = {name: meta[name] for name in SHOWN_OF_META if name in meta}
+            answer = {**answer, "error": {**answer["error"], "meta": shown}}
+        elif not ACCOUNT_FACT.search(body):
             return None
-        shown = {name: meta[name] for name in SHOWN_OF_META if name in meta}
-        return orjson.dumps({**answer, "error": {**answer["error"], "meta": shown}})
+        told = orjson.dumps(answer)  # of a key that stood twice, what was read is all that there is now
+        return _UNSHOWN if ACCOUNT_FACT.search(told) else told
 
     def limit_headers(self, standing: Standing, now_ms: int) -> Headers:
         requests = standing.requests
@@ -122,6 +134,18 @@ def _error_of(refused: Refused, request_id: str) -> dict[str, Any]:
 def _error(status: int, code: str, detail: str, request_id: str) -> dict[str, Any]:
     error = {"id": request_id, "status": status, "code": code, "detail": detail, "meta": {}}
     return {"type": "ErrorResponse", "error": error}
+
+
+_UNSHOWN = orjson.dumps(
+    {
+        "type": "ErrorResponse",
+        "error": {
+            "code": "INTERNAL",
+            "detail": "The vendor answered with an error that cannot be shown.",
+            "meta": {},
+        },
+    }
+)
 
 
 def _event(answer: Mapping[str, Any]) -> bytes:

@@ -61,6 +61,10 @@ async def _default_waits(folder: Path, dice: random.Random, figures: Figures) ->
     await acts.default_waits(folder, dice, figures, rounds=4)
 
 
+async def _few_searches(folder: Path, dice: random.Random, figures: Figures) -> None:
+    await acts.few_searches(folder, dice, figures, rounds=6, workers=dice.choice([1, 2]))
+
+
 async def _new_stores(folder: Path, dice: random.Random, figures: Figures) -> None:
     await acts.new_stores(folder, dice, figures, rounds=8)
 
@@ -76,6 +80,7 @@ ACTS: tuple[Act, ...] = (
     _two_on_a_bad_disk,
     _standstills,
     _default_waits,
+    _few_searches,
     _new_stores,
 )
 
@@ -136,6 +141,7 @@ def _summary(figures: Figures) -> str:
         f"held at the death: {figures.cut_by_kill}, never sent: {figures.never_sent}",
         f"ids of kept objects: {figures.ids_seen} received, {figures.ids_unseen} bound and never received",
         f"strangers refused: {figures.strangers_refused}",
+        f"searches counted: {figures.searches}, refused for want of one: {figures.searches_refused}",
         f"in the background: {figures.deferred_exact} exact, {figures.deferred_lost} cut before their id was bound",
         _spread("start to admitting, s", figures.started_s),
         _spread("start to nothing held by the dead, s", figures.freed_s),

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from tests.chaos.audit import Figures, assert_verified
-from tests.chaos.kinds import KINDS, MIX
+from tests.chaos.kinds import FEW_SEARCHES_MIX, KINDS, MIX
 from tests.chaos.stage import (
     at_an_end,
     at_an_end_after_a_standstill,
@@ -44,6 +44,15 @@ async def random_moments(
         for number in range(rounds):
             strike, when = ((at_random, "any moment"), (at_an_end, "at an end"))[number % 2]
             await stage.round(f"{workers} worker(s), {when}", strike)
+
+
+async def few_searches(
+    folder: Path, dice: random.Random, figures: Figures, *, rounds: int, workers: int = 1
+) -> None:
+    """Agents that race for fewer searches than they want: the quota is held by who died, and counted once."""
+    async with staged(folder, dice, figures, workers=workers) as stage:
+        for _ in range(rounds):
+            await stage.round("few searches, at an end", at_an_end, kinds=FEW_SEARCHES_MIX, plan="few")
 
 
 async def one_of_two(folder: Path, dice: random.Random, figures: Figures, *, rounds: int) -> None:

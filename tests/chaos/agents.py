@@ -4,6 +4,7 @@ import asyncio
 import random
 import re
 import socket
+import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from urllib.parse import urlsplit
@@ -28,6 +29,8 @@ from tests.support.process import Serving
 ANSWERS_WITHIN_S = 60.0
 """Far above any answer: an agent that waits longer for a living server has found a defect."""
 STORE_UNAVAILABLE = 503
+USED_UP, HELD_BY_OTHERS = 402, 429
+"""What who wants a search is told when there is none."""
 SIZE_AT_LEAST = 20
 """The size of an agent's first request; each next one is larger, so that its hold tells which it is."""
 KEPT_ID = re.compile(rb'"((?:[a-z]+_)?resp_Sim\d{45})')
@@ -49,6 +52,8 @@ class Asked:
     kind: Kind
     hold_nanousd: int
     """What it must hold: it tells the agent's requests apart in the store."""
+    sent_ms: int = 0
+    """Since the epoch, before it was sent: tells those apart that hold the same."""
     named: str = ""
     """The object that it names: answers and refusals may repeat it."""
     request_id: str = ""
@@ -56,7 +61,7 @@ class Asked:
     has_end: bool = False
     """The agent has the last byte of the answer."""
     is_refused: bool = False
-    """The store was in trouble (503): nothing was sent."""
+    """The store was in trouble (503), or no search was left: nothing was sent."""
     ids: set[str] = field(default_factory=set)
     """Of objects that the vendor keeps: each that came with whatever came of the answer."""
 
@@ -126,7 +131,7 @@ class Agent:
             kind = KINDS["response"]
         size, hold_nanousd = self._told_apart(kind, named)
         tag = f"{self.tag}:{len(self.asked):04}:{kind.name}"
-        asked = Asked(tag, kind, hold_nanousd, named)
+        asked = Asked(tag, kind, hold_nanousd, time.time_ns() // 1_000_000, named)
         self.asked.append(asked)
         body = body_of(kind, size, named)
         head = request_head(kind, self.token, tag, len(body), named)
@@ -139,7 +144,7 @@ class Agent:
         size = kind.max_tokens or SIZE_AT_LEAST + len(self.asked)
         hold_nanousd = hold_of(kind, size, named)
         taken = {one.hold_nanousd for one in self.asked if one.kind.surface == kind.surface}
-        while hold_nanousd in taken and not (kind.is_free or kind.is_refused):
+        while hold_nanousd in taken and not (kind.is_free or kind.is_refused or kind.piece):
             size += 1
             hold_nanousd = hold_of(kind, size, named)
         return size, hold_nanousd
@@ -176,7 +181,8 @@ class Agent:
             if kind.leaves and answer.has_body:
                 return
             if answer.is_whole:
-                if answer.status == STORE_UNAVAILABLE and self.may_be_refused:
+                is_refused = answer.status == STORE_UNAVAILABLE and self.may_be_refused
+                if is_refused or (kind.is_scarce and answer.status in {USED_UP, HELD_BY_OTHERS}):
                     asked.is_refused = True
                     return
                 assert answer.status == kind.status, (asked, answer.status, bytes(answer.body))

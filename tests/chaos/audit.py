@@ -1,5 +1,6 @@
 """After a kill: the ledger against what the simulated vendor saw and what the clients have."""
 
+import bisect
 import shutil
 import sqlite3
 from collections import Counter, defaultdict
@@ -11,8 +12,10 @@ from typing import Any, NamedTuple
 
 import orjson
 
+from metering.ledger import decode_lines
 from metering.store.database import Database
 from metering.store.store import open_store
+from metering.usage import SEARCHES
 from metering.verify import verify
 from simulators.server import Exchange
 from simulators.vendor import Answered
@@ -27,12 +30,14 @@ NUMBER_DIGITS = 45
 """An id of the simulated vendor ends in the number of the request that made its object."""
 
 ROWS = """
-SELECT reservations.id, label, surface, state, hold_nanousd, checkpoint_nanousd, worker_id
+SELECT reservations.id, label, surface, state, hold_nanousd, checkpoint_nanousd, worker_id, reservations.created_at_ms,
+    reservations.lines
 FROM reservations JOIN gateway_tokens ON gateway_tokens.id = reservations.token_id
 WHERE reservations.user_id = ?1"""
 ENTRIES = """
-SELECT seq, reservation_id, kind, basis, outcome, cost_nanousd, usage, upstream_request_id, upstream_status
+SELECT seq, reservation_id, kind, basis, outcome, cost_nanousd, usage, upstream_request_id, upstream_status, lines
 FROM entries WHERE user_id = ?1"""
+SEARCHES_SPENT = "SELECT spent, held, allowance FROM accounts WHERE owner = ?1 AND meter = 'searches'"
 OWNED = "SELECT upstream_id, kind, user_id, reservation_id FROM owned_objects"
 
 
@@ -45,6 +50,13 @@ class Reserved(NamedTuple):
     checkpoint_nanousd: int
     """What an expiry books: the input estimate, until the first checkpoint."""
     worker_id: str
+    created_at_ms: int
+    lines: str
+
+    @property
+    def searches(self) -> int:
+        """What it holds, or held, of the quota."""
+        return searches_in(self.lines)
 
 
 class Entry(NamedTuple):
@@ -57,6 +69,22 @@ class Entry(NamedTuple):
     usage: str | None
     upstream_request_id: str | None
     upstream_status: int | None
+    lines: str
+
+    @property
+    def searches(self) -> int:
+        """What it books on the quota."""
+        return searches_in(self.lines)
+
+    @property
+    def searches_used(self) -> int:
+        """What its usage says."""
+        return sum(line["counts"].get(SEARCHES, 0) for line in orjson.loads(self.usage or b"[]"))
+
+
+def searches_in(lines: str) -> int:
+    """On the quota, in the lines of a row."""
+    return sum(line.amount for line in decode_lines(lines) if line.meter == SEARCHES)
 
 
 @dataclass(frozen=True)
@@ -130,6 +158,10 @@ class Figures:
     deferred_lost: int = 0
     """Cut before their id was bound: nobody can ask about them, and an estimate is booked."""
     strangers_refused: int = 0
+    searches: int = 0
+    """Counted against quotas."""
+    searches_refused: int = 0
+    """Requests for one that the quota had not left."""
 
     def as_json(self) -> bytes:
         return orjson.dumps(self, option=orjson.OPT_INDENT_2)
@@ -175,6 +207,7 @@ class Audit:
             self._check_agent(agent, figures, is_settle_awaited=is_settle_awaited)
         self._check_owners(figures)
         self._check_sums()
+        figures.searches += self._check_searches()
         figures.entries.update(f"{entry.kind} {entry.basis}" for entry in self._all_entries.values())
 
     def _check_resolved(self, ident: str, row: Reserved) -> None:
@@ -212,22 +245,42 @@ class Audit:
         for row in self._reserved.values():
             if row.label == agent.tag:
                 rows[row.surface, row.hold_nanousd].append(row)
+        alike = self._told_apart_by_time(agent, rows)
         for asked in agent.asked:
             figures.sent[asked.kind.name] += 1
             figures.ends_seen_by_clients += asked.has_end
             seen = self._seen.get(asked.tag)
             assert not (asked.is_refused and seen), (asked, "refused, and sent all the same")
+            figures.searches_refused += asked.is_refused and asked.kind.is_scarce
             figures.seen_by_vendor += seen is not None
             if asked.kind.is_refused:
                 assert seen is None, (asked, "refused, and sent all the same")
                 assert not asked.ids, (asked, "refused, and told an id all the same")
             elif not asked.kind.is_free:
-                found = rows.pop((asked.kind.surface, asked.hold_nanousd), [])
+                key = (asked.kind.surface, asked.hold_nanousd)
+                found = alike[asked.tag] if asked.kind.piece else rows.pop(key, [])
                 self._check_one(asked, seen, found, figures, is_settle_awaited)
         for surface in {asked.kind.surface for asked in agent.asked}:
             free = rows.pop((surface, 0), [])
             self._check_free(agent, surface, free, is_settle_awaited=is_settle_awaited)
         assert not rows, ("reserved, but nobody asked", rows)
+
+    def _told_apart_by_time(
+        self, agent: Agent, rows: dict[tuple[str, int], list[Reserved]]
+    ) -> dict[str, list[Reserved]]:
+        """The rows of what is sold by the piece, by tag; they are taken out of `rows`. They all hold the same, but an
+        agent sends one request after the other: a row is of the one whose head told its id, or of the last that was
+        sent before it was written."""
+        found: dict[str, list[Reserved]] = defaultdict(list)
+        asked = [one for one in agent.asked if one.kind.piece and not one.kind.is_refused]
+        by_id = {one.request_id: one for one in asked if one.request_id}
+        for key in {(one.kind.surface, one.hold_nanousd) for one in asked}:
+            same = [one for one in asked if (one.kind.surface, one.hold_nanousd) == key]
+            for row in rows.pop(key, []):
+                at = bisect.bisect_right([one.sent_ms for one in same], row.created_at_ms)
+                assert at or row.id in by_id, ("reserved, but nobody asked", row)
+                found[by_id[row.id].tag if row.id in by_id else same[at - 1].tag].append(row)
+        return found
 
     def _check_one(
         self,
@@ -244,6 +297,7 @@ class Audit:
             return
         (row,) = rows
         assert asked.request_id in {"", row.id}
+        assert row.searches == asked.kind.searches, (asked, row)
         (entry,) = (entry for entry in self._entries[row.id] if entry.kind in RESOLUTIONS)
         if entry.kind == "void":
             assert seen is None, ("void, but the vendor saw it", asked)
@@ -348,6 +402,22 @@ class Audit:
         )
         assert held == 0
         assert spent == sum(entry.cost_nanousd for entry in self._all_entries.values())
+
+    def _check_searches(self) -> int:
+        """Each entry counts what its answer used, that of an expiry what was held; their sum is what is spent of the
+        quota, and within it. That sum."""
+        counted = 0
+        for entry in self._all_entries.values():
+            held = self._reserved[entry.reservation_id].searches
+            if entry.kind == "settle":
+                assert entry.searches == entry.searches_used, entry
+            else:
+                assert entry.searches == (held if entry.kind == "expire" else 0), (entry, held)
+            counted += entry.searches
+        accounts = self._server.rows(SEARCHES_SPENT, f"user:{self._user_id}")
+        assert sum(spent for spent, _, _ in accounts) == counted
+        assert all(spent <= allowance and not held for spent, held, allowance in accounts), accounts
+        return counted
 
 
 def request_id_of(exchange: Exchange) -> str | None:

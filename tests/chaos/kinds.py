@@ -1,12 +1,12 @@
 """Every kind of request that agents send: what is sent to which surface, how the vendor answers, what it must hold."""
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import orjson
 
-from metering.usage import INPUT, OUTPUT
+from metering.usage import INPUT, OUTPUT, SEARCHES, SUGGESTIONS
 from tests.support.gateway import messages_body
 from tests.support.kill_points import TAG
 from tests.support.openai import chat_body, response_body
@@ -14,28 +14,37 @@ from tests.support.openai import chat_body, response_body
 BODY_BYTES_PER_TOKEN = 2
 CONTEXT_TOKENS = 128_000
 """Of gpt-4o-mini: held whole where content grows out of sight."""
-TOO_MANY_TOKENS = 63_000
-"""An output that no budget of a round can cover."""
+TOO_MANY_TOKENS = 32_000
+"""An output of OPUS that no budget of a round can cover."""
+ANSWER_TOKENS = 8_192
+"""Held for what Brave's answers write, of which nobody says how much it may be."""
+READ_TOKENS = 16_384
+"""Held for what one query of an answer reads."""
 
 
 @dataclass(frozen=True, slots=True)
 class Rates:
-    """List prices of one model, nano-USD a token."""
+    """List prices of one model, nano-USD a token, and of what is sold by the piece, nano-USD each."""
 
-    input_nanousd: int
+    input_nanousd: int = 0
     output_nanousd: int = 0
+    pieces: Mapping[str, int] = field(default_factory=dict)
 
     def cost_of(self, counts: Mapping[str, int]) -> int:
         """Of what a vendor reported. KeyError for what the model does not charge."""
-        prices = {INPUT: self.input_nanousd, OUTPUT: self.output_nanousd}
+        prices = {INPUT: self.input_nanousd, OUTPUT: self.output_nanousd, **self.pieces}
         return sum(prices[unit] * count for unit, count in counts.items())
 
 
 SONNET, SONNET_RATES = "claude-sonnet-4-5", Rates(3_000, 15_000)
+OPUS, OPUS_RATES = "claude-opus-4-1", Rates(15_000, 75_000)
 MINI, MINI_RATES = "gpt-4o-mini", Rates(150, 600)
 EMBEDDER, EMBEDDER_RATES = "text-embedding-3-small", Rates(20)
 FLASH, FLASH_RATES = "gemini-2.5-flash", Rates(300, 2_500)
 GEMINI_EMBEDDER, GEMINI_EMBEDDER_RATES = "gemini-embedding-001", Rates(150)
+SEARCH_RATES = Rates(pieces={SEARCHES: 5_000_000})
+SUGGEST_RATES = Rates(pieces={SUGGESTIONS: 500_000})
+ANSWERS_RATES = Rates(5_000, 5_000, {SEARCHES: 4_000_000})
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,6 +60,7 @@ SURFACES = {
     "anthropic": Surface("/api/llm", "x-api-key: {}", {"anthropic-version": "2023-06-01"}),
     "openai": Surface("/api/openai", "authorization: Bearer {}", {}),
     "gemini": Surface("/api/gemini", "x-goog-api-key: {}", {}),
+    "brave": Surface("/api/brave", "x-subscription-token: {}", {}),
 }
 
 Body = Callable[[int, str], dict[str, Any]]
@@ -82,12 +92,20 @@ class Kind:
     """Its work goes on after its answer: its entry comes later."""
     is_unbounded: bool = False
     """It is held at a full context."""
+    piece: str = ""
+    """What it is sold by, one for each request: all of a kind hold the same."""
+    queries: int = 0
+    """Searches that an answer may run, which count against the quota."""
+    read_tokens: int = 0
+    """What these may read in all."""
     wants_gzip: bool = False
     max_tokens: int | None = None
     status: int = 200
     """What the client is told."""
     is_refused: bool = False
     """By us: nothing goes to the vendor, nothing is held."""
+    is_scarce: bool = False
+    """May be refused by us, as there are fewer searches than who wants one: used up, or held by others."""
     is_exact: bool = True
     """Settled, it is booked as reported; otherwise it can only be estimated."""
     cuts_off: bool = False
@@ -95,6 +113,11 @@ class Kind:
     leaves: bool = False
     reads_slowly: bool = False
     uploads_slowly: bool = False
+
+    @property
+    def searches(self) -> int:
+        """What it holds of the quota."""
+        return self.queries or (self.piece == SEARCHES)
 
 
 def _chat(**more: Any) -> Body:
@@ -135,6 +158,22 @@ def _gemini_embedded(size: int, _: str) -> dict[str, Any]:
     return {"content": {"parts": [{"text": _text_of(size)}]}}
 
 
+def costly(size: int, _: str) -> dict[str, Any]:
+    """A message of the model whose output costs most, so that one can ask for all that a budget has."""
+    return messages_body(model=OPUS, max_tokens=size)
+
+
+def _searched(_: int, __: str) -> dict[str, Any]:
+    return {"q": "wren", "count": 2}
+
+
+def _asked(**more: Any) -> Body:
+    def body(size: int, _: str) -> dict[str, Any]:
+        return {"model": "brave", "messages": [{"role": "user", "content": _text_of(size)}], **more}
+
+    return body
+
+
 def _text_of(tokens: int) -> str:
     return "ab" * tokens
 
@@ -159,6 +198,26 @@ def _gemini(name: str, method: str, simulate: str = "", *, model: str = FLASH, *
     )
 
 
+def _search(name: str, simulate: str = "", **more: Any) -> Kind:
+    given = {"method": "GET", "path": "/res/v1/web/search?q=wren", "rates": SEARCH_RATES, "piece": SEARCHES}
+    return Kind(name, simulate, surface="brave", **{**given, **more})
+
+
+def _answers(name: str, simulate: str = "", *, body: Body, **more: Any) -> Kind:
+    given = {"queries": 1, "read_tokens": READ_TOKENS, "rates": ANSWERS_RATES, **more}
+    return Kind(name, simulate, path="/res/v1/chat/completions", surface="brave", body=body, **given)
+
+
+def _research(name: str, simulate: str = "", **more: Any) -> Kind:
+    """Of at most three queries, each of which may read 200 tokens, twice."""
+    asked = _asked(
+        enable_research=True,
+        research_maximum_number_of_queries=3,
+        research_maximum_number_of_tokens_per_query=200,
+    )
+    return _answers(name, simulate, body=asked, is_streaming=True, queries=3, read_tokens=3 * 2 * 200, **more)
+
+
 ANTHROPIC_KINDS = (
     Kind("stream", "events=15,pace_ms=15,delay_ms=10", is_streaming=True),
     Kind("burst", "events=30", is_streaming=True),
@@ -167,7 +226,14 @@ ANTHROPIC_KINDS = (
     Kind("gzip-whole", "delay_ms=20,gzip=1", wants_gzip=True),
     Kind("count", path="/v1/messages/count_tokens", is_free=True),
     Kind("models", method="GET", path="/v1/models", is_free=True),
-    Kind("refused", max_tokens=TOO_MANY_TOKENS, status=402, is_refused=True),
+    Kind(
+        "refused",
+        body=costly,
+        rates=OPUS_RATES,
+        max_tokens=TOO_MANY_TOKENS,
+        status=402,
+        is_refused=True,
+    ),
     Kind("leaves", "events=15,pace_ms=20", is_streaming=True, leaves=True),
     Kind("slow", "events=60,bytes=6000000", is_streaming=True, reads_slowly=True),
     Kind("upload", "delay_ms=10", uploads_slowly=True),
@@ -283,7 +349,35 @@ GEMINI_KINDS = (
     _gemini("gemini-count", "countTokens", body=_gemini_counted, is_free=True),
     Kind("gemini-models", method="GET", path="/v1beta/models", surface="gemini", is_free=True),
 )
-KINDS = {kind.name: kind for kind in (*ANTHROPIC_KINDS, *OPENAI_KINDS, *GEMINI_KINDS)}
+BRAVE_KINDS = (
+    _search("search", "delay_ms=20"),
+    _search("search-posted", "delay_ms=20", method="POST", path="/res/v1/web/search", body=_searched),
+    _search("search-gzip", "results=20,gzip=1", path="/res/v1/web/search?q=wren&count=20", wants_gzip=True),
+    _search("search-error", "error_before=500", status=500),
+    _search("search-cut", "delay_ms=10,cut_after=200", is_exact=False, cuts_off=True),
+    _search("search-dropped", "drop=1", status=502, is_exact=False),
+    _search("suggested", path="/res/v1/suggest/search?q=wren", rates=SUGGEST_RATES, piece=SUGGESTIONS),
+    _answers(
+        "answers",
+        "events=15,pace_ms=15,tag_split=7",
+        body=_asked(enable_citations=True),
+        is_streaming=True,
+    ),
+    _answers("answers-whole", "delay_ms=20", body=_asked(stream=False)),
+    _research("research", "queries=2,events=15,pace_ms=15"),
+    _research("research-leaves", "queries=2,events=15,pace_ms=15", leaves=True),
+    _research("research-cut", "events=15,pace_ms=10,cut_after=8", is_exact=False, cuts_off=True),
+)
+SCARCE_KINDS = (
+    _search("scarce", "delay_ms=200", is_scarce=True),
+    _search("scarce-quick", "delay_ms=20", is_scarce=True),
+    _search("scarce-error", "delay_ms=50,error_before=500", status=500, is_scarce=True),
+    _research("scarce-research", "queries=2,events=15,pace_ms=15", is_scarce=True),
+)
+"""For who has few searches."""
+KINDS = {
+    kind.name: kind for kind in (*ANTHROPIC_KINDS, *OPENAI_KINDS, *GEMINI_KINDS, *BRAVE_KINDS, *SCARCE_KINDS)
+}
 MIX = (
     *("stream",) * 6,
     *("whole", "gzip", "leaves") * 2,
@@ -293,8 +387,14 @@ MIX = (
     *(kind.name for kind in OPENAI_KINDS),
     *("gemini-stream", "gemini-list"),
     *(kind.name for kind in GEMINI_KINDS),
+    *(kind.name for kind in BRAVE_KINDS),
 )
 """What agents choose from."""
+FEW_SEARCHES_MIX = (
+    *("scarce", "scarce-quick") * 3,
+    *("scarce-error", "scarce-research", "suggested", "stream"),
+)
+"""What those choose from who have few searches."""
 
 
 def body_of(kind: Kind, size: int, named: str = "") -> bytes:
@@ -307,10 +407,16 @@ def body_of(kind: Kind, size: int, named: str = "") -> bytes:
 
 
 def hold_of(kind: Kind, size: int, named: str = "") -> int:
-    """Input at a token for two bytes of body (or a full context), and all the output that is allowed, in nano-USD."""
+    """Input at a token for two bytes of body (or a full context), and all the output that is allowed, in nano-USD. What
+    is sold by the piece holds its price."""
     if kind.is_free:
         return 0
+    if kind.piece:
+        return kind.rates.cost_of({kind.piece: 1})
     tokens = -(-len(body_of(kind, size, named)) // BODY_BYTES_PER_TOKEN)
+    if kind.queries:
+        most = {SEARCHES: kind.queries, INPUT: tokens + kind.read_tokens, OUTPUT: ANSWER_TOKENS}
+        return kind.rates.cost_of(most)
     prompt = CONTEXT_TOKENS if kind.is_unbounded else tokens
     return prompt * kind.rates.input_nanousd + size * kind.rates.output_nanousd
 

@@ -7,15 +7,16 @@ import signal
 import sqlite3
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager, closing
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from metering.tasks import spawn
 from tests.chaos.agents import Agent, Known
 from tests.chaos.audit import Audit, Figures, Snapshot, assert_verified, living, snapshot
-from tests.chaos.kinds import KINDS, MIX, SONNET_RATES, Kind, hold_of
+from tests.chaos.kinds import KINDS, MIX, OPUS_RATES, Kind, costly, hold_of
 from tests.chaos.vendors import Vendors, all_vendors
 from tests.support.faulty_disk import FaultyDisk
+from tests.support.gateway import plan_table
 from tests.support.kill_points import Orders
 from tests.support.process import HAPPENS_WITHIN_S, POLL_S, Serving, group_members, is_alive, serving
 
@@ -23,9 +24,11 @@ AGENTS = 50
 RARE_WITHIN_S = 10.0
 STOPS_MAX = 20
 LOCK_WITHIN_S = 1.0
-CREDITS = 9_000
+CREDITS = 20_000
 """A month's, of each round's user: above what a round can spend, below what one request may hold at most."""
 NANOUSD_PER_CREDIT = 100_000
+FEW_SEARCHES = 12
+"""A month's, of the plan `few`: far less than the agents of a round want."""
 REAL_SYNC_US = 50_000
 """A busy disk that really syncs."""
 SLOW_SYNC_US = 600_000
@@ -89,11 +92,12 @@ class Stage:
         agents: int = AGENTS,
         kinds: Sequence[str] = MIX,
         again: "Strike | None" = None,
+        plan: str = "test",
     ) -> None:
         """Load, death by `strike`, recovery, and all claims. `again`: what is done to the recovering server."""
         user_id = f"round{self.number}"
         self.number += 1
-        working = await self.new_agents(user_id, agents, kinds)
+        working = await self.new_agents(user_id, agents, kinds, plan=plan)
         tasks = [spawn(agent.work(self.server, lambda: False), name=agent.tag) for agent in working]
         await strike(self, working)
         await self.dead()
@@ -106,7 +110,7 @@ class Stage:
                 await self.dead()
                 kept.append(snapshot(self.server, user_id))
         await self.recover()
-        await self.audit(name, user_id, working, kept)
+        await self.audit(name, user_id, working, kept, has_few_searches=plan == "few")
 
     async def round_of_one_worker(self, name: str) -> None:
         """Kill one of two workers: the other keeps its streams, buries it, and the supervisor replaces it."""
@@ -164,21 +168,31 @@ class Stage:
         return True
 
     async def audit(
-        self, name: str, user_id: str, working: Sequence[Agent], kept: Sequence[Snapshot]
+        self,
+        name: str,
+        user_id: str,
+        working: Sequence[Agent],
+        kept: Sequence[Snapshot],
+        *,
+        has_few_searches: bool = False,
     ) -> None:
         Audit(self.server, self.vendors, user_id, working).check(
             kept, self.figures, is_settle_awaited=self.is_settle_awaited
         )
         await assert_verified(self.server)
         await self.assert_objects_are_found_by_their_owner_alone(working)
+        if has_few_searches:
+            await self.assert_searches_admit_again(user_id, working[0].token)
         await self.assert_budget_admits_again(user_id, working[0].token)
         self.figures.rounds[name] += 1
 
-    async def new_agents(self, user_id: str, count: int, kinds: Sequence[str]) -> list[Agent]:
+    async def new_agents(
+        self, user_id: str, count: int, kinds: Sequence[str], *, plan: str = "test"
+    ) -> list[Agent]:
         tags = [f"{user_id}-{number:02}" for number in range(count)]
         known = Known(foreign=self.prober.known)
         async with self.server.directory() as directory:
-            await directory.add_user(user_id, plan="test")
+            await directory.add_user(user_id, plan=plan)
             made = await asyncio.gather(*(directory.create_token(user_id, label=tag) for tag in tags))
         return [
             Agent(
@@ -215,13 +229,25 @@ class Stage:
         )
         left = CREDITS * NANOUSD_PER_CREDIT - int(spent)
         agent = Agent(token, f"{user_id}-all", self.dice)
-        output_nanousd = SONNET_RATES.output_nanousd
-        most = (
-            left - hold_of(KINDS["whole"], 10_000)
-        ) // output_nanousd + 10_000  # five digits, as it will have
-        await agent.ask(self.server.url, Kind("one-more", max_tokens=most + 1, status=402, is_refused=True))
-        asked = await agent.ask(self.server.url, Kind("all", max_tokens=most))
+        output_nanousd = OPUS_RATES.output_nanousd
+        all_of_it = Kind("all", body=costly, rates=OPUS_RATES)
+        most = (left - hold_of(all_of_it, 10_000)) // output_nanousd + 10_000  # five digits, as it will have
+        more = replace(all_of_it, name="one-more", max_tokens=most + 1, status=402, is_refused=True)
+        await agent.ask(self.server.url, more)
+        asked = await agent.ask(self.server.url, replace(all_of_it, max_tokens=most))
         assert left - output_nanousd < asked.hold_nanousd <= left, "not as large as it was meant to be"
+
+    async def assert_searches_admit_again(self, user_id: str, token: str) -> None:
+        """All searches that are left are served, and not one more."""
+        ((spent,),) = self.server.rows(
+            "SELECT COALESCE(SUM(spent), 0) FROM accounts WHERE owner = ?1 AND meter = 'searches'",
+            f"user:{user_id}",
+        )
+        agent = Agent(token, f"{user_id}-searches", self.dice)
+        for _ in range(FEW_SEARCHES - int(spent)):
+            await agent.ask(self.server.url, KINDS["search"])
+        assert all(asked.has_end for asked in agent.asked)
+        await agent.ask(self.server.url, replace(KINDS["search"], status=402, is_refused=True))
 
     # --- death and return --------------------------------------------------------------------------------
 
@@ -441,8 +467,14 @@ async def staged(
     """A running server, one of whose workers can be told where to die; `env` are further settings."""
     folder.mkdir(exist_ok=True)
     disk, orders = FaultyDisk(folder), Orders(folder)
+    plans = folder / "all-plans.toml"
+    plans.write_text(
+        plan_table("test", credits_per_month=CREDITS)
+        + plan_table("few", credits_per_month=CREDITS, searches=FEW_SEARCHES)
+    )
     variables = {
         **ENVIRONMENT,
+        "PLANS_FILE": str(plans),
         **disk.env,
         "KILL_ORDERS": str(orders.path),
         "TMPDIR": str(folder),  # a killed supervisor cannot remove its own
@@ -457,7 +489,6 @@ async def staged(
             workers=workers,
             module=module,
             env={**variables, **vendors.env()},
-            credits_per_month=CREDITS,
         ) as server,
     ):
         async with server.directory() as directory:

@@ -104,6 +104,14 @@ async def test_with_the_default_bound_an_end_may_precede_its_entry_which_then_is
     assert figures.estimated
 
 
+async def test_killed_while_agents_race_for_few_searches_it_counts_each_once_and_gives_out_no_more(
+    tmp_path: Path, dice: random.Random, figures: Figures
+) -> None:
+    await acts.few_searches(tmp_path, dice, figures, rounds=2)
+    assert figures.searches_refused > ENOUGH
+    assert figures.searches > 2
+
+
 async def test_killed_while_it_makes_its_store_it_makes_it_the_next_time(
     tmp_path: Path, dice: random.Random, figures: Figures
 ) -> None:

@@ -4,7 +4,7 @@ from collections.abc import AsyncIterator, Iterator, Mapping
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
 
-from simulators import anthropic, gemini, openai
+from simulators import anthropic, brave, gemini, openai
 from simulators.server import Exchange, SimulatorServer, State
 
 LOOKED_AT = 500
@@ -23,6 +23,7 @@ class Vendors:
             "anthropic": anthropic.VENDOR_KEY,
             "openai": openai.VENDOR_KEY,
             "gemini": gemini.VENDOR_KEY,
+            "brave": brave.VENDOR_KEY,
         }
         named = self.by_surface.items()
         urls = {f"{name.upper()}_UPSTREAM_URL": vendor.url for name, vendor in named}
@@ -49,5 +50,6 @@ async def all_vendors() -> AsyncIterator[Vendors]:
             "anthropic": anthropic.AnthropicSimulator(),
             "openai": openai.OpenAISimulator(),
             "gemini": gemini.GeminiSimulator(),
+            "brave": brave.BraveSimulator(),
         }
         yield Vendors({name: await stack.enter_async_context(vendor) for name, vendor in made.items()})

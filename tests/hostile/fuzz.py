@@ -19,12 +19,15 @@ from pathlib import Path
 import uvloop
 
 from tests.hostile.stage import (
+    ANSWERS,
     CHAT,
     GENERATE,
     MESSAGES,
     RESPONSES,
+    SEARCH,
     STREAM,
     Stage,
+    answers,
     chat,
     content,
     response,
@@ -42,6 +45,7 @@ TOKENS = (
     b"connection: upgrade\r\nupgrade: h2c\r\n", b"upgrade: websocket\r\n", b"host: other\r\n", b" HTTP/1.0", b"HTTP/2.0", b"#", b"%2f",
     b"?key=a", b"&fields=a", b"%6bey=", b":countTokens", b"%3a", b'"stream_options":{},', b'"include_usage":0', b'"id":"x",', b"\\u0073",
     b"content-type: application/x-www-form-urlencoded\r\n", b"idempotency-key: a\r\n",
+    b'"enable_research":true,', b'"stream":false,', b"x-subscription-token: a\r\n", b"&q=a", b"/res/v1/",
     b"\xff", b"\x7f", b";", b",", b"GET /api/llm/v1/models HTTP/1.1\r\nhost: a\r\n\r\n", b"ffffffffffffffff", b"\\", b'"', b"{", b"]",
 )  # fmt: skip
 
@@ -71,6 +75,10 @@ def seeds(stage: Stage) -> list[bytes]:
         b"?alt=sse", b"?key=" + stage.token.encode() + b"&alt=sse"
     )
     shown = stage.head(method=b"GET", target=b"/api/gemini/v1beta/models/gemini-2.5-flash")
+    searched = stage.head(method=b"GET", target=SEARCH + b"?q=teal&count=1")
+    posted = stage.post(body=b'{"q":"teal"}', target=SEARCH.replace(b"/api/brave", b"/api/search"))
+    answered = stage.post(body=answers(), target=ANSWERS)
+    whole = stage.post(body=answers(stream=False), target=ANSWERS)
     return [
         stage.post(),
         stage.post(body=stream),
@@ -89,6 +97,9 @@ def seeds(stage: Stage) -> list[bytes]:
         by_header + asked,
         by_query,
         stage.post(body=content(), target=GENERATE) + stage.post(),
+        searched,
+        posted + answered,
+        whole + searched,
     ]
 
 

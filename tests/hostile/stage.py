@@ -14,9 +14,14 @@ from urllib.parse import unquote_to_bytes, urlsplit
 
 import orjson
 
-from routes import anthropic, gemini, openai
+from routes import anthropic, brave, gemini, openai
 from simulators.anthropic import ReportedUsage
 from simulators.anthropic_messages import Content, Message, message_json
+from simulators.brave import VENDOR_KEY as BRAVE_KEY
+from simulators.brave_answers import Reply as BraveReply
+from simulators.brave_answers import ReportedUsage as BraveUsage
+from simulators.brave_answers import Tags
+from simulators.brave_answers import chat_json as brave_json
 from simulators.gemini import VENDOR_KEY as GEMINI_KEY
 from simulators.openai import VENDOR_KEY as OPENAI_KEY
 from simulators.openai_shapes import Reply, chat_json
@@ -28,16 +33,25 @@ MESSAGES = b"/api/llm/v1/messages"
 CHAT, RESPONSES = b"/api/openai/v1/chat/completions", b"/api/openai/v1/responses"
 GENERATE = b"/api/gemini/v1beta/models/gemini-2.5-flash:generateContent"
 STREAM = b"/api/gemini/v1beta/models/gemini-2.5-flash:streamGenerateContent"
-MOUNTS = {b"/api/llm": "anthropic", b"/api/openai": "openai", b"/api/gemini": "gemini"}
+SEARCH, ANSWERS = b"/api/brave/res/v1/web/search", b"/api/brave/res/v1/chat/completions"
+MOUNTS = {
+    b"/api/llm": "anthropic",
+    b"/api/openai": "openai",
+    b"/api/gemini": "gemini",
+    b"/api/brave": "brave",
+    b"/api/search": "brave",
+}
 CREDENTIAL = {
     b"/api/llm": b"x-api-key: ",
     b"/api/openai": b"authorization: Bearer ",
     b"/api/gemini": b"x-goog-api-key: ",
+    b"/api/brave": b"x-subscription-token: ",
+    b"/api/search": b"x-subscription-token: ",
 }
 """Where each surface's own clients put their key."""
 EXAMPLES = {
     operation.example.path.partition("?")[0].encode(): operation.example
-    for surface in (anthropic.SURFACE, openai.SURFACE, gemini.SURFACE)
+    for surface in (anthropic.SURFACE, openai.SURFACE, gemini.SURFACE, brave.SURFACE)
     for operation in surface.operations
 }
 UNSTREAMED = message_json(
@@ -48,6 +62,11 @@ UNSTREAMED = message_json(
 CHAT_UNSTREAMED = chat_json(
     Reply("chatcmpl-1", "gpt-5.6-sol", "Teal.", OpenAIUsage(prompt_tokens=9, completion_tokens=3))
 )
+ANSWERS_UNSTREAMED = brave_json(
+    BraveReply("a1", "brave", "Teal.", BraveUsage(queries=1, input_tokens=9, output_tokens=3), Tags())
+)
+WHOLE = {b"/v1/messages": UNSTREAMED, b"/v1/chat/completions": CHAT_UNSTREAMED}
+"""By path: instead of the example, where no stream was asked for."""
 POLL_S = 0.001
 STALLED_TURNS = 20
 """Looks without any progress, nothing being served, after which a conversation is over."""
@@ -68,6 +87,8 @@ class RecordingVendor:
         self.violations: list[bytes] = []
         self.connections: set[_VendorConnection] = set()
         self.url = ""
+        self.said: bytes | None = None
+        """Instead of the example: an answer as it goes over the wire, behind which the connection ends."""
 
     @asynccontextmanager
     async def running(self) -> AsyncIterator["RecordingVendor"]:
@@ -86,8 +107,10 @@ class RecordingVendor:
     def answer(self, request: reference.Request) -> bytes:
         example = EXAMPLES.get(request.path) or EXAMPLES[b"/v1/models/claude-haiku-4-5-20251001"]
         kind, body = example.answer_content_type, example.answer
-        whole = {b"/v1/messages": UNSTREAMED, b"/v1/chat/completions": CHAT_UNSTREAMED}.get(request.path)
-        if whole is not None and orjson.loads(request.body).get("stream") is not True:
+        if request.path == ANSWERS.removeprefix(b"/api/brave"):  # which streams unless told not to
+            if orjson.loads(request.body).get("stream") is False:
+                kind, body = "application/json", ANSWERS_UNSTREAMED
+        elif (whole := WHOLE.get(request.path)) and orjson.loads(request.body).get("stream") is not True:
             kind, body = "application/json", whole
         return b"HTTP/1.1 200 OK\r\ncontent-type: %b\r\ncontent-length: %d\r\n\r\n%b" % (
             kind.encode(), len(body), body
@@ -112,6 +135,10 @@ class _VendorConnection(asyncio.Protocol):
         self._received = self._received[reading.read_bytes :]
         for request in reading.requests:
             self._vendor.requests.append(request)
+            if self._vendor.said is not None:
+                self.transport.write(self._vendor.said)
+                self.transport.close()
+                return
             self.transport.write(self._vendor.answer(request))
         if reading.end is reference.End.INVALID or len(reading.requests) > 1:
             self._vendor.violations.append(self._received)
@@ -131,9 +158,11 @@ class Answer:
 
     @property
     def message(self) -> str:
-        """The error's words, in either of our dialects."""
+        """The error's words, in any of our dialects."""
         error = orjson.loads(self.body)["error"]
-        return error["message"] if isinstance(error, dict) else error
+        if not isinstance(error, dict):
+            return error
+        return error["detail"] if "detail" in error else error["message"]
 
 
 class MalformedError(AssertionError):
@@ -309,6 +338,7 @@ class Stage:
         """Before the next case."""
         self.vendor.requests.clear()
         self.vendor.violations.clear()
+        self.vendor.said = None
         self.gateway.lines.clear()
 
     async def assert_held(self, sent: bytes, conversation: Conversation) -> None:
@@ -339,6 +369,8 @@ class Stage:
         own_id = answer.headers.get(b"x-automna-request-id", b"").decode()
         if own_id and document.get("type") == "error":  # other dialects have no place for it in a body
             assert own_id == document["request_id"]
+        if own_id and document.get("type") == "ErrorResponse":
+            assert own_id == document["error"]["id"]
         assert document["error"]
         for token in (self.token, self.other, self.revoked):
             assert token.encode() not in answer.body
@@ -355,7 +387,7 @@ def assert_subsequence(reached: Sequence[reference.Request], sent: Iterable[refe
 OURS = frozenset(
     {
         *(b"host", b"connection", b"content-length", b"accept-encoding", b"anthropic-version"),
-        *(b"x-api-key", b"authorization", b"x-goog-api-key"),
+        *(b"x-api-key", b"authorization", b"x-goog-api-key", b"x-subscription-token"),
     }
 )
 
@@ -416,6 +448,11 @@ def content(**more: Any) -> bytes:
     return orjson.dumps({**parts, **more})
 
 
+def answers(**more: Any) -> bytes:
+    """A valid question for Brave's Answers, which streams."""
+    return orjson.dumps({"model": "brave", "messages": [{"role": "user", "content": "Hello"}], **more})
+
+
 def small_body(**more: Any) -> bytes:
     """A valid request's body."""
     return orjson.dumps(messages_body(model="claude-haiku-4-5", max_tokens=9, **more))
@@ -427,6 +464,8 @@ def others_at(url: str) -> dict[str, str]:
         "OPENAI_UPSTREAM_URL": url,
         "GEMINI_API_KEY": GEMINI_KEY,
         "GEMINI_UPSTREAM_URL": url,
+        "BRAVE_API_KEY": BRAVE_KEY,
+        "BRAVE_UPSTREAM_URL": url,
     }
 
 

@@ -1,4 +1,4 @@
-"""Users who want another user's data, or use that nobody counts, through OpenAI's and Gemini's surfaces.
+"""Users who want another user's data, or use that nobody counts, through other surfaces than Anthropic's.
 
 What is refused here would reach objects, answers or costs that the meter and the owners of ids do not see; what is
 served shows that an agent's ordinary requests of the same shape are.
@@ -11,11 +11,13 @@ import orjson
 import pytest
 
 from tests.hostile.stage import (
+    ANSWERS,
     CHAT,
     GENERATE,
     MESSAGES,
     RESPONSES,
     STREAM,
+    answers,
     chat,
     content,
     response,
@@ -24,7 +26,13 @@ from tests.hostile.stage import (
 )
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
-BODY_OF = {MESSAGES: small_body(), CHAT: chat(), RESPONSES: response(store=False), GENERATE: content()}
+BODY_OF = {
+    MESSAGES: small_body(),
+    CHAT: chat(),
+    RESPONSES: response(store=False),
+    GENERATE: content(),
+    ANSWERS: answers(),
+}
 EVERYWHERE = tuple(BODY_OF)
 COUNT = GENERATE.replace(b"generateContent", b"countTokens")
 EMBED = b"/api/gemini/v1beta/models/gemini-embedding-2:embedContent"
@@ -182,7 +190,8 @@ async def test_a_token_elsewhere_in_the_target_is_refused_in_every_spelling(stag
     assert in_query.status == 400
     mount = b"/".join(target.split(b"/")[:4])
     in_path = filled(stage, mount + b"/models/" + form)
-    assert (await ask(stage, stage.head(method=b"GET", target=in_path))).status == 400
+    nowhere = target == ANSWERS  # Brave has no path with a name in it
+    assert (await ask(stage, stage.head(method=b"GET", target=in_path))).status == (404 if nowhere else 400)
 
 
 PARAMETERS = {

@@ -37,12 +37,21 @@ class Caller:
         self._reading: asyncio.Task[None] | None = None
 
     async def ask(
-        self, port: int, target: bytes, headers: Sequence[bytes], body: bytes, *, is_whole: bool = True
+        self,
+        port: int,
+        target: bytes,
+        headers: Sequence[bytes],
+        body: bytes,
+        *,
+        method: bytes = b"POST",
+        is_whole: bool = True,
     ) -> None:
         """Connect, send the request (or only half of its body), and read from now on."""
         loop = asyncio.get_running_loop()
         await loop.sock_connect(self._socket, ("127.0.0.1", port))
-        lines = [b"POST %b HTTP/1.1" % target, b"host: proxy", b"content-length: %d" % len(body), *headers]
+        lines = [b"%b %b HTTP/1.1" % (method, target), b"host: proxy", *headers]
+        if body:
+            lines.append(b"content-length: %d" % len(body))
         sent = body if is_whole else body[: len(body) // 2]
         await loop.sock_sendall(self._socket, b"\r\n".join(lines) + b"\r\n\r\n" + sent)
         self._reading = spawn(self._read(), name="caller")

@@ -15,6 +15,8 @@ from typing import Any, Self
 import httpx
 
 from simulators.anthropic import AnthropicSimulator
+from simulators.brave import VENDOR_KEY as BRAVE_KEY
+from simulators.brave import BraveSimulator
 from simulators.gemini import VENDOR_KEY as GEMINI_KEY
 from simulators.gemini import GeminiSimulator
 from simulators.openai import VENDOR_KEY as OPENAI_KEY
@@ -99,6 +101,7 @@ class House:
             "anthropic": AnthropicSimulator(),
             "openai": OpenAISimulator(),
             "gemini": GeminiSimulator(),
+            "brave": BraveSimulator(),
         }
         self._folder = folder
         self._gateways: dict[str, Gateway] = {}
@@ -163,6 +166,8 @@ class House:
             "OPENAI_UPSTREAM_URL": urls["openai"],
             "GEMINI_API_KEY": GEMINI_KEY,
             "GEMINI_UPSTREAM_URL": urls["gemini"],
+            "BRAVE_API_KEY": BRAVE_KEY,
+            "BRAVE_UPSTREAM_URL": urls["brave"],
         }
         started: Any = running_gateway(
             folder, upstream=urls["anthropic"], env={**PATIENT, **SHORT[bounds], **others}
@@ -176,7 +181,9 @@ class House:
                 name, _, scheme = speech.dialect.key.decode().partition(": ")
                 headers = {name: scheme + token, "anthropic-version": "2023-06-01"}
                 with contextlib.suppress(httpx.TimeoutException):  # where nobody answers
-                    await client.post(speech.target.decode(), content=speech.body(), headers=headers)
+                    await client.request(
+                        speech.method.decode(), speech.target.decode(), content=speech.body(), headers=headers
+                    )
         await gateway.assert_clean()
         await gateway.entries()
         return gateway

@@ -10,10 +10,14 @@ from typing import Any
 
 import orjson
 
-from simulators import anthropic, gemini, openai
+from simulators import anthropic, brave_answers, gemini, openai
 from simulators.anthropic_messages import ERROR_TYPES, Content, Message, message_events, message_json
 from simulators.anthropic_messages import error_event as anthropic_error_event
 from simulators.anthropic_messages import error_json as anthropic_error_json
+from simulators.brave_answers import chat_events as brave_events
+from simulators.brave_answers import chat_json as brave_json
+from simulators.brave_answers import error_json as brave_error_json
+from simulators.brave_results import Asked, web
 from simulators.gemini_answers import Answer, answer_chunks, answer_json, as_events, as_list
 from simulators.gemini_answers import Content as GeminiContent
 from simulators.gemini_answers import error_json as gemini_error_json
@@ -47,7 +51,7 @@ class Dialect:
 
 @dataclass(frozen=True)
 class Speech:
-    """One way to ask. Prices in nano-USD a token."""
+    """One way to ask. Prices in nano-USD a token, and a search."""
 
     name: str
     dialect: Dialect
@@ -57,11 +61,20 @@ class Speech:
     """A whole answer: by its id and the number of its words."""
     events: Callable[[str, int], list[bytes]] | None
     """A streamed one, None where whole ones are asked for."""
-    prices: tuple[int, int]
+    prices: tuple[int, int] = (0, 0)
+    search_nanousd: int = 0
+    method: bytes = b"POST"
+    """A GET has no body."""
+    counts: tuple[int, int] = (INPUT_TOKENS, OUTPUT_TOKENS)
+    """The tokens of input and output that an answer reports at its end."""
     at_start: tuple[int, int] = (0, 0)
     """The tokens of input and output that the first events report."""
     ends_itself: bool = True
     """Something in a stream tells that it is over; else only the end of its framing does."""
+    is_sold_whole: bool = False
+    """Its price is known when the vendor has answered: nothing in the answer could change it."""
+    reads_unseen: bool = False
+    """The estimate grows with the head: what the vendor reads of its own is in no request."""
     counts_before_end: bool = False
     """The final counts stand before what ends a stream."""
     takes_events: bool = True
@@ -81,7 +94,7 @@ class Speech:
 
     @property
     def exact_nanousd(self) -> int:
-        return self._cost(INPUT_TOKENS, OUTPUT_TOKENS)
+        return self.search_nanousd + self._cost(*self.counts)
 
     @property
     def at_start_nanousd(self) -> int:
@@ -92,7 +105,7 @@ class Speech:
 
     def body(self) -> bytes:
         """The request's."""
-        return orjson.dumps(self.fields)
+        return orjson.dumps(self.fields) if self.method == b"POST" else b""
 
 
 # --- Anthropic ------------------------------------------------------------------------------------------
@@ -265,8 +278,70 @@ GEMINI_LIST = _of_gemini(
 )
 GEMINI = _of_gemini("gemini whole", target=_MODEL + b"generateContent", events=None)
 
+# --- Brave ----------------------------------------------------------------------------------------------
+
+
+def _found(serial: str, words: int) -> bytes:
+    asked = Asked(query=serial, count=2, text=filler(words), ids=(), fields={})
+    return orjson.dumps(web(asked))
+
+
+def _answered(serial: str, words: int) -> brave_answers.Reply:
+    usage = brave_answers.ReportedUsage(queries=1, input_tokens=INPUT_TOKENS, output_tokens=OUTPUT_TOKENS)
+    return brave_answers.Reply(serial, "brave", filler(words), usage, brave_answers.Tags(split=9))
+
+
+def _brave_error(status: int) -> bytes:
+    """Of the request, whatever the status says: nothing in it is the account's but the status."""
+    code = brave_answers.RATE_LIMITED if status == 429 else brave_answers.VALIDATION
+    return brave_error_json(1, status, code, "Simulated \u2713", {})
+
+
+_BRAVE = Dialect(
+    "brave",
+    b"x-subscription-token: ",
+    unreachable="INTERNAL",
+    timeout="INTERNAL",
+    account="INTERNAL",
+    busy="RATE_LIMITED",
+    word="code",
+    event=b"data: ",
+    error_body=_brave_error,
+)
+SEARCH = Speech(
+    "search",
+    _BRAVE,
+    b"/api/brave/res/v1/web/search?q=hello",
+    fields={},
+    method=b"GET",
+    whole=_found,
+    events=None,
+    search_nanousd=5_000_000,
+    counts=(0, 0),
+    is_sold_whole=True,
+)
+_ANSWERS = {"model": "brave", "messages": [{"role": "user", "content": SYSTEM}]}
+_of_answers = functools.partial(
+    Speech,
+    dialect=_BRAVE,
+    target=b"/api/brave/res/v1/chat/completions",
+    prices=(5_000, 5_000),
+    search_nanousd=4_000_000,
+    whole=lambda serial, words: brave_json(_answered(serial, words)),
+    reads_unseen=True,
+)
+ANSWERS = _of_answers(
+    "answers stream",
+    fields={**_ANSWERS, "stream": True},
+    events=lambda serial, words: brave_events(_answered(serial, words), None)[0],
+    ping=b": still here\n\n",
+    error_event=b"data: " + _brave_error(503) + b"\n\n",
+)
+ANSWERS_WHOLE = _of_answers("answers whole", fields={**_ANSWERS, "stream": False}, events=None)
+
 SPEECHES = (
     *(STREAM, WHOLE),
     *(CHAT, CHAT_UNASKED, RESPONSE_STREAM, RESPONSE),
     *(GEMINI_EVENTS, GEMINI_LIST, GEMINI),
+    *(SEARCH, ANSWERS, ANSWERS_WHOLE),
 )

@@ -380,7 +380,7 @@ def _broke(cell: Cell, outcome: Outcome, status: int, error_type: str) -> Expect
     if cell.passes_whole_body:  # of what is not whole nothing has gone down
         return Expected(outcome, False, _known(cell), View.REFUSED, status, error_type)
     if vendor.act is Act.END and not cell.answers_stream:  # a body is as whole as its framing says
-        return Expected(Outcome.COMPLETED, False, Cost.FROM_FLOOR, View.CLEAN)
+        return Expected(Outcome.COMPLETED, cell.speech.is_sold_whole, Cost.FROM_FLOOR, View.CLEAN)
     is_readable = not vendor.is_gzip and vendor.act is not Act.CUT_CHUNK
     may_append = (
         cell.answers_stream and cell.speech.takes_events and (is_readable or cell.passes_whole_events)
@@ -390,8 +390,10 @@ def _broke(cell: Cell, outcome: Outcome, status: int, error_type: str) -> Expect
 
 def _known(cell: Cell) -> Cost:
     sends, speech = cell.vendor.sends, cell.speech
+    if speech.is_sold_whole:
+        return Cost.EXACT
     if sends is Part.HEAD:
-        return Cost.FLOOR
+        return Cost.FROM_FLOOR if speech.reads_unseen else Cost.FLOOR
     if sends is Part.BODY or (sends is Part.ALL_BUT_STOP and speech.counts_before_end):
         return Cost.EXACT  # what the vendor counted last stands, though nothing ended properly
     return Cost.FROM_START if cell.answers_stream and speech.at_start_nanousd else Cost.FROM_FLOOR

@@ -12,6 +12,8 @@ import pytest
 import pytest_asyncio
 
 from simulators.anthropic import AnthropicSimulator
+from simulators.brave import VENDOR_KEY as BRAVE_KEY
+from simulators.brave import BraveSimulator
 from simulators.gemini import VENDOR_KEY as GEMINI_KEY
 from simulators.gemini import GeminiSimulator
 from simulators.openai import VENDOR_KEY as OPENAI_KEY
@@ -19,12 +21,14 @@ from simulators.openai import OpenAISimulator
 from simulators.script import Script, Send
 from tests.matrix.caller import Caller
 from tests.matrix.speeches import (
+    ANSWERS,
     CHAT_UNASKED,
     GEMINI,
     GEMINI_EVENTS,
     GEMINI_LIST,
     RESPONSE,
     RESPONSE_STREAM,
+    SEARCH,
     STREAM,
     WHOLE,
     Speech,
@@ -60,6 +64,7 @@ MEMBERS = b'"a":1,' * 10_000
 NEW_IDS = b"".join(
     b'event: response.output_item.done\ndata: {"item":{"id":""},"n":%d}\n\n' % number for number in range(700)
 )
+SAID = b'data: {"choices":[{"delta":{"content":"<usage>{\\"X-Request-Queries\\":0}"}}]}\n\n'
 FLOODS = {
     # name: speech, headers, what comes first, what comes over and over
     "events": (STREAM, (EVENTS,), START, DELTA * 700),
@@ -73,8 +78,10 @@ FLOODS = {
     "one-element": (GEMINI_LIST, (JSON,), b'[{"a":[{', MEMBERS),
     "one-text": (GEMINI_LIST, (JSON,), b'[{"text":"', b"x" * 65_536),
     "gemini-whole": (GEMINI, (JSON,), b"{", MEMBERS),
+    "search": (SEARCH, (JSON,), b'{"web":"', b"x" * 65_536),
+    "answers-events": (ANSWERS, (EVENTS,), b"", SAID * 1_000),
 }  # fmt: skip
-LOOKED_AT = {"gated-events-looked-at", "gemini-events", "one-element", "gemini-whole"}
+LOOKED_AT = {"gated-events-looked-at", "gemini-events", "one-element", "gemini-whole", "answers-events"}
 """Floods of which every few bytes must be looked at: the meter is slower than the vendor."""
 STOPPED = {
     # the same, of what a gate stops
@@ -93,6 +100,7 @@ async def flooded(tmp_path_factory):
         AnthropicSimulator() as anthropic,
         OpenAISimulator() as openai,
         GeminiSimulator() as gemini,
+        BraveSimulator() as brave,
         serving(
             tmp_path_factory.mktemp("flooded"),
             upstream=anthropic.url,
@@ -102,11 +110,13 @@ async def flooded(tmp_path_factory):
                 "OPENAI_UPSTREAM_URL": openai.url,
                 "GEMINI_API_KEY": GEMINI_KEY,
                 "GEMINI_UPSTREAM_URL": gemini.url,
+                "BRAVE_API_KEY": BRAVE_KEY,
+                "BRAVE_UPSTREAM_URL": brave.url,
             },
         ) as server,
     ):
         await server.command("user", "add", "warm", "--plan", "test")
-        yield server, {"anthropic": anthropic, "openai": openai, "gemini": gemini}
+        yield server, {"anthropic": anthropic, "openai": openai, "gemini": gemini, "brave": brave}
         await server.assert_verified()
 
 
@@ -191,7 +201,8 @@ async def _ask(server, token, speech: Speech, *, until_bytes: int | None = None)
         b"anthropic-version: 2023-06-01",
         b"accept-encoding: gzip",
     ]
-    await caller.ask(int(server.url.rpartition(":")[2]), speech.target, headers, speech.body())
+    port = int(server.url.rpartition(":")[2])
+    await caller.ask(port, speech.target, headers, speech.body(), method=speech.method)
     await caller.finished(10.0)
     return caller
 

@@ -27,20 +27,25 @@ from metering.store.database import Database
 from metering.store.store import open_store
 from metering.tasks import spawn, stop
 from metering.verify import verify
-from simulators import anthropic, gemini, openai
+from simulators import anthropic, brave, gemini, openai
 from tests.soak.agents import Agents
 from tests.soak.audit import Audit, audit
 from tests.support.process import ROOT, Serving, group_members, serving
 
 AGENTS, USERS = 48, 20
-KEYS = {"anthropic": anthropic.VENDOR_KEY, "openai": openai.VENDOR_KEY, "gemini": gemini.VENDOR_KEY}
+KEYS = {
+    "anthropic": anthropic.VENDOR_KEY,
+    "openai": openai.VENDOR_KEY,
+    "gemini": gemini.VENDOR_KEY,
+    "brave": brave.VENDOR_KEY,
+}
 SAMPLE_EVERY_S = 1.0
 WINDOWS = 10
 WARM_UP_REQUESTS = 15_000
 """Until then caches, pools and the allocator's arenas fill."""
 GROWTH_MAX = 0.10
 DESCRIPTORS_GROWTH_MAX = 32
-"""Files that SQLite opens for a moment, sockets on their way out, and connections kept to three vendors."""
+"""Files that SQLite opens for a moment, sockets on their way out, and connections kept to four vendors."""
 SETTLED_WITHIN_S = 60.0
 VENDOR_STARTED_WITHIN_S, VENDOR_STOPPED_WITHIN_S = 15.0, 60.0
 PROGRESS_EVERY_S = 30.0
@@ -50,13 +55,14 @@ credits_per_month = {credits}
 requests_per_minute = 1_000_000_000
 tokens_per_minute = 1_000_000_000
 concurrent_requests = 10_000
-searches_per_month = 0
+searches_per_month = {searches}
 browser_minutes_per_month = 0
 concurrent_browsers = 0
 emails_per_day = 0
 call_minutes_per_month = 0
 """
 CREDITS = 1_000_000_000_000
+SEARCHES = 1_000_000_000
 COMPLAINTS_MAX = 20
 
 
@@ -153,7 +159,8 @@ async def soak(folder: Path, *, requests: int, workers: int, seed: int) -> list[
     """Run it; what is wrong, which should be nothing."""
     samples: list[Sample] = []
     plans = folder / "soak-plans.toml"
-    plans.write_text(PLAN.format(name="rich", credits=CREDITS) + PLAN.format(name="poor", credits=0))
+    rich = PLAN.format(name="rich", credits=CREDITS, searches=SEARCHES)
+    plans.write_text(rich + PLAN.format(name="poor", credits=0, searches=0))
     async with (
         vendor_process(folder / "vendor") as env,
         serving(folder, upstream="", workers=workers, env={"PLANS_FILE": str(plans), **env}) as server,
@@ -231,7 +238,7 @@ def _tell(took_s: float, agents: Agents, found: Audit, by_window: list[tuple[flo
         f"the vendor closed meanwhile; problems: {found.problems_total}"
     )
     print(
-        f"booked {usd(found.cost_nanousd)} USD, of it exact {usd(found.exact_nanousd)}; "
+        f"{found.searches:,} searches counted; booked {usd(found.cost_nanousd)} USD, of it exact {usd(found.exact_nanousd)}; "
         f"the vendor reported {usd(found.reported_nanousd)}"
     )
     for number, (rss_mb, descriptors) in enumerate(by_window, start=1):

@@ -8,12 +8,22 @@ from contextlib import closing
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from metering.ledger import Outcome
-from tests.soak.mix import GEMINI_NAMES, KINDS, UNANSWERED
+import orjson
 
-NAMES = {"anthropic": ("req_011Sim", 10), "openai": ("req_", 16), "gemini": (GEMINI_NAMES, 10)}
+from metering.ledger import Outcome
+from metering.usage import SEARCHES
+from tests.soak.mix import BRAVE_NAMES, GEMINI_NAMES, KINDS, UNANSWERED
+
+NAMES = {
+    "anthropic": ("req_011Sim", 10),
+    "openai": ("req_", 16),
+    "gemini": (GEMINI_NAMES, 10),
+    "brave": (BRAVE_NAMES, 10),
+}
 """By surface: what its simulator's request ids begin with; a number follows, 1 for the first request, to this base."""
 PROBLEMS_MAX = 20
+USED = "SELECT user_id, usage FROM entries WHERE surface = 'brave' AND usage IS NOT NULL"
+QUOTAS = "SELECT owner, SUM(spent), SUM(held) FROM accounts WHERE meter = 'searches' GROUP BY owner"
 
 ENTRIES = """
 SELECT entries.kind, outcome, basis, cost_nanousd, upstream_request_id, reservations.hold_nanousd, reservations.state
@@ -38,6 +48,8 @@ class Audit:
     reported_nanousd: int = 0
     """What the vendor's exact answers cost; equal to the ledger's sum over the same requests."""
     exact_nanousd: int = 0
+    searches: int = 0
+    """Counted against the users' quotas, as their entries say."""
     raced: int = 0
     """Requests that the vendor never saw, because it closed the connection under them."""
     problems: list[str] = field(default_factory=list)
@@ -67,9 +79,22 @@ def audit(store: Path, vendors: Path) -> Audit:
         _audit_surface(found, store, surface, vendors / surface)
     with closing(sqlite3.connect(f"{store.as_uri()}?mode=ro", uri=True)) as connection:
         ((unowned,),) = connection.execute(UNOWNED).fetchall()
+        _audit_searches(found, connection)
     if unowned:
         found.complain(f"{unowned} objects are not owned by who asked for them")
     return found
+
+
+def _audit_searches(found: Audit, connection: sqlite3.Connection) -> None:
+    """What each user's quota has spent is what the user's entries used, and nothing is held."""
+    used: Counter[str] = Counter()
+    for user_id, usage in connection.execute(USED):
+        used[f"user:{user_id}"] += sum(line["counts"].get(SEARCHES, 0) for line in orjson.loads(usage))
+    found.searches = used.total()
+    spent = {owner: (count, held) for owner, count, held in connection.execute(QUOTAS)}
+    for owner in {*used, *spent}:
+        if spent.get(owner, (0, 0)) != (used[owner], 0):
+            found.complain(f"{owner}: (spent, held) of searches {spent.get(owner)}, used {used[owner]}")
 
 
 def _audit_surface(found: Audit, store: Path, surface: str, vendor: Path) -> None:

@@ -7,25 +7,29 @@ from typing import Any
 import orjson
 
 from metering.ledger import Outcome
-from metering.usage import INPUT, OUTPUT
+from metering.usage import INPUT, OUTPUT, SEARCHES
 
 PATH = "/api/llm/v1/messages"
 CHAT_PATH, RESPONSES_PATH = "/api/openai/v1/chat/completions", "/api/openai/v1/responses"
 GEMINI_PATH = "/api/gemini/v1beta/models/gemini-2.5-flash"
+BRAVE_PATH = "/api/brave/res/v1"
 SMALL_TEXT_BYTES, LARGE_TEXT_BYTES = 1_500, 60_000
 MODEL, MINI = "claude-sonnet-4-5", "gpt-4o-mini"
 CREDENTIALS = {
     "anthropic": "x-api-key: {}",
     "openai": "authorization: Bearer {}",
     "gemini": "x-goog-api-key: {}",
+    "brave": "x-subscription-token: {}",
 }
 """By surface: where the gateway token stands."""
 PRICES = {
     "anthropic": {INPUT: 3_000, OUTPUT: 15_000},
     "openai": {INPUT: 150, OUTPUT: 600},
     "gemini": {INPUT: 300, OUTPUT: 2_500},
+    "brave": {SEARCHES: 5_000_000},
+    "brave answers": {SEARCHES: 4_000_000, INPUT: 5_000, OUTPUT: 5_000},
 }
-"""By surface: list prices of the model that is asked for, nano-USD a token."""
+"""By surface: list prices of what is asked for, nano-USD a token or a search."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,6 +42,8 @@ class Kind:
     """What the client is told, if it stays."""
     simulate: str = ""
     surface: str = "anthropic"
+    prices: str = ""
+    """Other ones than its surface's."""
     is_streaming: bool = False
     stream_end: bytes = b"event: message_stop"
     """Stands in the last event of a stream, and in no other."""
@@ -87,7 +93,7 @@ class Kind:
 
     def cost_of(self, counts: Mapping[str, int]) -> int:
         """Of what the vendor reports, in nano-USD."""
-        prices = PRICES[self.surface]
+        prices = PRICES[self.prices or self.surface]
         return sum(prices[unit] * count for unit, count in counts.items())
 
     def _message(self) -> bytes:
@@ -145,6 +151,27 @@ def _gemini(name: str, weight: int, method: str, simulate: str = "", **more: Any
         path=f"{GEMINI_PATH}:{method}",
         body=body,
         stream_end=b'"finishReason"',
+        **more,
+    )
+
+
+def _search(name: str, weight: int, simulate: str = "", **more: Any) -> Kind:
+    given = {"method": "GET", "path": f"{BRAVE_PATH}/web/search?q=wren", **more}
+    return Kind(name, weight, simulate=simulate, surface="brave", **given)
+
+
+def _answers(name: str, weight: int, simulate: str = "", *, asks: Mapping[str, Any], **more: Any) -> Kind:
+    fields = {"model": "brave", "messages": [{"role": "user", "content": TEXT}], **asks}
+    return Kind(
+        name,
+        weight,
+        simulate=simulate,
+        surface="brave",
+        prices="brave answers",
+        path=f"{BRAVE_PATH}/chat/completions",
+        body=orjson.dumps(fields),
+        is_streaming=bool(asks.get("stream")),
+        stream_end=b"data: [DONE]",
         **more,
     )
 
@@ -249,10 +276,30 @@ KINDS = (
         is_exact=False,
     ),
     _gemini("gemini count", 10, "countTokens"),
+    _search("search", 60),
+    _search("search by POST", 20, method="POST", path=f"{BRAVE_PATH}/web/search", body=b'{"q":"wren"}'),
+    _search("search in gzip", 10, "gzip=1", is_gzip=True),
+    _search("search fails", 10, "error_before=422", status=422, outcomes=FAILED),
+    _search("search drops", 5, "drop=1", status=502, outcomes=FAILED, is_exact=False),
+    _search("search cut", 5, "cut_after=200,cut=reset", is_cut=True, outcomes=FAILED, is_exact=False),
+    _search("search left", 10, "delay_ms=20", leaves_after_bytes=0, outcomes=ENDED_OR_LEFT),
+    _search("no searches", 10, status=402, who="poor", outcomes=NEVER_SENT),
+    _answers("answers", 20, "events=24,tag_split=5", asks={"stream": True}),
+    _answers("answers whole", 10, asks={"stream": False}),
+    _answers("research", 10, "queries=7,events=12,pace_ms=4", asks={"stream": True, "enable_research": True}),
+    _answers(
+        "answers cut",
+        5,
+        "events=12,cut_after=6,cut=reset",
+        asks={"stream": True},
+        is_cut=True,
+        outcomes=FAILED,
+        is_exact=False,
+    ),
 )
 UNANSWERED = 255
 """Instead of an index: the connection was being closed when the request came, and nobody looked at it."""
 KIND_HEADER = "x-soak-kind"
 """Passes through to the vendor: the index in KINDS."""
-GEMINI_NAMES = "req_gemini_"
-"""What the request ids begin with that the soak's Gemini gives; a number follows."""
+GEMINI_NAMES, BRAVE_NAMES = "req_gemini_", "req_brave_"
+"""What the request ids begin with that the soak's Gemini and Brave give; a number follows."""

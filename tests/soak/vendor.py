@@ -15,14 +15,15 @@ from pathlib import Path
 import orjson
 import uvloop
 
-from simulators import gemini
+from simulators import brave, gemini
 from simulators.anthropic import AnthropicSimulator
+from simulators.brave import BraveSimulator
 from simulators.gemini import GeminiSimulator
 from simulators.openai import OpenAISimulator
 from simulators.script import Ready, Script
 from simulators.server import Exchange, ReceivedRequest, SimulatorServer
 from simulators.vendor import Answered
-from tests.soak.mix import GEMINI_NAMES, KIND_HEADER, KINDS, UNANSWERED
+from tests.soak.mix import BRAVE_NAMES, GEMINI_NAMES, KIND_HEADER, KINDS, UNANSWERED
 
 
 class Tallying(SimulatorServer):
@@ -72,6 +73,22 @@ class _Gemini(Tallying, GeminiSimulator):
     turn_type = _NamedTurn
 
 
+class _NamedBraveTurn(brave._Turn):
+    """As Gemini's."""
+
+    @property
+    def request_id(self) -> str:
+        return f"{BRAVE_NAMES}{self.request.number}"
+
+    @classmethod
+    def headers(cls, content_type: str, request_id: str) -> tuple[tuple[str, str], ...]:
+        return (*super().headers(content_type, request_id), ("x-request-id", request_id))
+
+
+class _Brave(Tallying, BraveSimulator):
+    turn_type = _NamedBraveTurn
+
+
 async def serve(folder: Path) -> None:
     stopping = asyncio.Event()
     asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, stopping.set)
@@ -79,6 +96,7 @@ async def serve(folder: Path) -> None:
         "anthropic": _Anthropic(keeps_record=False),
         "openai": _OpenAI(keeps_record=False),
         "gemini": _Gemini(keeps_record=False),
+        "brave": _Brave(keeps_record=False),
     }
     async with AsyncExitStack() as stack:
         for vendor in vendors.values():
