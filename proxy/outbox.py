@@ -75,10 +75,11 @@ class AgentHook:
     token: str
 
     def headers(self, message: Message, at_s: int) -> dict[str, str]:
-        """With the message's id, by which a repetition is known."""
+        """With the message's id, by which a repetition is known (OpenClaw: by `idempotency-key`)."""
         return {
             "authorization": f"Bearer {self.token}",
             "content-type": "application/json",
+            "idempotency-key": message.id,
             "user-agent": "automna-proxy",
             "webhook-id": message.id,
             "webhook-timestamp": str(at_s),

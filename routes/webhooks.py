@@ -133,11 +133,11 @@ def mail_received(event: Mapping[str, Any]) -> Told | None:
         "mail.received",
         {
             "message": _as_data(inbox_id, facts, text if isinstance(text, str) else ""),
+            # No `channel: last` and no `sessionKey`, which the service before sent: OpenClaw 2026.9 refuses the first,
+            # and the second unless it is told otherwise; both were what it took by itself.
             "name": "Email",
             "deliver": True,
-            "channel": "last",
             "wakeMode": "now",
-            "sessionKey": "main",
         },
     )
 

@@ -64,14 +64,13 @@ async def test_a_mail_is_told_to_the_agent_of_whoever_it_came_to_once(tmp_path):
         assert await vendor.deliver(gateway.url + PATH, event, times=5) == [204] * 5
         await gateway.until(lambda: agent.received)
         (told,) = agent.received
+        assert told.headers["idempotency-key"] == told.id
         assert told.headers["authorization"] == f"Bearer {hook_token(HOOKS_SECRET, 'u2')}"
         body = orjson.loads(told.body)
         assert {name: body[name] for name in body if name != "message"} == {
             "name": "Email",
             "deliver": True,
-            "channel": "last",
             "wakeMode": "now",
-            "sessionKey": "main",
         }
         said, *quoted = body["message"].splitlines()
         assert inbox_id in said
