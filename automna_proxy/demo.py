@@ -11,6 +11,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -24,6 +25,8 @@ from automna_proxy.demo_ledger import cost_of, counts_of, settled_entries, table
 from automna_proxy.demo_page import Page
 from automna_proxy.demo_scenes import (
     ADA,
+    EMAIL_NANOUSD,
+    EMAILS_METER,
     FLASH,
     GPT,
     PLAN_OF,
@@ -39,7 +42,8 @@ from metering.errors import Refused
 from metering.money import credits_of, usd
 from metering.prices import PriceTable
 from metering.reports import Entry
-from metering.usage import CACHE_READ, CACHE_WRITE_5M, INPUT, OUTPUT, SEARCHES, WEB_SEARCHES
+from metering.usage import CACHE_READ, CACHE_WRITE_5M, INPUT, OUTPUT, RECIPIENTS, SEARCHES, WEB_SEARCHES
+from simulators.agentmail import Sent
 from simulators.behaviour import Behaviour
 from simulators.script import Gate
 from simulators.vendor import Answered
@@ -53,6 +57,7 @@ HOSTS: Mapping[str, str] = {
     "openai": "api.openai.com",
     "gemini": "generativelanguage.googleapis.com",
     "brave": "api.search.brave.com",
+    "agentmail": "api.agentmail.to",
 }
 OWN_ENDPOINTS = (
     "/health",
@@ -69,9 +74,17 @@ UNIT_NAMES: Mapping[str, str] = {
     OUTPUT: "output",
     WEB_SEARCHES: "searches",
     SEARCHES: "searches",
+    RECIPIENTS: "e-mails",
 }
 """How people call what is counted, in the order of the table."""
-SINGULAR: Mapping[str, str] = {"searches": "search", "credits": "credit"}
+LIMIT_NAMES: Mapping[str, str] = {"emails": "e-mails"}
+"""How people call what is limited, where `/api/user/limits` has another word."""
+SINGULAR: Mapping[str, str] = {
+    "searches": "search",
+    "credits": "credit",
+    "e-mails": "e-mail",
+    "mails": "mail",
+}
 
 
 def run(*, once: bool) -> int:
@@ -109,13 +122,34 @@ def _play(page: Page, stage: Stage, *, once: bool) -> int:
 
 @dataclass(frozen=True, slots=True)
 class _Played:
-    """One request: what was asked, seen, answered by the vendor and booked. `reached`: requests that a vendor got."""
+    """One request: what was asked, seen, answered by the vendor and booked. `reached`: requests that a vendor got.
+
+    `answers`: all that the vendor gave, in order; `sent`: the mails that went out.
+    """
 
     ask: Ask
     seen: Seen
     reached: int
-    answer: Answered | None
+    answers: Sequence[Answered]
     entry: Entry | None
+    sent: Sequence[Sent]
+
+    @property
+    def answer(self) -> Answered | None:
+        """The one that came through: those before it were lost."""
+        return self.answers[-1] if self.answers else None
+
+    @property
+    def lost(self) -> int:
+        return len(self.answers[:-1])
+
+    @property
+    def counts(self) -> dict[str, int]:
+        """All that the vendor reported; it reports nothing for what it only tells once more."""
+        total: Counter[str] = Counter()
+        for answer in self.answers:
+            total.update({} if answer.usage is None else answer.usage.counts())
+        return dict(total)
 
 
 class _Demo:
@@ -163,8 +197,8 @@ class _Demo:
         page.heading("The proxy")
         sdk = _imported("anthropic")  # while the server starts
         stage.wait_until_ready()
-        for surface, vendor in stage.vendors.items():
-            page.fact("vendor", f"{vendor.url}  answers as {HOSTS[surface]} does")
+        for name, vendor in stage.vendors.items():
+            page.fact("vendor", f"{vendor.url}  answers as {HOSTS[name]} does")
         page.fact("proxy", stage.url)
         page.fact("store", str(stage.database.path))
         self._find_clients(sdk)
@@ -202,7 +236,7 @@ class _Demo:
     # --- a scene -----------------------------------------------------------------------------------
 
     def _perform(self, ask: Ask) -> None:
-        page, vendor = self._page, self._stage.vendors[ask.api.surface]
+        page, vendor = self._page, self._stage.vendors[ask.api.provider]
         gate = Gate()
         if ask.behaviour is not None:
             vendor.next(_gated(ask.behaviour, ask.leaves_after, gate))
@@ -211,18 +245,22 @@ class _Demo:
             page.paste(line)
         page.fact(ask.user, ask.question)
         answered_before, reached_before = len(vendor.answers_of(Answered)), self._reached()
+        sent_before = len(self._stage.sent)
         entries_before = {entry.seq for entry in settled_entries(self._stage.database)}
         seen, came_after_s = self._ask(client, ask)
         gate.open()
         self._object_id = seen.object_id or self._object_id
-        answer = next(iter(vendor.answers_of(Answered)[answered_before:]), None)
+        answers = vendor.answers_of(Answered)[answered_before:]
         booked = [e for e in settled_entries(self._stage.database) if e.seq not in entries_before]
         entry = next(iter(booked), None)
         reached = self._reached() - reached_before
-        self._played.append(_Played(ask, seen, reached, answer, entry))
+        played = _Played(ask, seen, reached, answers, entry, self._stage.sent[sent_before:])
+        self._played.append(played)
+        for line in _done_in_words(played):
+            page.fact("vendor", line)
         page.fact(client.name, _seen_in_words(ask, seen, came_after_s), style="yellow" if seen.error else "")
         page.fact("ledger", "nothing held, nothing booked" if entry is None else _booked_in_words(entry))
-        for problem in _problems(self._played[-1], len(booked), self._prices):
+        for problem in _problems(played, len(booked), self._prices):
             self.claim(f"{ask.question!r}: {problem}", False)
         for name, used in ask.used.items():
             self._show_limit(ask, name, used)
@@ -234,7 +272,8 @@ class _Demo:
     def _show_limit(self, ask: Ask, name: str, used: int) -> None:
         """Where the user stands, which must be so many of what the plan includes."""
         meter = self._stage.meter(name, self.tokens[ask.user])
-        self._page.fact("limits", f"{meter['used']:,} of {meter['limit']:,} {meter['unit']}")
+        unit = LIMIT_NAMES.get(meter["unit"], meter["unit"])
+        self._page.fact("limits", f"{meter['used']:,} of {meter['limit']:,} {unit}")
         limit = getattr(self._stage.plan(PLAN_OF[ask.user]), name)
         wanted = {"limit": limit, "used": used, "held": 0, "left": limit - used}
         found = {key: meter[key] for key in wanted}
@@ -277,12 +316,14 @@ class _Demo:
             for played in self._played
             if played.answer is not None
         ]
+        lost = sum(played.lost for played in self._played)
         answers_total = sum(len(vendor.answers_of(Answered)) for vendor in vendors)
+        answers = f"{answers_total - lost} answers of the vendors" + (f" (and {lost} lost)" if lost else "")
         self.claim("every count is what the vendor reported, every cost exact", not self.failures)
         upstream_ids = [(entry.surface, entry.upstream_request_id or "") for entry in entries if entry.usage]
         self.claim(
-            f"{answers_total} answers of the vendors, {len(upstream_ids)} entries in the ledger: each exactly once",
-            upstream_ids == told and len(told) == answers_total,
+            f"{answers}, {len(upstream_ids)} entries in the ledger: each exactly once",
+            upstream_ids == told and len(told) + lost == answers_total,
             found=upstream_ids,
         )
         free = [played.entry for played in self._played if played.ask.is_free]
@@ -299,9 +340,12 @@ class _Demo:
         self.claim(
             f"{_amount(len(searches), 'searches')} at USD {usd(SEARCH_NANOUSD)}, counted alike by plan and ledger",
             all(_cost(entry) == SEARCH_NANOUSD for entry in searches)
-            and all(self._searches_told(user) == _searches_of(user, entries) for user in self.tokens),
+            and all(
+                self._used(SEARCHES_METER, user) == _counted(SEARCHES, user, entries) for user in self.tokens
+            ),
             found=[_cost(entry) for entry in searches],
         )
+        self._check_mails(entries)
         refused = [played for played in self._played if played.ask.behaviour is None]
         self.claim(
             f"{len(refused)} refusals: the vendor was not asked, nothing is booked",
@@ -322,8 +366,29 @@ class _Demo:
             found=statuses,
         )
 
-    def _searches_told(self, user: str) -> int:
-        used: int = self._stage.meter(SEARCHES_METER, self.tokens[user])["used"]
+    def _check_mails(self, entries: Sequence[Entry]) -> None:
+        mails = [played for played in self._played if played.ask.sends]
+        costs = [_cost(played.entry) for played in mails]
+        counted = {
+            user: (
+                self._used(EMAILS_METER, user),
+                _counted(RECIPIENTS, user, entries),
+                sum(len(sent.recipients) for each in mails if each.ask.user == user for sent in each.sent),
+            )
+            for user in self.tokens
+        }
+        self.claim(
+            f"{_amount(len(mails), 'mails')} at USD {usd(EMAIL_NANOUSD)} a recipient, each sent exactly once: "
+            f"plan, ledger and vendor count the same {sum(len(each.ask.sends) for each in mails)} recipients",
+            self._stage.sent == [sent for each in mails for sent in each.sent]
+            and all(len(each.sent) == 1 for each in mails)
+            and costs == [len(each.ask.sends) * EMAIL_NANOUSD for each in mails]
+            and all(len(set(counts)) == 1 for counts in counted.values()),
+            found=(counted, costs),
+        )
+
+    def _used(self, meter: str, user: str) -> int:
+        used: int = self._stage.meter(meter, self.tokens[user])["used"]
         return used
 
 
@@ -336,33 +401,38 @@ def _gated(behaviour: Behaviour, leaves_after: int | None, gate: Gate) -> Behavi
 
 def _problems(played: _Played, booked: int, prices: PriceTable) -> Iterator[str]:
     """What is not as the scene says."""
-    ask, seen, answer, entry = played.ask, played.seen, played.answer, played.entry
+    ask, seen, entry = played.ask, played.seen, played.entry
     if seen.status != ask.status:
         yield f"expected status {ask.status}, the client saw {seen.status} {seen.error}"
     if ask.error not in seen.error or bool(ask.error) != bool(seen.error):
         yield f"expected the error {ask.error!r}, the client saw {seen.error!r}"
     if seen.is_whole != (ask.leaves_after is None):
         yield f"the answer ended otherwise than expected: {seen}"
+    mails = [(ask.sends, ask.body["subject"], ask.body["text"])] if ask.sends and ask.body else []
+    sent = [(each.recipients, each.content.subject, each.content.text) for each in played.sent]
+    if sent != mails:
+        yield f"expected the mails {mails}, the vendor sent {sent}"
     if ask.behaviour is None:
-        if played.reached or answer is not None or booked:
+        if played.reached or played.answers or booked:
             yield "refused, and yet forwarded or booked"
         return
     if ask.is_free:
-        if answer is not None or booked != 1 or _cost(entry):
+        if played.answers or booked != 1 or _cost(entry):
             yield f"expected one entry that costs nothing, found {booked} entries"
         return
-    if answer is None or entry is None or booked != 1:
-        yield f"expected one answer and one entry, found {answer} and {booked} entries"
+    answer = played.answer
+    if answer is None or played.lost != ask.lost or entry is None or booked != 1:
+        wanted, found = 1 + ask.lost, len(played.answers)
+        yield f"expected one entry for {wanted} answers, found {booked} entries for {found} answers"
         return
-    yield from _entry_problems(ask, seen, answer, entry, prices)
+    yield from _entry_problems(played, answer, entry, prices)
 
 
-def _entry_problems(
-    ask: Ask, seen: Seen, answer: Answered, entry: Entry, prices: PriceTable
-) -> Iterator[str]:
-    counts = answer.usage.counts()
+def _entry_problems(played: _Played, answer: Answered, entry: Entry, prices: PriceTable) -> Iterator[str]:
+    ask, seen, counts = played.ask, played.seen, played.counts
+    text = ask.text(answer)
     expected: Mapping[str, tuple[object, object]] = {
-        "text": (seen.text, ask.text if ask.leaves_after is None else ask.text[: len(seen.text)]),
+        "text": (seen.text, text if ask.leaves_after is None else text[: len(seen.text)]),
         "request id": (entry.request_id, seen.request_id),
         "upstream request id": (entry.upstream_request_id or "", answer.request_id),
         "user": (entry.user_id, ask.user),
@@ -371,7 +441,7 @@ def _entry_problems(
         "counts": (counts_of(entry), counts),
         "cost": (
             entry.cost_nanousd,
-            cost_of(prices, ask.api.surface, answer.model or ask.api.product, counts, at_ms=entry.at_ms),
+            cost_of(prices, ask.api.provider, answer.model or ask.api.product, counts, at_ms=entry.at_ms),
         ),
     }
     for name, (found, wanted) in expected.items():
@@ -383,9 +453,17 @@ def _cost(entry: Entry | None) -> int:
     return 0 if entry is None else entry.cost_nanousd
 
 
-def _searches_of(user: str, entries: Sequence[Entry]) -> int:
-    """Those that count for the plan: a model's own do not."""
-    return sum(counts_of(entry).get(SEARCHES, 0) for entry in entries if entry.user_id == user)
+def _counted(unit: str, user: str, entries: Sequence[Entry]) -> int:
+    """How many of a unit that plans count; what a model searches by itself is another unit."""
+    return sum(counts_of(entry).get(unit, 0) for entry in entries if entry.user_id == user)
+
+
+def _done_in_words(played: _Played) -> Iterator[str]:
+    """What the vendor did that no answer shows."""
+    for sent in played.sent:
+        yield f"sent it to {', '.join(sent.recipients)}: {sent.content.text}"
+    if played.lost:
+        yield f"answered {len(played.answers)} times, and only the last answer came through"
 
 
 def _seen_in_words(ask: Ask, seen: Seen, came_after_s: Sequence[float]) -> str:
@@ -460,6 +538,9 @@ def _paste_lines(stage: Stage, gateway_token: str) -> list[str]:
         '  -H "x-goog-api-key: $TOKEN" -H "content-type: application/json" \\',
         """  -d '{"contents": [{"parts": [{"text": "Say something."}]}]}'""",
         'curl "$URL/api/brave/res/v1/web/search?q=something" -H "x-subscription-token: $TOKEN"',
+        'curl $URL/api/user/email/send -H "authorization: Bearer $TOKEN" \\',
+        '  -H "content-type: application/json" \\',
+        """  -d '{"to": "ann@example.com", "subject": "Hello", "text": "Hello, Ann."}'""",
         'curl $URL/api/llm/v1/models -H "x-api-key: $TOKEN"',
         'curl $URL/api/user/usage -H "authorization: Bearer $TOKEN"',
         'curl $URL/api/user/limits -H "authorization: Bearer $TOKEN"',

@@ -4,6 +4,8 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from simulators.vendor import Answered
+
 Json = Mapping[str, Any]
 BodyOf = Callable[[str, str, int], dict[str, Any]]
 """By model, question, and the ceiling of what may be said."""
@@ -15,10 +17,11 @@ RESULTS_SHOWN = 2
 class Api:
     """One operation of a vendor. `path` may hold `{model}`, `{id}` (the last object seen) and `{question}`.
 
-    `surface` is the vendor's name in ledger and price list, `speaker` the one on the page; `key` and `key_prefix` the
-    header that carries the token. `body_of` None is a GET. `text_of` is asked of an event of a stream and of a whole
-    answer, `is_last` of an event, and so is `tells_usage`. `error_names`: an error's kind and message.
-    `product`: what the price list calls it, where no answer names a model.
+    `surface` is its name in the ledger, `speaker` the one on the page; `key` and `key_prefix` the header that carries
+    the token. `body_of` None is a GET. `text_of` is asked of an event of a stream and of a whole answer, `is_last` of
+    an event, and so is `tells_usage`. `error_names`: an error's kind and message, where it is not a text.
+    `product`: what the price list calls it, where no answer names a model. `vendor`: whose it is, where the surface is
+    named otherwise. `told_of`: the text that must be told, where only the vendor knows what happened.
     """
 
     surface: str
@@ -32,6 +35,13 @@ class Api:
     tells_usage: Callable[[Json], bool] = lambda _: False
     error_names: tuple[str, str] = ("type", "message")
     product: str = ""
+    vendor: str = ""
+    told_of: Callable[[Answered], str] | None = None
+
+    @property
+    def provider(self) -> str:
+        """The vendor's name in the price list."""
+        return self.vendor or self.surface
 
     def headers(self, gateway_token: str) -> dict[str, str]:
         return {self.key: self.key_prefix + gateway_token, "content-type": "application/json"}
@@ -80,6 +90,14 @@ def _gemini_text(chunk: Json) -> str:
 def _results(answer: Json) -> str:
     shown = answer["web"]["results"][:RESULTS_SHOWN]
     return "\n".join(f"{found['title']} ({found['url']}): {found['description']}" for found in shown)
+
+
+def _email_body(model: str, question: str, tokens_max: int) -> dict[str, Any]:  # noqa: ARG001 - mail has neither
+    return {"subject": question}
+
+
+def _sent_as(message_id: object) -> str:
+    return f"sent as {message_id}"
 
 
 def _said(question: str) -> list[dict[str, str]]:
@@ -142,4 +160,16 @@ SEARCH = Api(
     _results,
     error_names=("code", "detail"),
     product="search",
+)
+EMAIL = Api(
+    "email",
+    "mail",
+    "/api/user/email/send",
+    "authorization",
+    _email_body,
+    lambda answer: _sent_as(answer["messageId"]),
+    key_prefix="Bearer ",
+    product="email",
+    vendor="agentmail",
+    told_of=lambda answered: _sent_as(answered.message_id),
 )

@@ -240,6 +240,8 @@ def _streamed(api: Api, status: int, request_id: str, lines: Lines, on_text: OnT
 
 
 def _error_of(api: Api, answer: Mapping[str, Any]) -> str:
-    """What kind of error, in the vendor's word for it, and what it says."""
+    """What kind of error, in the vendor's word for it, and what it says; a text may have a message beside it."""
     error, (kind, told) = answer["error"], api.error_names
+    if isinstance(error, str):
+        return ": ".join(filter(None, (error, answer.get("message"))))
     return f"{error.get(kind)}: {error.get(told)}"

@@ -20,7 +20,7 @@ from metering.prices import PriceTable
 from metering.reports import ENTRIES_MAX, Entry, tail
 from metering.store.database import Database
 from metering.store.readers import Readers
-from metering.usage import SEARCHES, WEB_SEARCHES, Usage, UsageLine
+from metering.usage import RECIPIENTS, SEARCHES, WEB_SEARCHES, Usage, UsageLine
 
 SETTLED_WITHIN_S = 10.0
 POLL_S = 0.01
@@ -56,9 +56,9 @@ def counts_of(entry: Entry) -> dict[str, int]:
     return {unit: count for unit, count in total.items() if count}
 
 
-def cost_of(prices: PriceTable, surface: str, model: str, counts: Mapping[str, int], *, at_ms: int) -> int:
+def cost_of(prices: PriceTable, provider: str, model: str, counts: Mapping[str, int], *, at_ms: int) -> int:
     """What the price list asks for what the vendor reported, in nano-USD."""
-    return prices.price(surface, Usage((UsageLine(model, counts),)), at_ms=at_ms).cost_nanousd
+    return prices.price(provider, Usage((UsageLine(model, counts),)), at_ms=at_ms).cost_nanousd
 
 
 # --- the table ----------------------------------------------------------------------------------------
@@ -81,6 +81,8 @@ def _cost(entries: Sequence[Entry]) -> int:
     return sum(entry.cost_nanousd for entry in entries)
 
 
+BY_THE_PIECE = (SEARCHES, WEB_SEARCHES, RECIPIENTS)
+"""What has a price each. They share a column: an entry has only one of them, and its model tells which."""
 COLUMNS = (
     _Column("time UTC", lambda entry: f"{utc(entry.at_ms):%H:%M:%S}"),
     _Column("user", lambda entry: entry.user_id),
@@ -90,7 +92,7 @@ COLUMNS = (
     _count("cache\nread", lambda entry: entry.cache_read_tokens),
     _count("cache\nwrite", lambda entry: entry.cache_write_tokens),
     _count("out", lambda entry: entry.output_tokens),
-    _count("search", lambda entry: sum(counts_of(entry).get(unit, 0) for unit in (SEARCHES, WEB_SEARCHES))),
+    _count("search\nmail", lambda entry: sum(counts_of(entry).get(unit, 0) for unit in BY_THE_PIECE)),
     _Column("USD", lambda entry: usd(entry.cost_nanousd), lambda entries: usd(_cost(entries))),
     _Column(
         "credits",

@@ -6,9 +6,10 @@ from dataclasses import dataclass, field
 from typing import Any
 from urllib.parse import quote_plus
 
-from automna_proxy.demo_apis import CHAT, GEMINI, MESSAGES, RESPONSE, RESPONSES, SEARCH, Api
-from simulators import behaviour, brave, gemini, openai
+from automna_proxy.demo_apis import CHAT, EMAIL, GEMINI, MESSAGES, RESPONSE, RESPONSES, SEARCH, Api
+from simulators import agentmail, behaviour, brave, gemini, openai
 from simulators.anthropic import Behaviour, streams
+from simulators.vendor import Answered
 
 SONNET, HAIKU = "claude-sonnet-4-5", "claude-haiku-4-5"
 GPT, FLASH = "gpt-4o-mini", "gemini-2.5-flash"
@@ -25,14 +26,16 @@ concurrent_requests = 4
 searches_per_month = 1
 browser_minutes_per_month = 0
 concurrent_browsers = 0
-emails_per_day = 0
+emails_per_day = 1
 call_minutes_per_month = 0
 """
-"""A plan for one: 100 credits are $0.01, which two searches cost; it includes one."""
-SEARCHES_METER = "searches_per_month"
+"""A plan for one: 100 credits are $0.01, which two searches cost; it includes one, and an e-mail a day."""
+SEARCHES_METER, EMAILS_METER = "searches_per_month", "emails_per_day"
 """Of a plan, and of `/api/user/limits`."""
 SEARCH_NANOUSD = 5_000_000
 """What a search costs, said once more: whatever the price list says."""
+EMAIL_NANOUSD = 2_000_000
+"""What each recipient of a mail costs; so too."""
 
 STREAMED = {"stream": True}
 """Asked for in the body, everywhere but at Gemini."""
@@ -51,6 +54,8 @@ class Ask:
     `behaviour` is the vendor's; None where the vendor must not be asked at all. `leaves_after` so many pieces of
     text the client goes away, and only then the vendor says the rest. `shown` is the command or code.
     `used`: what `/api/user/limits` must tell afterwards, by meters that are named as the plan's limits are.
+    `sends`: the addresses that a mail with the body's subject and text must go to, once; where empty, none may go out.
+    `lost`: answers of the vendor that do not reach the proxy, which asks again.
     """
 
     client: str
@@ -69,13 +74,16 @@ class Ask:
     leaves_after: int | None = None
     shown: tuple[str, ...] = ()
     used: Mapping[str, int] = field(default_factory=dict)
+    sends: tuple[str, ...] = ()
+    lost: int = 0
 
     def path(self, object_id: str) -> str:
         return self.api.path.format(model=self.model, id=object_id, question=quote_plus(self.question))
 
-    @property
-    def text(self) -> str:
-        """All that the vendor has to say."""
+    def text(self, answer: Answered) -> str:
+        """All that the client must read of the vendor's answer."""
+        if self.api.told_of is not None:
+            return self.api.told_of(answer)
         if self.behaviour is None:
             return ""
         if self.behaviour.raw is not None:
@@ -114,6 +122,26 @@ def _finds(*results: tuple[str, str, str]) -> brave.Behaviour:
     names = ("title", "url", "description")
     found = [dict(zip(names, result, strict=True)) for result in results]
     return brave.answers({"type": "search", "web": {"type": "search", "results": found}})
+
+
+def _mail(
+    question: str,
+    text: str,
+    *recipients: str,
+    behaviour: agentmail.Behaviour | None = agentmail.PLAIN,
+    **more: Any,
+) -> Ask:
+    """A mail to the first of the recipients, with copies to the others. None goes out where the vendor is not asked."""
+    to, *copies = recipients
+    return Ask(
+        client="curl",
+        api=EMAIL,
+        question=question,
+        fields={"to": to, "cc": copies, "text": text},
+        behaviour=behaviour,
+        sends=() if behaviour is None else recipients,
+        **more,
+    )
 
 
 SCENES = (
@@ -324,6 +352,58 @@ SCENES = (
                 status=402,
                 error="Monthly usage limit reached (1 of 1 searches)",
                 used={SEARCHES_METER: 1},
+            ),
+        ),
+    ),
+    Scene(
+        "E-mail, with curl: each recipient has its price, and is one of the day's",
+        (
+            _mail(
+                "Lunch on Friday?",
+                "Noon, by the pond.",
+                "ann@example.com",
+                "carl@example.com",
+                shown=(
+                    '$ curl $URL/api/user/email/send -H "authorization: Bearer $TOKEN" \\',
+                    """    -H "content-type: application/json" \\""",
+                    """    -d '{"to": "ann@example.com", "cc": ["carl@example.com"], ...}'""",
+                ),
+                used={EMAILS_METER: 2},
+            ),
+        ),
+    ),
+    Scene(
+        "E-mail whose answer is lost at the vendor: sent once, and its id is told",
+        (
+            _mail(
+                "Friday it is",
+                "See you there.",
+                "ann@example.com",
+                behaviour=agentmail.loses_reply(),
+                lost=1,
+                used={EMAILS_METER: 3},
+            ),
+        ),
+    ),
+    Scene(
+        "Refused: one e-mail more than the plan includes",
+        (
+            _mail(
+                "Good morning",
+                "It is a fine day.",
+                "dora@example.com",
+                user=BOB,
+                used={EMAILS_METER: 1},
+            ),
+            _mail(
+                "Good night",
+                "It was one.",
+                "dora@example.com",
+                user=BOB,
+                behaviour=None,
+                status=429,
+                error="Daily email limit reached",
+                used={EMAILS_METER: 1},
             ),
         ),
     ),

@@ -1,4 +1,4 @@
-"""What the demo stands on: a folder, an environment built from scratch, a simulated vendor, the real server."""
+"""What the demo stands on: a folder, an environment built from scratch, simulated vendors, the real server."""
 
 import http.client
 import json
@@ -23,7 +23,7 @@ import automna_proxy
 from automna_proxy.demo_scenes import PACE_S, PLAN_TINY
 from metering.plans import Plan, load_plans
 from metering.store.database import Database
-from simulators import anthropic, brave, gemini, openai
+from simulators import agentmail, anthropic, brave, gemini, openai
 from simulators.server import running_in_thread
 from simulators.vendor import VendorSimulator
 
@@ -43,6 +43,7 @@ VENDOR_KEYS = {
     "OPENAI_API_KEY": openai.VENDOR_KEY,
     "GEMINI_API_KEY": gemini.VENDOR_KEY,
     "BRAVE_API_KEY": brave.VENDOR_KEY,
+    "AGENTMAIL_API_KEY": agentmail.VENDOR_KEY,
 }
 SETTINGS = {"DRAIN_NOTICE_S": "0", "DRAIN_STREAMS_S": "5", "LOG_FORMAT": "console", "LOG_LEVEL": "info"}
 
@@ -70,7 +71,7 @@ class Stage:
         self.folder = folder
         self.environment = environment
         self.vendors = vendors
-        """By surface."""
+        """By their names in the price list."""
         self.database = Database(folder / "ledger.db")
         self.url = ""
         self.is_kept = False
@@ -84,6 +85,12 @@ class Stage:
     @property
     def is_serving(self) -> bool:
         return self._server is not None and self._server.poll() is None
+
+    @property
+    def sent(self) -> list[agentmail.Sent]:
+        """Every mail that really went out, in order."""
+        mailers = (each for each in self.vendors.values() if isinstance(each, agentmail.AgentMailSimulator))
+        return [sent for mailer in mailers for sent in mailer.sent]
 
     def last_log_lines(self) -> list[str]:
         if not self.log.exists():
@@ -191,6 +198,7 @@ def staged() -> Iterator[Stage]:
             "openai": openai.OpenAISimulator(default=openai.Behaviour(pace_s=PACE_S)),
             "gemini": gemini.GeminiSimulator(default=gemini.Behaviour(pace_s=PACE_S)),
             "brave": brave.BraveSimulator(default=brave.Behaviour(pace_s=PACE_S)),
+            "agentmail": agentmail.AgentMailSimulator(),
         }
         urls = {name: stack.enter_context(running_in_thread(vendor)) for name, vendor in vendors.items()}
         environment = _environment(os.environ, folder, urls)

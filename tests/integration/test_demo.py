@@ -31,9 +31,34 @@ SEARCHED = """
     brave    Teal (https://colours.example/teal): dark, and named after a duck.
              Cyan (https://colours.example/cyan): bright, and half of each.
 """
-BRAVE_ONLY = """
+MAILED = r"""
+    ada      Lunch on Friday\?
+    mail     sent as <\S+>
+    vendor   sent it to ann@example.com, carl@example.com: Noon, by the pond.
+    curl     200, \S+
+    ledger   2 e-mails = \$0.004000000, 40 credits
+    limits   2 of 50 e-mails
+"""
+LOST = r"""
+    ada      Friday it is
+    mail     sent as <\S+>
+    vendor   sent it to ann@example.com: See you there.
+    vendor   answered 2 times, and only the last answer came through
+    curl     200, \S+
+    ledger   1 e-mail = \$0.002000000, 20 credits
+    limits   3 of 50 e-mails
+"""
+ALL_MAILS = (
+    "ok 3 mails at USD 0.002000000 a recipient, each sent exactly once: "
+    "plan, ledger and vendor count the same 4 recipients"
+)
+
+
+def only(word):
+    """The scenes whose title begins so."""
+    return f"""
 from automna_proxy import demo_scenes
-demo.SCENES = [scene for scene in demo_scenes.SCENES if scene.title.startswith("Brave")]
+demo.SCENES = [scene for scene in demo_scenes.SCENES if scene.title.startswith({word!r})]
 """
 
 
@@ -85,6 +110,7 @@ def test_it_runs_once_and_takes_nothing_from_its_environment(tmp_path):
             "OPENAI_API_KEY": "sk-somebodys-other-key",
             "GEMINI_API_KEY": "AIza-somebodys-third-key",
             "BRAVE_API_KEY": "BSA-somebodys-fourth-key",
+            "AGENTMAIL_API_KEY": "am_somebodys_fifth_key",
         }
         settings = {
             "HOME": str(tmp_path / "home"),
@@ -93,6 +119,7 @@ def test_it_runs_once_and_takes_nothing_from_its_environment(tmp_path):
             "OPENAI_UPSTREAM_URL": elsewhere,
             "GEMINI_UPSTREAM_URL": elsewhere,
             "BRAVE_UPSTREAM_URL": elsewhere,
+            "AGENTMAIL_UPSTREAM_URL": elsewhere,
             "DATABASE_URL": "sqlite:////nowhere/at/all.db",
             "PLANS_FILE": "/nowhere/plans.toml",
             "LOG_LEVEL": "shouting",
@@ -101,8 +128,8 @@ def test_it_runs_once_and_takes_nothing_from_its_environment(tmp_path):
         done = run_demo(tmp_path, "-m", "automna_proxy", "demo", "--once", **proxies, **secrets, **settings)
     assert (done.returncode, done.stderr) == (0, "")
     assert "FAILED" not in done.stdout
-    assert "13 answers of the vendors, 13 entries in the ledger" in done.stdout
-    assert "clean: 6 accounts, 14 reservations, 14 entries" in done.stdout
+    assert "16 answers of the vendors (and 1 lost), 16 entries in the ledger" in done.stdout
+    assert "clean: 8 accounts, 17 reservations, 17 entries" in done.stdout
     assert re.search(r"ada +haiku-4-5 .* client left +reported", done.stdout)
     assert "402 billing_error: Monthly usage limit reached" in done.stdout
     assert re.search(r"bob +\(reads it too\)\n +curl +404 ", done.stdout)
@@ -111,7 +138,18 @@ def test_it_runs_once_and_takes_nothing_from_its_environment(tmp_path):
     assert SEARCHED in done.stdout
     assert "402 QUOTA_LIMITED: Monthly usage limit reached (1 of 1 searches). Resets on " in done.stdout
     assert "ok       2 searches at USD 0.005000000, counted alike by plan and ledger" in done.stdout
-    assert "ok       4 refusals: the vendor was not asked, nothing is booked" in done.stdout
+    assert "ok       5 refusals: the vendor was not asked, nothing is booked" in done.stdout
+    assert re.search(MAILED, done.stdout)
+    assert re.search(LOST, done.stdout)
+    assert (
+        "429 Daily email limit reached: Daily usage limit reached (1 of 1 emails). Resets on " in done.stdout
+    )
+    assert ALL_MAILS in re.sub(r"\s+", " ", done.stdout)
+    assert re.findall(r"(ada|bob) +email [ .]+ (\d) (0\.00\d{7}) ", done.stdout) == [
+        ("ada", "2", "0.004000000"),
+        ("ada", "1", "0.002000000"),
+        ("bob", "1", "0.002000000"),
+    ]
     assert len(re.findall(r"(?:ada|bob) +search [ .]+ 1 0\.005000000 ", done.stdout)) == 2
     assert "\x1b" not in done.stdout
     assert max(map(len, done.stdout.splitlines())) <= 100
@@ -127,7 +165,8 @@ def test_without_curl_and_without_the_sdk_it_says_so_and_goes_on(tmp_path):
     assert "curl is not installed" in done.stdout
     assert "pip install 'automna-proxy[demo]'" in done.stdout
     assert SEARCHED in done.stdout
-    assert "13 answers of the vendors, 13 entries in the ledger" in done.stdout
+    assert ALL_MAILS in re.sub(r"\s+", " ", done.stdout)
+    assert "16 answers of the vendors (and 1 lost), 16 entries in the ledger" in done.stdout
 
 
 BROKEN = {
@@ -152,12 +191,40 @@ BROKEN = {
         "/api/user/limits answers 200 and tells nothing of pigeons_per_month",
     ),
     "a search has another price": (
-        f"{BRAVE_ONLY}demo.SEARCH_NANOUSD = 7",
+        f"{only('Brave')}demo.SEARCH_NANOUSD = 7",
         "1 search at USD 0.000000007, counted alike by plan and ledger (found [5000000])",
     ),
     "the ledger counts other searches than the plan": (
-        f"{BRAVE_ONLY}demo.SEARCHES = 'web_searches'",
+        f"{only('Brave')}demo.SEARCHES = 'web_searches'",
         "1 search at USD 0.005000000, counted alike by plan and ledger (found",
+    ),
+    "a mail goes out twice": (
+        f"""{only("E-mail")}
+from simulators.agentmail_mail import Mail
+Mail.once = lambda mail, key, request, send: (send(), True)
+""",
+        "the vendor sent [(('ann@example.com',), 'Friday it is', 'See you there.'), (('ann@example.com',),",
+    ),
+    "an e-mail has another price": (
+        f"{only('E-mail')}demo.EMAIL_NANOUSD = 7",
+        "count the same 3 recipients (found ({'ada': (3, 3, 3)}, [4000000, 2000000]))",
+    ),
+    "the ledger counts other e-mails than the plan": (
+        f"{only('E-mail')}demo.RECIPIENTS = 'messages'",
+        "count the same 3 recipients (found ({'ada': (3, 2, 3)}, [4000000, 2000000]))",
+    ),
+    "the client is told of another mail than the vendor sent": (
+        f"""{only("E-mail, ")}
+(scene,) = demo.SCENES
+(ask,) = scene.asks
+api = replace(ask.api, told_of=lambda answered: "sent as <another>")
+demo.SCENES = (replace(scene, asks=(replace(ask, api=api),)),)
+""",
+        "expected the text 'sent as <another>', found 'sent as <",
+    ),
+    "no answer is lost where the scene loses one": (
+        "demo.SCENES = (replace(scene, asks=(replace(ask, lost=1),)),)",
+        "expected one entry for 2 answers, found 1 entries for 1 answers",
     ),
     "the price is another than the list's": (
         "demo.cost_of = lambda *_, **__: 7",
@@ -236,6 +303,7 @@ def test_it_stays_up_until_ctrl_c_and_what_it_says_to_paste_works(tmp_path):
     assert '"content":"You said: Say something."' in pasted.stdout
     assert '"finishReason":"STOP"' in pasted.stdout
     assert '"description":"You said: something"' in pasted.stdout
+    assert '"success":true' in pasted.stdout
     assert '"id":"claude-sonnet-5"' in pasted.stdout
     assert "automna_requests_total" in pasted.stdout
     assert "claude-sonnet-4-5" in pasted.stdout
