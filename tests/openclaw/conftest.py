@@ -13,8 +13,9 @@ import uvloop
 
 from metering.money import credits_of
 from metering.terms import Cap, CapMeter, CapPeriod
-from simulators import gemini, openai
+from simulators import brave, gemini, openai
 from simulators.anthropic import AnthropicSimulator
+from simulators.brave import BraveSimulator
 from simulators.gemini import GeminiSimulator
 from simulators.openai import OpenAISimulator, ToolCall
 from simulators.server import ReceivedRequest
@@ -113,6 +114,7 @@ class Stage:
     vendor: AnthropicSimulator
     openai: Other
     gemini: Other
+    brave: BraveSimulator
     server: Serving
     openclaw: OpenClaw
     script: Script = field(default_factory=Script)
@@ -159,7 +161,7 @@ class Stage:
     async def assert_booked_as_told(self) -> None:
         """Every request that reached a vendor is in the ledger once, what was answered with its exact counts."""
         await self.server.until_nothing_is_held()
-        simulators = (self.vendor, self.openai.simulator, self.gemini.simulator)
+        simulators = (self.vendor, self.openai.simulator, self.gemini.simulator, self.brave)
         answers = [answered for simulator in simulators for answered in simulator.answers]
         columns = "kind, basis, outcome, upstream_request_id, usage"
         resolved = f"SELECT {columns} FROM entries WHERE kind IN ('settle', 'expire')"
@@ -172,9 +174,10 @@ class Stage:
                 assert row.counts == told.usage.counts()
         assert by_request == {}
         without_id = [row for row in rows if row.upstream_request_id is None]
-        told_by_gemini = Counter(frozen(told.usage.counts()) for told in self.gemini.simulator.answers)
+        nameless = (*self.gemini.simulator.answers, *self.brave.answers)
+        told_without_id = Counter(frozen(told.usage.counts()) for told in nameless)
         reported = Counter(frozen(row.counts) for row in without_id if row.basis == "reported")
-        assert reported <= told_by_gemini, "whose answers have no ids"
+        assert reported <= told_without_id, "Gemini's and Brave's answers have no ids"
         expired = [row.kind for row in without_id if row.kind == "expire"]
         assert expired in ([], ["expire"]), "of a killed proxy"
         await self.server.assert_verified()
@@ -198,6 +201,7 @@ async def stage(tmp_path_factory) -> AsyncIterator[Stage]:
         AnthropicSimulator() as vendor,
         OpenAISimulator() as openai_vendor,
         GeminiSimulator() as gemini_vendor,
+        BraveSimulator() as brave_vendor,
         serving(
             folder,
             upstream=vendor.url,
@@ -207,6 +211,8 @@ async def stage(tmp_path_factory) -> AsyncIterator[Stage]:
                 "OPENAI_UPSTREAM_URL": openai_vendor.url,
                 "GEMINI_API_KEY": gemini.VENDOR_KEY,
                 "GEMINI_UPSTREAM_URL": gemini_vendor.url,
+                "BRAVE_API_KEY": brave.VENDOR_KEY,
+                "BRAVE_UPSTREAM_URL": brave_vendor.url,
             },
         ) as server,
     ):
@@ -220,7 +226,8 @@ async def stage(tmp_path_factory) -> AsyncIterator[Stage]:
         state = folder / "openclaw"
         state.mkdir()
         async with running_openclaw(state, server.url, agents) as openclaw:
-            stage = Stage(vendor, openai_of(openai_vendor), gemini_of(gemini_vendor), server, openclaw)
+            others = (openai_of(openai_vendor), gemini_of(gemini_vendor), brave_vendor)
+            stage = Stage(vendor, *others, server, openclaw)
             vendor.script = stage.script.behaviour
             yield stage
         assert openclaw.processes() == []

@@ -15,12 +15,13 @@ from simulators.anthropic import (
     stalls_after,
     streams,
 )
+from simulators.brave import VENDOR_KEY as BRAVE_KEY
 from simulators.gemini import VENDOR_KEY as GEMINI_KEY
 from simulators.openai import VENDOR_KEY as OPENAI_KEY
 from simulators.script import Gate
 from simulators.text import filler_of_bytes
 from tests.support.gateway import messages_body
-from tests.support.openclaw import LATER, calls_tool, command, documented
+from tests.support.openclaw import calls_tool, command
 
 pytestmark = [
     pytest.mark.asyncio(loop_scope="module"),
@@ -35,6 +36,9 @@ ASKED_FOR_TOOL = ReportedUsage(
     input_tokens=101, output_tokens=20, cache_read_tokens=5_000, cache_write_5m_tokens=33
 )
 SAID = ReportedUsage(input_tokens=202, output_tokens=9)
+SEARCHER = "searcher"
+"""A user whose agent is none of the running OpenClaw's."""
+SEARCH_NANOUSD = 5_000_000
 
 
 @pytest.mark.parametrize("agent", ["custom", "builtin"])
@@ -232,15 +236,40 @@ async def test_a_budget_spent_at_another_vendor_is_told_in_our_words_and_does_no
     assert vendor.simulator.requests_total == seen + 1
 
 
-async def test_the_configuration_for_what_is_served_later_is_one_that_openclaw_accepts(stage, tmp_path):
-    (tmp_path / "openclaw.json").write_text(json.dumps(documented(stage.server.url, block=LATER)))
-    env = {**stage.openclaw.env, "OPENCLAW_CONFIG_PATH": str(tmp_path / "openclaw.json")}
+async def test_a_search_of_the_documented_plugin_goes_through_the_proxy_and_is_booked(stage, tmp_path):
+    async with stage.server.directory() as directory:
+        await directory.add_user(SEARCHER, plan="test")
+        token, _ = await directory.create_token(SEARCHER)
+    env = stage.openclaw.env_with_search(tmp_path, stage.server.url, token)
     status, output = await command(env, "config", "validate", "--json")
     assert (status, json.loads(output)["valid"]) == (0, True), output
-    complaints = {warning["path"] for warning in json.loads(output)["warnings"]}
-    assert complaints == {"tools.web.search.provider", "plugins.entries.brave"}, (
-        "the plugin is installed apart"
+    stage.script += [
+        calls_tool(
+            "tool_call", {"id": "web_search", "args": {"query": "a small brown bird"}}, ASKED_FOR_TOOL
+        ),
+        streams(text="A wren, says the web.", usage=SAID),
+    ]
+    status, output = await command(
+        env,
+        *("agent", "exec", "--config", str(tmp_path / "openclaw.json"), "--cwd", str(tmp_path)),
+        *("--json", "--timeout", str(round(WITHIN_S)), "Which bird is small and brown?"),
     )
+    assert status == 0, output
+    assert "A wren, says the web." in output
+    assert stage.brave.requests, stage.vendor.requests[-1].json()["messages"][-2:]
+    (searched,) = stage.brave.requests
+    assert (searched.method, searched.path) == ("GET", "/res/v1/web/search")
+    assert searched.query["q"] == "a small brown bird"
+    assert searched.header(b"x-subscription-token") == BRAVE_KEY.encode()
+    found = stage.vendor.requests[-1].body
+    assert b"https://site1.example/page" in found, "what was found came to the model"
+    await stage.server.until_nothing_is_held()
+    entries = (
+        "SELECT kind, basis, outcome, cost_nanousd FROM entries WHERE user_id = ?1 AND surface = 'brave'"
+    )
+    assert stage.server.rows(entries, SEARCHER) == [("settle", "reported", "completed", SEARCH_NANOUSD)]
+    quota = "SELECT spent, held FROM accounts WHERE owner = ?1 AND meter = 'searches'"
+    assert stage.server.rows(quota, f"user:{SEARCHER}") == [(1, 0)]
 
 
 async def test_no_vendor_is_contacted_but_through_the_proxy(stage):

@@ -27,8 +27,9 @@ from tests.support.process import pids
 ROOT = Path(__file__).parents[2]
 DOCUMENT = ROOT / "docs" / "openclaw.md"
 DOCUMENTED_URL = "https://proxy.example.com"
-FURTHER, LATER = 1, 2
-"""The document's blocks after the first: what else is served, and what will be."""
+FURTHER, SEARCH = 1, 2
+"""The document's blocks after the first: what else is served, and web search."""
+BRAVE_PLUGIN = INSTALLED / "@openclaw" / "brave-plugin"
 PRELOAD = ROOT / "tests" / "openclaw" / "connections.cjs"
 READY_WITHIN_S = 240.0
 STOPS_WITHIN_S = 20.0
@@ -93,6 +94,13 @@ def with_memory(config: dict[str, Any], url: str, agent: Agent) -> dict[str, Any
     return {**config, "memory": memory}
 
 
+def with_search(url: str) -> dict[str, Any]:
+    """The document's configuration with its web search, and where the plugin is installed."""
+    config = {**documented(url), **documented(url, block=SEARCH)}
+    config["plugins"]["load"] = {"paths": [str(BRAVE_PLUGIN)]}
+    return config
+
+
 def is_built_in(provider: Mapping[str, Any]) -> bool:
     """Of OpenClaw's own, which bring their models."""
     return not provider["models"]
@@ -141,6 +149,18 @@ class OpenClaw:
         path = folder / "openclaw.json"
         path.write_text(json.dumps(with_memory(config, url, self._agents[agent])))
         return {**self.env, "OPENCLAW_CONFIG_PATH": str(path)}
+
+    def env_with_search(self, folder: Path, url: str, token: str) -> dict[str, str]:
+        """For one turn of an agent of its own that may search, with this token; `folder` takes all that it keeps."""
+        path = folder / "openclaw.json"
+        path.write_text(json.dumps(with_search(url)))
+        return {
+            **self.env,
+            "HOME": str(folder),
+            "OPENCLAW_STATE_DIR": str(folder / "state"),
+            "OPENCLAW_CONFIG_PATH": str(path),
+            "OPENCLAW_GATEWAY_TOKEN": token,
+        }
 
     def token(self, agent: str) -> str:
         return self._agents[agent].token
