@@ -1,0 +1,240 @@
+"""Mails under every trouble at once: answers lost at the vendor, webhooks repeated, the server killed and started again,
+clients that repeat what they got no answer to. `python -m tests.chaos.mail --rounds 200 --seed 1`.
+
+Every agent repeats its mail until it has the answer, as an SDK does: so each mail must be sent exactly once, and what the
+ledger charged must be what the vendor sent.
+"""
+
+import argparse
+import asyncio
+import random
+import sys
+import tempfile
+from collections import Counter
+from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager, suppress
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import httpx
+import orjson
+
+from simulators.agentmail import (
+    VENDOR_KEY,
+    WEBHOOK_SECRET,
+    AgentMailSimulator,
+    awkward_message_id,
+    drops,
+    fails,
+    loses_reply,
+)
+from tests.support.process import Serving, serving
+from tests.support.receiver import receiving
+
+AGENTS = 8
+MAILS_EACH = 3
+GIVEN_UP_AFTER_S = 60.0
+PAUSE_S = 0.05
+"""Between two attempts of an agent: shorter than any SDK's, so that many meet a server that has just come back."""
+ALIVE_S = (0.05, 0.6)
+"""How long a server is left alone before it is killed."""
+KILLS = (0, 3)
+TROUBLE = 0.3
+"""Of the vendor's answers to a send, so many are no answer."""
+RECIPIENT_NANOUSD = 2_000_000
+CHARGED = """
+SELECT lines FROM entries WHERE surface IN ('email', 'agentmail') AND kind IN ('settle', 'expire')"""
+
+
+@dataclass
+class Figures:
+    """What the rounds have shown."""
+
+    rounds: int = 0
+    kills: int = 0
+    mails: int = 0
+    attempts: Counter[str] = field(default_factory=Counter)
+    """Of agents, by status; `broken` without one."""
+    asked: int = 0
+    """Sends that the vendor was asked for."""
+    hooks: int = 0
+    """Mails that agents were told of."""
+
+
+@dataclass
+class Mail:
+    """One mail of an agent: its subject is nobody else's."""
+
+    subject: str
+    recipients: tuple[str, ...]
+    key: str | None
+    path: str
+    message_id: str | None = None
+
+    @property
+    def body(self) -> dict[str, Any]:
+        return {"to": list(self.recipients), "subject": self.subject, "text": "Hello."}
+
+
+class Round:
+    """One server's life with its users, and what must hold at its end."""
+
+    def __init__(
+        self, server: Serving, vendor: AgentMailSimulator, dice: random.Random, figures: Figures
+    ) -> None:
+        self._server = server
+        self._vendor = vendor
+        self._dice = dice
+        self._figures = figures
+        self._mails: list[Mail] = []
+
+    async def play(self, number: int, agent_url: str) -> None:
+        tokens = [await self._server.new_token(f"r{number}u{user}") for user in range(2)]
+        inboxes = [await self._inbox_of(token) for token in tokens]
+        for user in range(2):
+            await self._server.command("user", "set-hook", f"r{number}u{user}", agent_url)
+        sent_before, told = len(self._vendor.sent), len(self._vendor.events.recorded)
+        self._vendor.script = self._trouble
+        async with asyncio.TaskGroup() as tasks:
+            for agent in range(AGENTS):
+                user = agent % 2
+                tasks.create_task(self._agent(f"r{number}a{agent}", tokens[user], inboxes[user]))
+            tasks.create_task(self._kill())
+        self._vendor.script = None
+        await self._webhooks(inboxes)
+        await self._server.until_nothing_is_held()
+        await self._check(sent_before)
+        assert len(self._vendor.events.recorded) >= told
+
+    async def _inbox_of(self, token: str) -> str:
+        """Made on first use."""
+        async with self._client(token) as client:
+            await client.get("/api/user/email/inbox")
+            answer = await client.get("/api/agentmail/v0/inboxes")
+            (inbox,) = answer.json()["inboxes"]
+            return str(inbox["inbox_id"])
+
+    def _client(self, token: str) -> httpx.AsyncClient:
+        headers = {"authorization": f"Bearer {token}"}
+        return httpx.AsyncClient(base_url=self._server.url, headers=headers, trust_env=False, timeout=30)
+
+    def _trouble(self, request: Any) -> Any:
+        """What the vendor does with a send: its work and no answer, neither, or an error."""
+        if not request.path.endswith("/send"):
+            return None
+        self._figures.asked += 1
+        if self._dice.random() >= TROUBLE:
+            return None
+        return self._dice.choice((loses_reply(), loses_reply(), drops(), fails(500)))
+
+    async def _agent(self, name: str, token: str, inbox_id: str) -> None:
+        for number in range(MAILS_EACH):
+            recipients = tuple(
+                f"{name}{number}to{one}@example.com" for one in range(self._dice.randint(1, 3))
+            )
+            key = f"{name}-{number}" if self._dice.random() < 0.5 else None
+            path = self._dice.choice(
+                ("/api/user/email/send", f"/api/agentmail/v0/inboxes/{inbox_id}/messages/send")
+            )
+            mail = Mail(f"{name} mail {number}", recipients, key, path)
+            self._mails.append(mail)
+            async with asyncio.timeout(GIVEN_UP_AFTER_S):
+                while mail.message_id is None:
+                    await self._attempt(mail, token)
+                    await asyncio.sleep(PAUSE_S)
+
+    async def _attempt(self, mail: Mail, token: str) -> None:
+        headers = {} if mail.key is None else {"idempotency-key": mail.key}
+        try:
+            async with self._client(token) as client:
+                answer = await client.post(mail.path, json=mail.body, headers=headers)
+        except httpx.HTTPError:
+            self._figures.attempts["broken"] += 1
+            return
+        self._figures.attempts[str(answer.status_code)] += 1
+        assert answer.status_code in {200, 409, 429, 500, 502, 503, 504}, answer.text
+        if answer.status_code == 200:
+            document = answer.json()
+            mail.message_id = document.get("messageId") or document.get("message_id")
+
+    async def _kill(self) -> None:
+        for _ in range(self._dice.randint(*KILLS)):
+            await asyncio.sleep(self._dice.uniform(*ALIVE_S))
+            await self._server.kill_all()
+            self._server.port = int(self._server.url.rpartition(":")[2])
+            await self._server.start()
+            self._figures.kills += 1
+
+    async def _webhooks(self, inboxes: Sequence[str]) -> None:
+        """A mail to each user, told in disorder, more than once."""
+        for inbox_id in inboxes:
+            self._vendor.receive(inbox_id, "ann@example.com", "News", f"News for {inbox_id}.")
+        events = self._vendor.events.recorded[-len(inboxes) :] * 2
+        self._dice.shuffle(events)
+        statuses = await self._vendor.deliver(f"{self._server.url}/api/webhooks/agentmail", *events)
+        assert set(statuses) == {204}, statuses
+
+    async def _check(self, sent_before: int) -> None:
+        sent = self._vendor.sent[sent_before:]
+        times = Counter(str(one.content.subject) for one in sent)
+        assert times == Counter({mail.subject: 1 for mail in self._mails}), (
+            "sent more than once, or not at all"
+        )
+        ids = {str(one.content.subject): one.message_id for one in sent}
+        assert {mail.subject: mail.message_id for mail in self._mails} == ids, "told another mail's id"
+        recipients = sum(len(one.recipients) for one in sent)
+        charged = cost_nanousd = 0
+        for (lines,) in self._server.rows(CHARGED):
+            for _, meter, _, amount in orjson.loads(lines):
+                charged += amount if meter == "emails" else 0
+                cost_nanousd += amount if meter == "money" else 0
+        total = sum(len(one.recipients) for one in self._vendor.sent)
+        assert (charged, cost_nanousd) == (total, total * RECIPIENT_NANOUSD), (
+            charged,
+            cost_nanousd,
+            total,
+            recipients,
+        )
+        await self._server.assert_verified()
+        self._figures.rounds += 1
+        self._figures.mails += len(sent)
+
+
+@asynccontextmanager
+async def staged(folder: Path) -> AsyncIterator[tuple[Serving, AgentMailSimulator, Any]]:
+    async with AgentMailSimulator(message_ids=awkward_message_id) as vendor, receiving() as agent:
+        env = {
+            "AGENTMAIL_API_KEY": VENDOR_KEY,
+            "AGENTMAIL_UPSTREAM_URL": vendor.url,
+            "AGENTMAIL_WEBHOOK_SECRET": WEBHOOK_SECRET,
+            "HOOKS_SECRET": "a secret for hooks, and long enough for it",
+        }
+        async with serving(folder, upstream=vendor.url, env=env) as server:
+            yield server, vendor, agent
+
+
+async def play(folder: Path, rounds: int, seed: int) -> Figures:
+    """Rounds on one server that is killed again and again."""
+    dice, figures = random.Random(seed), Figures()
+    async with staged(folder) as (server, vendor, agent):
+        for number in range(rounds):
+            await Round(server, vendor, dice, figures).play(number, agent.url)
+        wanted = 2 * rounds
+        await server.until(lambda: len(agent.bodies_by_id()) == wanted)
+        figures.hooks = wanted
+    return figures
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(prog="python -m tests.chaos.mail", description=__doc__)
+    parser.add_argument("--rounds", type=int, default=200)
+    parser.add_argument("--seed", type=int, default=random.randrange(10**6))
+    options = parser.parse_args()
+    sys.stdout.write(f"seed {options.seed}\n")
+    with tempfile.TemporaryDirectory() as folder, suppress(KeyboardInterrupt):
+        sys.stdout.write(f"{asyncio.run(play(Path(folder), options.rounds, options.seed))}\n")
+
+
+if __name__ == "__main__":
+    main()
