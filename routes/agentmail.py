@@ -258,7 +258,6 @@ SURFACE = Surface(
             SendMeter(of_reply_all),
             _TEXT_JSON,
             looks_up=_ANSWERED,
-            usage=Usage((UsageLine(PRODUCT, {RECIPIENTS: 2, MESSAGES: 1}),)),
         ),
         _sends(f"{_MESSAGE}/forward", SendMeter(of_request), b'{"to":["ann@example.com"]}'),
         _free("GET", f"{_MESSAGE}/raw", b'{"download_url":"https://files.example/m1"}'),
