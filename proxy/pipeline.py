@@ -45,12 +45,12 @@ from proxy.headers import accepts_gzip, asks_for_websocket, is_said_to_be_json
 from proxy.limit_headers import limit_headers
 from proxy.mounted import Mounted
 from proxy.ownership import check_owner
-from proxy.preparation import KEY_HEADER, Preparation, as_repeat, namespaced, prefix_of
+from proxy.preparation import KEY_HEADER, Preparation, namespaced, prefix_of
 from proxy.query import check as check_query
 from proxy.relay import Relay, send_body
 from proxy.silence import SilenceKeeper
 from proxy.slices import Slices
-from proxy.surface import AnswerHead, Demand, Headers, Inbound, Pricing, Rendered
+from proxy.surface import NO_DEMAND, AnswerHead, Demand, Headers, Inbound, Pricing, Rendered
 from proxy.telemetry import Telemetry
 from proxy.upstream import Answer, Broken, CancelledUnsent, TimedOut, UpstreamClient, UpstreamError
 
@@ -70,6 +70,8 @@ IDLE_TURNS_MAX, IDLE_TURN_S = 200, 0.01
 CLIENT_CLOSED_REQUEST = 499
 """nginx's word, in logs and metrics only: the client left before it was told anything."""
 OK, REDIRECT, NOT_MODIFIED, CLIENT_ERROR = 200, 300, 304, 400
+JUDGED = frozenset({400, 422})
+"""Errors about a request's content: what is answered so was not done at an earlier try either."""
 _LENGTH = frozenset({b"content-length"})
 _LENGTH_AND_CODING = _LENGTH | {b"content-encoding"}
 EARLY_HEAD: Headers = [
@@ -155,7 +157,7 @@ class Engine:
                 _leave_to_poll(exchange)
                 self._charge(exchange)
             if exchange.repeat is not None and exchange.is_done and exchange.refused is None:
-                self._preparation.forget(exchange.repeat)
+                self._preparation.forget(exchange.repeat, exchange.upstream_status)
             self._telemetry.finish(exchange, time.monotonic())
 
     async def _serve(self, exchange: Exchange, mounted: Mounted, path: bytes) -> None:
@@ -203,9 +205,10 @@ class Engine:
         await self._preparation.check_number(exchange, mounted)
         if operation.is_idempotent:
             exchange.repeat = await self._preparation.repeat_of(exchange, path)
+            if exchange.repeat.claim is None:  # nothing is priced, and what it was about may be gone
+                return ()
         await self._preparation.look_up(exchange, mounted, path)
-        repeat = exchange.repeat
-        return () if repeat is None or repeat.claim is None else (repeat.claim,)
+        return () if exchange.repeat is None or exchange.repeat.claim is None else (exchange.repeat.claim,)
 
     # --- read ----------------------------------------------------------------------------------------
 
@@ -288,9 +291,8 @@ class Engine:
         assert caller is not None
         provider, now_ms = mounted.surface.provider, self._clock.now_ms()
         pricing = Pricing(self._prices, now_ms, self._bounds.estimate_bytes_per_token, mounted.options)
-        demand = operation.meter.read(inbound, pricing)
-        if exchange.repeat is not None and exchange.repeat.is_done:
-            demand = as_repeat(demand)
+        is_done = exchange.repeat is not None and exchange.repeat.is_done
+        demand = NO_DEMAND if is_done else operation.meter.read(inbound, pricing)
         if operation.namespaced:
             demand = replace(demand, body=namespaced(inbound.fields, operation.namespaced, caller.user_id))
         exchange.demand = demand
@@ -466,16 +468,26 @@ class Engine:
     ) -> Answer:
         """The vendor's answer. One that was lost is asked for again where the vendor does nothing twice."""
         assert exchange.inbound is not None
-        method, lost = exchange.inbound.method.encode(), 0
+        method = exchange.inbound.method.encode()
+        lost: list[UpstreamError] = []
         while True:
             try:
                 return await self._client.open(
                     mounted.origin, method, target, headers, body, mounted.timeouts
                 )
             except UpstreamError as error:
-                lost += error.is_sent
-                if exchange.repeat is None or not error.is_sent or lost > LOST_ANSWERS_MAX:
+                if exchange.repeat is None or not (error.is_sent or lost):
                     raise
+                if not error.is_sent:  # this time; but it was before
+                    raise lost[0] from error
+                exchange.is_lost = True
+                lost.append(error)
+                if len(lost) > LOST_ANSWERS_MAX:
+                    raise
+            except CancelledUnsent:
+                if lost:
+                    raise asyncio.CancelledError from None
+                raise
 
     def _no_answer(self, exchange: Exchange, error: UpstreamError) -> Refused:
         """Nothing was sent: void. Sent, but unanswered: nobody knows what the vendor did, so the input is
@@ -517,7 +529,8 @@ class Engine:
         self, exchange: Exchange, mounted: Mounted, answer: Answer, silence: SilenceKeeper | None
     ) -> None:
         head = AnswerHead(answer.status, answer.headers)
-        exchange.upstream_status = answer.status
+        is_known = not exchange.is_lost or answer.status < REDIRECT or answer.status in JUDGED
+        exchange.upstream_status = answer.status if is_known else None
         request_id = head.header(b"request-id") or head.header(b"x-request-id")
         exchange.upstream_request_id = request_id.decode("latin-1")[:200] or None
         if OK <= answer.status < REDIRECT:
@@ -703,10 +716,11 @@ class Engine:
         head: AnswerHead,
         silence: SilenceKeeper | None,
     ) -> None:
-        """A vendor's error: passed on untouched, unless it is about our own account. Not charged."""
+        """A vendor's error: passed on untouched, unless it is about our own account. Not charged, but where an earlier
+        try may have been done."""
         body, is_complete = await self._error_body(answer)
         plain = _decoded(body, head.header(b"content-encoding"))
-        self._settle(exchange, Outcome.UPSTREAM_FAILED, NOTHING)
+        self._settle(exchange, Outcome.UPSTREAM_FAILED, self._known_usage(exchange))
         self._refuse_instead(mounted, answer, plain or b"")
         if plain is None:  # who knows what it says, and about whom
             name = mounted.surface.name

@@ -2,7 +2,6 @@
 user's home there, what became of the same request before."""
 
 from collections.abc import Mapping
-from dataclasses import replace
 from typing import Any
 
 import orjson
@@ -10,13 +9,11 @@ import orjson
 from metering.admission import repeat_running
 from metering.errors import Reason, Refused
 from metering.objects import Objects
-from metering.repeats import Repeat, Repeats, key_of
-from metering.usage import NOTHING
+from metering.repeats import Repeat, Repeats, is_unsure, key_of
 from proxy.exchange import Exchange
 from proxy.homes import Homes, user_tag
 from proxy.mounted import Mounted
 from proxy.side_calls import SideCalls
-from proxy.surface import Demand
 
 KEY_HEADER = b"idempotency-key"
 KEY_CHARS_MAX = 256
@@ -84,12 +81,15 @@ class Preparation:
         upstream_key = (
             exchange.request_id if given is None else f"{user_tag(caller.user_id)}-{key.upstream_digest}"
         )
+        if earlier is not None and earlier.is_unsure:
+            upstream_key = earlier.upstream_key
         claim = self._repeats.claiming(key, upstream_key, exchange.request_id, earlier)
         return Repeat(key, upstream_key, is_done=False, claim=claim)
 
-    def forget(self, repeat: Repeat) -> None:
-        """The client has its answer. A key of its own is remembered all the same."""
-        if repeat.key.is_made:
+    def forget(self, repeat: Repeat, status: int | None) -> None:
+        """The client has its answer. A key of its own is remembered all the same, and so is one of a request of which
+        that answer does not tell whether it was done."""
+        if repeat.key.is_made and status is not None and not is_unsure(status):
             self._repeats.forget(repeat.key, repeat.upstream_key)
 
     async def homes_of(self, exchange: Exchange, mounted: Mounted) -> Mapping[str, str]:
@@ -98,11 +98,6 @@ class Preparation:
         assert operation is not None
         assert caller is not None
         return await self._homes.of(mounted, operation.homes, caller.user_id)
-
-
-def as_repeat(demand: Demand) -> Demand:
-    """What a request may cause that was done before: nothing."""
-    return replace(demand, ceiling=NOTHING, floor=NOTHING)
 
 
 def namespaced(fields: Mapping[str, Any], names: tuple[str, ...], user_id: str) -> bytes | None:
