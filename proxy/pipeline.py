@@ -69,7 +69,7 @@ IDLE_TURNS_MAX, IDLE_TURN_S = 200, 0.01
 """How long the end of the process waits for cancelled exchanges: they only have to queue their settle."""
 CLIENT_CLOSED_REQUEST = 499
 """nginx's word, in logs and metrics only: the client left before it was told anything."""
-OK, REDIRECT, NOT_MODIFIED, CLIENT_ERROR = 200, 300, 304, 400
+OK, REDIRECT, NOT_MODIFIED, CLIENT_ERROR, NOT_FOUND = 200, 300, 304, 400, 404
 JUDGED = frozenset({400, 422})
 """Errors about a request's content: what is answered so was not done at an earlier try either."""
 _LENGTH = frozenset({b"content-length"})
@@ -533,8 +533,9 @@ class Engine:
         exchange.upstream_status = answer.status if is_known else None
         request_id = head.header(b"request-id") or head.header(b"x-request-id")
         exchange.upstream_request_id = request_id.decode("latin-1")[:200] or None
-        if OK <= answer.status < REDIRECT:
+        if OK <= answer.status < REDIRECT or answer.status == NOT_FOUND:
             self._note_end(exchange)
+        if OK <= answer.status < REDIRECT:
             await self._answer_success(exchange, mounted, answer, head, silence)
         else:
             await self._answer_error(exchange, mounted, answer, head, silence)
@@ -604,7 +605,7 @@ class Engine:
         await self._end(exchange, relay, outcome)
 
     def _note_end(self, exchange: Exchange) -> None:
-        """What the request has deleted at the vendor is no more."""
+        """What the request has deleted at the vendor is no more; what it did not find there was deleted before."""
         operation, inbound = exchange.operation, exchange.inbound
         if operation is not None and operation.ends is not None and inbound is not None:
             kind, piece = operation.ends
