@@ -26,7 +26,6 @@ from metering.prices import Priced
 from metering.quotas import QUOTAS, quota_holds, quota_refusal, quota_state
 from metering.rate_limits import RateLimits
 from metering.rate_state import QuotaState, RateState, Standing
-from metering.repeats import REPEATED
 from metering.store.writer import Declined, Step
 from metering.terms import OwnedLimits, Terms, TokenLimits
 from metering.tokens_per_minute import counted_tokens
@@ -88,6 +87,13 @@ class Admitted(Standing):
     """A durable reservation, and where the caller stands."""
 
     reservation: Reservation
+
+
+class Claim(NamedTuple):
+    """A step that goes with a reservation, and what a request is told for which it is refused."""
+
+    step: Step
+    refused: Refused
 
 
 class Admission:
@@ -196,8 +202,8 @@ class Admission:
         for owner, limit in token_rates_of(caller):
             self._rate_limits.tokens.charge(owner, limit, tokens)
 
-    async def admit(self, caller: Caller, request: Request, *more: Step) -> Admitted:
-        """Hold what the request may cost, with `more` steps in the same unit of work. Raises Refused."""
+    async def admit(self, caller: Caller, request: Request, *claims: Claim) -> Admitted:
+        """Hold what the request may cost, with its claims in the same unit of work. Raises Refused."""
         self.check_plan(caller, request.surface, request.models)
         if caller.token is not None:
             caller.token.require(request.surface, request.operation)
@@ -219,10 +225,11 @@ class Admission:
             ),
             shown=request.quotas,
         )
-        reservation = await self._ledger.reserve(intent, *more)
+        reservation = await self._ledger.reserve(intent, *(claim.step for claim in claims))
         if isinstance(reservation, Declined):
-            if reservation.refusal == REPEATED:
-                raise repeat_running()
+            for claim in claims:
+                if reservation.refusal == claim.step.refusal:
+                    raise claim.refused
             declined = declined_hold(holds, reservation)
             assert declined is not None, f"a reservation refused for something else: {reservation}"
             raise await self._refusal(declined, caller, request.hold_nanousd)

@@ -21,7 +21,7 @@ from urllib.parse import unquote_to_bytes
 
 import orjson
 
-from metering.admission import NO_QUOTAS, Admission, Caller, Request
+from metering.admission import NO_QUOTAS, Admission, Caller, Claim, Request, repeat_running
 from metering.clock import Clock
 from metering.errors import Reason, Refused
 from metering.ids import new_id
@@ -31,7 +31,7 @@ from metering.plans import SOFT
 from metering.prices import PriceTable
 from metering.quotas import quotas_used
 from metering.rate_state import Standing
-from metering.store.writer import Done, Result, Step
+from metering.store.writer import Done, Result
 from metering.usage import NOTHING, Usage
 from proxy import forbidden
 from proxy.auth import Authenticator, conceal_tokens
@@ -198,17 +198,18 @@ class Engine:
         finally:
             self._leave(exchange)
 
-    async def _prepare(self, exchange: Exchange, mounted: Mounted, path: bytes) -> Sequence[Step]:
-        """What some operations must know before they are priced; the steps that go with the reservation."""
+    async def _prepare(self, exchange: Exchange, mounted: Mounted, path: bytes) -> Sequence[Claim]:
+        """What some operations must know before they are priced; what they claim with the reservation."""
         operation = exchange.operation
         assert operation is not None
-        await self._preparation.check_number(exchange, mounted)
+        claims = [one for one in (self._preparation.one_more(exchange, mounted),) if one is not None]
         if operation.is_idempotent:
             exchange.repeat = await self._preparation.repeat_of(exchange, path)
             if exchange.repeat.claim is None:  # nothing is priced, and what it was about may be gone
-                return ()
+                return claims
+            claims.append(Claim(exchange.repeat.claim, repeat_running()))
         await self._preparation.look_up(exchange, mounted, path)
-        return () if exchange.repeat is None or exchange.repeat.claim is None else (exchange.repeat.claim,)
+        return claims
 
     # --- read ----------------------------------------------------------------------------------------
 

@@ -6,7 +6,7 @@ from typing import Any
 
 import orjson
 
-from metering.admission import repeat_running
+from metering.admission import Claim, repeat_running
 from metering.errors import Reason, Refused
 from metering.objects import Objects
 from metering.repeats import Repeat, Repeats, is_unsure, key_of
@@ -43,22 +43,23 @@ class Preparation:
             raise Refused(Reason.OBJECT_NOT_FOUND, wanted.words)
         inbound.looked_up = found
 
-    async def check_number(self, exchange: Exchange, mounted: Mounted) -> None:
-        """Whether the user may have one more of what the request makes. Requests that race may pass together, as many
-        as may be in flight. Raises Refused(FORBIDDEN)."""
-        operation, caller = exchange.operation, exchange.caller
+    def one_more(self, exchange: Exchange, mounted: Mounted) -> Claim | None:
+        """What allows the user one more of what the request makes, where that is limited."""
+        operation, caller, surface = exchange.operation, exchange.caller, mounted.surface
         assert operation is not None
         assert caller is not None
         if operation.at_most is None:
-            return
+            return None
         kind, option = operation.at_most
         most = int(mounted.options[option])
-        if await self._objects.count(mounted.surface.name, kind, caller.user_id) >= most:
-            raise Refused(
-                Reason.FORBIDDEN,
-                f"Limit reached: {most} of this kind per user.",
-                facts={"kind": kind, "limit": most},
-            )
+        makers = [
+            one.name for one in surface.operations if one.at_most is not None and one.at_most[0] == kind
+        ]
+        step = self._objects.one_more(
+            exchange.request_id, surface.name, kind, caller.user_id, most=most, makers=makers
+        )
+        words = f"Limit reached: {most} of this kind per user."
+        return Claim(step, Refused(Reason.FORBIDDEN, words, facts={"kind": kind, "limit": most}))
 
     async def repeat_of(self, exchange: Exchange, path: bytes) -> Repeat:
         """What became of the same request before; with the step that claims its key. Raises Refused(CONFLICT)."""
