@@ -164,7 +164,7 @@ async def running_service(settings: Settings, *, clock: Clock | None = None) -> 
             clock=clock,
         )
         admission = Admission(ledger, rate_limits, clock)
-        objects = Objects(store, clock)
+        objects, repeats = Objects(store, clock), Repeats(store, clock)
         engine = Engine(
             bounds=bounds,
             authenticator=authenticator,
@@ -176,7 +176,7 @@ async def running_service(settings: Settings, *, clock: Clock | None = None) -> 
             clock=clock,
             objects=objects,
             deferrals=deferrals,
-            preparation=Preparation(objects=objects, repeats=Repeats(store, clock), calls=SideCalls(client)),
+            preparation=Preparation(objects=objects, repeats=repeats, calls=SideCalls(client)),
         )
         stack.push_async_callback(engine.wait_until_idle)
 
@@ -201,6 +201,7 @@ async def running_service(settings: Settings, *, clock: Clock | None = None) -> 
         _in_background(stack, "checkpoints", engine.keep_checkpointing())
         _in_background(stack, "deferred work", deferrals.keep_polling())
         _in_background(stack, "notices", notices.keep_looking())
+        _in_background(stack, "idempotency keys", repeats.keep_pruning())
         _in_background(stack, "outbox", courier.keep_delivering())
         _in_background(stack, "gauges", service.keep_gauges())
         yield service

@@ -19,7 +19,7 @@ KEPT_MS = MS_PER_DAY
 """As long as vendors know their keys (AgentMail: 24 hours)."""
 REPEATED = "repeated"
 """The refusal of a unit whose key was claimed by another request meanwhile."""
-PRUNED_AT_ONCE = 500
+PRUNED_AT_ONCE, PRUNED_EVERY_S = 500, 60.0
 ERROR_STATUS, REQUEST_TIMEOUT, SERVER_ERROR = 300, 408, 500
 
 CLAIM = """
@@ -152,6 +152,11 @@ class Repeats:
                 del self._forgetting[key.place]
 
         forgetting.add_done_callback(forgotten)
+
+    async def keep_pruning(self) -> None:
+        while True:
+            self.prune()
+            await asyncio.sleep(PRUNED_EVERY_S)
 
     def prune(self) -> None:
         """Let go of keys that are too old to matter, some at a time. Never waits, may be lost."""
