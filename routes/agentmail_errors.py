@@ -19,10 +19,10 @@ ACCOUNT_CODES = frozenset(
     {"missing_authorization", "unknown_api_key", "forbidden", "limit_exceeded", "payment_required"}
 )
 """Codes about our key or what our plan at the vendor includes."""
-FORBIDDEN_TO_USERS = frozenset({"message_rejected", "resource_taken"})
+FORBIDDEN_TO_USERS = frozenset({"message_rejected", "resource_taken", "domain_not_verified", "cannot_delete"})
 """Codes of a 403 about the request. All other 403 are about our key."""
 UNAUTHORIZED, PAYMENT_REQUIRED, FORBIDDEN = 401, 402, 403
-SHOWN_AS_SAID = frozenset({"bad_request", "validation_error", "unprocessable", "message_rejected"})
+SHOWN_AS_SAID = frozenset({"bad_request", "validation_error", "unprocessable"})
 """Codes whose message is about the request itself."""
 
 _NAMES = {
@@ -41,6 +41,8 @@ _WORDS = {
     "not_found": "Not found.",
     "conflict": "The request conflicts with an earlier one.",
     "resource_taken": "This name is taken.",
+    "message_rejected": "The message was rejected: its content, or a recipient that is blocked.",
+    "domain_not_verified": "This domain cannot be used.",
 }
 """Of errors whose own message may name what else the account holds."""
 
