@@ -14,7 +14,8 @@ import asyncio
 import logging
 import time
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any
 from urllib.parse import unquote_to_bytes
@@ -44,7 +45,7 @@ from proxy.gate import BodyGate, EventGate, Gate
 from proxy.headers import accepts_gzip, asks_for_websocket, is_said_to_be_json
 from proxy.limit_headers import limit_headers
 from proxy.mounted import Mounted
-from proxy.ownership import check_owner
+from proxy.ownership import check_choice, check_owner
 from proxy.preparation import KEY_HEADER, Preparation, namespaced, prefix_of
 from proxy.query import check as check_query
 from proxy.relay import Relay, send_body
@@ -116,7 +117,7 @@ class Engine:
         self._open: set[Exchange] = set()
         self._drains = 0
         self._bodies: Counter[str] = Counter()
-        """Bodies being waited for, by owner (a user, a gateway token with limits); no more than may be in flight."""
+        """Bodies and look-ups being waited for, by owner (a user, a gateway token with limits); no more than may be in flight."""
         self.is_stopping = False
         """New requests are refused; those under way finish."""
 
@@ -185,6 +186,9 @@ class Engine:
         if exchange.operation.names:
             user_id, names = exchange.caller.user_id, exchange.operation.names
             await check_owner(self._objects, mounted.surface.name, user_id, names, exchange.inbound)
+        if exchange.operation.chooses is not None:
+            user_id, choice = exchange.caller.user_id, exchange.operation.chooses
+            await check_choice(self._objects, mounted.surface.name, user_id, choice, exchange.inbound)
         claims = await self._prepare(exchange, mounted, path) if exchange.operation.is_prepared else ()
         request = self._price(exchange, mounted)
         exchange.admitted = await self._admission.admit(exchange.caller, request, *claims)
@@ -208,7 +212,9 @@ class Engine:
             if exchange.repeat.claim is None:  # nothing is priced, and what it was about may be gone
                 return claims
             claims.append(Claim(exchange.repeat.claim, repeat_running()))
-        await self._preparation.look_up(exchange, mounted, path)
+        if operation.looks_up is not None:
+            with self._waiting(exchange):
+                await self._preparation.look_up(exchange, mounted, path)
         return claims
 
     # --- read ----------------------------------------------------------------------------------------
@@ -239,6 +245,20 @@ class Engine:
     async def _body(self, exchange: Exchange) -> bytes:
         if exchange.connection.has_whole_request:  # the usual case needs no timer
             return await self._body_pieces(exchange.receive)
+        with self._waiting(exchange):
+            try:
+                async with asyncio.timeout(self._bounds.body_timeout_s):
+                    return await self._body_pieces(exchange.receive)
+            except TimeoutError:
+                seconds = self._bounds.body_timeout_s
+                raise Refused(
+                    Reason.BAD_REQUEST, f"The request's body did not arrive within {seconds:g} seconds."
+                ) from None
+
+    @contextmanager
+    def _waiting(self, exchange: Exchange) -> Iterator[None]:
+        """Waiting before admission, for a body or for what must be looked up: within the caller's limits, as what is
+        admitted. Raises Refused."""
         caller, operation = exchange.caller, exchange.operation
         assert caller is not None
         assert operation is not None
@@ -247,13 +267,7 @@ class Engine:
         owners = [owner for owner, _ in caller.owners]
         self._bodies.update(owners)
         try:
-            async with asyncio.timeout(self._bounds.body_timeout_s):
-                return await self._body_pieces(exchange.receive)
-        except TimeoutError:
-            seconds = self._bounds.body_timeout_s
-            raise Refused(
-                Reason.BAD_REQUEST, f"The request's body did not arrive within {seconds:g} seconds."
-            ) from None
+            yield
         finally:
             self._bodies.subtract(owners)
             for owner in owners:

@@ -283,6 +283,17 @@ class Names:
 
 
 @dataclass(frozen=True, slots=True)
+class Chooses:
+    """The id that a request chooses for what it makes, in lower case: None where the vendor chooses. One that is another
+    user's, or was before it was deleted, is refused in `words`: an id never changes hands.
+    """
+
+    kind: str
+    id_of: Callable[[Mapping[str, Any]], str | None]
+    words: str
+
+
+@dataclass(frozen=True, slots=True)
 class Home:
     """What a user has at a vendor from their first request on, as `{name}` in upstream paths: a POST of `body` (of the
     user's tag) to `path`, answered with its id in `id_field`. `within`: the homes that stand in `path`. The vendor must take a second
@@ -374,6 +385,7 @@ class Operation:
     there (see metering/repeats.py)."""
     at_most: tuple[str, str] | None = None
     """How many objects a user may have before this: their kind, and the option that says so."""
+    chooses: Chooses | None = None
     ends: tuple[str, str] | None = None
     """After a success an object is no more: its kind, and the piece of the path that names it."""
     namespaced: tuple[str, ...] = ()

@@ -6,7 +6,8 @@ within the account (`client_id`) get the user's prefix. What would reach the acc
 not declared, so it does not exist. Paths and bodies: agentmail 2.0.18 (Python).
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from typing import Any
 
 import orjson
 
@@ -15,6 +16,7 @@ from metering.usage import MESSAGES, NOTHING, RECIPIENTS, Usage, UsageLine
 from proxy.meters import Free
 from proxy.surface import (
     BEARER,
+    Chooses,
     Example,
     ForbiddenField,
     HandsOut,
@@ -34,6 +36,8 @@ from routes.agentmail_meter import PRODUCT, SendMeter, of_draft, of_reply, of_re
 INBOXES_ENV = "AGENTMAIL_INBOXES_PER_USER"
 INBOX, POD = "inbox", "pod"
 """Kinds of objects that the vendor keeps."""
+DOMAIN = "agentmail.to"
+"""Of an inbox that is asked for without one."""
 
 _NOT_FOUND = "Not found."
 _IN_PATH = Names(INBOX, _NOT_FOUND, path_param="inbox_id", is_caseless=True)
@@ -114,9 +118,12 @@ def _example(path: str, body: bytes, answer: bytes, *, usage: Usage = NOTHING) -
 def _without_account(body: bytes, _: Standing) -> bytes:
     """The account's own id stands in what AgentMail says of lists and events: another word stands for it."""
     answer = orjson.loads(body)
-    for one in (answer, *answer.get("entries", ()), *answer.get("events", ())):
-        if "organization_id" in one:
-            one["organization_id"] = "organization"
+    if not isinstance(answer, dict):
+        return body
+    for found in (answer, answer.get("entries"), answer.get("events")):
+        for one in found if isinstance(found, list) else (found,):
+            if isinstance(one, dict) and "organization_id" in one:
+                one["organization_id"] = "organization"
     return orjson.dumps(answer)
 
 
@@ -180,6 +187,15 @@ def _of_pod(
     )
 
 
+def _address(fields: Mapping[str, Any]) -> str | None:
+    """Of the inbox that a request asks for; None where the vendor makes up a name."""
+    username, domain = fields.get("username"), fields.get("domain")
+    if username is None:
+        return None
+    name = str(username).strip().lower()
+    return name if "@" in name else f"{name}@{str(domain or DOMAIN).strip().lower()}"
+
+
 def _made(path: str, upstream_path: str, *, names: tuple[Names, ...], homes: tuple[str, ...]) -> Operation:
     """A new inbox."""
     body = b'{"username":"wren","display_name":"Wren","client_id":"first"}'
@@ -193,6 +209,7 @@ def _made(path: str, upstream_path: str, *, names: tuple[Names, ...], homes: tup
         hands_out=_MADE,
         namespaced=_CLIENT_ID,
         at_most=(INBOX, INBOXES_ENV),
+        chooses=Chooses(INBOX, _address, "This name is taken."),
         may_lack_body=True,
         example=_example(path, body, _INBOX_JSON),
     )

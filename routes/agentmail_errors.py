@@ -5,6 +5,7 @@ Both repeat 408, 429 and 5xx twice, Python's 409 too, and wait a `retry-after`; 
 are asked once.
 """
 
+import re
 from typing import Any
 
 import orjson
@@ -24,6 +25,8 @@ FORBIDDEN_TO_USERS = frozenset({"message_rejected", "resource_taken", "domain_no
 UNAUTHORIZED, PAYMENT_REQUIRED, FORBIDDEN = 401, 402, 403
 SHOWN_AS_SAID = frozenset({"bad_request", "validation_error", "unprocessable"})
 """Codes whose message is about the request itself."""
+SAYS_TOO_MUCH = re.compile(r"org_|organi[sz]ation|\bplan\b|\bpod\b|@|\bu[0-9a-f]{26}-", re.IGNORECASE)
+"""What stands in a message that is about more: the account, addresses, a user's names within it."""
 
 _NAMES = {
     400: ("ValidationError", "bad_request"),
@@ -78,9 +81,10 @@ class AgentMailDialect:
         error = object_of(body)
         if not error:
             return None
+        error.pop("fix", None)
         code = error.get("code")
         shown: dict[str, Any] = {name: error[name] for name in ("name", "code", "docs") if name in error}
-        if code in SHOWN_AS_SAID:
+        if code in SHOWN_AS_SAID and not SAYS_TOO_MUCH.search(str(error)):
             shown |= {name: error[name] for name in ("message", "errors") if name in error}
         else:
             shown["message"] = _WORDS.get(str(code), "The vendor refused the request.")
