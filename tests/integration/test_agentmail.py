@@ -588,9 +588,7 @@ async def test_a_client_that_left_and_repeats_gets_the_message_it_had_sent(tmp_p
         vendor.next(hangs(gate=gate))
         sending = go(at.ada.send(inbox, key=key))
         await gate.reached()
-        sending.cancel()
-        with suppress(asyncio.CancelledError):
-            await sending
+        await leave(sending)
         running = await at.ada.send(inbox, key=key)
         assert (running.status_code, running.headers["retry-after"]) == (409, "1")
         gate.open()
@@ -599,6 +597,59 @@ async def test_a_client_that_left_and_repeats_gets_the_message_it_had_sent(tmp_p
         assert again.json() == vendor.sent[0].as_json()
         assert len(vendor.sent) == 1
         await at.ada.assert_booked(1)
+
+
+async def leave(asking):
+    """The client closes its connection."""
+    asking.cancel()
+    with suppress(asyncio.CancelledError):
+        await asking
+
+
+@pytest.mark.parametrize("key", [None, "my-key"])
+async def test_a_client_that_left_and_is_not_waited_for_has_sent_once(tmp_path, vendor, key):
+    gate = Gate()
+    async with house(tmp_path, vendor, env={"DRAIN_AFTER_CLIENT_LEFT_S": "0"}) as at:
+        inbox = await at.ada.inbox("me")
+        vendor.next(hangs(gate=gate))
+        sending = go(at.ada.send(inbox, key=key))
+        await gate.reached()
+        await leave(sending)
+        await at.ada.assert_booked(1)
+        assert (await at.ada.send(inbox, key=key)).json() == vendor.sent[0].as_json()
+        assert len(vendor.sent) == 1
+        await at.ada.assert_booked(1)
+
+
+async def test_a_client_that_leaves_while_a_message_is_looked_up_has_sent_nothing(tmp_path, vendor):
+    gate = Gate()
+    async with house(tmp_path, vendor) as at:
+        inbox = await at.ada.inbox("me")
+        message = vendor.receive(inbox, "ann@x.y", "Question")
+        path = f"/v0/inboxes/{inbox}/messages/{quote(message.message_id)}/reply"
+        vendor.next(hangs(gate=gate))
+        asking = go(at.ada.http.post(path, json={"text": "A"}))
+        await gate.reached()
+        await leave(asking)
+        gate.open()
+        await at.ada.assert_booked(0)
+        assert vendor.sent == []
+        assert (await at.ada.http.post(path, json={"text": "A"})).status_code == 200
+        await at.ada.assert_booked(1)
+
+
+async def test_an_inbox_whose_maker_left_is_theirs_and_counts(tmp_path, vendor):
+    gate = Gate()
+    async with house(tmp_path, vendor, env={"AGENTMAIL_INBOXES_PER_USER": "1"}) as at:
+        await at.ada.http.get("/v0/inboxes")
+        vendor.next(hangs(gate=gate))
+        making = go(at.ada.http.post("/v0/inboxes", json={"username": "me"}))
+        await gate.reached()
+        await leave(making)
+        gate.open()
+        await at.gateway.quiet()
+        assert (await at.ada.http.post("/v0/inboxes", json={"username": "other"})).status_code == 403
+        assert (await at.ada.http.get("/v0/inboxes/me@agentmail.to")).status_code == 200
 
 
 @pytest.mark.parametrize("key", [None, "my-key"])
