@@ -1,6 +1,7 @@
 """Who may: plan, rate, and the reservation of what a request may cost. Refuses with facts, never with words
 of a vendor. The order is: what the plan includes, how fast, how much; the last is durable."""
 
+import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple
@@ -30,6 +31,12 @@ from metering.store.writer import Declined, Step
 from metering.terms import OwnedLimits, Terms, TokenLimits
 from metering.tokens_per_minute import counted_tokens
 
+NOT_ALONE = "not_alone"
+"""The refusal of a unit whose request must wait for another one of its user's."""
+ARE_NONE_HELD = """
+UPDATE reservations SET operation = operation WHERE id = ?1 AND NOT EXISTS
+    (SELECT 1 FROM reservations WHERE state = 'HELD' AND user_id = ?2 AND surface = ?3 AND id <> ?1
+     AND operation IN (SELECT value FROM json_each(?4)))"""
 CONCURRENCY_RETRY_AFTER_S = 1.0
 REPEAT_RETRY_AFTER_S = 1.0
 NO_QUOTAS: Mapping[str, int] = {}
@@ -464,6 +471,15 @@ def _too_many_concurrent(limit: int, whose: _Whose) -> Refused:
         retry_after_s=CONCURRENCY_RETRY_AFTER_S,
         facts={"limit": limit, **whose.facts},
     )
+
+
+def not_during(request_id: str, user_id: str, surface: str, operations: Sequence[str]) -> Claim:
+    """What keeps a request from running beside any of these operations of its user."""
+    step = Step(
+        ARE_NONE_HELD, (request_id, user_id, surface, json.dumps(list(operations))), refusal=NOT_ALONE
+    )
+    words = "Another request that changes the same is under way."
+    return Claim(step, Refused(Reason.CONFLICT, words, retry_after_s=REPEAT_RETRY_AFTER_S))
 
 
 def repeat_running() -> Refused:

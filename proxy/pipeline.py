@@ -22,7 +22,7 @@ from urllib.parse import unquote_to_bytes
 
 import orjson
 
-from metering.admission import NO_QUOTAS, Admission, Caller, Claim, Request, repeat_running
+from metering.admission import NO_QUOTAS, Admission, Caller, Claim, Request, not_during, repeat_running
 from metering.clock import Clock
 from metering.errors import Reason, Refused
 from metering.ids import new_id
@@ -206,12 +206,18 @@ class Engine:
         """What some operations must know before they are priced; what they claim with the reservation."""
         operation = exchange.operation
         assert operation is not None
+        assert exchange.caller is not None
         claims = [one for one in (self._preparation.one_more(exchange, mounted),) if one is not None]
         if operation.is_idempotent:
             exchange.repeat = await self._preparation.repeat_of(exchange, path)
             if exchange.repeat.claim is None:  # nothing is priced, and what it was about may be gone
                 return claims
             claims.append(Claim(exchange.repeat.claim, repeat_running()))
+        if operation.not_during:
+            user_id = exchange.caller.user_id
+            claims.append(
+                not_during(exchange.request_id, user_id, mounted.surface.name, operation.not_during)
+            )
         if operation.looks_up is not None:
             with self._waiting(exchange):
                 await self._preparation.look_up(exchange, mounted, path)
@@ -305,9 +311,8 @@ class Engine:
         assert inbound is not None
         assert caller is not None
         provider, now_ms = mounted.surface.provider, self._clock.now_ms()
-        pricing = Pricing(self._prices, now_ms, self._bounds.estimate_bytes_per_token, mounted.options)
         is_done = exchange.repeat is not None and exchange.repeat.is_done
-        demand = NO_DEMAND if is_done else operation.meter.read(inbound, pricing)
+        demand = NO_DEMAND if is_done else operation.meter.read(inbound, self._pricing(mounted))
         if operation.namespaced:
             demand = replace(demand, body=namespaced(inbound.fields, operation.namespaced, caller.user_id))
         exchange.demand = demand
@@ -330,6 +335,10 @@ class Engine:
             is_free=operation.meter.is_free,
             quotas=quotas_used(demand.ceiling, operation.quotas) if operation.quotas else NO_QUOTAS,
         )
+
+    def _pricing(self, mounted: Mounted) -> Pricing:
+        per_token = self._bounds.estimate_bytes_per_token
+        return Pricing(self._prices, self._clock.now_ms(), per_token, mounted.options)
 
     def _held_at_first(self, demand: Demand, budget: str) -> Usage:
         """All that the request may use; of a stream that can be cut, and on a budget that lets all finish, no more
@@ -464,6 +473,7 @@ class Engine:
         if exchange.operation is not None and exchange.operation.upstream_path:
             homes = await self._preparation.homes_of(exchange, mounted)
             path = mounted.upstream_path(exchange.operation, path, homes)
+        await self._look_again(exchange, mounted, path)
         target = path + b"?" + inbound.query if inbound.query else path
         exchange.is_forwarded = True
         body = inbound.forget_body()  # streams are many and long: the body is not kept beside them
@@ -477,6 +487,17 @@ class Engine:
         except CancelledUnsent:
             self._void(exchange)
             raise
+
+    async def _look_again(self, exchange: Exchange, mounted: Mounted, path: bytes) -> None:
+        """Whether what was priced is still what it was: from the reservation on, nothing changes it. Raises Refused."""
+        operation, inbound, repeat = exchange.operation, exchange.inbound, exchange.repeat
+        assert operation is not None
+        assert inbound is not None
+        if not operation.not_during or operation.looks_up is None or (repeat is not None and repeat.is_done):
+            return
+        await self._preparation.look_up(exchange, mounted, path)
+        if operation.meter.read(inbound, self._pricing(mounted)).ceiling != exchange.demand.ceiling:
+            raise Refused(Reason.CONFLICT, "It was changed meanwhile.", retry_after_s=1.0)
 
     async def _ask(
         self, exchange: Exchange, mounted: Mounted, target: bytes, headers: Headers, body: bytes

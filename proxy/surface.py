@@ -386,6 +386,9 @@ class Operation:
     at_most: tuple[str, str] | None = None
     """How many objects a user may have before this: their kind, and the option that says so."""
     chooses: Chooses | None = None
+    not_during: tuple[str, ...] = ()
+    """Names of operations that must not be under way for the same user: they change what this one looks up, or it changes
+    what they have. What is looked up is then read again behind the reservation."""
     ends: tuple[str, str] | None = None
     """After a success an object is no more: its kind, and the piece of the path that names it."""
     namespaced: tuple[str, ...] = ()
@@ -400,7 +403,7 @@ class Operation:
     @property
     def is_prepared(self) -> bool:
         """Something must be looked up before it is priced."""
-        return self.is_idempotent or self.looks_up is not None or self.at_most is not None
+        return bool(self.is_idempotent or self.looks_up or self.at_most or self.not_during)
 
     @property
     def edits_answer(self) -> bool:

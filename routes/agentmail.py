@@ -94,6 +94,7 @@ _LABEL_JSON = b'{"add_labels":["kept"]}'
 
 _INBOXES, _ONE = "/v0/inboxes", "/v0/inboxes/{inbox_id}"
 _MESSAGE = f"{_ONE}/messages/{{message_id:*}}"
+_DRAFT = f"{_ONE}/drafts/{{draft_id}}"
 _LIST = f"{_ONE}/lists/{{direction:receive|send}}/{{type:allow|block}}"
 _FILLED = {
     "{inbox_id}": "wren@agentmail.to",
@@ -136,6 +137,7 @@ def _free(
     forbidden: tuple[ForbiddenField, ...] = (),
     namespaced: tuple[str, ...] = (),
     renders: Callable[[bytes, Standing], bytes] | None = None,
+    not_during: tuple[str, ...] = (),
 ) -> Operation:
     """Within an inbox of the user's."""
     return Operation(
@@ -146,6 +148,7 @@ def _free(
         forbidden=forbidden,
         namespaced=namespaced,
         renders=renders,
+        not_during=not_during,
         may_lack_body=not body,
         example=_example(path, body, answer),
     )
@@ -216,7 +219,13 @@ def _made(path: str, upstream_path: str, *, names: tuple[Names, ...], homes: tup
 
 
 def _sends(
-    path: str, meter: Meter, body: bytes, *, looks_up: LookUp | None = None, usage: Usage = _ONE_EMAIL
+    path: str,
+    meter: Meter,
+    body: bytes,
+    *,
+    looks_up: LookUp | None = None,
+    usage: Usage = _ONE_EMAIL,
+    not_during: tuple[str, ...] = (),
 ) -> Operation:
     """A message goes out: charged and counted by its recipients, and never twice."""
     return Operation(
@@ -227,13 +236,14 @@ def _sends(
         quotas=("emails",),
         is_idempotent=True,
         looks_up=looks_up,
+        not_during=not_during,
         may_lack_body=looks_up is not None,
         example=_example(path, body, _SENT_JSON, usage=usage),
     )
 
 
 _ANSWERED = LookUp(_MESSAGE.replace(":*", ""), _NOT_FOUND)
-_DRAFTED = LookUp(f"{_ONE}/drafts/{{draft_id}}", _NOT_FOUND)
+_DRAFTED = LookUp(_DRAFT, _NOT_FOUND)
 
 SURFACE = Surface(
     name="agentmail",
@@ -325,9 +335,16 @@ SURFACE = Surface(
             b'{"subject":"Hello"}',
             forbidden=FORBIDDEN_IN_DRAFTS,
             namespaced=_CLIENT_ID,
+            not_during=(f"POST {_DRAFT}/send",),
         ),
         _free("DELETE", f"{_ONE}/drafts/{{draft_id}}", b""),
-        _sends(f"{_ONE}/drafts/{{draft_id}}/send", SendMeter(of_draft), b"{}", looks_up=_DRAFTED),
+        _sends(
+            f"{_DRAFT}/send",
+            SendMeter(of_draft),
+            b"{}",
+            looks_up=_DRAFTED,
+            not_during=(f"PATCH {_DRAFT}",),
+        ),
         _free("GET", _LIST, _LIST_JSON, renders=_without_account),
         _free("POST", _LIST, _ENTRY_JSON, b'{"entry":"ann@example.com"}', renders=_without_account),
         _free("GET", f"{_LIST}/{{entry}}", _ENTRY_JSON, renders=_without_account),

@@ -218,6 +218,45 @@ async def test_drafts_are_made_changed_sent_and_sent_once(tmp_path, vendor):
         await at.ada.assert_booked(2)
 
 
+async def test_a_draft_that_is_changed_while_it_is_sent_is_not_sent_for_less(tmp_path, vendor):
+    """Between the look at whom it goes to and its sending."""
+    gate = Gate()
+    async with house(tmp_path, vendor) as at:
+        inbox = await at.ada.inbox("me")
+        path = f"/v0/inboxes/{inbox}/drafts"
+        draft = (await at.ada.http.post(path, json={"to": "a@b.c", "subject": "x"})).json()
+        path = f"{path}/{draft['draft_id']}"
+        more = {"to": ["a@b.c", "d@e.f", "g@h.i"]}
+
+        vendor.next(hangs(gate=gate))  # what is looked up is as it was, and comes late
+        sending = go(at.ada.http.post(f"{path}/send", json={}))
+        await gate.reached()
+        assert (await at.ada.http.patch(path, json=more)).status_code == 200
+        gate.open()
+        assert (await sending).status_code == 409
+        assert vendor.sent == []
+        await at.ada.assert_booked(0)
+
+        gate = Gate()
+        vendor.next(PLAIN, PLAIN, hangs(gate=gate, works=False))
+        sending = go(at.ada.http.post(f"{path}/send", json={}))
+        await gate.reached()
+        changing = await at.ada.http.patch(path, json={"bcc": "j@k.l"})
+        assert (changing.status_code, changing.headers["retry-after"]) == (409, "1")
+        gate.open()
+        assert (await sending).status_code == 503
+
+        gate = Gate()
+        vendor.next(hangs(gate=gate))
+        changing = go(at.ada.http.patch(path, json={"bcc": "j@k.l"}))
+        await gate.reached()
+        assert (await at.ada.http.post(f"{path}/send", json={})).status_code == 409
+        gate.open()
+        assert (await changing).status_code == 200
+        assert (await at.ada.http.post(f"{path}/send", json={})).status_code == 200
+        await at.ada.assert_booked(4)
+
+
 async def test_pages_are_walked(tmp_path, vendor):
     async with house(tmp_path, vendor) as at:
         inbox, other = await at.ada.inbox("me"), await at.bob.inbox("other")
