@@ -179,7 +179,7 @@ async def running_service(settings: Settings, *, clock: Clock | None = None) -> 
             hooks_secret=settings.hooks_secret,
         )
         admission = Admission(ledger, rate_limits, clock)
-        objects = Objects(store, clock)
+        objects, repeats = Objects(store, clock), Repeats(store, clock)
         engine = Engine(
             bounds=bounds,
             authenticator=authenticator,
@@ -217,6 +217,7 @@ async def running_service(settings: Settings, *, clock: Clock | None = None) -> 
         _in_background(stack, "checkpoints", engine.keep_checkpointing())
         _in_background(stack, "deferred work", deferrals.keep_polling())
         _in_background(stack, "notices", notices.keep_looking())
+        _in_background(stack, "idempotency keys", repeats.keep_pruning())
         _in_background(stack, "outbox", courier.keep_delivering())
         _in_background(stack, "pruning", keep_pruning(hooks, repeats))
         _in_background(stack, "gauges", service.keep_gauges())

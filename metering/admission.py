@@ -1,6 +1,7 @@
 """Who may: plan, rate, and the reservation of what a request may cost. Refuses with facts, never with words
 of a vendor. The order is: what the plan includes, how fast, how much; the last is durable."""
 
+import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple
@@ -26,11 +27,16 @@ from metering.prices import Priced
 from metering.quotas import QUOTAS, quota_holds, quota_refusal, quota_state
 from metering.rate_limits import RateLimits
 from metering.rate_state import QuotaState, RateState, Standing
-from metering.repeats import REPEATED
 from metering.store.writer import Declined, Step
 from metering.terms import OwnedLimits, Terms, TokenLimits
 from metering.tokens_per_minute import counted_tokens
 
+NOT_ALONE = "not_alone"
+"""The refusal of a unit whose request must wait for another one of its user's."""
+ARE_NONE_HELD = """
+UPDATE reservations SET operation = operation WHERE id = ?1 AND NOT EXISTS
+    (SELECT 1 FROM reservations WHERE state = 'HELD' AND user_id = ?2 AND surface = ?3 AND id <> ?1
+     AND operation IN (SELECT value FROM json_each(?4)))"""
 CONCURRENCY_RETRY_AFTER_S = 1.0
 REPEAT_RETRY_AFTER_S = 1.0
 NO_QUOTAS: Mapping[str, int] = {}
@@ -88,6 +94,13 @@ class Admitted(Standing):
     """A durable reservation, and where the caller stands."""
 
     reservation: Reservation
+
+
+class Claim(NamedTuple):
+    """A step that goes with a reservation, and what a request is told for which it is refused."""
+
+    step: Step
+    refused: Refused
 
 
 class Admission:
@@ -196,8 +209,8 @@ class Admission:
         for owner, limit in token_rates_of(caller):
             self._rate_limits.tokens.charge(owner, limit, tokens)
 
-    async def admit(self, caller: Caller, request: Request, *more: Step) -> Admitted:
-        """Hold what the request may cost, with `more` steps in the same unit of work. Raises Refused."""
+    async def admit(self, caller: Caller, request: Request, *claims: Claim) -> Admitted:
+        """Hold what the request may cost, with its claims in the same unit of work. Raises Refused."""
         self.check_plan(caller, request.surface, request.models)
         if caller.token is not None:
             caller.token.require(request.surface, request.operation)
@@ -219,10 +232,11 @@ class Admission:
             ),
             shown=request.quotas,
         )
-        reservation = await self._ledger.reserve(intent, *more)
+        reservation = await self._ledger.reserve(intent, *(claim.step for claim in claims))
         if isinstance(reservation, Declined):
-            if reservation.refusal == REPEATED:
-                raise repeat_running()
+            for claim in claims:
+                if reservation.refusal == claim.step.refusal:
+                    raise claim.refused
             declined = declined_hold(holds, reservation)
             assert declined is not None, f"a reservation refused for something else: {reservation}"
             raise await self._refusal(declined, caller, request.hold_nanousd)
@@ -457,6 +471,15 @@ def _too_many_concurrent(limit: int, whose: _Whose) -> Refused:
         retry_after_s=CONCURRENCY_RETRY_AFTER_S,
         facts={"limit": limit, **whose.facts},
     )
+
+
+def not_during(request_id: str, user_id: str, surface: str, operations: Sequence[str]) -> Claim:
+    """What keeps a request from running beside any of these operations of its user."""
+    step = Step(
+        ARE_NONE_HELD, (request_id, user_id, surface, json.dumps(list(operations))), refusal=NOT_ALONE
+    )
+    words = "Another request that changes the same is under way."
+    return Claim(step, Refused(Reason.CONFLICT, words, retry_after_s=REPEAT_RETRY_AFTER_S))
 
 
 def repeat_running() -> Refused:

@@ -5,9 +5,10 @@ not theirs learns nothing, not even that it exists. An id never changes hands.
 """
 
 import asyncio
+import json
 from collections import OrderedDict
 from collections.abc import Collection, Sequence
-from typing import NamedTuple, cast
+from typing import NamedTuple
 
 from metering.clock import Clock
 from metering.store.store import Store
@@ -15,6 +16,8 @@ from metering.store.writer import Done, Result, Step, Unit
 
 OWNED_BY_ANOTHER = "owned_by_another"
 """The refusal of a unit that would give an object a second owner."""
+TOO_MANY = "too_many_objects"
+"""The refusal of a unit that might give a user more objects of a kind than they may have."""
 KNOWN_MAX = 20_000
 """Owners remembered in this process; an owner never changes, so what is remembered cannot be wrong."""
 IDS_AT_ONCE = 64
@@ -33,8 +36,11 @@ AND upstream_id IN ({", ".join(f"?{index}" for index in range(3, 3 + IDS_AT_ONCE
 SELECT_FIRST = """
 SELECT upstream_id FROM owned_objects WHERE user_id = ?1 AND vendor = ?2 AND kind = ?3 AND gone_at_ms IS NULL
 ORDER BY created_at_ms, upstream_id LIMIT 1"""
-COUNT_OF_USER = """
-SELECT COUNT(*) FROM owned_objects WHERE user_id = ?1 AND vendor = ?2 AND kind = ?3 AND gone_at_ms IS NULL"""
+IS_ROOM = """
+UPDATE reservations SET operation = operation WHERE id = ?1 AND ?2 >
+    (SELECT COUNT(*) FROM owned_objects WHERE user_id = ?3 AND vendor = ?4 AND kind = ?5 AND gone_at_ms IS NULL) +
+    (SELECT COUNT(*) FROM reservations WHERE state = 'HELD' AND user_id = ?3 AND surface = ?4 AND id <> ?1
+     AND operation IN (SELECT value FROM json_each(?6)))"""
 MARK_GONE = """
 UPDATE owned_objects SET gone_at_ms = ?4
 WHERE vendor = ?1 AND kind = ?2 AND upstream_id = ?3 AND gone_at_ms IS NULL"""
@@ -82,11 +88,16 @@ class Objects:
         row = await self._store.readers.row(SELECT_FIRST, (user_id, vendor, kind))
         return None if row is None else str(row[0])
 
-    async def count(self, vendor: str, kind: str, user_id: str) -> int:
-        """How many objects of a kind a user has. Raises Refused(STORE_UNAVAILABLE)."""
-        row = await self._store.readers.row(COUNT_OF_USER, (user_id, vendor, kind))
-        assert row is not None
-        return cast("int", row[0])
+    def one_more(
+        self, reservation_id: str, vendor: str, kind: str, user_id: str, *, most: int, makers: Sequence[str]
+    ) -> Step:
+        """The step that allows a request to make one more object, to stand behind its reservation: refused as TOO_MANY
+        when those that the user has and those that requests under way (of these operations) may make are `most`."""
+        return Step(
+            IS_ROOM,
+            (reservation_id, most, user_id, vendor, kind, json.dumps(list(makers))),
+            refusal=TOO_MANY,
+        )
 
     async def owners(self, objects: Collection[ObjectId]) -> dict[ObjectId, str]:
         """The owners of those that have one. Raises Refused(STORE_UNAVAILABLE)."""

@@ -6,20 +6,21 @@ nothing), or one that came to nothing (the key is free again). Clients repeat by
 a key; for those one is made from the request, and forgotten when its answer has arrived.
 """
 
+import asyncio
 import hashlib
 from dataclasses import dataclass
 from typing import cast
 
 from metering.clock import MS_PER_DAY, Clock
 from metering.store.store import Store
-from metering.store.writer import Step, Unit
+from metering.store.writer import Result, Step, Unit
 
 KEPT_MS = MS_PER_DAY
 """As long as vendors know their keys (AgentMail: 24 hours)."""
 REPEATED = "repeated"
 """The refusal of a unit whose key was claimed by another request meanwhile."""
-PRUNED_AT_ONCE = 500
-ERROR_STATUS = 300
+PRUNED_AT_ONCE, PRUNED_EVERY_S = 500, 60.0
+ERROR_STATUS, REQUEST_TIMEOUT, SERVER_ERROR = 300, 408, 500
 
 CLAIM = """
 INSERT INTO idempotency_keys (user_id, surface, idempotency_key, fingerprint, upstream_key, reservation_id, created_at_ms)
@@ -52,6 +53,8 @@ class Earlier:
     is_running: bool
     is_done: bool
     """Or may have been: nobody knows what became of it."""
+    is_unsure: bool
+    """It failed, and was not charged, in a way that may come after the work: it is repeated under the same key."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,6 +66,11 @@ class Key:
     value: str
     fingerprint: str
     is_made: bool
+
+    @property
+    def place(self) -> tuple[str, str, str]:
+        """Where it stands in the store."""
+        return self.user_id, self.surface, self.value
 
     @property
     def upstream_digest(self) -> str:
@@ -81,6 +89,11 @@ class Repeat:
     claim: Step | None
 
 
+def is_unsure(status: int) -> bool:
+    """Whether an answer leaves it open what became of its request."""
+    return status >= SERVER_ERROR or status == REQUEST_TIMEOUT
+
+
 def key_of(user_id: str, surface: str, given: str | None, request: bytes) -> Key:
     """The key of a request: the client's, or one made from the request itself."""
     fingerprint = hashlib.sha256(request).hexdigest()
@@ -94,10 +107,15 @@ class Repeats:
     def __init__(self, store: Store, clock: Clock) -> None:
         self._store = store
         self._clock = clock
+        self._forgetting: dict[tuple[str, str, str], asyncio.Future[Result]] = {}
+        """Keys that are let go of: a client may come again before that is written."""
 
     async def earlier(self, key: Key) -> Earlier | None:
         """What a key was used for within KEPT_MS. Raises Refused(STORE_UNAVAILABLE)."""
-        row = await self._store.readers.row(SELECT_EARLIER, (key.user_id, key.surface, key.value))
+        forgetting = self._forgetting.get(key.place)
+        if forgetting is not None:
+            await asyncio.wait({forgetting})
+        row = await self._store.readers.row(SELECT_EARLIER, key.place)
         if row is None:
             return None
         reservation_id, fingerprint, upstream_key = map(str, row[:3])
@@ -110,6 +128,7 @@ class Repeats:
             upstream_key,
             is_running=state == "HELD",
             is_done=state != "HELD" and not is_failed and not is_old,
+            is_unsure=status is not None and is_unsure(status) and not is_old,
         )
 
     def claiming(self, key: Key, upstream_key: str, reservation_id: str, instead_of: Earlier | None) -> Step:
@@ -125,8 +144,19 @@ class Repeats:
 
     def forget(self, key: Key, upstream_key: str) -> None:
         """The client has its answer: the same request again is another one. Never waits, may be lost."""
-        step = Step(FORGET, (key.user_id, key.surface, key.value, upstream_key))
-        self._store.writer.submit(Unit((step,)))
+        step = Step(FORGET, (*key.place, upstream_key))
+        forgetting = self._forgetting[key.place] = self._store.writer.submit(Unit((step,)))
+
+        def forgotten(_: "asyncio.Future[Result]") -> None:
+            if self._forgetting.get(key.place) is forgetting:
+                del self._forgetting[key.place]
+
+        forgetting.add_done_callback(forgotten)
+
+    async def keep_pruning(self) -> None:
+        while True:
+            self.prune()
+            await asyncio.sleep(PRUNED_EVERY_S)
 
     def prune(self) -> None:
         """Let go of keys that are too old to matter, some at a time. Never waits, may be lost."""

@@ -40,6 +40,7 @@ class Exchange:
         "is_done",
         "is_estimated",
         "is_forwarded",
+        "is_lost",
         "notes",
         "observer",
         "on_client_gone",
@@ -91,6 +92,8 @@ class Exchange:
         """Monotonic: when the reservation was durable."""
         self.is_forwarded = False
         """From here on the vendor may see it."""
+        self.is_lost = False
+        """The vendor had it, and its answer did not come: whatever is answered to another try, it may have been done."""
         self.observer: Observer | None = None
         self.upstream_status: int | None = None
         self.upstream_request_id: str | None = None

@@ -37,7 +37,7 @@ class Homes:
         self._objects = objects
         self._calls = calls
         self._known: OrderedDict[tuple[str, str, str], str] = OrderedDict()
-        self._making: dict[tuple[str, str, str], asyncio.Task[str]] = {}
+        self._making: dict[tuple[str, str, str], asyncio.Task[str | Refused]] = {}
 
     async def of(self, mounted: Mounted, names: tuple[str, ...], user_id: str) -> Mapping[str, str]:
         """The ids of the user's homes of these names, made where there are none. Raises Refused."""
@@ -54,6 +54,8 @@ class Homes:
             )
             making.add_done_callback(lambda _: self._making.pop(key, None))
         found = await asyncio.shield(making)
+        if isinstance(found, Refused):
+            raise found
         if _home_of(mounted, name).may_end:
             return found
         self._known[key] = found
@@ -61,10 +63,14 @@ class Homes:
             self._known.popitem(last=False)
         return found
 
-    async def _found_or_made(self, mounted: Mounted, name: str, user_id: str) -> str:
+    async def _found_or_made(self, mounted: Mounted, name: str, user_id: str) -> str | Refused:
+        """A refusal is handed to all who wait: nobody may be left, and then it is no defect."""
         home = _home_of(mounted, name)
-        found = await self._objects.first_of(mounted.surface.provider, home.kind, user_id)
-        return found or await self._make(mounted, home, user_id)
+        try:
+            found = await self._objects.first_of(mounted.surface.provider, home.kind, user_id)
+            return found or await self._make(mounted, home, user_id)
+        except Refused as refused:
+            return refused
 
     async def _make(self, mounted: Mounted, home: Home, user_id: str) -> str:
         outer = await self.of(mounted, home.within, user_id)

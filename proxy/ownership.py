@@ -11,7 +11,7 @@ from metering.errors import Reason, Refused
 from metering.objects import ObjectId, Objects
 from proxy.json_walk import values_at
 from proxy.query import parameters
-from proxy.surface import HandsOut, Inbound, Names
+from proxy.surface import Chooses, HandsOut, Inbound, Names
 
 ID_CHARS_MAX = 512
 """Longer ones are no vendor's: they are refused before they are looked up."""
@@ -43,6 +43,18 @@ async def check_owner(
                 name.words.replace("{id}", one.upstream_id),
                 facts={"kind": one.kind, **name.facts},
             )
+
+
+async def check_choice(
+    objects: Objects, vendor: str, user_id: str, choice: Chooses, inbound: Inbound
+) -> None:
+    """Refuse a request that would make what has another owner. Raises Refused: FORBIDDEN, STORE_UNAVAILABLE."""
+    upstream_id = choice.id_of(inbound.fields)
+    if upstream_id is None:
+        return
+    one = ObjectId(vendor, choice.kind, upstream_id)
+    if (await objects.owners({one})).get(one, user_id) != user_id:
+        raise Refused(Reason.FORBIDDEN, choice.words, facts={"kind": choice.kind})
 
 
 def handed_out(vendor: str, places: Sequence[HandsOut], answer: Any) -> list[ObjectId]:

@@ -14,14 +14,15 @@ import asyncio
 import logging
 import time
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any
 from urllib.parse import unquote_to_bytes
 
 import orjson
 
-from metering.admission import NO_QUOTAS, Admission, Caller, Request
+from metering.admission import NO_QUOTAS, Admission, Caller, Claim, Request, not_during, repeat_running
 from metering.clock import Clock
 from metering.errors import Reason, Refused
 from metering.ids import new_id
@@ -31,7 +32,7 @@ from metering.plans import SOFT
 from metering.prices import PriceTable
 from metering.quotas import quotas_used
 from metering.rate_state import Standing
-from metering.store.writer import Done, Result, Step
+from metering.store.writer import Done, Result
 from metering.usage import NOTHING, Usage
 from proxy import forbidden
 from proxy.auth import Authenticator, conceal_tokens
@@ -44,13 +45,13 @@ from proxy.gate import BodyGate, EventGate, Gate
 from proxy.headers import accepts_gzip, asks_for_websocket, is_said_to_be_json
 from proxy.limit_headers import limit_headers
 from proxy.mounted import Mounted
-from proxy.ownership import check_owner
-from proxy.preparation import KEY_HEADER, Preparation, as_repeat, namespaced, prefix_of
+from proxy.ownership import check_choice, check_owner
+from proxy.preparation import KEY_HEADER, Preparation, namespaced, prefix_of
 from proxy.query import check as check_query
 from proxy.relay import Relay, send_body
 from proxy.silence import SilenceKeeper
 from proxy.slices import Slices
-from proxy.surface import AnswerHead, Demand, Headers, Inbound, Pricing, Rendered
+from proxy.surface import NO_DEMAND, AnswerHead, Demand, Headers, Inbound, Pricing, Rendered
 from proxy.telemetry import Telemetry
 from proxy.upstream import Answer, Broken, CancelledUnsent, TimedOut, UpstreamClient, UpstreamError
 
@@ -69,7 +70,9 @@ IDLE_TURNS_MAX, IDLE_TURN_S = 200, 0.01
 """How long the end of the process waits for cancelled exchanges: they only have to queue their settle."""
 CLIENT_CLOSED_REQUEST = 499
 """nginx's word, in logs and metrics only: the client left before it was told anything."""
-OK, REDIRECT, NOT_MODIFIED, CLIENT_ERROR = 200, 300, 304, 400
+OK, REDIRECT, NOT_MODIFIED, CLIENT_ERROR, NOT_FOUND = 200, 300, 304, 400, 404
+JUDGED = frozenset({400, 422})
+"""Errors about a request's content: what is answered so was not done at an earlier try either."""
 _LENGTH = frozenset({b"content-length"})
 _LENGTH_AND_CODING = _LENGTH | {b"content-encoding"}
 EARLY_HEAD: Headers = [
@@ -114,7 +117,7 @@ class Engine:
         self._open: set[Exchange] = set()
         self._drains = 0
         self._bodies: Counter[str] = Counter()
-        """Bodies being waited for, by owner (a user, a gateway token with limits); no more than may be in flight."""
+        """Bodies and look-ups being waited for, by owner (a user, a gateway token with limits); no more than may be in flight."""
         self.is_stopping = False
         """New requests are refused; those under way finish."""
 
@@ -155,7 +158,7 @@ class Engine:
                 _leave_to_poll(exchange)
                 self._charge(exchange)
             if exchange.repeat is not None and exchange.is_done and exchange.refused is None:
-                self._preparation.forget(exchange.repeat)
+                self._preparation.forget(exchange.repeat, exchange.upstream_status)
             self._telemetry.finish(exchange, time.monotonic())
 
     async def _serve(self, exchange: Exchange, mounted: Mounted, path: bytes) -> None:
@@ -183,6 +186,9 @@ class Engine:
         if exchange.operation.names:
             user_id, names = exchange.caller.user_id, exchange.operation.names
             await check_owner(self._objects, mounted.surface.provider, user_id, names, exchange.inbound)
+        if exchange.operation.chooses is not None:
+            user_id, choice = exchange.caller.user_id, exchange.operation.chooses
+            await check_choice(self._objects, mounted.surface.provider, user_id, choice, exchange.inbound)
         claims = await self._prepare(exchange, mounted, path) if exchange.operation.is_prepared else ()
         request = self._price(exchange, mounted)
         exchange.admitted = await self._admission.admit(exchange.caller, request, *claims)
@@ -196,16 +202,26 @@ class Engine:
         finally:
             self._leave(exchange)
 
-    async def _prepare(self, exchange: Exchange, mounted: Mounted, path: bytes) -> Sequence[Step]:
-        """What some operations must know before they are priced; the steps that go with the reservation."""
+    async def _prepare(self, exchange: Exchange, mounted: Mounted, path: bytes) -> Sequence[Claim]:
+        """What some operations must know before they are priced; what they claim with the reservation."""
         operation = exchange.operation
         assert operation is not None
-        await self._preparation.check_number(exchange, mounted)
+        assert exchange.caller is not None
+        claims = [one for one in (self._preparation.one_more(exchange, mounted),) if one is not None]
         if operation.is_idempotent:
             exchange.repeat = await self._preparation.repeat_of(exchange, path)
-        await self._preparation.look_up(exchange, mounted, path)
-        repeat = exchange.repeat
-        return () if repeat is None or repeat.claim is None else (repeat.claim,)
+            if exchange.repeat.claim is None:  # nothing is priced, and what it was about may be gone
+                return claims
+            claims.append(Claim(exchange.repeat.claim, repeat_running()))
+        if operation.not_during:
+            user_id = exchange.caller.user_id
+            claims.append(
+                not_during(exchange.request_id, user_id, mounted.surface.name, operation.not_during)
+            )
+        if operation.looks_up is not None:
+            with self._waiting(exchange):
+                await self._preparation.look_up(exchange, mounted, path)
+        return claims
 
     # --- read ----------------------------------------------------------------------------------------
 
@@ -235,6 +251,20 @@ class Engine:
     async def _body(self, exchange: Exchange) -> bytes:
         if exchange.connection.has_whole_request:  # the usual case needs no timer
             return await self._body_pieces(exchange.receive)
+        with self._waiting(exchange):
+            try:
+                async with asyncio.timeout(self._bounds.body_timeout_s):
+                    return await self._body_pieces(exchange.receive)
+            except TimeoutError:
+                seconds = self._bounds.body_timeout_s
+                raise Refused(
+                    Reason.BAD_REQUEST, f"The request's body did not arrive within {seconds:g} seconds."
+                ) from None
+
+    @contextmanager
+    def _waiting(self, exchange: Exchange) -> Iterator[None]:
+        """Waiting before admission, for a body or for what must be looked up: within the caller's limits, as what is
+        admitted. Raises Refused."""
         caller, operation = exchange.caller, exchange.operation
         assert caller is not None
         assert operation is not None
@@ -243,13 +273,7 @@ class Engine:
         owners = [owner for owner, _ in caller.owners]
         self._bodies.update(owners)
         try:
-            async with asyncio.timeout(self._bounds.body_timeout_s):
-                return await self._body_pieces(exchange.receive)
-        except TimeoutError:
-            seconds = self._bounds.body_timeout_s
-            raise Refused(
-                Reason.BAD_REQUEST, f"The request's body did not arrive within {seconds:g} seconds."
-            ) from None
+            yield
         finally:
             self._bodies.subtract(owners)
             for owner in owners:
@@ -287,10 +311,8 @@ class Engine:
         assert inbound is not None
         assert caller is not None
         provider, now_ms = mounted.surface.provider, self._clock.now_ms()
-        pricing = Pricing(self._prices, now_ms, self._bounds.estimate_bytes_per_token, mounted.options)
-        demand = operation.meter.read(inbound, pricing)
-        if exchange.repeat is not None and exchange.repeat.is_done:
-            demand = as_repeat(demand)
+        is_done = exchange.repeat is not None and exchange.repeat.is_done
+        demand = NO_DEMAND if is_done else operation.meter.read(inbound, self._pricing(mounted))
         if operation.namespaced:
             demand = replace(demand, body=namespaced(inbound.fields, operation.namespaced, caller.user_id))
         exchange.demand = demand
@@ -313,6 +335,10 @@ class Engine:
             is_free=operation.meter.is_free,
             quotas=quotas_used(demand.ceiling, operation.quotas) if operation.quotas else NO_QUOTAS,
         )
+
+    def _pricing(self, mounted: Mounted) -> Pricing:
+        per_token = self._bounds.estimate_bytes_per_token
+        return Pricing(self._prices, self._clock.now_ms(), per_token, mounted.options)
 
     def _held_at_first(self, demand: Demand, budget: str) -> Usage:
         """All that the request may use; of a stream that can be cut, and on a budget that lets all finish, no more
@@ -447,6 +473,7 @@ class Engine:
         if exchange.operation is not None and exchange.operation.upstream_path:
             homes = await self._preparation.homes_of(exchange, mounted)
             path = mounted.upstream_path(exchange.operation, path, homes)
+        await self._look_again(exchange, mounted, path)
         target = path + b"?" + inbound.query if inbound.query else path
         exchange.is_forwarded = True
         body = inbound.forget_body()  # streams are many and long: the body is not kept beside them
@@ -461,21 +488,42 @@ class Engine:
             self._void(exchange)
             raise
 
+    async def _look_again(self, exchange: Exchange, mounted: Mounted, path: bytes) -> None:
+        """Whether what was priced is still what it was: from the reservation on, nothing changes it. Raises Refused."""
+        operation, inbound, repeat = exchange.operation, exchange.inbound, exchange.repeat
+        assert operation is not None
+        assert inbound is not None
+        if not operation.not_during or operation.looks_up is None or (repeat is not None and repeat.is_done):
+            return
+        await self._preparation.look_up(exchange, mounted, path)
+        if operation.meter.read(inbound, self._pricing(mounted)).ceiling != exchange.demand.ceiling:
+            raise Refused(Reason.CONFLICT, "It was changed meanwhile.", retry_after_s=1.0)
+
     async def _ask(
         self, exchange: Exchange, mounted: Mounted, target: bytes, headers: Headers, body: bytes
     ) -> Answer:
         """The vendor's answer. One that was lost is asked for again where the vendor does nothing twice."""
         assert exchange.inbound is not None
-        method, lost = exchange.inbound.method.encode(), 0
+        method = exchange.inbound.method.encode()
+        lost: list[UpstreamError] = []
         while True:
             try:
                 return await self._client.open(
                     mounted.origin, method, target, headers, body, mounted.timeouts
                 )
             except UpstreamError as error:
-                lost += error.is_sent
-                if exchange.repeat is None or not error.is_sent or lost > LOST_ANSWERS_MAX:
+                if exchange.repeat is None or not (error.is_sent or lost):
                     raise
+                if not error.is_sent:  # this time; but it was before
+                    raise lost[0] from error
+                exchange.is_lost = True
+                lost.append(error)
+                if len(lost) > LOST_ANSWERS_MAX:
+                    raise
+            except CancelledUnsent:
+                if lost:
+                    raise asyncio.CancelledError from None
+                raise
 
     def _no_answer(self, exchange: Exchange, error: UpstreamError) -> Refused:
         """Nothing was sent: void. Sent, but unanswered: nobody knows what the vendor did, so the input is
@@ -517,11 +565,13 @@ class Engine:
         self, exchange: Exchange, mounted: Mounted, answer: Answer, silence: SilenceKeeper | None
     ) -> None:
         head = AnswerHead(answer.status, answer.headers)
-        exchange.upstream_status = answer.status
+        is_known = not exchange.is_lost or answer.status < REDIRECT or answer.status in JUDGED
+        exchange.upstream_status = answer.status if is_known else None
         request_id = head.header(b"request-id") or head.header(b"x-request-id")
         exchange.upstream_request_id = request_id.decode("latin-1")[:200] or None
-        if OK <= answer.status < REDIRECT:
+        if OK <= answer.status < REDIRECT or answer.status == NOT_FOUND:
             self._note_end(exchange)
+        if OK <= answer.status < REDIRECT:
             await self._answer_success(exchange, mounted, answer, head, silence)
         else:
             await self._answer_error(exchange, mounted, answer, head, silence)
@@ -591,7 +641,7 @@ class Engine:
         await self._end(exchange, relay, outcome)
 
     def _note_end(self, exchange: Exchange) -> None:
-        """What the request has deleted at the vendor is no more."""
+        """What the request has deleted at the vendor is no more; what it did not find there was deleted before."""
         operation, inbound = exchange.operation, exchange.inbound
         if operation is not None and operation.ends is not None and inbound is not None:
             kind, piece = operation.ends
@@ -703,10 +753,11 @@ class Engine:
         head: AnswerHead,
         silence: SilenceKeeper | None,
     ) -> None:
-        """A vendor's error: passed on untouched, unless it is about our own account. Not charged."""
+        """A vendor's error: passed on untouched, unless it is about our own account. Not charged, but where an earlier
+        try may have been done."""
         body, is_complete = await self._error_body(answer)
         plain = _decoded(body, head.header(b"content-encoding"))
-        self._settle(exchange, Outcome.UPSTREAM_FAILED, NOTHING)
+        self._settle(exchange, Outcome.UPSTREAM_FAILED, self._known_usage(exchange))
         self._refuse_instead(mounted, answer, plain or b"")
         if plain is None:  # who knows what it says, and about whom
             name = mounted.surface.name

@@ -2,21 +2,18 @@
 user's home there, what became of the same request before."""
 
 from collections.abc import Mapping
-from dataclasses import replace
 from typing import Any
 
 import orjson
 
-from metering.admission import repeat_running
+from metering.admission import Claim, repeat_running
 from metering.errors import Reason, Refused
 from metering.objects import Objects
-from metering.repeats import Repeat, Repeats, key_of
-from metering.usage import NOTHING
+from metering.repeats import Repeat, Repeats, is_unsure, key_of
 from proxy.exchange import Exchange
 from proxy.homes import Homes, user_tag
 from proxy.mounted import Mounted
 from proxy.side_calls import SideCalls
-from proxy.surface import Demand
 
 KEY_HEADER = b"idempotency-key"
 KEY_CHARS_MAX = 256
@@ -46,22 +43,23 @@ class Preparation:
             raise Refused(Reason.OBJECT_NOT_FOUND, wanted.words)
         inbound.looked_up = found
 
-    async def check_number(self, exchange: Exchange, mounted: Mounted) -> None:
-        """Whether the user may have one more of what the request makes. Requests that race may pass together, as many
-        as may be in flight. Raises Refused(FORBIDDEN)."""
-        operation, caller = exchange.operation, exchange.caller
+    def one_more(self, exchange: Exchange, mounted: Mounted) -> Claim | None:
+        """What allows the user one more of what the request makes, where that is limited."""
+        operation, caller, surface = exchange.operation, exchange.caller, mounted.surface
         assert operation is not None
         assert caller is not None
         if operation.at_most is None:
-            return
+            return None
         kind, option = operation.at_most
         most = int(mounted.options[option])
-        if await self._objects.count(mounted.surface.provider, kind, caller.user_id) >= most:
-            raise Refused(
-                Reason.FORBIDDEN,
-                f"Limit reached: {most} of this kind per user.",
-                facts={"kind": kind, "limit": most},
-            )
+        makers = [
+            one.name for one in surface.operations if one.at_most is not None and one.at_most[0] == kind
+        ]
+        step = self._objects.one_more(
+            exchange.request_id, surface.provider, kind, caller.user_id, most=most, makers=makers
+        )
+        words = f"Limit reached: {most} of this kind per user."
+        return Claim(step, Refused(Reason.FORBIDDEN, words, facts={"kind": kind, "limit": most}))
 
     async def repeat_of(self, exchange: Exchange, path: bytes) -> Repeat:
         """What became of the same request before; with the step that claims its key. Raises Refused(CONFLICT)."""
@@ -84,12 +82,15 @@ class Preparation:
         upstream_key = (
             exchange.request_id if given is None else f"{user_tag(caller.user_id)}-{key.upstream_digest}"
         )
+        if earlier is not None and earlier.is_unsure:
+            upstream_key = earlier.upstream_key
         claim = self._repeats.claiming(key, upstream_key, exchange.request_id, earlier)
         return Repeat(key, upstream_key, is_done=False, claim=claim)
 
-    def forget(self, repeat: Repeat) -> None:
-        """The client has its answer. A key of its own is remembered all the same."""
-        if repeat.key.is_made:
+    def forget(self, repeat: Repeat, status: int | None) -> None:
+        """The client has its answer. A key of its own is remembered all the same, and so is one of a request of which
+        that answer does not tell whether it was done."""
+        if repeat.key.is_made and status is not None and not is_unsure(status):
             self._repeats.forget(repeat.key, repeat.upstream_key)
 
     async def homes_of(self, exchange: Exchange, mounted: Mounted) -> Mapping[str, str]:
@@ -100,18 +101,21 @@ class Preparation:
         return await self._homes.of(mounted, operation.homes, caller.user_id)
 
 
-def as_repeat(demand: Demand) -> Demand:
-    """What a request may cause that was done before: nothing."""
-    return replace(demand, ceiling=NOTHING, floor=NOTHING)
-
-
 def namespaced(fields: Mapping[str, Any], names: tuple[str, ...], user_id: str) -> bytes | None:
-    """The body with the user's prefix before each of these; None where there is none of them."""
-    found = {name: fields[name] for name in names if isinstance(fields.get(name), str)}
+    """The body with the user's prefix before each of these; None where there is none of them. What goes up is written
+    anew: of a name that stands there twice the vendor might read the other one. Raises Refused(BAD_REQUEST)."""
+    found = {name: fields[name] for name in names if name in fields}
     if not found:
         return None
-    prefix = prefix_of(user_id)
-    return orjson.dumps({**fields, **{name: prefix + value for name, value in found.items()}})
+    prefix, given = prefix_of(user_id), {}
+    for name, value in found.items():
+        if value is not None and not isinstance(value, str):
+            raise Refused(Reason.BAD_REQUEST, f"{name}: must be a text.")
+        given[name] = value if value is None else prefix + value
+    try:
+        return orjson.dumps({**fields, **given})
+    except TypeError as error:  # orjson reads deeper than it writes
+        raise Refused(Reason.BAD_REQUEST, f"The request's body cannot be passed on: {error}") from None
 
 
 def prefix_of(user_id: str) -> str:

@@ -283,6 +283,17 @@ class Names:
 
 
 @dataclass(frozen=True, slots=True)
+class Chooses:
+    """The id that a request chooses for what it makes, in lower case: None where the vendor chooses. One that is another
+    user's, or was before it was deleted, is refused in `words`: an id never changes hands.
+    """
+
+    kind: str
+    id_of: Callable[[Mapping[str, Any]], str | None]
+    words: str
+
+
+@dataclass(frozen=True, slots=True)
 class Home:
     """What a user has at a vendor from their first request on, as `{name}` in upstream paths: a POST of `body` (of the
     user's tag) to `path`, answered with its id in `id_field`. `within`: the homes that stand in `path`. The vendor must take a second
@@ -376,6 +387,10 @@ class Operation:
     there (see metering/repeats.py)."""
     at_most: tuple[str, str] | None = None
     """How many objects a user may have before this: their kind, and the option that says so."""
+    chooses: Chooses | None = None
+    not_during: tuple[str, ...] = ()
+    """Names of operations that must not be under way for the same user: they change what this one looks up, or it changes
+    what they have. What is looked up is then read again behind the reservation."""
     ends: tuple[str, str] | None = None
     """After a success an object is no more: its kind, and the piece of the path that names it."""
     namespaced: tuple[str, ...] = ()
@@ -390,7 +405,7 @@ class Operation:
     @property
     def is_prepared(self) -> bool:
         """Something must be looked up before it is priced."""
-        return self.is_idempotent or self.looks_up is not None or self.at_most is not None
+        return bool(self.is_idempotent or self.looks_up or self.at_most or self.not_during)
 
     @property
     def edits_answer(self) -> bool:

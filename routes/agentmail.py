@@ -6,10 +6,17 @@ within the account (`client_id`) get the user's prefix. What would reach the acc
 not declared, so it does not exist. Paths and bodies: agentmail 2.0.18 (Python).
 """
 
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import orjson
+
+from metering.rate_state import Standing
 from metering.usage import MESSAGES, NOTHING, RECIPIENTS, Usage, UsageLine
 from proxy.meters import Free
 from proxy.surface import (
     BEARER,
+    Chooses,
     Example,
     ForbiddenField,
     HandsOut,
@@ -29,6 +36,8 @@ from routes.agentmail_meter import PRODUCT, SendMeter, of_draft, of_reply, of_re
 INBOXES_ENV = "AGENTMAIL_INBOXES_PER_USER"
 INBOX, POD = "inbox", "pod"
 """Kinds of objects that the vendor keeps."""
+DOMAIN = "agentmail.to"
+"""Of an inbox that is asked for without one."""
 
 _NOT_FOUND = "Not found."
 _IN_PATH = Names(INBOX, _NOT_FOUND, path_param="inbox_id", is_caseless=True)
@@ -85,6 +94,8 @@ _LABEL_JSON = b'{"add_labels":["kept"]}'
 
 _INBOXES, _ONE = "/v0/inboxes", "/v0/inboxes/{inbox_id}"
 _MESSAGE = f"{_ONE}/messages/{{message_id:*}}"
+_DRAFT = f"{_ONE}/drafts/{{draft_id}}"
+_LIST = f"{_ONE}/lists/{{direction:receive|send}}/{{type:allow|block}}"
 _FILLED = {
     "{inbox_id}": "wren@agentmail.to",
     "{message_id:*}": "%3Cm1@agentmail.to%3E",
@@ -105,6 +116,18 @@ def _example(path: str, body: bytes, answer: bytes, *, usage: Usage = NOTHING) -
     return Example(path, body=body, answer=answer, usage=usage)
 
 
+def _without_account(body: bytes, _: Standing) -> bytes:
+    """The account's own id stands in what AgentMail says of lists and events: another word stands for it."""
+    answer = orjson.loads(body)
+    if not isinstance(answer, dict):
+        return body
+    for found in (answer, answer.get("entries"), answer.get("events")):
+        for one in found if isinstance(found, list) else (found,):
+            if isinstance(one, dict) and "organization_id" in one:
+                one["organization_id"] = "organization"
+    return orjson.dumps(answer)
+
+
 def _free(
     method: str,
     path: str,
@@ -113,6 +136,8 @@ def _free(
     *,
     forbidden: tuple[ForbiddenField, ...] = (),
     namespaced: tuple[str, ...] = (),
+    renders: Callable[[bytes, Standing], bytes] | None = None,
+    not_during: tuple[str, ...] = (),
 ) -> Operation:
     """Within an inbox of the user's."""
     return Operation(
@@ -122,6 +147,8 @@ def _free(
         names=(_IN_PATH,),
         forbidden=forbidden,
         namespaced=namespaced,
+        renders=renders,
+        not_during=not_during,
         may_lack_body=not body,
         example=_example(path, body, answer),
     )
@@ -163,6 +190,15 @@ def _of_pod(
     )
 
 
+def _address(fields: Mapping[str, Any]) -> str | None:
+    """Of the inbox that a request asks for; None where the vendor makes up a name."""
+    username, domain = fields.get("username"), fields.get("domain")
+    if username is None:
+        return None
+    name = str(username).strip().lower()
+    return name if "@" in name else f"{name}@{str(domain or DOMAIN).strip().lower()}"
+
+
 def _made(path: str, upstream_path: str, *, names: tuple[Names, ...], homes: tuple[str, ...]) -> Operation:
     """A new inbox."""
     body = b'{"username":"wren","display_name":"Wren","client_id":"first"}'
@@ -176,13 +212,20 @@ def _made(path: str, upstream_path: str, *, names: tuple[Names, ...], homes: tup
         hands_out=_MADE,
         namespaced=_CLIENT_ID,
         at_most=(INBOX, INBOXES_ENV),
+        chooses=Chooses(INBOX, _address, "This name is taken."),
         may_lack_body=True,
         example=_example(path, body, _INBOX_JSON),
     )
 
 
 def _sends(
-    path: str, meter: Meter, body: bytes, *, looks_up: LookUp | None = None, usage: Usage = _ONE_EMAIL
+    path: str,
+    meter: Meter,
+    body: bytes,
+    *,
+    looks_up: LookUp | None = None,
+    usage: Usage = _ONE_EMAIL,
+    not_during: tuple[str, ...] = (),
 ) -> Operation:
     """A message goes out: charged and counted by its recipients, and never twice."""
     return Operation(
@@ -193,13 +236,14 @@ def _sends(
         quotas=("emails",),
         is_idempotent=True,
         looks_up=looks_up,
+        not_during=not_during,
         may_lack_body=looks_up is not None,
         example=_example(path, body, _SENT_JSON, usage=usage),
     )
 
 
 _ANSWERED = LookUp(_MESSAGE.replace(":*", ""), _NOT_FOUND)
-_DRAFTED = LookUp(f"{_ONE}/drafts/{{draft_id}}", _NOT_FOUND)
+_DRAFTED = LookUp(_DRAFT, _NOT_FOUND)
 
 SURFACE = Surface(
     name="agentmail",
@@ -248,7 +292,7 @@ SURFACE = Surface(
         ),
         _free("GET", f"{_ONE}/metrics/usage", b'{"emails":1}'),
         _free("GET", f"{_ONE}/metrics/rates", b'{"bounce_rate":0.0}'),
-        _free("GET", f"{_ONE}/events", b'{"count":0,"limit":10,"events":[]}'),
+        _free("GET", f"{_ONE}/events", b'{"count":0,"limit":10,"events":[]}', renders=_without_account),
         # Of messages, what has a word behind the id stands first: an id may have slashes.
         _free("GET", f"{_ONE}/messages", MESSAGES_JSON),
         _free("GET", f"{_ONE}/messages/search", MESSAGES_JSON),
@@ -268,7 +312,6 @@ SURFACE = Surface(
             SendMeter(of_reply_all),
             _TEXT_JSON,
             looks_up=_ANSWERED,
-            usage=Usage((UsageLine(PRODUCT, {RECIPIENTS: 2, MESSAGES: 1}),)),
         ),
         _sends(f"{_MESSAGE}/forward", SendMeter(of_request), b'{"to":["ann@example.com"]}'),
         _free("GET", f"{_MESSAGE}/raw", b'{"download_url":"https://files.example/m1"}'),
@@ -302,18 +345,20 @@ SURFACE = Surface(
             b'{"subject":"Hello"}',
             forbidden=FORBIDDEN_IN_DRAFTS,
             namespaced=_CLIENT_ID,
+            not_during=(f"POST {_DRAFT}/send",),
         ),
         _free("DELETE", f"{_ONE}/drafts/{{draft_id}}", b""),
-        _sends(f"{_ONE}/drafts/{{draft_id}}/send", SendMeter(of_draft), b"{}", looks_up=_DRAFTED),
-        _free("GET", f"{_ONE}/lists/{{direction:receive|send}}/{{type:allow|block}}", _LIST_JSON),
-        _free(
-            "POST",
-            f"{_ONE}/lists/{{direction:receive|send}}/{{type:allow|block}}",
-            _ENTRY_JSON,
-            b'{"entry":"ann@example.com"}',
+        _sends(
+            f"{_DRAFT}/send",
+            SendMeter(of_draft),
+            b"{}",
+            looks_up=_DRAFTED,
+            not_during=(f"PATCH {_DRAFT}",),
         ),
-        _free("GET", f"{_ONE}/lists/{{direction:receive|send}}/{{type:allow|block}}/{{entry}}", _ENTRY_JSON),
-        _free("DELETE", f"{_ONE}/lists/{{direction:receive|send}}/{{type:allow|block}}/{{entry}}", b""),
+        _free("GET", _LIST, _LIST_JSON, renders=_without_account),
+        _free("POST", _LIST, _ENTRY_JSON, b'{"entry":"ann@example.com"}', renders=_without_account),
+        _free("GET", f"{_LIST}/{{entry}}", _ENTRY_JSON, renders=_without_account),
+        _free("DELETE", f"{_LIST}/{{entry}}", b""),
         _in_pod("GET", "/v0/threads", _THREADS_JSON),
         _in_pod("GET", "/v0/threads/search", _THREADS_JSON),
         _in_pod("GET", "/v0/threads/{thread_id}", _THREAD_JSON),

@@ -20,11 +20,13 @@ ACCOUNT_CODES = frozenset(
     {"missing_authorization", "unknown_api_key", "forbidden", "limit_exceeded", "payment_required"}
 )
 """Codes about our key or what our plan at the vendor includes."""
-FORBIDDEN_TO_USERS = frozenset({"message_rejected", "resource_taken"})
+FORBIDDEN_TO_USERS = frozenset({"message_rejected", "resource_taken", "domain_not_verified", "cannot_delete"})
 """Codes of a 403 about the request. All other 403 are about our key."""
 UNAUTHORIZED, PAYMENT_REQUIRED, FORBIDDEN = 401, 402, 403
-SHOWN_AS_SAID = frozenset({"bad_request", "validation_error", "unprocessable", "message_rejected"})
+SHOWN_AS_SAID = frozenset({"bad_request", "validation_error", "unprocessable"})
 """Codes whose message is about the request itself."""
+SAYS_TOO_MUCH = re.compile(r"org_|organi[sz]ation|\bplan\b|\bpod\b|@|\bu[0-9a-f]{26}-", re.IGNORECASE)
+"""What stands in a message that is about more: the account, addresses, a user's names within it."""
 
 _NAMES = {
     400: ("ValidationError", "bad_request"),
@@ -46,6 +48,8 @@ _WORDS = {
     "not_found": "Not found.",
     "conflict": "The request conflicts with an earlier one.",
     "resource_taken": "This name is taken.",
+    "message_rejected": "The message was rejected: its content, or a recipient that is blocked.",
+    "domain_not_verified": "This domain cannot be used.",
 }
 """Of errors whose own message may name what else the account holds."""
 
@@ -81,9 +85,10 @@ class AgentMailDialect:
         error = object_of(body)
         if not error:
             return None
+        error.pop("fix", None)
         code = error.get("code")
         shown: dict[str, Any] = {name: error[name] for name in ("name", "code", "docs") if name in error}
-        if code in SHOWN_AS_SAID:
+        if code in SHOWN_AS_SAID and not SAYS_TOO_MUCH.search(str(error)):
             shown |= {name: _redacted(error[name]) for name in ("message", "errors") if name in error}
         else:
             shown["message"] = _WORDS.get(str(code), "The vendor refused the request.")

@@ -6,7 +6,6 @@ before anything is reserved.
 
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
-from email.utils import getaddresses
 from typing import Any
 
 from metering.errors import Reason, Refused
@@ -54,17 +53,20 @@ def of_request(request: Inbound) -> int:
 
 
 def of_reply(request: Inbound) -> int:
-    """Whoever wrote the message, or those that the request names instead; with `reply_all` all that had it."""
+    """Those whom the message asks to be answered, or that the request names instead; with `reply_all` all that had it."""
     if request.fields.get("reply_all") is True:
         return of_reply_all(request)
     named = _number(request.fields, _TO)
-    return (named or _writers(request.looked_up)) + _number(request.fields, _BESIDE)
+    return (named or _answered(request)) + _number(request.fields, _BESIDE)
 
 
 def of_reply_all(request: Inbound) -> int:
-    """Whoever wrote the message and all that had it, our own address too: it may be none of them."""
-    written_to = _number(request.looked_up, (*_TO, *_BESIDE))
-    return _writers(request.looked_up) + written_to + _number(request.fields, (*_TO, *_BESIDE))
+    """Whom an answer goes to, and all that had the message, but for ourselves: nobody answers themselves."""
+    message, own = request.looked_up, _own(request)
+    had_it = _number(message, _BESIDE, but=own)
+    if not _is_written_by(message, own):
+        had_it += _number(message, _TO, but=own)
+    return _answered(request) + had_it + _number(request.fields, (*_TO, *_BESIDE))
 
 
 def of_draft(request: Inbound) -> int:
@@ -72,20 +74,40 @@ def of_draft(request: Inbound) -> int:
     return _number(request.looked_up, (*_TO, *_BESIDE))
 
 
-def _writers(message: Mapping[str, Any]) -> int:
+def _answered(request: Inbound) -> int:
+    """Whoever wrote the message. One of our own is followed up: to those it went to."""
+    message, own = request.looked_up, _own(request)
+    if _is_written_by(message, own):
+        return max(1, _number(message, _TO, but=own))
     return _number(message, ("reply_to",)) or _number(message, ("from",))
 
 
-def _number(fields: Mapping[str, Any], names: Iterable[str]) -> int:
-    return sum(number_in(name, fields.get(name)) for name in names)
+def _own(request: Inbound) -> str:
+    """The address that the request sends from."""
+    return request.path_params["inbox_id"].lower()
 
 
-def number_in(name: str, value: Any) -> int:
-    """How many addresses a field has: a text with one or several, or a list of those. Never fewer than somebody else may
-    find in it: as many as are understood, or as there are `@`. Raises Refused(BAD_REQUEST)."""
+def _is_written_by(message: Mapping[str, Any], own: str) -> bool:
+    sender = str(message.get("from", "")).lower().strip()
+    return sender == own or sender.endswith(f"<{own}>")
+
+
+def _number(fields: Mapping[str, Any], names: Iterable[str], *, but: str = "") -> int:
+    return sum(number_in(name, fields.get(name), but=but) for name in names)
+
+
+def number_in(name: str, value: Any, *, but: str = "") -> int:
+    """How many addresses a field has: a text with one or several, or a list of those; without the address `but`. Never
+    fewer than somebody else may find in it: there is an `@` in every one. Raises Refused(BAD_REQUEST)."""
     if value is None:
         return 0
     texts = value if isinstance(value, list) else [value]
     if not all(isinstance(text, str) for text in texts):
         raise Refused(Reason.BAD_REQUEST, f"{name}: must be an address, or a list of addresses.")
-    return sum(max(len(getaddresses([text])), text.count("@")) for text in texts if text.strip())
+    return sum(max(1, text.count("@")) for text in texts if text.strip() and not (but and _is(text, but)))
+
+
+def _is(text: str, address: str) -> bool:
+    """Whether a text is this one address, with a name or without."""
+    lower = text.lower().strip()
+    return lower == address or (text.count("@") == 1 and lower.endswith(f"<{address}>"))

@@ -346,6 +346,13 @@ async def test_what_only_looks_like_a_declared_path_does_not_exist(tmp_path, cas
 
 
 @each_surface
+def test_operations_that_exclude_each_other_both_say_so(surface: Surface):
+    excluding = {one.name: one.not_during for one in surface.operations}
+    for name, others in excluding.items():
+        assert all(name in excluding[other] for other in others)
+
+
+@each_surface
 async def test_undeclared_paths_do_not_exist(tmp_path, surface: Surface):
     async with staged(surface, tmp_path) as stage:
         for path in UNDECLARED:
