@@ -33,10 +33,24 @@ from metering.tokens_per_minute import counted_tokens
 
 CONCURRENCY_RETRY_AFTER_S = 1.0
 REPEAT_RETRY_AFTER_S = 1.0
+CHANGED_RETRY_AFTER_S = 1.0
+OWNERS_CHANGED = "owners_changed"
+"""The refusal of a reservation that stands on an owner who may be none any more (metering/objects.py)."""
 NO_QUOTAS: Mapping[str, int] = {}
 LITTLE_LEFT_PERCENT = 5
 """A month with so much left counts as spent once a request is refused for it: the rest may never find a request that
 is small enough. One that is refused for its size with more left says nothing of the month."""
+
+
+class OwnersChangedError(Refused):
+    """What a request names may have lost its owner while it was read: it must be looked at again."""
+
+    def __init__(self) -> None:
+        super().__init__(
+            Reason.STORE_UNAVAILABLE,
+            "What this request names is being changed. Nothing was sent or charged; retry shortly.",
+            retry_after_s=CHANGED_RETRY_AFTER_S,
+        )
 
 
 @dataclass(frozen=True, slots=True)
@@ -197,7 +211,8 @@ class Admission:
             self._rate_limits.tokens.charge(owner, limit, tokens)
 
     async def admit(self, caller: Caller, request: Request, *more: Step) -> Admitted:
-        """Hold what the request may cost, with `more` steps in the same unit of work. Raises Refused."""
+        """Hold what the request may cost, with `more` steps in the same unit of work. Raises Refused,
+        OwnersChangedError where one of `more` (Objects.unchanged) found so."""
         self.check_plan(caller, request.surface, request.models)
         if caller.token is not None:
             caller.token.require(request.surface, request.operation)
@@ -223,6 +238,8 @@ class Admission:
         if isinstance(reservation, Declined):
             if reservation.refusal == REPEATED:
                 raise repeat_running()
+            if reservation.refusal == OWNERS_CHANGED:
+                raise OwnersChangedError
             declined = declined_hold(holds, reservation)
             assert declined is not None, f"a reservation refused for something else: {reservation}"
             raise await self._refusal(declined, caller, request.hold_nanousd)
