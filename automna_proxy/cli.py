@@ -10,13 +10,13 @@ from typing import Annotated, Any
 import typer
 from typer.core import TyperGroup
 
-from automna_proxy.commands import backup, catalog, credit, ledger, notices, running, tokens, users
+from automna_proxy.commands import backup, catalog, credit, ledger, notices, objects, running, tokens, users
 from automna_proxy.commands.session import Status, status_of
 from automna_proxy.terminal import PROGRAM, note, say
 
 EPILOG = f"""\
 Exit status: {Status.OK.value} done; {Status.NO.value} the answer is no (refused, or the ledger is not clean);
-{Status.USAGE.value} wrong usage; {Status.NOT_FOUND.value} no such user, token or model;
+{Status.USAGE.value} wrong usage; {Status.NOT_FOUND.value} no such user, token, object or model;
 {Status.STORE.value} the store is missing, not migrated or unavailable; {Status.CONFIGURATION.value} a setting,
 the plans or the price table cannot be used."""
 
@@ -54,6 +54,7 @@ app.command(rich_help_panel="Run")(catalog.settings)
 app.add_typer(users.app, name="user", rich_help_panel="Operate")
 app.add_typer(tokens.app, name="token", rich_help_panel="Operate")
 app.add_typer(credit.app, name="credit", rich_help_panel="Operate")
+app.add_typer(objects.app, name="objects", rich_help_panel="Operate")
 app.add_typer(notices.app, name="notices", rich_help_panel="Operate")
 app.add_typer(notices.outbox_app, name="outbox", rich_help_panel="Operate")
 app.command(rich_help_panel="Operate")(ledger.usage)

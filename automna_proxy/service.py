@@ -122,6 +122,7 @@ async def running_service(settings: Settings, *, clock: Clock | None = None) -> 
         worker_id = new_id(f"wrk_{socket.gethostname()[:20]}", clock.now_ms())
         ledger = Ledger(store, clock, worker_id)
         directory, rate_limits = Directory(store, clock), RateLimits(clock)
+        objects = Objects(store, clock)
         authenticator = Authenticator(
             directory,
             plans,
@@ -129,6 +130,7 @@ async def running_service(settings: Settings, *, clock: Clock | None = None) -> 
             cache_max=settings.credential_cache_max,
             poll_s=settings.changes_poll_s,
             stale_after_s=settings.changes_stale_after_s,
+            on_changes=objects.heard,
         )
         endpoint = settings.notices_endpoint
         notices = Notices(
@@ -179,7 +181,6 @@ async def running_service(settings: Settings, *, clock: Clock | None = None) -> 
             hooks_secret=settings.hooks_secret,
         )
         admission = Admission(ledger, rate_limits, clock)
-        objects, repeats = Objects(store, clock), Repeats(store, clock)
         engine = Engine(
             bounds=bounds,
             authenticator=authenticator,

@@ -39,10 +39,24 @@ UPDATE reservations SET operation = operation WHERE id = ?1 AND NOT EXISTS
      AND operation IN (SELECT value FROM json_each(?4)))"""
 CONCURRENCY_RETRY_AFTER_S = 1.0
 REPEAT_RETRY_AFTER_S = 1.0
+CHANGED_RETRY_AFTER_S = 1.0
+OWNERS_CHANGED = "owners_changed"
+"""The refusal of a reservation that stands on an owner who may be none any more (metering/objects.py)."""
 NO_QUOTAS: Mapping[str, int] = {}
 LITTLE_LEFT_PERCENT = 5
 """A month with so much left counts as spent once a request is refused for it: the rest may never find a request that
 is small enough. One that is refused for its size with more left says nothing of the month."""
+
+
+class OwnersChangedError(Refused):
+    """What a request names may have lost its owner while it was read: it must be looked at again."""
+
+    def __init__(self) -> None:
+        super().__init__(
+            Reason.STORE_UNAVAILABLE,
+            "What this request names is being changed. Nothing was sent or charged; retry shortly.",
+            retry_after_s=CHANGED_RETRY_AFTER_S,
+        )
 
 
 @dataclass(frozen=True, slots=True)

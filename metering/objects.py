@@ -1,25 +1,38 @@
-"""Whose is what a vendor keeps: ids bound to users, once and for good.
+"""Whose is what a vendor keeps: ids bound to users, until an operator releases them.
 
 All users share one account at a vendor. A vendor's id is bound before its user sees it; who names an id that is
-not theirs learns nothing, not even that it exists. An id never changes hands.
+not theirs learns nothing, not even that it exists.
+
+Theory of release. A worker acts on an owner that it remembers only under a reservation, in whose unit `unchanged`
+says that no object of that user was released since the worker last heard of changes. A release commits only while
+its owner has no request under way, and says so in `changes` in the same unit. Units come one after the other, so
+whichever is first stops the other: no clock and no worker's word is needed, and the id is free at once.
 """
 
 import asyncio
 import json
 from collections import OrderedDict
 from collections.abc import Collection, Sequence
-from typing import NamedTuple
+from dataclasses import dataclass
+from typing import Any, NamedTuple, cast
 
-from metering.clock import Clock
+from metering.admission import OWNERS_CHANGED, owner_of
+from metering.clock import Clock, instant
+from metering.ledger import NO_PERIOD, OPEN_REQUESTS
+from metering.store.readers import Readers
 from metering.store.store import Store
-from metering.store.writer import Done, Result, Step, Unit
+from metering.store.writer import Declined, Done, Result, Row, Step, Unit, Value
+from metering.users import INSERT_CHANGE
 
 OWNED_BY_ANOTHER = "owned_by_another"
 """The refusal of a unit that would give an object a second owner."""
 TOO_MANY = "too_many_objects"
 """The refusal of a unit that might give a user more objects of a kind than they may have."""
+OBJECT_CHANGE = "object"
+"""The kind of a row in `changes` whose subject is the user who has lost an object."""
 KNOWN_MAX = 20_000
-"""Owners remembered in this process; an owner never changes, so what is remembered cannot be wrong."""
+"""Owners remembered in this process: what it has heard of changes bounds how old that may be (`unchanged`)."""
+LISTED_MAX = 1_000
 IDS_AT_ONCE = 64
 """Ids looked up by one statement."""
 
@@ -42,8 +55,22 @@ UPDATE reservations SET operation = operation WHERE id = ?1 AND ?2 >
     (SELECT COUNT(*) FROM reservations WHERE state = 'HELD' AND user_id = ?3 AND surface = ?4 AND id <> ?1
      AND operation IN (SELECT value FROM json_each(?6)))"""
 MARK_GONE = """
-UPDATE owned_objects SET gone_at_ms = ?4
-WHERE vendor = ?1 AND kind = ?2 AND upstream_id = ?3 AND gone_at_ms IS NULL"""
+UPDATE owned_objects SET gone_at_ms = ?5
+WHERE vendor = ?1 AND kind = ?2 AND upstream_id = ?3 AND user_id = ?4 AND gone_at_ms IS NULL"""
+
+CHECK_UNCHANGED = """
+SELECT 1 WHERE NOT EXISTS (SELECT 1 FROM changes WHERE seq > ?1 AND kind = ?2 AND subject = ?3)"""
+# The row that every reservation of the user touches first: two that meet here come one after the other in any store.
+CHECK_IDLE = """
+INSERT INTO accounts (owner, meter, period, allowance, spent, held) VALUES (?1, ?2, ?3, 0, 0, 0)
+ON CONFLICT (owner, meter, period) DO UPDATE SET held = accounts.held WHERE accounts.held = 0"""
+DELETE_OBJECT = """
+DELETE FROM owned_objects WHERE vendor = ?1 AND kind = ?2 AND upstream_id = ?3 AND user_id = ?4"""
+
+_COLUMNS = "vendor, kind, upstream_id, user_id, reservation_id, created_at_ms, gone_at_ms"
+SELECT_OBJECT = f"SELECT {_COLUMNS} FROM owned_objects WHERE vendor = ?1 AND kind = ?2 AND upstream_id = ?3"
+
+_IN_USE, _MISSING = "in_use", "missing"
 
 
 class ObjectId(NamedTuple):
@@ -53,6 +80,39 @@ class ObjectId(NamedTuple):
     kind: str
     upstream_id: str
 
+    def __str__(self) -> str:
+        return f"{self.vendor} {self.kind} {self.upstream_id}"
+
+
+class ObjectsError(Exception):
+    """An object cannot be released now; the message is for the operator."""
+
+
+class NoSuchObjectError(ObjectsError):
+    """Nobody owns an object of that id."""
+
+
+@dataclass(frozen=True, slots=True)
+class OwnedObject:
+    """One row: who owns what, since when, and the request that handed it out (`home:NAME`: made for that home)."""
+
+    id: ObjectId
+    user_id: str
+    reservation_id: str
+    created_at_ms: int
+    gone_at_ms: int | None
+
+    def as_json(self) -> dict[str, Any]:
+        return {
+            "vendor": self.id.vendor,
+            "kind": self.id.kind,
+            "id": self.id.upstream_id,
+            "user": self.user_id,
+            "since": instant(self.created_at_ms),
+            "request": self.reservation_id,
+            "gone_at": None if self.gone_at_ms is None else instant(self.gone_at_ms),
+        }
+
 
 class Objects:
     """The owners of objects, bound to one store."""
@@ -61,6 +121,8 @@ class Objects:
         self._store = store
         self._clock = clock
         self._known: OrderedDict[ObjectId, str] = OrderedDict()
+        self.heard_seq = 0
+        """The newest change that was heard of: what is remembered is no older."""
 
     def bind(
         self, objects: Sequence[ObjectId], user_id: str, reservation_id: str, *more: Step
@@ -70,18 +132,54 @@ class Objects:
         Declined(OWNED_BY_ANOTHER), and nothing is done, when one has another owner. Raises
         Refused(STORE_UNAVAILABLE) from the future.
         """
-        now_ms = self._clock.now_ms()
+        now_ms, heard_seq = self._clock.now_ms(), self.heard_seq
         steps = [
             Step(BIND_OBJECT, (*found, user_id, reservation_id, now_ms), refusal=OWNED_BY_ANOTHER)
             for found in objects
         ]
         binding = self._store.writer.submit(Unit([*steps, *more]))
-        binding.add_done_callback(lambda done: self._remember_bound(done, objects, user_id))
+        binding.add_done_callback(lambda done: self._remember_bound(done, objects, user_id, heard_seq))
         return binding
 
-    def mark_gone(self, one: ObjectId) -> None:
+    def mark_gone(self, one: ObjectId, user_id: str) -> None:
         """Its user has deleted it. It keeps its owner. Never waits, may be lost: then it only counts for longer."""
-        self._store.writer.submit(Unit((Step(MARK_GONE, (*one, self._clock.now_ms())),)))
+        self._store.writer.submit(Unit((Step(MARK_GONE, (*one, user_id, self._clock.now_ms())),)))
+
+    def heard(self, seq: int, changed: Collection[tuple[str, str]] | None) -> None:
+        """Changes (kind, subject) up to `seq` were heard of; None: nothing that is remembered may count any more."""
+        self.heard_seq = seq
+        if changed is None:
+            self._known.clear()
+        elif losers := {subject for kind, subject in changed if kind == OBJECT_CHANGE}:
+            kept = ((one, owner) for one, owner in self._known.items() if owner not in losers)
+            self._known = OrderedDict(kept)
+
+    def unchanged(self, user_id: str, heard_seq: int) -> Step:
+        """For the unit that reserves: whatever is the user's by what was heard until `heard_seq` is so still."""
+        return Step(CHECK_UNCHANGED, (heard_seq, OBJECT_CHANGE, user_id), refusal=OWNERS_CHANGED)
+
+    async def release(self, one: ObjectId, user_id: str) -> None:
+        """Take an object from its owner: nobody's at once on every worker, and whose the vendor hands it to next.
+
+        Raises NoSuchObjectError: it is not this user's (any more); ObjectsError: the user has requests under way, which
+        may be about it; Refused(STORE_UNAVAILABLE).
+        """
+        unit = Unit(
+            (
+                Step(CHECK_IDLE, (owner_of(user_id), OPEN_REQUESTS, NO_PERIOD), refusal=_IN_USE),
+                Step(DELETE_OBJECT, (*one, user_id), refusal=_MISSING),
+                Step(INSERT_CHANGE, (OBJECT_CHANGE, user_id, self._clock.now_ms())),
+            )
+        )
+        result = await self._store.writer.submit(unit)
+        if not isinstance(result, Declined):
+            return
+        if result.refusal == _MISSING or (await owned(self._store.readers, one)).user_id != user_id:
+            raise NoSuchObjectError(f"{one} is not {user_id}'s any more: nothing is changed")
+        raise ObjectsError(
+            f"{one} may be in use: {user_id} has requests under way. Nothing is changed: repeat it when they have ended "
+            f"(`user disable {user_id}` lets no new ones begin)"
+        )
 
     async def first_of(self, vendor: str, kind: str, user_id: str) -> str | None:
         """The id of a user's oldest object of a kind; None without any. Raises Refused(STORE_UNAVAILABLE)."""
@@ -99,9 +197,17 @@ class Objects:
             refusal=TOO_MANY,
         )
 
-    async def owners(self, objects: Collection[ObjectId]) -> dict[ObjectId, str]:
-        """The owners of those that have one. Raises Refused(STORE_UNAVAILABLE)."""
-        found = {one: self._known[one] for one in objects if one in self._known}
+    async def owners(
+        self, objects: Collection[ObjectId], *, asking: str | None = None
+    ) -> dict[ObjectId, str]:
+        """The owners of those that have one. Raises Refused(STORE_UNAVAILABLE).
+
+        With a user who is `asking`, what is remembered as another's is looked up: it may be theirs since.
+        """
+        known, heard_seq = self._known, self.heard_seq
+        found = {one: known[one] for one in objects if one in known}
+        if asking is not None:
+            found = {one: owner for one, owner in found.items() if owner == asking}
         missing: dict[tuple[str, str], list[str]] = {}
         for one in objects:
             if one not in found:
@@ -115,18 +221,62 @@ class Objects:
                 ):
                     one = ObjectId(vendor, kind, str(upstream_id))
                     found[one] = str(user_id)
-                    self._remember(one, str(user_id))
+                    self._remember(one, str(user_id), heard_seq)
         return found
 
     def _remember_bound(
-        self, binding: "asyncio.Future[Result]", objects: Sequence[ObjectId], user_id: str
+        self, binding: "asyncio.Future[Result]", objects: Sequence[ObjectId], user_id: str, heard_seq: int
     ) -> None:
         if not binding.cancelled() and binding.exception() is None and isinstance(binding.result(), Done):
             for one in objects:
-                self._remember(one, user_id)
+                self._remember(one, user_id, heard_seq)
 
-    def _remember(self, one: ObjectId, user_id: str) -> None:
+    def _remember(self, one: ObjectId, user_id: str, heard_seq: int) -> None:
+        """Not where a change was heard of since it was asked: it may be newer than the answer."""
+        if heard_seq != self.heard_seq:
+            return
         self._known[one] = user_id
         self._known.move_to_end(one)
         if len(self._known) > KNOWN_MAX:
             self._known.popitem(last=False)
+
+
+async def owned(readers: Readers, one: ObjectId) -> OwnedObject:
+    """An object as its row says. Raises NoSuchObjectError, Refused(STORE_UNAVAILABLE)."""
+    row = await readers.row(SELECT_OBJECT, one)
+    if row is None:
+        raise NoSuchObjectError(f"nobody owns {one}: it was never handed out here, or it is released")
+    return _owned(row)
+
+
+async def owned_objects(
+    readers: Readers,
+    *,
+    user_id: str | None = None,
+    vendor: str | None = None,
+    kind: str | None = None,
+    is_gone: bool = False,
+    at_most: int = LISTED_MAX,
+) -> list[OwnedObject]:
+    """Who owns what, the newest first; with `is_gone` only what its user has deleted. Raises Refused(STORE_UNAVAILABLE)."""
+    wanted = {"user_id": user_id, "vendor": vendor, "kind": kind}
+    params: list[Value] = [value for value in wanted.values() if value is not None]
+    names = [name for name, value in wanted.items() if value is not None]
+    conditions = [f"{name} = ?{number}" for number, name in enumerate(names, start=1)]
+    if is_gone:
+        conditions.append("gone_at_ms IS NOT NULL")
+    where = f"WHERE {' AND '.join(conditions)}" if conditions else ""
+    rows = await readers.rows(
+        f"SELECT {_COLUMNS} FROM owned_objects {where} "
+        f"ORDER BY created_at_ms DESC, vendor, kind, upstream_id LIMIT ?{len(params) + 1}",
+        (*params, at_most),
+    )
+    return [_owned(row) for row in rows]
+
+
+def _owned(row: Row) -> OwnedObject:
+    vendor, kind, upstream_id, user_id, reservation_id = map(str, row[:5])
+    created_at_ms, gone_at_ms = cast("tuple[int, int | None]", row[5:])
+    return OwnedObject(
+        ObjectId(vendor, kind, upstream_id), user_id, reservation_id, created_at_ms, gone_at_ms
+    )

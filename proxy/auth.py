@@ -10,7 +10,7 @@ import asyncio
 import math
 import re
 from collections import OrderedDict
-from collections.abc import Sequence
+from collections.abc import Callable, Collection, Sequence
 from contextlib import suppress
 
 from metering.admission import Caller
@@ -96,13 +96,17 @@ class Authenticator:
         cache_max: int,
         poll_s: float,
         stale_after_s: float,
+        on_changes: Callable[[int, Collection[tuple[str, str]] | None], None] | None = None,
     ) -> None:
+        """`on_changes`: told with every look up to which change was heard, and what (kind, subject) has changed;
+        None: everything may have."""
         self._directory = directory
         self._plans = plans
         self._clock = clock
         self._cache_max = cache_max
         self._poll_s = poll_s
         self._stale_after_s = stale_after_s
+        self._on_changes = on_changes
         self._cache: OrderedDict[bytes, Credential] = OrderedDict()
         self._seen_seq: int | None = None
         """The newest change that was heard of; None before the first look."""
@@ -166,6 +170,7 @@ class Authenticator:
         Refused(STORE_UNAVAILABLE); the next look tries again."""
         began_s = self._clock.monotonic_s()
         self._seen_seq = await self._directory.last_change()
+        self._tell(self._seen_seq, None)
         self._looked_at_s = began_s
 
     def _is_stale(self) -> bool:
@@ -212,8 +217,14 @@ class Authenticator:
             self._look = None
         if changes:
             self._seen_seq = changes[-1][0]
-            self._forget({(kind, subject) for _, kind, subject in changes})
+            changed = {(kind, subject) for _, kind, subject in changes}
+            self._forget(changed)
+            self._tell(self._seen_seq, changed)
         self._looked_at_s = began_s
+
+    def _tell(self, seq: int, changed: Collection[tuple[str, str]] | None) -> None:
+        if self._on_changes is not None:
+            self._on_changes(seq, changed)
 
     def _forget(self, changed: set[tuple[str, str]]) -> None:
         stale = [

@@ -12,6 +12,7 @@ from urllib.parse import quote
 
 import orjson
 
+from metering.admission import OwnersChangedError
 from metering.errors import Reason, Refused
 from metering.objects import ObjectId, Objects
 from metering.store.writer import Declined
@@ -21,7 +22,9 @@ from proxy.side_calls import SideCalls
 from proxy.surface import Home
 
 KNOWN_MAX = 20_000
-"""Homes remembered in this process; they never change."""
+"""Homes remembered in this process, for as long as they are their user's."""
+ATTEMPTS_MAX = 2
+"""To find a home that is not released in the same instant."""
 TAG_CHARS = 26
 
 
@@ -45,8 +48,16 @@ class Homes:
 
     async def _one(self, mounted: Mounted, name: str, user_id: str) -> str:
         key = (mounted.surface.provider, name, user_id)
-        if key in self._known:
-            return self._known[key]
+        for _ in range(ATTEMPTS_MAX):
+            found = self._known.get(key) or await self._together(mounted, key)
+            one = _object(mounted, _home_of(mounted, name), found)
+            if (await self._objects.owners([one], asking=user_id)).get(one) == user_id:
+                return found
+            self._known.pop(key, None)  # released since it was found
+        raise OwnersChangedError
+
+    async def _together(self, mounted: Mounted, key: tuple[str, str, str]) -> str:
+        _, name, user_id = key
         making = self._making.get(key)
         if making is None:
             making = self._making[key] = spawn(
@@ -83,12 +94,18 @@ class Homes:
             raise Refused(
                 Reason.UPSTREAM_UNREACHABLE, f"{mounted.surface.name} made a {home.kind} without an id."
             )
-        one = ObjectId(mounted.surface.provider, home.kind, made.lower() if home.is_caseless else made)
-        if isinstance(await self._objects.bind([one], user_id, f"home:{home.name}"), Declined):
+        if isinstance(
+            await self._objects.bind([_object(mounted, home, made)], user_id, f"home:{home.name}"), Declined
+        ):
             raise Refused(
                 Reason.INTERNAL, f"{mounted.surface.name} made a {home.kind} that is another user's."
             )
         return made
+
+
+def _object(mounted: Mounted, home: Home, upstream_id: str) -> ObjectId:
+    spelt = upstream_id.lower() if home.is_caseless else upstream_id
+    return ObjectId(mounted.surface.provider, home.kind, spelt)
 
 
 def _home_of(mounted: Mounted, name: str) -> Home:

@@ -11,7 +11,7 @@ from metering.errors import Reason, Refused
 from metering.objects import ObjectId, Objects
 from proxy.json_walk import values_at
 from proxy.query import parameters
-from proxy.surface import Chooses, HandsOut, Inbound, Names
+from proxy.surface import Chooses, HandsOut, Home, Inbound, Names, Surface
 
 ID_CHARS_MAX = 512
 """Longer ones are no vendor's: they are refused before they are looked up."""
@@ -21,9 +21,9 @@ NAMED_MAX = 20_000
 
 async def check_owner(
     objects: Objects, vendor: str, user_id: str, names: Sequence[Names], inbound: Inbound
-) -> None:
-    """Refuse a request that names what is not its user's. Raises Refused: OBJECT_NOT_FOUND, BAD_REQUEST,
-    STORE_UNAVAILABLE."""
+) -> bool:
+    """Refuse a request that names what is not its user's; whether it names anything. Raises Refused:
+    OBJECT_NOT_FOUND, BAD_REQUEST, STORE_UNAVAILABLE."""
     named = [
         (ObjectId(vendor, name.kind, upstream_id.lower() if name.is_caseless else upstream_id), name)
         for name in names
@@ -31,10 +31,10 @@ async def check_owner(
         for upstream_id in ids_of(name, inbound)
     ]
     if not named:
-        return
+        return False
     if len(named) > NAMED_MAX:
         raise Refused(Reason.BAD_REQUEST, f"The request names more than {NAMED_MAX:,} objects.")
-    owners = await objects.owners({one for one, _ in named})
+    owners = await objects.owners({one for one, _ in named}, asking=user_id)
     for one, name in named:
         owner = owners.get(one)
         if owner != user_id and not (owner is None and name.may_be_unknown):
@@ -43,6 +43,7 @@ async def check_owner(
                 name.words.replace("{id}", one.upstream_id),
                 facts={"kind": one.kind, **name.facts},
             )
+    return True
 
 
 async def check_choice(
@@ -68,6 +69,18 @@ def handed_out(vendor: str, places: Sequence[HandsOut], answer: Any) -> list[Obj
         if isinstance(value, str) and 0 < len(value) <= ID_CHARS_MAX
     ]
     return list(dict.fromkeys(found))
+
+
+def object_id(surfaces: Sequence[Surface], vendor: str, kind: str, upstream_id: str) -> ObjectId:
+    """As it is bound: in lower case where a declaration says that ids of the kind are the same in any case."""
+    places: list[HandsOut | Names | Home] = []
+    for surface in surfaces:
+        if surface.provider == vendor:
+            places += surface.homes
+            for operation in surface.operations:
+                places += (*operation.hands_out, *operation.names)
+    is_caseless = any(place.kind == kind and place.is_caseless for place in places)
+    return ObjectId(vendor, kind, upstream_id.lower() if is_caseless else upstream_id)
 
 
 def _is_absent(name: Names, inbound: Inbound) -> bool:

@@ -22,7 +22,16 @@ from urllib.parse import unquote_to_bytes
 
 import orjson
 
-from metering.admission import NO_QUOTAS, Admission, Caller, Claim, Request, not_during, repeat_running
+from metering.admission import (
+    NO_QUOTAS,
+    Admission,
+    Caller,
+    Claim,
+    OwnersChangedError,
+    Request,
+    not_during,
+    repeat_running,
+)
 from metering.clock import Clock
 from metering.errors import Reason, Refused
 from metering.ids import new_id
@@ -183,15 +192,15 @@ class Engine:
             check_query(exchange.operation.query, query)
         credential = mounted.credential(exchange.operation)
         exchange.inbound = await self._read(exchange, params, query)
-        if exchange.operation.names:
-            user_id, names = exchange.caller.user_id, exchange.operation.names
-            await check_owner(self._objects, mounted.surface.provider, user_id, names, exchange.inbound)
-        if exchange.operation.chooses is not None:
-            user_id, choice = exchange.caller.user_id, exchange.operation.chooses
-            await check_choice(self._objects, mounted.surface.provider, user_id, choice, exchange.inbound)
+        owned = await self._check_owned(exchange, mounted)
         claims = await self._prepare(exchange, mounted, path) if exchange.operation.is_prepared else ()
         request = self._price(exchange, mounted)
-        exchange.admitted = await self._admission.admit(exchange.caller, request, *claims)
+        try:
+            exchange.admitted = await self._admission.admit(exchange.caller, request, *claims, *owned)
+        except OwnersChangedError:  # once more, by what the store says now
+            await self._authenticator.look_for_changes()
+            owned = await self._check_owned(exchange, mounted)
+            exchange.admitted = await self._admission.admit(exchange.caller, request, *claims, *owned)
         exchange.admitted_s = time.monotonic()
         self._enter(exchange)
         try:
@@ -201,6 +210,26 @@ class Engine:
             await self._forward(exchange, mounted, path, credential)
         finally:
             self._leave(exchange)
+
+    async def _check_owned(self, exchange: Exchange, mounted: Mounted) -> Sequence[Claim]:
+        """Refuse what names another user's objects. The claim that makes the reservation of what names any of the
+        user's own, or needs their home, stand on nothing that was released meanwhile."""
+        operation, caller, inbound = exchange.operation, exchange.caller, exchange.inbound
+        assert operation is not None
+        assert caller is not None
+        assert inbound is not None
+        if operation.chooses is not None:
+            vendor = mounted.surface.provider
+            await check_choice(self._objects, vendor, caller.user_id, operation.chooses, inbound)
+        if not operation.names and not operation.homes:
+            return ()
+        heard_seq, user_id = self._objects.heard_seq, caller.user_id
+        is_naming = await check_owner(
+            self._objects, mounted.surface.provider, user_id, operation.names, inbound
+        )
+        if not is_naming and not operation.homes:
+            return ()
+        return (Claim(self._objects.unchanged(user_id, heard_seq), OwnersChangedError()),)
 
     async def _prepare(self, exchange: Exchange, mounted: Mounted, path: bytes) -> Sequence[Claim]:
         """What some operations must know before they are priced; what they claim with the reservation."""
@@ -642,11 +671,12 @@ class Engine:
 
     def _note_end(self, exchange: Exchange) -> None:
         """What the request has deleted at the vendor is no more; what it did not find there was deleted before."""
-        operation, inbound = exchange.operation, exchange.inbound
+        operation, inbound, caller = exchange.operation, exchange.inbound, exchange.caller
         if operation is not None and operation.ends is not None and inbound is not None:
+            assert caller is not None
             kind, piece = operation.ends
             upstream_id = inbound.path_params[piece].lower()
-            self._objects.mark_gone(ObjectId(exchange.surface.provider, kind, upstream_id))
+            self._objects.mark_gone(ObjectId(exchange.surface.provider, kind, upstream_id), caller.user_id)
 
     def _gate(self, exchange: Exchange, inbound: Inbound, head: AnswerHead) -> Gate | None:
         """What the answer must pass, where its operation has an added event or hands out ids."""

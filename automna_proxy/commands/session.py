@@ -16,6 +16,7 @@ from automna_proxy.terminal import PROGRAM, note
 from metering.clock import SystemClock
 from metering.errors import Refused
 from metering.grants import GrantError
+from metering.objects import NoSuchObjectError, ObjectsError
 from metering.outbox import NoSuchMessageError, OutboxError
 from metering.plans import Plans, PlansFileError, load_plans
 from metering.prices import PriceFileError
@@ -62,6 +63,8 @@ _STATUS_OF_ERROR: tuple[tuple[type[Exception], Status], ...] = (
     (GrantError, Status.NO),
     (NoSuchMessageError, Status.NOT_FOUND),
     (OutboxError, Status.NO),
+    (NoSuchObjectError, Status.NOT_FOUND),
+    (ObjectsError, Status.NO),
     (BackupError, Status.NO),
     (StoreInUseError, Status.STORE),
     (QuestionError, Status.USAGE),

@@ -30,8 +30,19 @@ from automna_proxy.cli import app
 from automna_proxy.commands.catalog import settings_markdown
 from automna_proxy.settings import table
 from metering.clock import SystemClock, month_of
-from metering.ledger import MONEY, Hold, Intent, Ledger, Outcome, Reservation, Settlement
+from metering.ledger import (
+    MONEY,
+    NO_PERIOD,
+    OPEN_REQUESTS,
+    Hold,
+    Intent,
+    Ledger,
+    Outcome,
+    Reservation,
+    Settlement,
+)
 from metering.notices import ENDPOINT, INSERT_NOTICE
+from metering.objects import ObjectId, Objects
 from metering.outbox import adding, new_message
 from metering.prices import Priced, PricedLine
 from metering.store.database import Database
@@ -142,6 +153,7 @@ def test_the_first_user_makes_the_store_and_says_so_on_standard_error(fresh: Cli
         ("ledger", "verify"),
         ("ledger", "reprice", "--from", "2020-01-01", "--to", "2999-01-01"),
         ("ledger", "tail"),
+        ("objects", "list"),
     ],
 )
 def test_other_commands_make_no_store(fresh: Cli, args: tuple[str, ...]) -> None:
@@ -373,13 +385,18 @@ def test_a_plan_that_is_gone_is_shown_as_such(cli: Cli, tmp_path: Path) -> None:
         ("usage", "bob"),
         ("ledger", "tail", "--user", "bob"),
         ("ledger", "show", "req_1"),
+        ("objects", "list", "bob"),
+        ("objects", "show", "openai", "response", "resp_1"),
+        ("objects", "release", "openai", "response", "resp_1", "--yes"),
         ("prices", "show", "claude-nothing"),
     ],
 )
 def test_what_is_not_there_is_status_3_and_named(cli: Cli, args: tuple[str, ...]) -> None:
     result = cli.run(*args)
     assert (result.exit_code, result.stdout) == (3, "")
-    name = next(arg for arg in args if arg in {"bob", "tok_1", "amp_123456", "req_1", "claude-nothing"})
+    name = next(
+        arg for arg in args if arg in {"bob", "tok_1", "amp_123456", "req_1", "resp_1", "claude-nothing"}
+    )
     assert name in one_line(result.stderr)
 
 
@@ -1038,3 +1055,112 @@ def test_a_server_with_half_of_an_endpoint_does_not_start(cli: Cli) -> None:
     assert one_line(refused.stderr).startswith(
         "automna-proxy: NOTICES_SECRET: unset, though NOTICES_URL is set"
     )
+
+
+# --- objects ------------------------------------------------------------------------------------------
+
+INBOX = ObjectId("agentmail", "inbox", "wren@agentmail.to")
+RESPONSE = ObjectId("openai", "response", "resp_a1")
+
+
+def bind(cli: Cli, *objects: ObjectId, user: str = "alice", gone: tuple[ObjectId, ...] = ()) -> None:
+    """As a server does when a vendor hands them out, and when their user deletes some."""
+
+    async def write() -> None:
+        async with open_store(Database(cli.path)) as store:
+            known = Objects(store, SystemClock())
+            await known.bind(objects, user, "req_7")
+            for one in gone:
+                known.mark_gone(one, user)
+
+    asyncio.run(write())
+
+
+def test_objects_are_listed_with_their_owners(cli: Cli) -> None:
+    cli.ok("user", "add", "bob", "--plan", "pro")
+    bind(cli, INBOX, RESPONSE, gone=(INBOX,))
+    bind(cli, RESPONSE._replace(upstream_id="resp_b"), user="bob")
+    names, *rows = (line.split("\t") for line in cli.ok("objects", "list", "alice").splitlines())
+    assert names == ["since", "user", "vendor", "kind", "id", "gone", "request"]
+    shown = {row[4]: (row[1], row[2], row[3], bool(row[5]), row[6]) for row in rows}
+    assert shown == {
+        "wren@agentmail.to": ("alice", "agentmail", "inbox", True, "req_7"),
+        "resp_a1": ("alice", "openai", "response", False, "req_7"),
+    }
+
+    def ids(*args: str) -> set[str]:
+        return {each["id"] for each in cli.json("objects", "list", *args)["objects"]}
+
+    assert ids() == {"wren@agentmail.to", "resp_a1", "resp_b"}
+    assert ids("--vendor", "openai") == {"resp_a1", "resp_b"}
+    assert ids("bob", "--kind", "response") == {"resp_b"}
+    assert ids("--gone") == {"wren@agentmail.to"}
+    assert len(ids("--limit", "2")) == 2
+
+
+@pytest.mark.parametrize(
+    ("upstream_id", "status"), [("wren@agentmail.to", 0), ("Wren@AgentMail.TO", 0), ("wrens@agentmail.to", 3)]
+)
+def test_an_address_is_found_in_any_case(cli: Cli, upstream_id: str, status: int) -> None:
+    bind(cli, INBOX, gone=(INBOX,))
+    result = cli.run("objects", "show", "agentmail", "inbox", upstream_id, "--json")
+    assert result.exit_code == status
+    if not status:
+        shown = json.loads(result.stdout)
+        assert (shown["user"], shown["id"], shown["request"]) == ("alice", INBOX.upstream_id, "req_7")
+        assert shown["since"] <= shown["gone_at"]
+        assert "user\talice" in cli.ok("objects", "show", "agentmail", "inbox", upstream_id)
+
+
+def test_other_ids_are_found_as_they_are_written(cli: Cli) -> None:
+    bind(cli, RESPONSE)
+    assert cli.json("objects", "show", *RESPONSE)["gone_at"] is None
+    assert cli.run("objects", "show", "openai", "response", "RESP_A1").exit_code == 3
+    assert cli.run("objects", "release", "openai", "response", "RESP_A1", "--yes").exit_code == 3
+
+
+def test_an_object_is_released_once_and_may_be_anothers_then(cli: Cli) -> None:
+    bind(cli, INBOX)
+    released = cli.ok("objects", "release", "agentmail", "inbox", "WREN@agentmail.to", "--yes")
+    assert released.startswith("released agentmail inbox wren@agentmail.to, which was alice's since ")
+    again = cli.run("objects", "release", *INBOX, "--yes")
+    assert (again.exit_code, "it is released" in one_line(again.stderr)) == (3, True)
+    bind(cli, INBOX, user="bob")
+    assert cli.json("objects", "release", *INBOX, "--yes")["user"] == "bob"
+    assert cli.json("ledger", "verify")["is_clean"]
+
+
+def test_an_object_of_a_user_with_a_request_under_way_is_not_released(cli: Cli) -> None:
+    bind(cli, RESPONSE)
+
+    async def hold() -> None:
+        async with open_store(Database(cli.path)) as store:
+            hold = Hold("user:alice", OPEN_REQUESTS, NO_PERIOD, 1, 10)
+            intent = Intent("req_8", "alice", "tok", "openai", "POST /x", None, (hold,))
+            assert isinstance(await Ledger(store, SystemClock(), "wrk_1").reserve(intent), Reservation)
+
+    asyncio.run(hold())
+    result = cli.run("objects", "release", *RESPONSE, "--yes")
+    assert (result.exit_code, result.stdout) == (1, "")
+    assert "alice has requests under way" in one_line(result.stderr)
+    assert cli.json("objects", "show", *RESPONSE)["user"] == "alice"
+
+
+def test_without_a_terminal_nothing_is_released_unless_it_is_said(cli: Cli) -> None:
+    bind(cli, RESPONSE)
+    result = cli.run("objects", "release", *RESPONSE)
+    assert (result.exit_code, "expected --yes" in one_line(result.stderr)) == (2, True)
+    assert cli.json("objects", "show", *RESPONSE)["user"] == "alice"
+
+
+@pytest.mark.parametrize(("said", "status", "left"), [("y", 0, 0), ("n", 1, 1), ("", 1, 1)])
+def test_on_a_terminal_it_is_asked(cli: Cli, said: str, status: int, left: int) -> None:
+    bind(cli, RESPONSE)
+    ours, theirs = pty.openpty()
+    process = cli.spawn("objects", "release", *RESPONSE, stdin=theirs)
+    os.close(theirs)
+    os.write(ours, f"{said}\n".encode())
+    _, err = process.communicate(timeout=WAIT_S)
+    os.close(ours)
+    assert (process.returncode, "openai response resp_a1 is alice's. Release it?" in err) == (status, True)
+    assert len(cli.json("objects", "list")["objects"]) == left

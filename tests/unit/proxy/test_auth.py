@@ -288,3 +288,18 @@ async def test_a_rotated_parents_children_go_on_after_its_overlap_though_they_we
     await door.authenticator.look_for_changes()
     assert "has expired" in (await refusal(door, secret)).message
     await door.authenticator.authenticate({grandsecret.encode()})
+
+
+async def test_who_else_remembers_things_is_told_of_every_change_and_when_all_may_have_changed(
+    door: Door,
+) -> None:
+    told: list[tuple[int, object]] = []
+    door.authenticator._on_changes = lambda seq, changed: told.append((seq, changed))
+    await door.authenticator.look_for_changes()
+    assert told == [], "nothing has changed"
+    await door.directory.disable("ada")
+    await door.authenticator.look_for_changes()
+    assert told == [(1, {("user", "ada")})]
+    await door.store.writer.submit(Unit((Step("DELETE FROM changes", ()),)))  # as a store that was put back
+    await door.authenticator.look_for_changes()
+    assert told[1:] == [(0, None)]
