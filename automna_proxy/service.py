@@ -90,12 +90,11 @@ class Service:
             self.telemetry.loop_lag_s.set(max(0.0, loop.time() - due_s))
 
 
-async def keep_pruning(hooks: Hooks, repeats: Repeats) -> None:
+async def keep_pruning(hooks: Hooks) -> None:
     """Let go of rows that say what nobody asks any more."""
     while True:
         await asyncio.sleep(PRUNE_EVERY_S)
         hooks.prune()
-        repeats.prune()
 
 
 def bounds_of(settings: Settings) -> Bounds:
@@ -220,7 +219,7 @@ async def running_service(settings: Settings, *, clock: Clock | None = None) -> 
         _in_background(stack, "notices", notices.keep_looking())
         _in_background(stack, "idempotency keys", repeats.keep_pruning())
         _in_background(stack, "outbox", courier.keep_delivering())
-        _in_background(stack, "pruning", keep_pruning(hooks, repeats))
+        _in_background(stack, "pruning", keep_pruning(hooks))
         _in_background(stack, "gauges", service.keep_gauges())
         yield service
 

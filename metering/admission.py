@@ -1,7 +1,6 @@
 """Who may: plan, rate, and the reservation of what a request may cost. Refuses with facts, never with words
 of a vendor. The order is: what the plan includes, how fast, how much; the last is durable."""
 
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple
@@ -36,12 +35,14 @@ NOT_ALONE = "not_alone"
 ARE_NONE_HELD = """
 UPDATE reservations SET operation = operation WHERE id = ?1 AND NOT EXISTS
     (SELECT 1 FROM reservations WHERE state = 'HELD' AND user_id = ?2 AND surface = ?3 AND id <> ?1
-     AND operation IN (SELECT value FROM json_each(?4)))"""
+     AND operation IN (?4, ?5, ?6, ?7))"""
 CONCURRENCY_RETRY_AFTER_S = 1.0
 REPEAT_RETRY_AFTER_S = 1.0
 CHANGED_RETRY_AFTER_S = 1.0
 OWNERS_CHANGED = "owners_changed"
 """The refusal of a reservation that stands on an owner who may be none any more (metering/objects.py)."""
+OPERATIONS_MAX = 4
+"""Operations of one surface that a request may have to wait for, or that make the same kind of object."""
 NO_QUOTAS: Mapping[str, int] = {}
 LITTLE_LEFT_PERCENT = 5
 """A month with so much left counts as spent once a request is refused for it: the rest may never find a request that
@@ -487,11 +488,15 @@ def _too_many_concurrent(limit: int, whose: _Whose) -> Refused:
     )
 
 
+def padded(operations: Sequence[str]) -> tuple[str, ...]:
+    """As many names as a statement has places for."""
+    assert 0 < len(operations) <= OPERATIONS_MAX, operations
+    return (*operations, *[operations[-1]] * (OPERATIONS_MAX - len(operations)))
+
+
 def not_during(request_id: str, user_id: str, surface: str, operations: Sequence[str]) -> Claim:
     """What keeps a request from running beside any of these operations of its user."""
-    step = Step(
-        ARE_NONE_HELD, (request_id, user_id, surface, json.dumps(list(operations))), refusal=NOT_ALONE
-    )
+    step = Step(ARE_NONE_HELD, (request_id, user_id, surface, *padded(operations)), refusal=NOT_ALONE)
     words = "Another request that changes the same is under way."
     return Claim(step, Refused(Reason.CONFLICT, words, retry_after_s=REPEAT_RETRY_AFTER_S))
 

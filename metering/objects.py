@@ -10,13 +10,12 @@ whichever is first stops the other: no clock and no worker's word is needed, and
 """
 
 import asyncio
-import json
 from collections import OrderedDict
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple, cast
 
-from metering.admission import OWNERS_CHANGED, owner_of
+from metering.admission import OWNERS_CHANGED, owner_of, padded
 from metering.clock import Clock, instant
 from metering.ledger import NO_PERIOD, OPEN_REQUESTS
 from metering.store.readers import Readers
@@ -53,7 +52,7 @@ IS_ROOM = """
 UPDATE reservations SET operation = operation WHERE id = ?1 AND ?2 >
     (SELECT COUNT(*) FROM owned_objects WHERE user_id = ?3 AND vendor = ?4 AND kind = ?5 AND gone_at_ms IS NULL) +
     (SELECT COUNT(*) FROM reservations WHERE state = 'HELD' AND user_id = ?3 AND surface = ?4 AND id <> ?1
-     AND operation IN (SELECT value FROM json_each(?6)))"""
+     AND operation IN (?6, ?7, ?8, ?9))"""
 MARK_GONE = """
 UPDATE owned_objects SET gone_at_ms = ?5
 WHERE vendor = ?1 AND kind = ?2 AND upstream_id = ?3 AND user_id = ?4 AND gone_at_ms IS NULL"""
@@ -193,7 +192,7 @@ class Objects:
         when those that the user has and those that requests under way (of these operations) may make are `most`."""
         return Step(
             IS_ROOM,
-            (reservation_id, most, user_id, vendor, kind, json.dumps(list(makers))),
+            (reservation_id, most, user_id, vendor, kind, *padded(makers)),
             refusal=TOO_MANY,
         )
 

@@ -102,8 +102,8 @@ class Preparation:
 
 
 def namespaced(fields: Mapping[str, Any], names: tuple[str, ...], user_id: str) -> bytes | None:
-    """The body with the user's prefix before each of these; None where there is none of them. What goes up is written
-    anew: of a name that stands there twice the vendor might read the other one. Raises Refused(BAD_REQUEST)."""
+    """The body with the user's prefix before each of these; None where there is none of them. Raises
+    Refused(BAD_REQUEST): a vendor may make a name of what is no text."""
     found = {name: fields[name] for name in names if name in fields}
     if not found:
         return None
@@ -112,10 +112,7 @@ def namespaced(fields: Mapping[str, Any], names: tuple[str, ...], user_id: str) 
         if value is not None and not isinstance(value, str):
             raise Refused(Reason.BAD_REQUEST, f"{name}: must be a text.")
         given[name] = value if value is None else prefix + value
-    try:
-        return orjson.dumps({**fields, **given})
-    except TypeError as error:  # orjson reads deeper than it writes
-        raise Refused(Reason.BAD_REQUEST, f"The request's body cannot be passed on: {error}") from None
+    return orjson.dumps({**fields, **given})
 
 
 def prefix_of(user_id: str) -> str:

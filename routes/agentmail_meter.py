@@ -17,6 +17,8 @@ PRODUCT = "email"
 """Its name in the price table."""
 RECIPIENTS_MAX = 1_000
 """Of one message; vendors allow a few dozen."""
+ADDRESSED = frozenset({"to", "cc", "bcc", "resent-to", "resent-cc", "resent-bcc"})
+"""Headers of a message that say whom it goes to."""
 _TO, _BESIDE = ("to",), ("cc", "bcc")
 
 Count = Callable[[Inbound], int]
@@ -34,6 +36,7 @@ class SendMeter:
 
     def read(self, request: Inbound, pricing: Pricing) -> Demand:  # noqa: ARG002 - the protocol's
         """Raises Refused(BAD_REQUEST): no recipients, or more than anybody writes to at once."""
+        _refuse_recipients_in(request.fields.get("headers"))
         number = self.recipients(request)
         if not 0 < number <= RECIPIENTS_MAX:
             raise Refused(
@@ -71,7 +74,14 @@ def of_reply_all(request: Inbound) -> int:
 
 def of_draft(request: Inbound) -> int:
     """Those that the draft names."""
+    _refuse_recipients_in(request.looked_up.get("headers"))
     return _number(request.looked_up, (*_TO, *_BESIDE))
+
+
+def _refuse_recipients_in(headers: Any) -> None:
+    """Nobody counts recipients that a message has in its own headers. Raises Refused(BAD_REQUEST)."""
+    if isinstance(headers, dict) and any(name.strip().lower() in ADDRESSED for name in headers):
+        raise Refused(Reason.BAD_REQUEST, "headers: recipients belong into to, cc and bcc.")
 
 
 def _answered(request: Inbound) -> int:

@@ -5,8 +5,9 @@ import time
 import pytest
 
 from metering.errors import Refused
-from proxy.surface import Inbound
-from routes.agentmail_meter import number_in, of_draft, of_reply, of_reply_all, of_request
+from metering.prices import PriceTable
+from proxy.surface import Inbound, Pricing
+from routes.agentmail_meter import SendMeter, number_in, of_draft, of_reply, of_reply_all, of_request
 
 OWN = "Me@agentmail.to"
 
@@ -66,6 +67,21 @@ def test_a_hostile_text_takes_no_time(text):
 def test_whom_an_answer_goes_to(message, fields, reply, reply_all):
     assert of_reply(inbound(fields, **message)) == reply
     assert of_reply_all(inbound(fields, **message)) == reply_all
+
+
+@pytest.mark.parametrize("name", ["Bcc", "to", "RESENT-CC", " cc "])
+def test_recipients_in_headers_are_refused(name):
+    pricing = Pricing(PriceTable.load(), 0, 4)
+    hidden = {"headers": {"X-Fine": "1", name: "x@y.z"}}
+    for meter, request in (
+        (SendMeter(of_request), inbound({"to": "a@b.c", **hidden})),
+        (SendMeter(of_reply), inbound(hidden, **{"from": "a@b.c"})),
+        (SendMeter(of_draft), inbound({}, to=["a@b.c"], **hidden)),
+    ):
+        with pytest.raises(Refused, match="headers"):
+            meter.read(request, pricing)
+    received = inbound({"headers": {"X-Fine": "1"}}, **{"from": "a@b.c", "headers": {"To": OWN}})
+    assert SendMeter(of_reply).read(received, pricing).ceiling.total("recipients") == 1
 
 
 def test_a_send_counts_its_own_fields_and_a_draft_its_own():
