@@ -14,7 +14,9 @@ from proxy.upstream import CancelledUnsent, UpstreamClient, UpstreamError
 TIMEOUT_S = 30.0
 """For an answer, whole: a request waits for it."""
 ANSWER_BYTES_MAX = 8 * 1024 * 1024
-OK, REDIRECT, NOT_FOUND = 200, 300, 404
+OK, REDIRECT = 200, 300
+NO_SUCH = frozenset({400, 404, 414, 422})
+"""What a vendor says of an id that it does not know, or takes for none."""
 _JSON: Headers = [(b"content-type", b"application/json")]
 
 
@@ -27,7 +29,7 @@ class SideCalls:
     async def get(self, mounted: Mounted, path: bytes) -> dict[str, Any] | None:
         """The JSON object there; None where the vendor knows none. Raises Refused."""
         status, answer = await self._ask(mounted, b"GET", path, b"")
-        if status == NOT_FOUND:
+        if status in NO_SUCH:
             return None
         return self._object(mounted, status, answer)
 

@@ -605,6 +605,17 @@ async def test_a_very_long_id_is_no_id(tmp_path, vendor, length):
         assert answer.status_code in {400, 404, 414, 431}
 
 
+@pytest.mark.parametrize("status", [400, 404, 414, 422])
+async def test_what_the_vendor_takes_for_no_id_is_not_found(tmp_path, vendor, status):
+    async with house(tmp_path, vendor) as at:
+        inbox = await at.bob.inbox("bob")
+        vendor.next(fails(status))
+        answer = await at.bob.http.post(f"/v0/inboxes/{inbox}/messages/x/reply", json={})
+        assert (answer.status_code, answer.json()["message"]) == (404, "Not found.")
+        assert vendor.sent == []
+        await at.bob.assert_booked(0)
+
+
 # --- limits ---------------------------------------------------------------------------------------------
 
 
