@@ -57,18 +57,23 @@ async def test_a_turn_with_a_tool_ends_with_its_text_and_is_booked_exactly(stage
     assert rows == [(*as_told, ASKED_FOR_TOOL.counts()), (*as_told, SAID.counts())]
 
 
+def turns_of(vendor):
+    """How many requests of turns a vendor has seen: they carry tools. What agents ask beside them may come late."""
+    return sum(b'"tools":' in request.body for request in vendor.requests)
+
+
 async def test_a_spent_budget_is_told_in_our_words_and_does_not_lock_the_key(stage):
     stage.script += [streams(usage=ReportedUsage(input_tokens=10, output_tokens=60_000))]
     assert (await stage.openclaw.turn("spent", "Spend it all.")).status == 200
-    seen = stage.vendor.requests_total
+    seen = turns_of(stage.vendor)
     told = await complaint(stage, "spent")
     (refused,) = stage.refusals("budget_exhausted", "spent")
     used, resets = refused["used_credits"], refused["resets"]
     assert told == f"Monthly usage limit reached ({used:,} of 5,000 credits). Resets on {resets}."
-    assert stage.vendor.requests_total == seen
+    assert turns_of(stage.vendor) == seen
     await stage.set_plan("spent", "test")
     assert (await stage.openclaw.turn("spent", "And now?")).status == 200, "the key is not locked"
-    assert stage.vendor.requests_total == seen + 1
+    assert turns_of(stage.vendor) == seen + 1
 
 
 async def test_a_turn_that_may_cost_more_than_is_left_is_told_so_and_does_not_lock_the_key(stage):
@@ -88,7 +93,7 @@ async def test_a_stream_cut_for_its_budget_is_told_in_our_words_and_does_not_loc
         "SELECT hold_nanousd FROM reservations WHERE user_id = 'cut' ORDER BY id DESC LIMIT 1"
     )
     await stage.cap("cut", nanousd_left=hold_nanousd + 10**7)
-    seen = stage.vendor.requests_total
+    seen = turns_of(stage.vendor)
     stage.script += [streams(text=filler_of_bytes(40_000), events=800, stalls_after=600)]
     told = await complaint(stage, "cut")
     (cut, *_) = stage.refusals("budget_exhausted", "cut")
@@ -97,7 +102,7 @@ async def test_a_stream_cut_for_its_budget_is_told_in_our_words_and_does_not_loc
     assert told == (
         f"Monthly usage limit reached ({used:,} of {limit:,} credits of this account). Resets on {resets}."
     )
-    assert stage.vendor.requests_total == seen + 1
+    assert turns_of(stage.vendor) == seen + 1
     await stage.server.until_nothing_is_held()
     await stage.cap("cut", nanousd_left=10**11)
     assert (await stage.openclaw.turn("cut", "And now?")).status == 200, "the key is not locked"
@@ -126,15 +131,20 @@ async def test_credits_that_others_hold_are_waited_for(stage):
         assert (await turn).status == 200
 
 
+def admitted_of(stage, user_id):
+    """A user's requests so far. (What other agents ask beside their turns may still be on its way.)"""
+    return stage.server.rows("SELECT id FROM reservations WHERE user_id = ?1", user_id)
+
+
 async def test_a_revoked_token_fails_at_once_and_nothing_is_forwarded(stage):
-    seen = stage.vendor.requests_total
     await stage.revoke("revoked")
+    admitted = admitted_of(stage, "revoked")
     turn = await stage.openclaw.turn("revoked", "Hello.")
     assert turn.status == 401
     assert "This API key is no longer valid: it was revoked." in turn.text
     assert "(authentication failed, HTTP 401)" in stage.openclaw.log()
     assert len(stage.refusals("unauthenticated")) == 1
-    assert stage.vendor.requests_total == seen
+    assert admitted_of(stage, "revoked") == admitted, "what is forwarded is admitted before"
     assert "reason=auth_permanent" not in stage.openclaw.log(), (
         "that would lock its successor for ten minutes"
     )
@@ -152,15 +162,15 @@ OUTAGES = {
 
 @pytest.mark.parametrize("outage", OUTAGES)
 async def test_an_outage_of_the_vendor_is_ridden_out(stage, outage):
-    seen = stage.vendor.requests_total
+    seen = turns_of(stage.vendor)
     stage.script += [*OUTAGES[outage], streams(text="A wren.")]
     turn = await stage.openclaw.turn("custom", "Name a bird.")
     assert (turn.status, turn.text) == (200, "A wren.")
-    assert stage.vendor.requests_total == seen + len(OUTAGES[outage]) + 1
+    assert turns_of(stage.vendor) == seen + len(OUTAGES[outage]) + 1
 
 
 async def test_a_proxy_that_is_killed_in_mid_stream_and_comes_back_is_ridden_out(stage):
-    seen = stage.vendor.requests_total
+    seen = turns_of(stage.vendor)
     gate = Gate()
     stage.script += [stalls_after(6, gate=gate, text=TEXT), streams(text="A wren.")]
     turn = spawn(stage.openclaw.turn("custom", "Name a bird."), name="the turn")
@@ -170,7 +180,7 @@ async def test_a_proxy_that_is_killed_in_mid_stream_and_comes_back_is_ridden_out
     await stage.server.until(lambda: stage.openclaw.log().count("ECONNREFUSED") > tries, within_s=WITHIN_S)
     await stage.server.start()
     assert (await turn).text == "A wren."
-    assert stage.vendor.requests_total == seen + 2
+    assert turns_of(stage.vendor) == seen + 2
     await stage.server.until_nothing_is_held()
     ends = {(row.kind, row.basis, row.outcome) for row in stage.bookings("custom")[-2:]}
     assert ends == {("expire", "estimated", "worker_died"), ("settle", "reported", "completed")}
