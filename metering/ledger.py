@@ -154,6 +154,9 @@ class Reservation:
     refused_of_nanousd: int = 0
     """The month's allowance, once it was found spent when this was to be extended: noted when it is settled, because
     what it has used is most of what is left."""
+    found: str | None = None
+    """Its lines as they stood in the row when it was found there: somebody else may extend it, and whoever knows less
+    than the row has changes nothing. None for the exchange that made it, which alone extends it."""
 
     @property
     def id(self) -> str:
@@ -217,9 +220,16 @@ CHECKPOINT_RESERVATION = """
 UPDATE reservations SET checkpoint_nanousd = ?2, checkpoint_usage = ?3
 WHERE id = ?1 AND state = 'HELD'"""
 
+EXTEND_AS_FOUND = """
+UPDATE reservations SET lines = ?2, hold_nanousd = ?3 WHERE id = ?1 AND state = 'HELD' AND lines = ?4 RETURNING id"""
+
 RESOLVE_RESERVATION = """
 UPDATE reservations SET state = ?2, booked_nanousd = ?3, resolved_at_ms = ?4
 WHERE id = ?1 AND state = 'HELD' RETURNING id"""
+
+RESOLVE_AS_FOUND = """
+UPDATE reservations SET state = ?2, booked_nanousd = ?3, resolved_at_ms = ?4
+WHERE id = ?1 AND state = 'HELD' AND lines = ?5 RETURNING id"""
 
 EXPIRE_RESERVATION = """
 UPDATE reservations SET state = 'EXPIRED', booked_nanousd = ?2, resolved_at_ms = ?3
@@ -265,6 +275,8 @@ UNBOOKABLE_REPORT = "unbookable_report"
 """The note on an entry that lost its details."""
 EXTEND_TIMEOUT_S = 3.0
 """As long as the writer lets a commit hang at its usual busy timeout."""
+FOUND_ATTEMPTS_MAX = 5
+"""How often a reservation that others extend is looked at again before it is resolved."""
 LATE_REPORT_ATTEMPTS_MAX = 5
 """A late report loses the race against the expiry at most once; the rest is for a store in trouble."""
 
@@ -365,18 +377,17 @@ class Ledger:
             return _added(before, _lines_by(held_lines, rows))
 
         lines = extended if callable(held_lines) else _added(before, held_lines)
-        steps.append(
-            Step(
-                EXTEND_RESERVATION,
-                with_lines((reservation.id,), lines, (hold_nanousd,)),
-                refusal=ALREADY_RESOLVED,
-            )
-        )
+        statement, after = EXTEND_RESERVATION, cast("Params", (hold_nanousd,))
+        if reservation.found is not None:
+            statement, after = EXTEND_AS_FOUND, (hold_nanousd, reservation.found)
+        steps.append(Step(statement, with_lines((reservation.id,), lines, after), refusal=ALREADY_RESOLVED))
 
         def apply(waiting: "asyncio.Future[Result]") -> None:
             reservation.extension = None
             if waiting.exception() is None and isinstance(result := waiting.result(), Done):
                 reservation.lines = _lines_by(lines, result.rows)
+                if reservation.found is not None:
+                    reservation.found = encode_lines(reservation.lines)
 
         # Kept: a unit that the writer may refuse can be committed after it was refused, by a disk that hung, and
         # then nobody would know that it must be given back.
@@ -440,13 +451,7 @@ class Ledger:
     ) -> "asyncio.Future[Resolved]":
         hold_nanousd, cost_nanousd = reservation.hold_nanousd, settlement.priced.cost_nanousd
         now_ms = self._clock.now_ms()
-        steps = [
-            Step(
-                RESOLVE_RESERVATION,
-                (reservation.id, "SETTLED", cost_nanousd, now_ms),
-                refusal=ALREADY_RESOLVED,
-            )
-        ]
+        steps = [_resolution(reservation, "SETTLED", cost_nanousd, now_ms)]
         within_nanousd = min(cost_nanousd, hold_nanousd)
         above_nanousd = cost_nanousd - within_nanousd
         within, above = [], []
@@ -490,7 +495,7 @@ class Ledger:
             return _after(reservation.extension, lambda: self.void(reservation, outcome=outcome, note=note))
         now_ms = self._clock.now_ms()
         steps = [
-            Step(RESOLVE_RESERVATION, (reservation.id, "VOIDED", 0, now_ms), refusal=ALREADY_RESOLVED),
+            _resolution(reservation, "VOIDED", 0, now_ms),
             *(_move(line, 0) for line in reservation.lines),
         ]
         settlement = Settlement(outcome, NO_COST, is_reported=True, notes=(note,) if note else ())
@@ -499,6 +504,21 @@ class Ledger:
         )
         steps.append(entry.step("void", 0, ()))
         return self._resolve(reservation.id, steps, None)
+
+    async def resolve_found(
+        self, reservation_id: str, resolve: "Callable[[Reservation], asyncio.Future[Resolved]]"
+    ) -> Resolved:
+        """Resolve a reservation that others may extend meanwhile, by what `resolve` makes of it as it is found.
+
+        Raises Refused(STORE_UNAVAILABLE), also when it is extended faster than it can be looked at.
+        """
+        for _ in range(FOUND_ATTEMPTS_MAX):
+            reservation = await self.held(reservation_id)
+            if reservation is None:
+                return Resolved.ALREADY_RESOLVED
+            if await resolve(reservation) is Resolved.DONE:
+                return Resolved.DONE
+        raise store_unavailable("the reservation is being extended")
 
     async def expire_worker(self, worker_id: str, *, reservations_max: int = 500) -> int:
         """Expire what a dead worker held (not what is due later); how many there were. Safe to race."""
@@ -543,7 +563,7 @@ class Ledger:
         if row is None:
             return None
         intent, lines, _, _, created_at_ms = _held(row)
-        return Reservation(intent, lines, created_at_ms, {})
+        return Reservation(intent, lines, created_at_ms, {}, found=str(row[6]))
 
     async def awaits_report(self, reservation_id: str) -> bool:
         """Whether an exact report would still be booked: it is held, or expired and not adjusted yet.
@@ -1020,6 +1040,13 @@ def _held(row: Row) -> tuple[Intent, tuple[Line, ...], int, str | None, int]:
 
 def _hold_params(hold: Hold) -> tuple[str, str, str, int, int]:
     return hold.owner, hold.meter, hold.period, hold.allowance, hold.amount
+
+
+def _resolution(reservation: Reservation, state: str, cost_nanousd: int, now_ms: int) -> Step:
+    params = (reservation.id, state, cost_nanousd, now_ms)
+    if reservation.found is None:
+        return Step(RESOLVE_RESERVATION, params, refusal=ALREADY_RESOLVED)
+    return Step(RESOLVE_AS_FOUND, (*params, reservation.found), refusal=ALREADY_RESOLVED)
 
 
 def _move(line: Line, spent: int) -> Step:

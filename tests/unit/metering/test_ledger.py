@@ -30,6 +30,7 @@ from metering.ledger import (
 from metering.prices import Priced, PricedLine
 from metering.store import writer as writer_module
 from metering.store.writer import Declined, Done
+from metering.tasks import spawn
 from metering.usage import CACHE_READ, CACHE_WRITE_1H, CACHE_WRITE_5M, INPUT, OUTPUT
 from metering.verify import verify
 from tests.support.ledger import (
@@ -286,6 +287,51 @@ async def test_a_resolution_during_an_extension_waits_for_it_and_leaks_nothing(
     assert await resolved is Resolved.DONE
     assert [declined is None for declined in await extending] == [is_granted]
     assert (await bench.account(), await bench.gauge()) == ((120 if verb == "settle" else 0, 0), 0)
+
+
+async def test_what_others_extend_is_extended_and_resolved_by_what_they_have_made_of_it(bench: Bench) -> None:
+    """Two workers find the same reservation: whoever is second knows less than its row, and changes nothing."""
+    reservation = await bench.reserve(money(10), gauge())
+    first, second = [await bench.ledger.held(reservation.id) for _ in range(2)]
+    assert first is not None
+    assert second is not None
+    assert await bench.ledger.extend(first, [money(20)]) is None
+    assert await bench.ledger.extend(second, [money(20)]) is not None
+    assert await bench.ledger.settle(second, settlement(5)) is Resolved.ALREADY_RESOLVED
+    assert await bench.account() == (0, 30)
+    assert await bench.ledger.extend(first, [money(3)]) is None
+    assert await bench.account() == (0, 33)
+    found = await bench.ledger.resolve_found(
+        reservation.id, lambda held: bench.ledger.settle(held, settlement(5))
+    )
+    assert found is Resolved.DONE
+    assert await bench.account() == (5, 0)
+    found = await bench.ledger.resolve_found(reservation.id, bench.ledger.void)
+    assert found is Resolved.ALREADY_RESOLVED
+
+
+async def test_extensions_and_resolutions_of_what_was_found_race_to_one_resolution_without_a_leak(
+    bench: Bench,
+) -> None:
+    other = bench.worker("wrk_b")
+    reservation = await bench.reserve(money(10, of=10_000), gauge())
+
+    async def keep_extending() -> None:
+        while (found := await other.held(reservation.id)) is not None:
+            await other.extend(found, [money(1, of=10_000)])
+
+    extending = spawn(keep_extending(), name="extending")
+    resolved = []
+    while Resolved.DONE not in resolved:
+        with contextlib.suppress(Refused):  # it was extended faster than it could be looked at
+            resolved.append(
+                await bench.ledger.resolve_found(
+                    reservation.id, lambda held: bench.ledger.settle(held, settlement(7))
+                )
+            )
+    await extending
+    assert resolved == [Resolved.DONE]
+    assert await bench.account() == (7, 0)
 
 
 async def test_an_extension_whose_waiter_is_cancelled_leaks_nothing(bench: Bench) -> None:
