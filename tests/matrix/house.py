@@ -14,6 +14,9 @@ from typing import Any, Self
 
 import httpx
 
+from metering.objects import ObjectId, Objects
+from simulators.agentmail import VENDOR_KEY as AGENTMAIL_KEY
+from simulators.agentmail import AgentMailSimulator
 from simulators.anthropic import AnthropicSimulator
 from simulators.brave import VENDOR_KEY as BRAVE_KEY
 from simulators.brave import BraveSimulator
@@ -22,7 +25,7 @@ from simulators.gemini import GeminiSimulator
 from simulators.openai import VENDOR_KEY as OPENAI_KEY
 from simulators.openai import OpenAISimulator
 from simulators.vendor import VendorSimulator
-from tests.matrix.speeches import SPEECHES
+from tests.matrix.speeches import SPEECHES, Speech
 from tests.matrix.tables import STAYS, Cell, End, Part, Stage
 from tests.support.gateway import Gateway, running_gateway
 
@@ -93,6 +96,23 @@ class Open:
         return self.tasks <= other.tasks and self.descriptors <= other.descriptors
 
 
+def _inbox_of(user_id: str) -> str:
+    return f"{user_id}@agentmail.to"
+
+
+def target_of(speech: Speech, user_id: str) -> bytes:
+    """Where a user asks."""
+    return speech.target.replace(b"{inbox}", _inbox_of(user_id).encode())
+
+
+async def new_token(gateway: Gateway, user_id: str) -> str:
+    """Of a new user, who has an inbox."""
+    token = await gateway.new_token(user_id)
+    inbox = ObjectId("agentmail", "inbox", _inbox_of(user_id))
+    await Objects(gateway.service.store, gateway.clock).bind([inbox], user_id, "home:inbox")
+    return token
+
+
 class House:
     """The vendors and the gateways."""
 
@@ -102,6 +122,7 @@ class House:
             "openai": OpenAISimulator(),
             "gemini": GeminiSimulator(),
             "brave": BraveSimulator(),
+            "agentmail": AgentMailSimulator(),
         }
         self._folder = folder
         self._gateways: dict[str, Gateway] = {}
@@ -131,7 +152,7 @@ class House:
         """A user of the cell's own, and a gateway token of theirs."""
         self._users += 1
         user_id = f"u{self._users}"
-        return user_id, await gateway.new_token(user_id)
+        return user_id, await new_token(gateway, user_id)
 
     def open(self) -> Open:
         """What is open now. Both ends of a pooled connection are ours, for the vendors are in this process."""
@@ -168,6 +189,8 @@ class House:
             "GEMINI_UPSTREAM_URL": urls["gemini"],
             "BRAVE_API_KEY": BRAVE_KEY,
             "BRAVE_UPSTREAM_URL": urls["brave"],
+            "AGENTMAIL_API_KEY": AGENTMAIL_KEY,
+            "AGENTMAIL_UPSTREAM_URL": urls["agentmail"],
         }
         started: Any = running_gateway(
             folder, upstream=urls["anthropic"], env={**PATIENT, **SHORT[bounds], **others}
@@ -175,14 +198,17 @@ class House:
         gateway: Gateway = await self._stack.enter_async_context(started)
         for listener in gateway.server.servers[0].sockets:  # inherited by what it accepts
             listener.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, SEND_BUFFER_BYTES)
-        token = await gateway.new_token("warm")
+        token = await new_token(gateway, "warm")
         async with httpx.AsyncClient(base_url=gateway.url, timeout=WARM_WITHIN_S, trust_env=False) as client:
             for speech in SPEECHES:
                 name, _, scheme = speech.dialect.key.decode().partition(": ")
                 headers = {name: scheme + token, "anthropic-version": "2023-06-01"}
                 with contextlib.suppress(httpx.TimeoutException):  # where nobody answers
                     await client.request(
-                        speech.method.decode(), speech.target.decode(), content=speech.body(), headers=headers
+                        speech.method.decode(),
+                        target_of(speech, "warm").decode(),
+                        content=speech.body(),
+                        headers=headers,
                     )
         await gateway.assert_clean()
         await gateway.entries()

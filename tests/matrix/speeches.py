@@ -11,6 +11,8 @@ from typing import Any
 import orjson
 
 from simulators import anthropic, brave_answers, gemini, openai
+from simulators.agentmail_behaviour import CODES as AGENTMAIL_CODES
+from simulators.agentmail_behaviour import NAMES as AGENTMAIL_NAMES
 from simulators.anthropic_messages import ERROR_TYPES, Content, Message, message_events, message_json
 from simulators.anthropic_messages import error_event as anthropic_error_event
 from simulators.anthropic_messages import error_json as anthropic_error_json
@@ -47,11 +49,19 @@ class Dialect:
     event: bytes
     """What an error inside a stream begins with, up to its JSON."""
     error_body: Callable[[int], bytes]
+    """As its client is to see it."""
+    wrapper: str | None = "error"
+    """The key under which an error stands; None where it is the whole body."""
+
+    def said_in(self, error: bytes) -> object:
+        """The word of an error."""
+        fields = orjson.loads(error)
+        return (fields if self.wrapper is None else fields[self.wrapper])[self.word]
 
 
 @dataclass(frozen=True)
 class Speech:
-    """One way to ask. Prices in nano-USD a token, and a search."""
+    """One way to ask. Prices in nano-USD a token, and a piece. `target`: {inbox} stands for the user's own."""
 
     name: str
     dialect: Dialect
@@ -62,7 +72,7 @@ class Speech:
     events: Callable[[str, int], list[bytes]] | None
     """A streamed one, None where whole ones are asked for."""
     prices: tuple[int, int] = (0, 0)
-    search_nanousd: int = 0
+    piece_nanousd: int = 0
     method: bytes = b"POST"
     """A GET has no body."""
     counts: tuple[int, int] = (INPUT_TOKENS, OUTPUT_TOKENS)
@@ -73,6 +83,10 @@ class Speech:
     """Something in a stream tells that it is over; else only the end of its framing does."""
     is_sold_whole: bool = False
     """Its price is known when the vendor has answered: nothing in the answer could change it."""
+    is_free: bool = False
+    """It costs nothing, whatever comes of it."""
+    is_asked_again: bool = False
+    """An answer that was lost is asked for once more: the vendor does nothing twice."""
     reads_unseen: bool = False
     """The estimate grows with the head: what the vendor reads of its own is in no request."""
     counts_before_end: bool = False
@@ -94,7 +108,7 @@ class Speech:
 
     @property
     def exact_nanousd(self) -> int:
-        return self.search_nanousd + self._cost(*self.counts)
+        return self.piece_nanousd + self._cost(*self.counts)
 
     @property
     def at_start_nanousd(self) -> int:
@@ -316,7 +330,7 @@ SEARCH = Speech(
     method=b"GET",
     whole=_found,
     events=None,
-    search_nanousd=5_000_000,
+    piece_nanousd=5_000_000,
     counts=(0, 0),
     is_sold_whole=True,
 )
@@ -326,7 +340,7 @@ _of_answers = functools.partial(
     dialect=_BRAVE,
     target=b"/api/brave/res/v1/chat/completions",
     prices=(5_000, 5_000),
-    search_nanousd=4_000_000,
+    piece_nanousd=4_000_000,
     whole=lambda serial, words: brave_json(_answered(serial, words)),
     reads_unseen=True,
 )
@@ -339,9 +353,53 @@ ANSWERS = _of_answers(
 )
 ANSWERS_WHOLE = _of_answers("answers whole", fields={**_ANSWERS, "stream": False}, events=None)
 
+# --- AgentMail ------------------------------------------------------------------------------------------
+
+
+def _agentmail_error(status: int) -> bytes:
+    code = AGENTMAIL_CODES.get(status, "internal_error")
+    message = "Not found." if status == 404 else "The vendor refused the request."
+    return orjson.dumps({"name": AGENTMAIL_NAMES[code], "code": code, "message": message})
+
+
+_AGENTMAIL = Dialect(
+    "agentmail",
+    b"authorization: Bearer ",
+    unreachable="internal_error",
+    timeout="internal_error",
+    account="internal_error",
+    busy="rate_limit_exceeded",
+    word="code",
+    event=b"",
+    error_body=_agentmail_error,
+    wrapper=None,
+)
+_of_mail = functools.partial(Speech, dialect=_AGENTMAIL, events=None, counts=(0, 0), is_sold_whole=True)
+MAIL_LIST = _of_mail(
+    "mail list",
+    target=b"/api/agentmail/v0/inboxes/{inbox}/messages",
+    fields={},
+    method=b"GET",
+    whole=lambda serial, words: orjson.dumps(
+        {"count": 1, "messages": [{"message_id": f"<{serial}@agentmail.to>", "text": filler(words)}]}
+    ),
+    is_free=True,
+)
+MAIL_SEND = _of_mail(
+    "mail send",
+    target=b"/api/agentmail/v0/inboxes/{inbox}/messages/send",
+    fields={"to": ["ann@example.com", "ben@example.com"], "subject": "Hello", "text": SYSTEM},
+    whole=lambda serial, words: orjson.dumps(
+        {"message_id": f"<{serial}@agentmail.to>", "thread_id": filler(words)}
+    ),
+    piece_nanousd=4_000_000,
+    is_asked_again=True,
+)
+
 SPEECHES = (
     *(STREAM, WHOLE),
     *(CHAT, CHAT_UNASKED, RESPONSE_STREAM, RESPONSE),
     *(GEMINI_EVENTS, GEMINI_LIST, GEMINI),
     *(SEARCH, ANSWERS, ANSWERS_WHOLE),
+    *(MAIL_LIST, MAIL_SEND),
 )

@@ -2,7 +2,7 @@
 the one rule for what must come of it."""
 
 import enum
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import product
 
 from metering.ledger import Outcome
@@ -233,6 +233,12 @@ class Cell:
         return self.answers_stream and (self.speech.hands_out_ids or self.speech.hidden is not None)
 
     @property
+    def asks(self) -> int:
+        """How often the vendor is asked."""
+        is_lost = self.vendor.end in (End.BREAKS, End.STALLS) and self.vendor.sends < Part.HEAD
+        return 2 if is_lost and self.speech.is_asked_again else 1
+
+    @property
     def passes_whole_body(self) -> bool:
         """Nothing goes down before the end of a body, not even its head."""
         return self.speech.hands_out_ids and not self.answers_stream
@@ -326,6 +332,8 @@ def expected(cell: Cell) -> Expected:
     if client.leaves_at is Stage.ASKING:
         return Expected(None, is_reported=False, cost=Cost.NOTHING, view=None)
     told = _seen_to_the_end(cell)
+    if cell.speech.is_free:
+        told = replace(told, is_reported=True, cost=Cost.NOTHING)
     if client.leaves_at is None:
         return told
     outcome = told.outcome
