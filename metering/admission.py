@@ -23,7 +23,15 @@ from metering.ledger import (
 from metering.money import credits_left, credits_of
 from metering.plans import SOFT, Plan
 from metering.prices import Priced
-from metering.quotas import QUOTAS, quota_holds, quota_refusal, quota_state
+from metering.quotas import (
+    CONCURRENCIES,
+    QUOTAS,
+    concurrency_hold,
+    concurrency_refusal,
+    quota_holds,
+    quota_refusal,
+    quota_state,
+)
 from metering.rate_limits import RateLimits
 from metering.rate_state import QuotaState, RateState, Standing
 from metering.store.writer import Declined, Step
@@ -102,6 +110,8 @@ class Request:
     """It uses no tokens that count: a bucket below zero does not stop it."""
     quotas: Mapping[str, int] = field(default_factory=dict)
     """What it may use of the plan's counts, by meter."""
+    runs: str = ""
+    """The gauge that it is held on instead of that of requests in flight: it starts what goes on by itself."""
 
 
 @dataclass(slots=True)
@@ -275,8 +285,11 @@ class Admission:
     def _holds(self, caller: Caller, request: Request, period: str) -> list[Hold]:
         """On every account that has a say."""
         owner, plan = owner_of(caller.user_id), caller.plan
-        holds = [Hold(owner, OPEN_REQUESTS, NO_PERIOD, 1, plan.concurrent_requests)]
-        if caller.limits:
+        if request.runs:
+            holds = [concurrency_hold(owner, plan, request.runs)]
+        else:
+            holds = [Hold(owner, OPEN_REQUESTS, NO_PERIOD, 1, plan.concurrent_requests)]
+        if caller.limits and not request.runs:
             holds += [
                 Hold(owner, OPEN_REQUESTS, NO_PERIOD, 1, limits.concurrent_requests)
                 for _, owner, limits in caller.limits
@@ -318,6 +331,26 @@ class Admission:
             reservation.refused_of_nanousd = hold.allowance
         return refused
 
+    async def extend_running(
+        self, reservation: Reservation, *, more_nanousd: int, more: Mapping[str, int], budget: str
+    ) -> Hold | None:
+        """Hold more for what goes on by itself, as it was found in the store: nano-USD, and counts by meter. The hold
+        that was refused, by the allowances that stand in the accounts; None when all is granted, or the reservation is
+        not what it was found as.
+
+        A soft `budget` lets it run on, with what it holds of money; its counts are never soft. Raises
+        Refused(STORE_UNAVAILABLE).
+        """
+        wanted = [
+            Hold(*line[:3], more_nanousd if line.meter in CHARGED else more.get(line.meter, 0), 0)
+            for line in reservation.lines
+            if line.meter in CHARGED or line.meter in more
+        ]
+        hold = await self._declined(reservation, wanted)
+        if hold is not None and hold.meter == MONEY and budget == SOFT:
+            hold = await self._declined(reservation, [one for one in wanted if one.meter != MONEY])
+        return hold
+
     async def _declined(self, reservation: Reservation, more: Sequence[Hold]) -> Hold | None:
         """The hold that is refused; None when all are granted, or there is nothing to hold them for any more: taken
         for dead, a worker's request goes on to its exact report."""
@@ -326,7 +359,7 @@ class Admission:
         declined = await self._ledger.extend(reservation, more)
         if declined is None:
             return None
-        credit = [hold for hold in reservation.intent.holds if hold.meter == CREDIT]
+        credit = [Hold(*line[:3], 0, 0) for line in reservation.lines if line.meter == CREDIT]
         is_beside = any(hold.meter == MONEY for hold in more)
         return declined_hold([*more, *(credit if is_beside else ())], declined)
 
@@ -343,6 +376,8 @@ class Admission:
         if hold.meter == OPEN_REQUESTS:
             is_plans = hold.owner == owner_of(caller.user_id)
             return _too_many_concurrent(hold.allowance, _of_plan(caller) if is_plans else _OF_KEY)
+        if hold.meter in CONCURRENCIES:
+            return concurrency_refusal(hold, caller.plan.name)
         if hold.meter == MONEY:
             return await self._budget_refusal(
                 caller, asked_nanousd, hold.period, own_nanousd=own_nanousd, used_nanousd=used_nanousd

@@ -63,7 +63,9 @@ PURSE = frozenset({MONEY, CREDIT})
 OPEN_REQUESTS = "open_requests"
 REQUESTS = "requests"
 """How many requests were sent to a vendor: caps on their number."""
-GAUGES = frozenset({OPEN_REQUESTS})
+OPEN_BROWSERS = "open_browsers"
+"""How many browsers run at a vendor."""
+GAUGES = frozenset({OPEN_REQUESTS, OPEN_BROWSERS})
 """Meters that are held while something runs and given back whole."""
 NO_PERIOD = ""
 """The period of a gauge: it never ends."""

@@ -10,26 +10,29 @@ from dataclasses import dataclass
 from metering.caps import HELD_RETRY_AFTER_S, TITLES
 from metering.clock import date_of, instant, period_end_ms
 from metering.errors import Reason, Refused
-from metering.ledger import Balance, Hold
+from metering.ledger import NO_PERIOD, OPEN_BROWSERS, Balance, Hold
 from metering.plans import Plan
 from metering.rate_state import QuotaState
 from metering.terms import CapPeriod
-from metering.usage import RECIPIENTS, SEARCHES, Usage
+from metering.usage import BROWSER_SECONDS, RECIPIENTS, SEARCHES, Usage
 
 
 @dataclass(frozen=True, slots=True)
 class Quota:
-    """What a plan's `limit` allows of a unit of usage in a period. `meter` is the account's name, and people's."""
+    """What a plan's `limit` allows of a unit of usage in a period. `meter` is the account's name, and people's, who count
+    in `title` where `unit` is too small for them: so many units make one."""
 
     meter: str
     unit: str
     period: CapPeriod
     limit: str
+    title: str = ""
+    units_per_title: int = 1
 
     def of(self, plan: Plan) -> int:
-        """How many the plan includes in a period."""
+        """How many units the plan includes in a period."""
         allowance: int = getattr(plan, self.limit)
-        return allowance
+        return allowance * self.units_per_title
 
 
 QUOTAS: Mapping[str, Quota] = {
@@ -37,9 +40,54 @@ QUOTAS: Mapping[str, Quota] = {
     for quota in (
         Quota("searches", SEARCHES, CapPeriod.MONTH, "searches_per_month"),
         Quota("emails", RECIPIENTS, CapPeriod.DAY, "emails_per_day"),
+        Quota(
+            "browser_seconds",
+            BROWSER_SECONDS,
+            CapPeriod.MONTH,
+            "browser_minutes_per_month",
+            title="browser minutes",
+            units_per_title=60,
+        ),
     )
 }
 """By meter."""
+
+
+@dataclass(frozen=True, slots=True)
+class Concurrency:
+    """How many of something that goes on by itself a plan's `limit` allows at once. `meter` is the gauge."""
+
+    meter: str
+    limit: str
+    title: str
+
+    def of(self, plan: Plan) -> int:
+        allowance: int = getattr(plan, self.limit)
+        return allowance
+
+
+CONCURRENCIES: Mapping[str, Concurrency] = {
+    one.meter: one for one in (Concurrency(OPEN_BROWSERS, "concurrent_browsers", "browser sessions"),)
+}
+"""By meter. What runs under one of them is no request in flight any more, however long it runs."""
+
+
+def concurrency_hold(owner: str, plan: Plan, meter: str) -> Hold:
+    """One more of what runs at once."""
+    return Hold(owner, meter, NO_PERIOD, 1, CONCURRENCIES[meter].of(plan))
+
+
+def concurrency_refusal(hold: Hold, plan: str) -> Refused:
+    """Why one more is refused. Waiting helps only when one has ended, which nobody knows."""
+    title, limit = CONCURRENCIES[hold.meter].title, hold.allowance
+    facts: dict[str, int | str] = {"limit": limit, "quota": hold.meter}
+    if limit <= 0:
+        return Refused(Reason.BUDGET_EXHAUSTED, f"The {plan} plan includes no {title}.", facts=facts)
+    return Refused(
+        Reason.TOO_MANY_CONCURRENT,
+        f"Too many {title} at once: {limit} may run on the {plan} plan.",
+        facts=facts,
+    )
 
 
 def quotas_used(usage: Usage, meters: tuple[str, ...]) -> dict[str, int]:
@@ -68,34 +116,38 @@ def quota_state(hold: Hold, balance: Balance) -> QuotaState:
 
 def quota_refusal(hold: Hold, balance: Balance, plan: str) -> Refused:
     """Why a hold on a quota was refused. Not included, used up, only held, or too many at once."""
-    title, what = TITLES[QUOTAS[hold.meter].period], hold.meter
+    quota = QUOTAS[hold.meter]
+    title, what, per = TITLES[quota.period], quota.title or quota.meter, quota.units_per_title
     resets_ms = period_end_ms(hold.period)
-    resets, limit = date_of(resets_ms), hold.allowance
+    resets, used, limit = date_of(resets_ms), -(-balance.spent // per), hold.allowance // per
     facts: dict[str, int | str] = {
-        f"used_{what}": balance.spent,
-        f"limit_{what}": limit,
+        f"used_{quota.meter}": balance.spent,
+        f"limit_{quota.meter}": hold.allowance,
         "resets": resets,
         "resets_at": instant(resets_ms),
-        "quota": what,
+        "quota": quota.meter,
     }
-    if limit <= 0:
-        return Refused(Reason.BUDGET_EXHAUSTED, f"The {plan} plan includes no {what}.", facts={"quota": what})
-    if balance.spent + hold.amount <= limit:
+    if hold.allowance <= 0:
+        return Refused(
+            Reason.BUDGET_EXHAUSTED, f"The {plan} plan includes no {what}.", facts={"quota": quota.meter}
+        )
+    if balance.spent + hold.amount <= hold.allowance:
         return Refused(
             Reason.BUDGET_HELD,
             f"Requests in flight hold the rest of the {what}; retry when they have finished.",
             retry_after_s=HELD_RETRY_AFTER_S,
             facts=facts,
         )
-    if balance.spent < limit:
+    if balance.spent < hold.allowance:
+        left = (hold.allowance - balance.spent) // per
         return Refused(
             Reason.BUDGET_EXHAUSTED,
-            f"{title} usage limit reached for a request of this size: it may take up to {hold.amount:,} {what}, "
-            f"{limit - balance.spent:,} of {limit:,} are left. Resets on {resets}.",
+            f"{title} usage limit reached for a request of this size: it may take up to {-(-hold.amount // per):,} {what}, "
+            f"{left:,} of {limit:,} are left. Resets on {resets}.",
             facts=facts,
         )
     return Refused(
         Reason.BUDGET_EXHAUSTED,
-        f"{title} usage limit reached ({balance.spent:,} of {limit:,} {what}). Resets on {resets}.",
+        f"{title} usage limit reached ({used:,} of {limit:,} {what}). Resets on {resets}.",
         facts=facts,
     )

@@ -13,6 +13,7 @@ from metering.clock import day_end_ms, day_of, instant, month_end_ms, month_of
 from metering.ledger import MONEY, NO_PERIOD, OPEN_REQUESTS, PURSE, REQUESTS, SPEND, Balance
 from metering.money import credits_of
 from metering.plans import SOFT, Plan
+from metering.quotas import CONCURRENCIES
 from metering.rate_limits import RateLimits
 from metering.rate_state import RateState
 from metering.reports import credits_as_json
@@ -90,8 +91,8 @@ def meters_as_json(
 def rates_as_json(
     rates: RateLimits, owner: str, limits: Plan | TokenLimits, accounts: Accounts
 ) -> dict[str, dict[str, Any]]:
-    """The limits that an owner has, beside caps: requests and tokens per minute, and requests in flight. What is used
-    of a minute flows back; `resets_at` says when all of it has."""
+    """The limits that an owner has, beside caps: requests and tokens per minute, requests in flight, and for a plan what
+    may run at once. What is used of a minute flows back; `resets_at` says when all of it has."""
     shown: dict[str, dict[str, Any]] = {}
     if (limit := limits.requests_per_minute) is not None:
         shown["requests_per_minute"] = _rate_as_json(rates.used(owner, limit), rates.look(owner, limit))
@@ -100,7 +101,10 @@ def rates_as_json(
             rates.tokens.used(owner, limit), rates.tokens.look(owner, limit)
         )
     if (limit := limits.concurrent_requests) is not None:
-        shown["concurrent_requests"] = open_requests_as_json(accounts, limit)
+        shown["concurrent_requests"] = gauge_as_json(accounts, OPEN_REQUESTS, limit)
+    if isinstance(limits, Plan):
+        for running in CONCURRENCIES.values():
+            shown[running.limit] = gauge_as_json(accounts, running.meter, running.of(limits))
     return shown
 
 
@@ -116,9 +120,9 @@ def _rate_as_json(used: int, rate: RateState) -> dict[str, int | str]:
     }
 
 
-def open_requests_as_json(accounts: Accounts, limit: int) -> dict[str, int | None]:
-    """The requests in flight: only ever held, and returned as each ends."""
-    balance = accounts.get((OPEN_REQUESTS, NO_PERIOD), Balance(0, 0, 0))
+def gauge_as_json(accounts: Accounts, meter: str, limit: int) -> dict[str, int | None]:
+    """What is open or runs: only ever held, and returned as each ends."""
+    balance = accounts.get((meter, NO_PERIOD), Balance(0, 0, 0))
     return {**_counts_as_json(balance, limit), "resets_at": None}
 
 

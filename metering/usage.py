@@ -1,6 +1,6 @@
 """What an answer used, as disjoint buckets per model. Counting only; `prices` says what it costs."""
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 
 INPUT = "input_tokens"
@@ -49,12 +49,18 @@ RECIPIENTS = "recipients"
 """E-mails as vendors count them against their limits: one for each address of a message."""
 MESSAGES = "messages"
 """E-mails, however many they go to."""
+BROWSER_SECONDS = "browser_seconds"
+"""Seconds that a browser ran at a vendor, as that vendor bills them."""
+PROXY_BYTES = "proxy_bytes"
+"""Bytes that a browser moved through its vendor's proxies."""
 
 INPUT_UNITS = (INPUT, INPUT_AUDIO, INPUT_IMAGE, INPUT_VIDEO)
 CACHE_READ_UNITS = (CACHE_READ, CACHE_AUDIO_READ, CACHE_IMAGE_READ, CACHE_VIDEO_READ)
 CACHE_WRITE_UNITS = (CACHE_WRITE_5M, CACHE_WRITE_1H, CACHE_WRITE_30M, CACHE_WRITE_12H)
 OUTPUT_UNITS = (OUTPUT, OUTPUT_AUDIO, OUTPUT_IMAGE, OUTPUT_VIDEO)
 SEARCH_UNITS = (WEB_SEARCHES, WEB_SEARCHES_PREVIEW, MAPS_SEARCHES, STORAGE_SEARCHES)
+TIME_UNITS = (BROWSER_SECONDS,)
+"""What goes on by itself until somebody ends it, in seconds."""
 PROMPT_UNITS = (*INPUT_UNITS, *CACHE_READ_UNITS, *CACHE_WRITE_UNITS)
 """The buckets whose sum is the length of the prompt: what long-context price tiers look at."""
 
@@ -85,13 +91,17 @@ class Usage:
 
     def with_output_at_most(self, tokens: int) -> "Usage":
         """The same, with no more than so many tokens of each kind of output in each line."""
+        return self._with_at_most(OUTPUT_UNITS, tokens)
+
+    def with_time_at_most(self, seconds: int) -> "Usage":
+        """The same, with no more than so many seconds in each line."""
+        return self._with_at_most(TIME_UNITS, seconds)
+
+    def _with_at_most(self, units: Collection[str], most: int) -> "Usage":
         lines = [
             UsageLine(
                 line.model,
-                {
-                    unit: min(count, tokens) if unit in OUTPUT_UNITS else count
-                    for unit, count in line.counts.items()
-                },
+                {unit: min(count, most) if unit in units else count for unit, count in line.counts.items()},
                 line.modifiers,
             )
             for line in self.lines
@@ -102,6 +112,11 @@ class Usage:
     def most_output(self) -> int:
         """Of one kind, in one line."""
         return max((line.counts.get(unit, 0) for line in self.lines for unit in OUTPUT_UNITS), default=0)
+
+    @property
+    def seconds(self) -> int:
+        """Of all lines together."""
+        return sum(self.total(unit) for unit in TIME_UNITS)
 
     def total(self, unit: str) -> int:
         return sum([line.counts.get(unit, 0) for line in self.lines])

@@ -11,8 +11,8 @@ from metering.standing import (
     SELECT_STANDING,
     accounts_of,
     day_of,
+    gauge_as_json,
     meters_as_json,
-    open_requests_as_json,
 )
 from tests.support.ledger import NOW_MS, Bench, open_bench, settlement
 
@@ -90,14 +90,20 @@ def test_a_limit_that_is_known_goes_before_that_of_the_last_hold() -> None:
 def test_what_has_no_period_is_no_meter_of_one() -> None:
     accounts = {(OPEN_REQUESTS, NO_PERIOD): Balance(0, 3, 9), ("credit", NO_PERIOD): Balance(1, 1, 9)}
     assert meters_as_json(accounts, NOW_MS) == {}
-    assert open_requests_as_json(accounts, 5) == {
+    assert gauge_as_json(accounts, OPEN_REQUESTS, 5) == {
         "limit": 5,
         "used": 0,
         "held": 3,
         "left": 2,
         "resets_at": None,
     }
-    assert open_requests_as_json({}, 5) == {"limit": 5, "used": 0, "held": 0, "left": 5, "resets_at": None}
+    assert gauge_as_json({}, OPEN_REQUESTS, 5) == {
+        "limit": 5,
+        "used": 0,
+        "held": 0,
+        "left": 5,
+        "resets_at": None,
+    }
 
 
 @pytest.mark.parametrize(
