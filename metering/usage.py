@@ -1,6 +1,6 @@
 """What an answer used, as disjoint buckets per model. Counting only; `prices` says what it costs."""
 
-from collections.abc import Collection, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 INPUT = "input_tokens"
@@ -91,21 +91,30 @@ class Usage:
 
     def with_output_at_most(self, tokens: int) -> "Usage":
         """The same, with no more than so many tokens of each kind of output in each line."""
-        return self._with_at_most(OUTPUT_UNITS, tokens)
-
-    def with_time_at_most(self, seconds: int) -> "Usage":
-        """The same, with no more than so many seconds in each line."""
-        return self._with_at_most(TIME_UNITS, seconds)
-
-    def _with_at_most(self, units: Collection[str], most: int) -> "Usage":
         lines = [
             UsageLine(
                 line.model,
-                {unit: min(count, most) if unit in units else count for unit, count in line.counts.items()},
+                {
+                    unit: min(count, tokens) if unit in OUTPUT_UNITS else count
+                    for unit, count in line.counts.items()
+                },
                 line.modifiers,
             )
             for line in self.lines
         ]
+        return Usage(tuple(lines), self.is_exact, self.notes)
+
+    def with_time_at_most(self, seconds: int) -> "Usage":
+        """The same, cut to so many seconds in each line: what else is counted there goes on as long, and is less in
+        proportion."""
+        lines = []
+        for line in self.lines:
+            all_s = max((line.counts.get(unit, 0) for unit in TIME_UNITS), default=0)
+            if all_s <= seconds:
+                lines.append(line)
+                continue
+            counts = {unit: -(-count * seconds // all_s) for unit, count in line.counts.items()}
+            lines.append(UsageLine(line.model, counts, line.modifiers))
         return Usage(tuple(lines), self.is_exact, self.notes)
 
     @property

@@ -87,6 +87,8 @@ class Inbound:
     fields: Mapping[str, Any]
     looked_up: Mapping[str, Any] = field(default_factory=dict)
     """What the operation's LookUp found."""
+    time_left_s: int | None = None
+    """How long what the request starts may run by what is left of quota and budget; None where nobody looked."""
     _walks: dict[tuple[str, ...], Walk] = field(default_factory=dict, repr=False)
 
     def below(self, *keys: str) -> Walk:
@@ -161,6 +163,8 @@ class Demand:
     floor: Usage = NOTHING
     body: bytes | None = None
     """What goes up instead of the client's body, where a stream tells its usage only when asked to."""
+    fields: Mapping[str, Any] | None = None
+    """What the body says instead of what the client's does, where the request must be bounded."""
     added_event: AddedEvent | None = None
     """What such a stream then has too much."""
     is_deferred: bool = False

@@ -6,6 +6,7 @@ from metering import usage
 from metering.ledger import token_counts
 from metering.prices import PricedLine
 from metering.usage import (
+    BROWSER_SECONDS,
     CACHE_AUDIO_READ,
     CACHE_READ,
     CACHE_WRITE_5M,
@@ -14,11 +15,14 @@ from metering.usage import (
     INPUT,
     INPUT_AUDIO,
     INPUT_IMAGE,
+    MESSAGES,
     OUTPUT,
     OUTPUT_AUDIO,
     PROMPT_UNITS,
+    PROXY_BYTES,
     STORAGE_SEARCHES,
     WEB_SEARCHES,
+    Usage,
     UsageLine,
 )
 
@@ -43,3 +47,19 @@ def test_columns_add_up_over_units_and_lines() -> None:
 
 def test_what_is_no_token_is_in_no_column() -> None:
     assert token_counts([UsageLine("m", {WEB_SEARCHES: 1, STORAGE_SEARCHES: 1, "smells": 1})]) == (0, 0, 0, 0)
+
+
+def test_time_is_cut_with_all_that_goes_on_beside_it() -> None:
+    usage = Usage(
+        (UsageLine("session", {BROWSER_SECONDS: 300, PROXY_BYTES: 1_000}), UsageLine("email", {MESSAGES: 1})),
+        is_exact=False,
+    )
+    assert usage.seconds == 300
+    cut = usage.with_time_at_most(100)
+    assert [dict(line.counts) for line in cut.lines] == [
+        {BROWSER_SECONDS: 100, PROXY_BYTES: 334},
+        {MESSAGES: 1},
+    ]
+    assert not cut.is_exact
+    assert usage.with_time_at_most(300) == usage
+    assert dict(usage.with_time_at_most(0).lines[0].counts) == {BROWSER_SECONDS: 0, PROXY_BYTES: 0}
