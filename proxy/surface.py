@@ -298,6 +298,26 @@ class Chooses:
 
 
 @dataclass(frozen=True, slots=True)
+class Tag:
+    """A field of a request's body that tells of what it makes by which request that was: whose it is can be found out
+    although the answer is lost (see Swept).
+
+    `field`: keys joined by dots from the top; objects on the way are made where there are none. What goes up there is made of
+    the request's id, and does not come down. `is_optional`: a caller's own value goes up instead; otherwise it is refused.
+    `makes_once`: the vendor makes one thing for each value, so that an answer that was lost is asked for again.
+    """
+
+    field: str
+    is_optional: bool = False
+    makes_once: bool = False
+
+    @property
+    def key(self) -> str:
+        """The last of its keys: under which it stands in answers, too."""
+        return self.field.rpartition(".")[2]
+
+
+@dataclass(frozen=True, slots=True)
 class Home:
     """What a user has at a vendor from their first request on, as `{name}` in upstream paths: a POST of `body` (of the
     user's tag) to `path`, answered with its id in `id_field`. `within`: the homes that stand in `path`. The vendor must take a second
@@ -399,7 +419,11 @@ class Operation:
     """After a success an object is no more: its kind, and the piece of the path that names it."""
     namespaced: tuple[str, ...] = ()
     """Fields at the top of the body whose value is a name within the whole account: the user's own there, by a prefix
-    that no answer shows."""
+    that no answer shows. Nor does one show a tag of ours there."""
+    tag: Tag | None = None
+    """By which what it makes is known again."""
+    hides: tuple[str, ...] = ()
+    """Further keys under which its answers have tags of ours, which are taken out."""
     renders: Callable[[bytes, Standing], bytes] | None = None
     """The body of a success as its caller is shown it, where that is not the vendor's own."""
     key_env: str = ""
@@ -414,7 +438,12 @@ class Operation:
     @property
     def edits_answer(self) -> bool:
         """A success does not go down as the vendor wrote it."""
-        return bool(self.namespaced) or self.renders is not None
+        return bool(self.namespaced or self.tag or self.hides or self.renders)
+
+    @property
+    def is_repeatable(self) -> bool:
+        """The vendor does it once, however often it is asked."""
+        return self.is_idempotent or (self.tag is not None and self.tag.makes_once)
 
     @property
     def name(self) -> str:
