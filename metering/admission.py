@@ -222,6 +222,23 @@ class Admission:
         concurrent = _concurrent(caller)
         return Standing(requests, tokens, concurrent, limit, budget_left_nanousd, began_ms, ends_ms, ())
 
+    async def left(self, caller: Caller, quotas: Sequence[str]) -> dict[str, int]:
+        """What is neither spent nor held of the month's money, prepaid credit with it, and of these quotas, by meter. A
+        soft budget bounds no money. Raises Refused(STORE_UNAVAILABLE)."""
+        owner, plan, names = owner_of(caller.user_id), caller.plan, self._periods.names()
+        left = {}
+        if plan.budget != SOFT:
+            money = await self._ledger.balance(owner, MONEY, self._current_month()[0])
+            left[MONEY] = max(0, plan.allowance_nanousd - money.spent - money.held)
+            if caller.has_credit:
+                credit = await self._ledger.balance(owner, CREDIT, NO_PERIOD)
+                left[MONEY] += credit.allowance - credit.spent - credit.held
+        for meter in quotas:
+            quota = QUOTAS[meter]
+            balance = await self._ledger.balance(owner, meter, names[quota.period])
+            left[meter] = max(0, quota.of(plan) - balance.spent - balance.held)
+        return left
+
     def charge(self, caller: Caller, priced: Priced) -> None:
         """Count what an answer has used against the minute's tokens."""
         tokens = counted_tokens(priced.lines)

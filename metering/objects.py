@@ -32,6 +32,8 @@ OBJECT_CHANGE = "object"
 KNOWN_MAX = 20_000
 """Owners remembered in this process: what it has heard of changes bounds how old that may be (`unchanged`)."""
 LISTED_MAX = 1_000
+OWN_IDS_MAX = 10_000
+"""Of a kind, the newest: what a user sees of a list that all users share."""
 IDS_AT_ONCE = 64
 """Ids looked up by one statement."""
 
@@ -48,6 +50,9 @@ AND upstream_id IN ({", ".join(f"?{index}" for index in range(3, 3 + IDS_AT_ONCE
 SELECT_FIRST = """
 SELECT upstream_id FROM owned_objects WHERE user_id = ?1 AND vendor = ?2 AND kind = ?3 AND gone_at_ms IS NULL
 ORDER BY created_at_ms, upstream_id LIMIT 1"""
+SELECT_IDS = """
+SELECT upstream_id FROM owned_objects WHERE user_id = ?1 AND vendor = ?2 AND kind = ?3
+ORDER BY created_at_ms DESC LIMIT ?4"""
 IS_ROOM = """
 UPDATE reservations SET operation = operation WHERE id = ?1 AND ?2 >
     (SELECT COUNT(*) FROM owned_objects WHERE user_id = ?3 AND vendor = ?4 AND kind = ?5 AND gone_at_ms IS NULL) +
@@ -184,6 +189,11 @@ class Objects:
         """The id of a user's oldest object of a kind; None without any. Raises Refused(STORE_UNAVAILABLE)."""
         row = await self._store.readers.row(SELECT_FIRST, (user_id, vendor, kind))
         return None if row is None else str(row[0])
+
+    async def ids_of(self, vendor: str, kind: str, user_id: str) -> frozenset[str]:
+        """The ids of a user's objects of a kind, OWN_IDS_MAX at most. Raises Refused(STORE_UNAVAILABLE)."""
+        rows = await self._store.readers.rows(SELECT_IDS, (user_id, vendor, kind, OWN_IDS_MAX))
+        return frozenset(str(row[0]) for row in rows)
 
     def one_more(
         self, reservation_id: str, vendor: str, kind: str, user_id: str, *, most: int, makers: Sequence[str]

@@ -1,7 +1,7 @@
 """The state that the phases of one request share: one object, named fields, no strings to look up."""
 
 import asyncio
-from collections.abc import Awaitable, Callable, MutableMapping
+from collections.abc import Awaitable, Callable, Collection, MutableMapping
 from typing import Any
 
 from metering.admission import Admitted, Caller
@@ -46,6 +46,7 @@ class Exchange:
         "on_client_gone",
         "operation",
         "outcome",
+        "own_ids",
         "priced",
         "receive",
         "refused",
@@ -86,6 +87,8 @@ class Exchange:
         self.demand: Demand = NO_DEMAND
         self.repeat: Repeat | None = None
         """How it stands to the same request before, where it must not be done twice."""
+        self.own_ids: Collection[str] = ()
+        """What of the list that it asks for is its user's."""
         self.admitted: Admitted | None = None
 
         self.admitted_s: float | None = None

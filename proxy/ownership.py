@@ -24,6 +24,10 @@ async def check_owner(
 ) -> bool:
     """Refuse a request that names what is not its user's; whether it names anything. Raises Refused:
     OBJECT_NOT_FOUND, BAD_REQUEST, STORE_UNAVAILABLE."""
+    for name in names:
+        if name.is_required and not any(ids_of(name, inbound)):
+            where = name.query_param or name.body_field
+            raise Refused(Reason.BAD_REQUEST, f"{where}: must be given.")
     named = [
         (ObjectId(vendor, name.kind, upstream_id.lower() if name.is_caseless else upstream_id), name)
         for name in names

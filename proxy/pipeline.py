@@ -35,14 +35,14 @@ from metering.admission import (
 from metering.clock import Clock
 from metering.errors import Reason, Refused
 from metering.ids import new_id
-from metering.ledger import NO_COST, Ledger, Outcome, Resolved, Settlement, bounded
+from metering.ledger import MONEY, NO_COST, Ledger, Outcome, Resolved, Settlement, bounded
 from metering.objects import ObjectId, Objects
 from metering.plans import SOFT
 from metering.prices import PriceTable
 from metering.quotas import quotas_used
 from metering.rate_state import Standing
 from metering.store.writer import Done, Result
-from metering.usage import NOTHING, Usage
+from metering.usage import NOTHING, Usage, UsageLine
 from proxy import forbidden
 from proxy.auth import Authenticator, conceal_tokens
 from proxy.bounds import Bounds
@@ -61,7 +61,7 @@ from proxy.relay import Relay, send_body
 from proxy.rewriting import body_of, shown
 from proxy.silence import SilenceKeeper
 from proxy.slices import Slices
-from proxy.surface import NO_DEMAND, AnswerHead, Demand, Headers, Inbound, Pricing, Rendered
+from proxy.surface import NO_DEMAND, AnswerHead, Demand, Headers, Inbound, Pricing, Rendered, Timed
 from proxy.telemetry import Telemetry
 from proxy.upstream import Answer, Broken, CancelledUnsent, TimedOut, UpstreamClient, UpstreamError
 
@@ -78,6 +78,7 @@ CHECKPOINTS_PER_TURN = 50
 """Streams checkpointed before other work gets its turn on the event loop."""
 IDLE_TURNS_MAX, IDLE_TURN_S = 200, 0.01
 """How long the end of the process waits for cancelled exchanges: they only have to queue their settle."""
+SECONDS_PER_HOUR = 3_600
 CLIENT_CLOSED_REQUEST = 499
 """nginx's word, in logs and metrics only: the client left before it was told anything."""
 OK, REDIRECT, NOT_MODIFIED, CLIENT_ERROR, NOT_FOUND = 200, 300, 304, 400, 404
@@ -252,7 +253,25 @@ class Engine:
         if operation.looks_up is not None:
             with self._waiting(exchange):
                 await self._preparation.look_up(exchange, mounted, path)
+        if operation.keeps is not None:
+            await self._preparation.find_own_ids(exchange, mounted)
+        if operation.timed is not None:
+            assert exchange.inbound is not None
+            exchange.inbound.time_left_s = await self._time_left_s(exchange, mounted, operation.timed)
         return claims
+
+    async def _time_left_s(self, exchange: Exchange, mounted: Mounted, timed: Timed) -> int:
+        """How long what costs by the second may run, as the accounts stand now. Only a bound for the vendor: what is granted is
+        granted slice by slice."""
+        assert exchange.operation is not None
+        assert exchange.caller is not None
+        hour = Usage((UsageLine(timed.product, {timed.unit: SECONDS_PER_HOUR}),))
+        price = self._prices.price(mounted.surface.provider, hour, at_ms=self._clock.now_ms()).cost_nanousd
+        left = await self._admission.left(exchange.caller, exchange.operation.quotas)
+        seconds = [left[meter] for meter in exchange.operation.quotas]
+        if MONEY in left and price:
+            seconds.append(left[MONEY] * SECONDS_PER_HOUR // price)
+        return min(seconds, default=SECONDS_PER_HOUR * 24)
 
     # --- read ----------------------------------------------------------------------------------------
 
@@ -267,13 +286,13 @@ class Engine:
             return inbound
         if inbound.header(b"content-encoding") not in {b"", b"identity"}:
             raise Refused(Reason.BAD_REQUEST, "Content-Encoding: request bodies must be sent uncompressed.")
-        if not is_said_to_be_json(inbound.headers):
+        if not operation.takes_any_body and not is_said_to_be_json(inbound.headers):
             raise Refused(Reason.BAD_REQUEST, "Content-Type: must be application/json, in UTF-8.")
         length = inbound.header(b"content-length")
         if length.isdigit() and int(length) > self._bounds.body_bytes_max:
             raise self._too_large()
         inbound.body = await self._body(exchange)
-        if not inbound.body and operation.may_lack_body:
+        if operation.takes_any_body or (not inbound.body and operation.may_lack_body):
             return inbound
         inbound.fields = _json_object(inbound.body)
         forbidden.check(operation.forbidden, inbound)
@@ -344,11 +363,21 @@ class Engine:
         provider, now_ms = mounted.surface.provider, self._clock.now_ms()
         is_done = exchange.repeat is not None and exchange.repeat.is_done
         demand = NO_DEMAND if is_done else operation.meter.read(inbound, self._pricing(mounted))
-        if operation.namespaced or operation.tag is not None:
-            said = body_of(operation, inbound.fields, user_id=caller.user_id, request_id=exchange.request_id)
-            demand = replace(demand, body=said)
+        if operation.edits_body or demand.fields is not None:
+            fields = inbound.fields if demand.fields is None else demand.fields
+            said = body_of(
+                operation,
+                fields,
+                user_id=caller.user_id,
+                request_id=exchange.request_id,
+                options=mounted.options,
+            )
+            if said is None and demand.fields is not None:
+                said = orjson.dumps(demand.fields)
+            demand = replace(demand, body=said, fields=None)
         exchange.demand = demand
-        held = self._prices.price(provider, self._held_at_first(demand, caller.plan.budget), at_ms=now_ms)
+        at_first = self._held_at_first(exchange, demand, caller.plan.budget)
+        held = self._prices.price(provider, at_first, at_ms=now_ms)
         if held.flags:
             raise Refused(
                 Reason.MODEL_UNAVAILABLE,
@@ -365,16 +394,20 @@ class Engine:
             floor_nanousd=floor.cost_nanousd,
             due_in_s=operation.deferred.due_s if operation.deferred and demand.is_deferred else None,
             is_free=operation.meter.is_free,
-            quotas=quotas_used(demand.ceiling, operation.quotas) if operation.quotas else NO_QUOTAS,
+            quotas=quotas_used(at_first, operation.quotas) if operation.quotas else NO_QUOTAS,
+            runs=operation.timed.gauge if operation.timed is not None else "",
         )
 
     def _pricing(self, mounted: Mounted) -> Pricing:
         per_token = self._bounds.estimate_bytes_per_token
         return Pricing(self._prices, self._clock.now_ms(), per_token, mounted.options)
 
-    def _held_at_first(self, demand: Demand, budget: str) -> Usage:
+    def _held_at_first(self, exchange: Exchange, demand: Demand, budget: str) -> Usage:
         """All that the request may use; of a stream that can be cut, and on a budget that lets all finish, no more
-        visible output than a slice."""
+        visible output than a slice; and a slice of what costs by the second."""
+        assert exchange.operation is not None
+        if exchange.operation.timed is not None:
+            return demand.ceiling.with_time_at_most(exchange.operation.timed.slice_s)
         if budget == SOFT:
             return demand.ceiling.with_output_at_most(self._bounds.output_slice_tokens)
         if demand.slicing is None:
@@ -704,7 +737,7 @@ class Engine:
         assert standing is not None
         if not operation.edits_answer:
             return None
-        edit, renders = shown(operation, caller.user_id), operation.renders
+        edit, renders = shown(operation, caller.user_id, exchange.own_ids), operation.renders
         return edit if renders is None else lambda body: renders(edit(body), standing)
 
     async def _withhold(self, exchange: Exchange, refused: Refused) -> None:

@@ -91,6 +91,15 @@ class Preparation:
         if repeat.key.is_made and status is not None and not is_unsure(status):
             self._repeats.forget(repeat.key, repeat.upstream_key)
 
+    async def find_own_ids(self, exchange: Exchange, mounted: Mounted) -> None:
+        """What of the list that a request asks for is its user's. Raises Refused(STORE_UNAVAILABLE)."""
+        operation, caller = exchange.operation, exchange.caller
+        assert operation is not None
+        assert operation.keeps is not None
+        assert caller is not None
+        kind, vendor = operation.keeps.kind, mounted.surface.provider
+        exchange.own_ids = await self._objects.ids_of(vendor, kind, caller.user_id)
+
     async def homes_of(self, exchange: Exchange, mounted: Mounted) -> Mapping[str, str]:
         """Raises Refused."""
         operation, caller = exchange.operation, exchange.caller

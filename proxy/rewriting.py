@@ -5,7 +5,7 @@ Two words of the declarations: `namespaced`, names within the whole account that
 """
 
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from functools import lru_cache
 from typing import Any
 
@@ -13,10 +13,12 @@ import orjson
 
 from metering.errors import Reason, Refused
 from proxy.homes import user_tag
-from proxy.surface import Operation, Tag
+from proxy.json_walk import value_at
+from proxy.surface import Keeps, Operation, Tag
 
 MARK = "automna-"
 """Begins every tag. No name of a user's does: theirs begin with their own prefix."""
+NO_OPTIONS: Mapping[str, str] = {}
 PATTERNS_MAX = 256
 """Sets of keys, compiled: a few for each surface."""
 
@@ -37,23 +39,34 @@ def prefix_of(user_id: str) -> str:
 
 
 def body_of(
-    operation: Operation, fields: Mapping[str, Any], *, user_id: str, request_id: str
+    operation: Operation,
+    fields: Mapping[str, Any],
+    *,
+    user_id: str,
+    request_id: str,
+    options: Mapping[str, str] = NO_OPTIONS,
 ) -> bytes | None:
-    """What goes up instead of the client's body; None where that goes up as it is. Raises Refused(BAD_REQUEST): a name
+    """What goes up instead of the body with these fields; None where that goes up as it is. Raises Refused(BAD_REQUEST): a name
     that is no text, of which a vendor may make one; what is ours to say."""
     said = _namespaced(fields, operation.namespaced, user_id)
+    if operation.forces:
+        forced = {name: options[option] for name, option in operation.forces}
+        said = {name: value for name, value in {**said, **forced}.items() if value or name not in forced}
     if operation.tag is not None:
         said = _tagged(said, operation.tag, request_id)
     return None if said is fields else orjson.dumps(said)
 
 
-def shown(operation: Operation, user_id: str) -> Callable[[bytes], bytes]:
-    """What makes of an answer what its user sees: without prefixes and tags, all else byte for byte."""
+def shown(operation: Operation, user_id: str, own_ids: Collection[str] = ()) -> Callable[[bytes], bytes]:
+    """What makes of an answer what its user sees: without prefixes and tags, all else byte for byte; of a list that others
+    share, the items with `own_ids`."""
     prefix = prefix_of(user_id).encode() if operation.namespaced else b""
     tags = () if operation.tag is None else (operation.tag.key,)
     pattern = _tags_under((*operation.namespaced, *tags, *operation.hides))
 
     def edit(body: bytes) -> bytes:
+        if operation.keeps is not None:
+            body = _kept(body, operation.keeps, own_ids)
         if prefix:
             body = body.replace(prefix, b"")
         return pattern.sub(b"", body) if MARK.encode() in body else body
@@ -88,6 +101,29 @@ def _tagged(fields: Mapping[str, Any], tag: Tag, request_id: str) -> Mapping[str
     if not tag.is_optional:
         raise Refused(Reason.BAD_REQUEST, f"{tag.field}: is the gateway's own.")
     return fields
+
+
+def _kept(body: bytes, keeps: Keeps, own_ids: Collection[str]) -> bytes:
+    """Nothing of a body that is not as it was declared."""
+    answer = holder = orjson.loads(body)
+    *way, last = keeps.items.split(".")
+    if last:
+        holder = value_at(answer, way)
+        listed = holder.get(last) if isinstance(holder, dict) else None
+    else:
+        listed = answer
+    own = [
+        item
+        for item in (listed if isinstance(listed, list) else ())
+        if isinstance(item, dict) and item.get(keeps.id_field) in own_ids
+    ]
+    if not last:
+        return orjson.dumps(own)
+    if not isinstance(holder, dict) or not isinstance(answer, dict):
+        return b"{}"
+    holder[last] = own
+    answer.update({name: len(own) for name in keeps.counts if name in answer})
+    return orjson.dumps(answer)
 
 
 @lru_cache(maxsize=PATTERNS_MAX)

@@ -280,6 +280,8 @@ class Names:
     query_param: str = ""
     body_field: str = ""
     may_be_unknown: bool = False
+    is_required: bool = False
+    """Without it the request would be about what all users have: it is refused (400)."""
     is_caseless: bool = False
     """As HandsOut."""
     when: Callable[[Mapping[str, Any]], bool] | None = None
@@ -315,6 +317,34 @@ class Tag:
     def key(self) -> str:
         """The last of its keys: under which it stands in answers, too."""
         return self.field.rpartition(".")[2]
+
+
+@dataclass(frozen=True, slots=True)
+class Keeps:
+    """A list in an answer that has what all users of the account own: only what is the caller's own goes down.
+
+    `items`: keys joined by dots from the top of the body; empty where the body is the list. `counts`: fields at the top that
+    say how many there are.
+    """
+
+    kind: str
+    id_field: str
+    items: str = ""
+    counts: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Timed:
+    """What a request starts costs by the second, and goes on by itself until somebody ends it.
+
+    `product` and `unit`: a second in the price table. It is held in slices of `slice_s`, never fewer than the vendor bills at
+    least, of the operation's quotas and of money; on `gauge` instead of the requests in flight.
+    """
+
+    product: str
+    unit: str
+    gauge: str
+    slice_s: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -422,6 +452,13 @@ class Operation:
     that no answer shows. Nor does one show a tag of ours there."""
     tag: Tag | None = None
     """By which what it makes is known again."""
+    forces: tuple[tuple[str, str], ...] = ()
+    """Fields at the top of the body that the operator decides: the option whose value stands there whatever the caller says;
+    without a value, nothing does."""
+    takes_any_body: bool = False
+    """The body goes up as it came, whatever it is: nothing in it is looked at."""
+    keeps: Keeps | None = None
+    timed: Timed | None = None
     hides: tuple[str, ...] = ()
     """Further keys under which its answers have tags of ours, which are taken out."""
     renders: Callable[[bytes, Standing], bytes] | None = None
@@ -433,12 +470,24 @@ class Operation:
     @property
     def is_prepared(self) -> bool:
         """Something must be looked up before it is priced."""
-        return bool(self.is_idempotent or self.looks_up or self.at_most or self.not_during)
+        return bool(
+            self.is_idempotent
+            or self.looks_up
+            or self.at_most
+            or self.not_during
+            or self.keeps is not None
+            or self.timed is not None
+        )
 
     @property
     def edits_answer(self) -> bool:
         """A success does not go down as the vendor wrote it."""
-        return bool(self.namespaced or self.tag or self.hides or self.renders)
+        return bool(self.namespaced or self.tag or self.hides or self.renders or self.keeps)
+
+    @property
+    def edits_body(self) -> bool:
+        """What goes up is not what the client sent."""
+        return bool(self.namespaced or self.tag or self.forces)
 
     @property
     def is_repeatable(self) -> bool:
