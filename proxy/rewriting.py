@@ -115,7 +115,9 @@ def _kept(body: bytes, keeps: Keeps, own_ids: Collection[str]) -> bytes:
     own = [
         item
         for item in (listed if isinstance(listed, list) else ())
-        if isinstance(item, dict) and item.get(keeps.id_field) in own_ids
+        if isinstance(item, dict)
+        and isinstance(item.get(keeps.id_field), str)
+        and item[keeps.id_field] in own_ids
     ]
     if not last:
         return orjson.dumps(own)

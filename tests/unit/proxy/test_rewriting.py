@@ -12,7 +12,7 @@ from metering.errors import Reason, Refused
 from proxy.homes import user_tag
 from proxy.meters import Free
 from proxy.rewriting import body_of, request_of, shown, tag_of
-from proxy.surface import Example, Operation, Tag
+from proxy.surface import Example, Keeps, Operation, Tag
 
 PLAIN = Operation("POST", "/x", meter=Free(), example=Example("/x"))
 NAMED = replace(PLAIN, namespaced=("name",), tag=Tag("name", is_optional=True))
@@ -123,3 +123,44 @@ def test_tags_are_taken_out_of_any_answer_and_nothing_else_is(answer: Any, is_in
         return
     shows = shown(replace(PLAIN, hides=("name",)), "ada")
     assert orjson.loads(shows(body)) == without_tags(answer)
+
+
+# --- what the operator decides, and lists that all share ------------------------------------------------
+
+FORCED = replace(PLAIN, forces=(("projectId", "PROJECT"), ("region", "REGION")))
+
+
+@pytest.mark.parametrize("fields", [{}, {"projectId": "theirs", "region": "x"}, {"projectId": None}])
+def test_what_the_operator_decides_stands_whatever_was_said(fields: dict[str, Any]) -> None:
+    options = {"PROJECT": "ours", "REGION": ""}
+    body = body_of(FORCED, {**fields, "a": 1}, user_id="ada", request_id=REQUEST, options=options)
+    assert body is not None
+    assert orjson.loads(body) == {"projectId": "ours", "a": 1}
+
+
+LIST = replace(PLAIN, keeps=Keeps("session", "id"))
+WITHIN = replace(PLAIN, keeps=Keeps("call", "call_id", "data.calls", counts=("count", "total")))
+
+
+@pytest.mark.parametrize(
+    ("operation", "answer", "expected"),
+    [
+        (LIST, [{"id": "a"}, {"id": "b"}, {"id": "c", "x": 1}], [{"id": "a"}, {"id": "c", "x": 1}]),
+        (LIST, [{"id": "b"}, "a", None, {"ID": "a"}, {"id": ["a"]}, ["a"]], []),
+        (LIST, {"sessions": [{"id": "b"}]}, []),
+        (LIST, None, []),
+        (
+            WITHIN,
+            {"data": {"calls": [{"call_id": "a"}, {"call_id": "b"}], "at": 1}, "count": 2, "other": 2},
+            {"data": {"calls": [{"call_id": "a"}], "at": 1}, "count": 1, "other": 2},
+        ),
+        (WITHIN, {"data": {"calls": {"call_id": "b"}}, "total": 9}, {"data": {"calls": []}, "total": 0}),
+        (WITHIN, {"data": "secret", "total": 9}, {}),
+        (WITHIN, [{"call_id": "b"}], {}),
+    ],
+)
+def test_of_a_list_that_all_share_only_what_is_ones_own_comes_down(
+    operation: Operation, answer: Any, expected: Any
+) -> None:
+    kept = shown(operation, "ada", frozenset({"a", "c"}))(orjson.dumps(answer))
+    assert orjson.loads(kept) == expected
