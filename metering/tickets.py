@@ -1,0 +1,100 @@
+"""Tickets: texts that stand for one object of one user for a while, to be put into an address.
+
+Signed by a key that is kept in the store, so every worker knows one that another has minted. What is signed names the
+object's owner, who is not in the text: when an object has changed hands, its old tickets are worth nothing.
+"""
+
+import base64
+import binascii
+import hashlib
+import hmac
+import secrets
+
+from metering.clock import Clock
+from metering.errors import Reason, Refused
+from metering.objects import ObjectId, Objects
+from metering.store.store import Store
+from metering.store.writer import Declined, Step, Unit
+
+KEY_BYTES = 32
+MAC_BYTES = 18
+"""Of the signature, in the text: 144 bits."""
+TEXT_CHARS_MAX = 1_024
+KEY_NAME = "tickets"
+SPENT = "spent"
+
+SELECT_SECRET = "SELECT value FROM secrets WHERE name = ?1"
+INSERT_SECRET = """
+INSERT INTO secrets (name, value, created_at_ms) VALUES (?1, ?2, ?3) ON CONFLICT (name) DO NOTHING"""
+PRUNE_SPENT = "DELETE FROM spent_tickets WHERE until_ms < ?1"
+SPEND = """
+INSERT INTO spent_tickets (ticket, until_ms) VALUES (?1, ?2) ON CONFLICT (ticket) DO NOTHING"""
+
+
+class Tickets:
+    """Minted and taken, bound to one store."""
+
+    def __init__(self, store: Store, objects: Objects, clock: Clock) -> None:
+        self._store = store
+        self._objects = objects
+        self._clock = clock
+        self._key = b""
+
+    async def mint(self, one: ObjectId, user_id: str, *, valid_s: float) -> str:
+        """A ticket for an object of the user's; the same for all of a second. Raises Refused(STORE_UNAVAILABLE)."""
+        until_s = int(self._clock.now_ms() / 1000 + valid_s)
+        named = base64.urlsafe_b64encode(one.upstream_id.encode()).decode().rstrip("=")
+        return f"{until_s:x}.{named}.{_signed(await self._secret(), one, user_id, until_s)}"
+
+    async def redeem(
+        self, text: str, vendor: str, kind: str, *, is_once: bool = False
+    ) -> tuple[ObjectId, str]:
+        """What a ticket stands for, and whose it is. With `is_once`, for the first to come.
+
+        Raises Refused: UNAUTHENTICATED, whatever is wrong with it; STORE_UNAVAILABLE.
+        """
+        until_s, one, mac = _parts(text, vendor, kind)
+        user_id = (await self._objects.owners({one})).get(one)
+        expected = _signed(await self._secret(), one, user_id or "", until_s)
+        if user_id is None or not hmac.compare_digest(mac, expected):
+            raise _refused()
+        if until_s * 1000 <= self._clock.now_ms():
+            raise Refused(Reason.UNAUTHENTICATED, "This address has expired: ask for a new one.")
+        if is_once:
+            now_ms, params = self._clock.now_ms(), (f"{until_s:x}.{mac}", until_s * 1000)
+            unit = Unit((Step(PRUNE_SPENT, (now_ms,)), Step(SPEND, params, refusal=SPENT)))
+            if isinstance(await self._store.writer.submit(unit), Declined):
+                raise Refused(Reason.UNAUTHENTICATED, "This address was good for once: ask for a new one.")
+        return one, user_id
+
+    async def _secret(self) -> bytes:
+        if not self._key:
+            made = (KEY_NAME, secrets.token_hex(KEY_BYTES), self._clock.now_ms())
+            row = await self._store.readers.row(SELECT_SECRET, (KEY_NAME,))
+            if row is None:
+                await self._store.writer.submit(Unit((Step(INSERT_SECRET, made),)))
+                row = await self._store.readers.row(SELECT_SECRET, (KEY_NAME,))
+            assert row is not None, "a secret that was written is there"
+            self._key = bytes.fromhex(str(row[0]))
+        return self._key
+
+
+def _signed(key: bytes, one: ObjectId, user_id: str, until_s: int) -> str:
+    said = "\0".join((*one, user_id, str(until_s))).encode()
+    digest = hmac.new(key, said, hashlib.sha256).digest()[:MAC_BYTES]
+    return base64.urlsafe_b64encode(digest).decode()
+
+
+def _parts(text: str, vendor: str, kind: str) -> tuple[int, ObjectId, str]:
+    if len(text) > TEXT_CHARS_MAX or not text.isascii():
+        raise _refused()
+    try:
+        until, named, mac = text.split(".")
+        upstream_id = base64.urlsafe_b64decode(named + "=" * (-len(named) % 4)).decode()
+        return int(until, 16), ObjectId(vendor, kind, upstream_id), mac
+    except (ValueError, binascii.Error):
+        raise _refused() from None
+
+
+def _refused() -> Refused:
+    return Refused(Reason.UNAUTHENTICATED, "This address is good for nothing here.")
