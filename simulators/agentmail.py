@@ -46,11 +46,12 @@ from simulators.agentmail_organization import (
     plain_message_id,
 )
 from simulators.agentmail_parts import Content
-from simulators.agentmail_routes import PREFIX, Call, Handler, decoded, found
+from simulators.agentmail_routes import PREFIX, Call, Handler
 from simulators.agentmail_socket import EventSocket
 from simulators.agentmail_state import Inbox, Message, Pod
 from simulators.agentmail_turn import Answered, Turn
 from simulators.behaviour import Ending
+from simulators.paths import decoded, found
 from simulators.script import Answer, Line, Ready, Script, head
 from simulators.server import ReceivedRequest
 from simulators.vendor import Options, VendorSimulator
@@ -273,7 +274,7 @@ class AgentMailSimulator(VendorSimulator[Behaviour, Turn]):
             return self._upgrade
         if path.startswith(LINK_PATH) and request.method == "GET":
             return self._download
-        match = found(self._routes, request)
+        match = found(self._routes, request.method, path)
         if match is None:
             raise errors.not_found("Route")
         handler, ids = match
