@@ -51,6 +51,7 @@ from simulators.agentmail_socket import EventSocket
 from simulators.agentmail_state import Inbox, Message, Pod
 from simulators.agentmail_turn import Answered, Turn
 from simulators.behaviour import Ending
+from simulators.deliveries import post
 from simulators.paths import decoded, found
 from simulators.script import Answer, Line, Ready, Script, head
 from simulators.server import ReceivedRequest
@@ -260,7 +261,7 @@ class AgentMailSimulator(VendorSimulator[Behaviour, Turn]):
     ) -> list[int]:
         """POST the events in the order given, each `times` times in a row; the statuses that were answered."""
         signed = [self.signed(event, tamper=tamper) for event in events for _ in range(times)]
-        return await agentmail_events.post(url, signed, client)
+        return [answer.status_code for answer in await post(url, signed, client)]
 
     # answering
 
