@@ -9,16 +9,18 @@ from typing import Any
 
 import uvloop
 
-from simulators import agentmail, anthropic, brave, gemini, openai
+from simulators import agentmail, anthropic, bland, brave, gemini, openai, twilio
 from simulators.server import SimulatorServer
 from simulators.vendor import VendorSimulator
 
 VENDORS: dict[str, type[VendorSimulator[Any, Any]]] = {
     "agentmail": agentmail.AgentMailSimulator,
     "anthropic": anthropic.AnthropicSimulator,
+    "bland": bland.BlandSimulator,
     "brave": brave.BraveSimulator,
     "gemini": gemini.GeminiSimulator,
     "openai": openai.OpenAISimulator,
+    "twilio": twilio.TwilioSimulator,
 }
 
 
