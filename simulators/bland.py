@@ -174,7 +174,8 @@ class BlandSimulator(VendorSimulator[Behaviour, Turn]):
             appears_after_ms=lambda: round(self.appears_after_s * 1000),
             details=lambda call: {**self._truth(call), **call.details_say},
         )
-        self._routes = [*Owner(self.account, self._calls).routes, *api.routes]
+        owner = Owner(self.account, self._calls)
+        self._routes = [*owner.routes, *api.routes, *owner.collections]
 
     # what happened
 
@@ -340,6 +341,11 @@ class BlandSimulator(VendorSimulator[Behaviour, Turn]):
         if due and self._listener is not None:
             wait_s = (min(due) - self.account.now_ms()) / 1000
             self._timer = loop.call_later(max(wait_s, TICK_S_MIN), self._again)
+
+    async def start(self, *, host: str = "127.0.0.1", port: int = 0) -> str:
+        url = await super().start(host=host, port=port)
+        self._again()
+        return url
 
     async def stop(self) -> None:
         await self.courier.stop()

@@ -206,7 +206,7 @@ class Calls:
         self._repeat(call)
 
     def stop(self, call: Call) -> None:
-        """On request. Raises RefusedError(400) when it is over."""
+        """On request, which is then what ended it: a guess. Raises RefusedError(400) when it is over."""
         if call.is_over:
             raise errors.nothing_to_stop()
         self.end(call, status="completed" if call.is_connected else "canceled", ended_by="API")

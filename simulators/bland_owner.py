@@ -1,5 +1,6 @@
 """What Bland lets the owner of the account see and do, for all tenants at once. A proxy must never let a tenant get here."""
 
+from collections.abc import Mapping
 from typing import Any
 
 from metering.clock import instant
@@ -7,7 +8,7 @@ from simulators import bland_errors as errors
 from simulators.bland_account import Account
 from simulators.bland_behaviour import OPERATOR, ORGANIZATION_ID, PLAN
 from simulators.bland_calls import Calls
-from simulators.bland_turn import PREFIX, Answer, Request, Route
+from simulators.bland_turn import PREFIX, Answer, Handler, Request
 from simulators.paths import routes
 
 COLLECTIONS = [
@@ -31,8 +32,6 @@ COLLECTIONS = [
     "sip",
     "agents",
     "prompts",
-    "postcall/webhooks/create",
-    "postcall/webhooks/resend",
 ]
 METHODS = ("GET", "POST", "PUT", "PATCH", "DELETE")
 
@@ -44,18 +43,22 @@ class Owner:
     def __init__(self, account: Account, calls: Calls) -> None:
         self._account = account
         self._calls = calls
-        whole = {
+        collections: Mapping[str, Handler] = {
             f"{method} /{name}{tail}": self._collection
             for method in METHODS
             for name in COLLECTIONS
             for tail in ("", "/{rest}")
         }
-        own = {
+        whole: Mapping[str, Handler] = {
             "GET /me": self._me,
             "POST /calls/active/stop": self._stop_all,
             "POST /calls/active/transfer": self._transfer_all,
+            "POST /postcall/webhooks/create": self._collection,
+            "POST /postcall/webhooks/resend": self._collection,
         }
-        self.routes: list[Route] = routes({**own, **whole}, PREFIX, slashed=("rest",))
+        self.routes = routes(whole, PREFIX)
+        """To be looked through before those of single calls."""
+        self.collections = routes(collections, PREFIX, slashed=("rest",))
 
     def _me(self, request: Request) -> Answer:  # noqa: ARG002 - the signature of a handler
         return {

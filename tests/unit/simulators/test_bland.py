@@ -227,6 +227,7 @@ async def test_the_list_is_of_the_whole_account_newest_first_by_index(client, ve
     assert await listed(client) == (5, ["105", "104", "103", "102", "101"])
     assert await listed(client, ascending="true", limit=2) == (5, ["101", "102"])
     assert await listed(client, **{"from": 1, "to": 3}) == (5, ["104", "103"])
+    assert await listed(client, **{"from": 1, "limit": 2}) == (5, ["104", "103"])
     assert await listed(client, **{"from": 3, "limit": 9}) == (5, ["102", "101"])
     assert await listed(client, **{"from": 9}) == (5, [])
     assert (await client.get("/calls", params={"limit": "x"})).status_code == 400
@@ -407,6 +408,12 @@ async def test_what_is_account_wide_shows_the_account(client, vendor, name):
             assert call.call_id in shown.text
             assert all(word in shown.text for word in PLANTED if word != FOREIGN_NUMBER)
     assert vendor.dialled == [call]
+
+
+@pytest.mark.parametrize("name", ["create", "resend"])
+async def test_webhooks_are_made_and_repeated_for_the_whole_account(client, name):
+    answer = await client.post(f"/postcall/webhooks/{name}", json={"call_ids": []})
+    assert PLANTED[0] in answer.text
 
 
 async def test_the_balance_is_what_is_left_after_what_was_billed(client, vendor):

@@ -314,5 +314,17 @@ async def test_with_the_machines_clock_nobody_has_to_turn_it():
         assert [billed.seconds for billed in vendor.billed] == [5]
 
 
+async def test_calls_go_on_where_they_were_when_the_vendor_comes_back():
+    clock = ManualClock(START_MS)
+    vendor = BlandSimulator(clock=clock)
+    vendor.add_number(OWN)
+    async with vendor:
+        call = vendor.receive(OWN, TO, fate=Fate(rings_s=1, talks_s=3))
+    clock.advance(60)
+    assert not call.is_over
+    async with vendor:
+        assert call.billed.seconds == 3
+
+
 def test_every_fate_is_that_of_a_number_reserved_for_fiction():
     assert all(number.startswith("+120255501") for number in FATES)
