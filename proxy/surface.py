@@ -332,6 +332,28 @@ class Home:
 
 
 @dataclass(frozen=True, slots=True)
+class Swept:
+    """A list of all that the account has of a kind, looked through now and then for what has no owner here: made for a user
+    whose request died before its answer, or whose answer was lost.
+
+    `path`: of a GET at the vendor. `items`: the field of the answer with the list; empty where the answer is the list.
+    Fields of an item, keys joined by dots: `id_field` has its id; `tag` a tag of ours (see Tag); `within` the id of an object
+    of the vendor's that it lies in, with the kind of that: it belongs to whom that does. `page`: the field of the answer with the
+    token of the next page, and the query parameter that takes it.
+    """
+
+    kind: str
+    path: str
+    id_field: str
+    items: str = ""
+    tag: str = ""
+    within: tuple[str, str] | None = None
+    page: tuple[str, str] | None = None
+    is_caseless: bool = False
+    """As HandsOut."""
+
+
+@dataclass(frozen=True, slots=True)
 class LookUp:
     """An object of the vendor's that must be read before a request can be priced; `path` with the request's own pieces.
 
@@ -515,3 +537,4 @@ class Surface:
     dropped_answer_headers: tuple[str, ...] = ()
     options: tuple[Option, ...] = ()
     homes: tuple[Home, ...] = ()
+    swept: tuple[Swept, ...] = ()

@@ -28,6 +28,7 @@ from proxy.surface import (
     Operation,
     Option,
     Surface,
+    Swept,
     Tag,
     Upstream,
 )
@@ -277,6 +278,18 @@ SURFACE = Surface(
             within=(POD,),
             is_caseless=True,
             may_end=True,
+        ),
+    ),
+    swept=(
+        Swept(
+            INBOX,
+            f"{_INBOXES}?limit=100",
+            "inbox_id",
+            items="inboxes",
+            tag="client_id",
+            within=(POD, "pod_id"),
+            page=("next_page_token", "page_token"),
+            is_caseless=True,
         ),
     ),
     operations=(

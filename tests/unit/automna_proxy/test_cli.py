@@ -154,6 +154,7 @@ def test_the_first_user_makes_the_store_and_says_so_on_standard_error(fresh: Cli
         ("ledger", "reprice", "--from", "2020-01-01", "--to", "2999-01-01"),
         ("ledger", "tail"),
         ("objects", "list"),
+        ("objects", "sweep"),
     ],
 )
 def test_other_commands_make_no_store(fresh: Cli, args: tuple[str, ...]) -> None:
@@ -1128,6 +1129,16 @@ def test_an_object_is_released_once_and_may_be_anothers_then(cli: Cli) -> None:
     bind(cli, INBOX, user="bob")
     assert cli.json("objects", "release", *INBOX, "--yes")["user"] == "bob"
     assert cli.json("ledger", "verify")["is_clean"]
+
+
+def test_a_sweep_leaves_out_vendors_without_a_key_and_says_which_cannot_be_reached(cli: Cli) -> None:
+    assert (cli.ok("objects", "sweep"), cli.json("objects", "sweep")) == ("", {"sweeps": []})
+    cli.env |= {"AGENTMAIL_API_KEY": "k", "AGENTMAIL_UPSTREAM_URL": "http://127.0.0.1:9"}
+    result = cli.run("objects", "sweep", "--dry-run")
+    assert (result.exit_code, result.stdout) == (1, "")
+    assert "agentmail cannot be asked" in one_line(result.stderr)
+    cli.env["AGENTMAIL_UPSTREAM_URL"] = "nowhere"
+    assert cli.run("objects", "sweep").exit_code == 5
 
 
 def test_an_object_of_a_user_with_a_request_under_way_is_not_released(cli: Cli) -> None:
