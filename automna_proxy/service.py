@@ -3,7 +3,7 @@
 import asyncio
 import logging
 import socket
-from collections.abc import AsyncIterator, Coroutine
+from collections.abc import AsyncIterator, Collection, Coroutine
 from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from dataclasses import dataclass
 from typing import Any
@@ -33,6 +33,7 @@ from metering.users import Directory
 from proxy.auth import Authenticator
 from proxy.bounds import Bounds
 from proxy.deferral import Deferrals
+from proxy.endings import Endings
 from proxy.mounted import Mounted
 from proxy.outbox import Courier, webhook_client
 from proxy.pipeline import Engine
@@ -126,6 +127,16 @@ async def running_service(  # noqa: PLR0915 - a statement for each part
         ledger = Ledger(store, clock, worker_id)
         directory, rate_limits = Directory(store, clock), RateLimits(clock)
         objects = Objects(store, clock)
+        client = UpstreamClient(connections_max=settings.upstream_connections_max)
+        stack.push_async_callback(client.aclose)
+        mounted = tuple(Mounted(surface, settings.vendors, bounds) for surface in SURFACES)
+        works, calls = DeferredWorks(store, clock), SideCalls(client)
+        endings = Endings(works=works, mounted=mounted, calls=calls, telemetry=telemetry)
+
+        def heard(seq: int, changed: Collection[tuple[str, str]] | None) -> None:
+            objects.heard(seq, changed)
+            endings.heard(changed)
+
         authenticator = Authenticator(
             directory,
             plans,
@@ -133,7 +144,7 @@ async def running_service(  # noqa: PLR0915 - a statement for each part
             cache_max=settings.credential_cache_max,
             poll_s=settings.changes_poll_s,
             stale_after_s=settings.changes_stale_after_s,
-            on_changes=objects.heard,
+            on_changes=heard,
         )
         endpoint = settings.notices_endpoint
         notices = Notices(
@@ -157,10 +168,6 @@ async def running_service(  # noqa: PLR0915 - a statement for each part
             await authenticator.start()
             await heartbeat.beat()
         stack.push_async_callback(_leave, heartbeat)
-        client = UpstreamClient(connections_max=settings.upstream_connections_max)
-        stack.push_async_callback(client.aclose)
-        mounted = tuple(Mounted(surface, settings.vendors, bounds) for surface in SURFACES)
-        works, calls = DeferredWorks(store, clock), SideCalls(client)
         deferrals = Deferrals(
             works=works,
             mounted=mounted,
@@ -222,6 +229,7 @@ async def running_service(  # noqa: PLR0915 - a statement for each part
         _in_background(stack, "checkpoints", engine.keep_checkpointing())
         _in_background(stack, "deferred work", deferrals.keep_polling())
         sweeper = Sweeper(mounted=mounted, orphans=Orphans(store, clock), works=works, calls=calls)
+        _in_background(stack, "endings", endings.keep_ending())
         _in_background(stack, "sweeps", sweeper.keep_sweeping(telemetry, every_s=settings.sweep_every_s))
         _in_background(stack, "notices", notices.keep_looking())
         _in_background(stack, "idempotency keys", repeats.keep_pruning())

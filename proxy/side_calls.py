@@ -37,6 +37,11 @@ class SideCalls:
         """Whatever JSON is there. Raises Refused."""
         return self._json(mounted, *await self._ask(mounted, b"GET", path, b""))
 
+    async def tell(self, mounted: Mounted, method: str, path: bytes, body: bytes) -> int:
+        """What the vendor's answer has for a status. Raises Refused: none came, or it is about our own account."""
+        status, _ = await self._ask(mounted, method.encode(), path, body)
+        return status
+
     async def post(self, mounted: Mounted, path: bytes, body: bytes) -> dict[str, Any]:
         """The JSON object that was made. Raises Refused."""
         return self._object(mounted, *await self._ask(mounted, b"POST", path, body))

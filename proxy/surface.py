@@ -367,6 +367,16 @@ class LookUp:
 
 
 @dataclass(frozen=True, slots=True)
+class Ending:
+    """How a vendor is told to end work: a request whose `path` has its id for {id}. Told twice, it must be as told once."""
+
+    method: str
+    path: str
+    body: bytes = b""
+    """JSON."""
+
+
+@dataclass(frozen=True, slots=True)
 class Deferred:
     """Work that goes on after the request that started it; its hold stays until a poll finds it ended.
 
@@ -374,12 +384,13 @@ class Deferred:
     is asked about it, {id} is replaced. `is_running` reads the observer of the first answer, and of every
     poll's: whether the work goes on. Times in seconds: a poll every `poll_s`; a hold of which nothing was heard
     for `due_s` expires (a report that comes later adjusts it); given up after so many polls as `given_up_after_s`
-    has room for.
+    has room for. `ending`: how it is ended for a user who may do nothing any more; None where it cannot be.
     """
 
     kind: str
     path: str
     is_running: Callable[[Observer], bool]
+    ending: Ending | None = None
     poll_s: float = 10.0
     due_s: float = 900.0
     given_up_after_s: float = 86_400.0

@@ -211,6 +211,12 @@ class Telemetry:
             registry=self.registry,
             multiprocess_mode="livemostrecent",  # of the worker that swept last
         )
+        self._endings = Counter(
+            "automna_endings",
+            "Attempts to end work at a vendor whose user may do nothing any more, by what became of them.",
+            ["surface", "outcome"],
+            registry=self.registry,
+        )
         self.outbox_waiting = Gauge(
             "automna_outbox_waiting",
             "Messages of the outbox that are neither delivered nor given up.",
@@ -255,6 +261,10 @@ class Telemetry:
         """After each sweep of a list."""
         self._orphans_bound.labels(surface, kind).inc(bound)
         self._orphans.labels(surface, kind).set(unknown)
+
+    def ending_attempt(self, surface: str, outcome: str) -> None:
+        """`told`, `failed` (it is tried again) or `gave_up`."""
+        self._endings.labels(surface, outcome).inc()
 
     def outbox_attempt(self, outcome: str) -> None:
         """`delivered`, `failed` (it is tried again) or `gave_up`."""

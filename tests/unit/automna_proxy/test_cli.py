@@ -30,6 +30,7 @@ from automna_proxy.cli import app
 from automna_proxy.commands.catalog import settings_markdown
 from automna_proxy.settings import table
 from metering.clock import SystemClock, month_of
+from metering.deferred import DeferredWork, DeferredWorks
 from metering.ledger import (
     MONEY,
     NO_PERIOD,
@@ -237,6 +238,32 @@ def test_a_user_is_added_once(cli: Cli) -> None:
     result = cli.run("user", "add", "alice")
     assert (result.exit_code, result.stdout) == (1, "")
     assert "exists already" in one_line(result.stderr)
+
+
+def test_disable_says_what_still_runs_at_vendors(cli: Cli) -> None:
+    async def begin() -> None:
+        async with open_store(Database(cli.path)) as store:
+            works = DeferredWorks(store, SystemClock())
+            for number, operation in enumerate(("POST /v1/responses", "POST /v1/responses", "POST /x")):
+                hold = Hold("user:alice", OPEN_REQUESTS, NO_PERIOD, 1, 10)
+                intent = Intent(f"req_{number}", "alice", "tok", "openai", operation, None, (hold,))
+                assert isinstance(await Ledger(store, SystemClock(), "wrk_1").reserve(intent), Reservation)
+                work = DeferredWork(intent.id, "openai", operation, f"resp_{number}", "{}")
+                await store.writer.submit(Unit((works.adding(work, poll_in_s=10.0),)))
+
+    asyncio.run(begin())
+    shown = cli.json("user", "disable", "alice")
+    assert (shown["status"], shown["running_at_vendors"]) == (
+        "disabled",
+        [
+            {"surface": "openai", "operation": "POST /v1/responses", "count": 2, "is_ended": True},
+            {"surface": "openai", "operation": "POST /x", "count": 1, "is_ended": False},
+        ],
+    )
+    assert cli.ok("user", "disable", "alice").splitlines()[1:] == [
+        "still running at openai: 2 of POST /v1/responses, which is ended",
+        "still running at openai: 1 of POST /x, which cannot be ended, and runs to its end",
+    ]
 
 
 def test_a_user_moves_between_plans_and_states(cli: Cli) -> None:
