@@ -126,6 +126,9 @@ class Settings:
     store_busy_timeout_s: float = _setting(
         2.0, "a locked store is waited for before it counts as unavailable", unit="s", minimum=0
     )
+    sweep_every_s: float = _setting(
+        600.0, "between looks for objects at vendors that have no owner here; 0: none", unit="s", minimum=0
+    )
     estimate_bytes_per_token: int = _setting(
         2, "the input estimate: a token for so many bytes of body", unit="bytes", minimum=1
     )

@@ -63,6 +63,11 @@ SELECT 1 WHERE NOT EXISTS (SELECT 1 FROM changes WHERE seq > ?1 AND kind = ?2 AN
 CHECK_IDLE = """
 INSERT INTO accounts (owner, meter, period, allowance, spent, held) VALUES (?1, ?2, ?3, 0, 0, 0)
 ON CONFLICT (owner, meter, period) DO UPDATE SET held = accounts.held WHERE accounts.held = 0"""
+# Remembered, or the next sweep (metering/orphans.py) would give it back.
+INSERT_RELEASED = """
+INSERT INTO released_objects (vendor, kind, upstream_id, user_id, released_at_ms) VALUES (?1, ?2, ?3, ?4, ?5)
+ON CONFLICT (vendor, kind, upstream_id) DO UPDATE
+SET user_id = excluded.user_id, released_at_ms = excluded.released_at_ms"""
 DELETE_OBJECT = """
 DELETE FROM owned_objects WHERE vendor = ?1 AND kind = ?2 AND upstream_id = ?3 AND user_id = ?4"""
 
@@ -163,11 +168,13 @@ class Objects:
         Raises NoSuchObjectError: it is not this user's (any more); ObjectsError: the user has requests under way, which
         may be about it; Refused(STORE_UNAVAILABLE).
         """
+        now_ms = self._clock.now_ms()
         unit = Unit(
             (
                 Step(CHECK_IDLE, (owner_of(user_id), OPEN_REQUESTS, NO_PERIOD), refusal=_IN_USE),
                 Step(DELETE_OBJECT, (*one, user_id), refusal=_MISSING),
-                Step(INSERT_CHANGE, (OBJECT_CHANGE, user_id, self._clock.now_ms())),
+                Step(INSERT_RELEASED, (*one, user_id, now_ms)),
+                Step(INSERT_CHANGE, (OBJECT_CHANGE, user_id, now_ms)),
             )
         )
         result = await self._store.writer.submit(unit)

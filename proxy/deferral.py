@@ -20,6 +20,7 @@ from metering.deferred import DeferredWork, DeferredWorks
 from metering.errors import Refused
 from metering.ledger import Ledger, Outcome, Resolved, Settlement, bounded
 from metering.objects import ObjectId
+from metering.orphans import Maker
 from metering.prices import PriceTable
 from metering.store.writer import Step
 from metering.tokens_per_minute import TokensPerMinute, counted_tokens
@@ -46,6 +47,8 @@ UNKNOWN_POLL_S, UNKNOWN_POLLS_MAX = 600.0, 144
 OK, NOT_FOUND = 200, 404
 LOST_AFTER_POLLS = 3
 """Work is lost when the vendor has said so often: right after it began, not all of its machines may know of it."""
+OPEN_STATES = frozenset({"HELD", "EXPIRED"})
+"""Of reservations to which a report is still booked."""
 NOTE_LOST = "lost_at_vendor"
 """The vendor knows nothing of the work any more: it is booked at its estimate."""
 
@@ -234,6 +237,27 @@ class Deferrals:
                 settlement,
                 polls=work.polls + 1,
             )
+
+
+def adoption(
+    works: DeferredWorks, mounted: Sequence[Mounted], maker: Maker, one: ObjectId
+) -> tuple[Step, ...]:
+    """What must be written with an object that a request made and whose owner was found later, where work goes on under it
+    that is not booked yet. What the request asked for is no longer known: its model, and what the vendor reports, is all."""
+    is_open = maker.state in OPEN_STATES and any(
+        operation.deferred is not None and operation.deferred.kind == one.kind
+        for item in mounted
+        if item.surface.name == maker.surface
+        for operation in item.surface.operations
+        if operation.name == maker.operation
+    )
+    if not is_open:
+        return ()
+    demand = Demand(models=() if maker.model is None else (maker.model,))
+    work = DeferredWork(
+        maker.request_id, maker.surface, maker.operation, one.upstream_id, _encoded(demand, ())
+    )
+    return (works.adding(work, poll_in_s=0.0),)
 
 
 def _encoded(demand: Demand, rates: Sequence[tuple[str, int]]) -> str:

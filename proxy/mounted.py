@@ -64,6 +64,11 @@ class Mounted:
         return headers
 
     @property
+    def has_key(self) -> bool:
+        """Whether the surface's own key is set."""
+        return bool(self._keys[self.surface.upstream.key_env])
+
+    @property
     def key_header(self) -> tuple[bytes, bytes]:
         """The header with the surface's own key. Raises Refused(NOT_CONFIGURED)."""
         return self._key_header(self._keys[self.surface.upstream.key_env])

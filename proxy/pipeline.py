@@ -55,9 +55,10 @@ from proxy.headers import accepts_gzip, asks_for_websocket, is_said_to_be_json
 from proxy.limit_headers import limit_headers
 from proxy.mounted import Mounted
 from proxy.ownership import check_choice, check_owner
-from proxy.preparation import KEY_HEADER, Preparation, namespaced, prefix_of
+from proxy.preparation import KEY_HEADER, Preparation
 from proxy.query import check as check_query
 from proxy.relay import Relay, send_body
+from proxy.rewriting import body_of, shown
 from proxy.silence import SilenceKeeper
 from proxy.slices import Slices
 from proxy.surface import NO_DEMAND, AnswerHead, Demand, Headers, Inbound, Pricing, Rendered
@@ -72,7 +73,7 @@ VALUES_MAX = 1_000_000
 """Commas and opening brackets of a JSON body. No model reads a text with so many, and a body full of `{}` would
 stop the event loop for seconds while it is parsed and looked through."""
 LOST_ANSWERS_MAX = 1
-"""How often an answer that was lost is asked for again, under its key of idempotency."""
+"""How often an answer that was lost is asked for again, where the vendor does nothing twice."""
 CHECKPOINTS_PER_TURN = 50
 """Streams checkpointed before other work gets its turn on the event loop."""
 IDLE_TURNS_MAX, IDLE_TURN_S = 200, 0.01
@@ -84,6 +85,7 @@ JUDGED = frozenset({400, 422})
 """Errors about a request's content: what is answered so was not done at an earlier try either."""
 _LENGTH = frozenset({b"content-length"})
 _LENGTH_AND_CODING = _LENGTH | {b"content-encoding"}
+JSON_TYPE = (b"content-type", b"application/json")
 EARLY_HEAD: Headers = [
     (b"content-type", b"text/event-stream; charset=utf-8"),
     (b"cache-control", b"no-cache"),
@@ -342,8 +344,9 @@ class Engine:
         provider, now_ms = mounted.surface.provider, self._clock.now_ms()
         is_done = exchange.repeat is not None and exchange.repeat.is_done
         demand = NO_DEMAND if is_done else operation.meter.read(inbound, self._pricing(mounted))
-        if operation.namespaced:
-            demand = replace(demand, body=namespaced(inbound.fields, operation.namespaced, caller.user_id))
+        if operation.namespaced or operation.tag is not None:
+            said = body_of(operation, inbound.fields, user_id=caller.user_id, request_id=exchange.request_id)
+            demand = replace(demand, body=said)
         exchange.demand = demand
         held = self._prices.price(provider, self._held_at_first(demand, caller.plan.budget), at_ms=now_ms)
         if held.flags:
@@ -507,6 +510,8 @@ class Engine:
         exchange.is_forwarded = True
         body = inbound.forget_body()  # streams are many and long: the body is not kept beside them
         if exchange.demand.body is not None:
+            if not body and b"content-type" not in names:
+                headers.append(JSON_TYPE)
             body = exchange.demand.body
             exchange.demand = replace(exchange.demand, body=None)
         try:
@@ -532,8 +537,9 @@ class Engine:
         self, exchange: Exchange, mounted: Mounted, target: bytes, headers: Headers, body: bytes
     ) -> Answer:
         """The vendor's answer. One that was lost is asked for again where the vendor does nothing twice."""
-        assert exchange.inbound is not None
-        method = exchange.inbound.method.encode()
+        operation = exchange.operation
+        assert operation is not None
+        method = operation.method.encode()
         lost: list[UpstreamError] = []
         while True:
             try:
@@ -541,7 +547,7 @@ class Engine:
                     mounted.origin, method, target, headers, body, mounted.timeouts
                 )
             except UpstreamError as error:
-                if exchange.repeat is None or not (error.is_sent or lost):
+                if not operation.is_repeatable or not (error.is_sent or lost):
                     raise
                 if not error.is_sent:  # this time; but it was before
                     raise lost[0] from error
@@ -696,13 +702,10 @@ class Engine:
         assert operation is not None
         assert caller is not None
         assert standing is not None
-        if operation.renders is not None:
-            renders = operation.renders
-            return lambda body: renders(body, standing)
-        if operation.namespaced:
-            prefix = prefix_of(caller.user_id).encode()
-            return lambda body: body.replace(prefix, b"")
-        return None
+        if not operation.edits_answer:
+            return None
+        edit, renders = shown(operation, caller.user_id), operation.renders
+        return edit if renders is None else lambda body: renders(edit(body), standing)
 
     async def _withhold(self, exchange: Exchange, refused: Refused) -> None:
         """Tell the client that nothing more comes of an answer that a gate has stopped, and read on as if it had

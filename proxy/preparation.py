@@ -4,8 +4,6 @@ user's home there, what became of the same request before."""
 from collections.abc import Mapping
 from typing import Any
 
-import orjson
-
 from metering.admission import Claim, repeat_running
 from metering.errors import Reason, Refused
 from metering.objects import Objects
@@ -99,25 +97,6 @@ class Preparation:
         assert operation is not None
         assert caller is not None
         return await self._homes.of(mounted, operation.homes, caller.user_id)
-
-
-def namespaced(fields: Mapping[str, Any], names: tuple[str, ...], user_id: str) -> bytes | None:
-    """The body with the user's prefix before each of these; None where there is none of them. Raises
-    Refused(BAD_REQUEST): a vendor may make a name of what is no text."""
-    found = {name: fields[name] for name in names if name in fields}
-    if not found:
-        return None
-    prefix, given = prefix_of(user_id), {}
-    for name, value in found.items():
-        if value is not None and not isinstance(value, str):
-            raise Refused(Reason.BAD_REQUEST, f"{name}: must be a text.")
-        given[name] = value if value is None else prefix + value
-    return orjson.dumps({**fields, **given})
-
-
-def prefix_of(user_id: str) -> str:
-    """What stands before a user's names within an account."""
-    return f"{user_tag(user_id)}-"
 
 
 def _key_in(headers: Any) -> str | None:

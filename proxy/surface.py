@@ -294,6 +294,26 @@ class Chooses:
 
 
 @dataclass(frozen=True, slots=True)
+class Tag:
+    """A field of a request's body that tells of what it makes by which request that was: whose it is can be found out
+    although the answer is lost (see Swept).
+
+    `field`: keys joined by dots from the top; objects on the way are made where there are none. What goes up there is made of
+    the request's id, and does not come down. `is_optional`: a caller's own value goes up instead; otherwise it is refused.
+    `makes_once`: the vendor makes one thing for each value, so that an answer that was lost is asked for again.
+    """
+
+    field: str
+    is_optional: bool = False
+    makes_once: bool = False
+
+    @property
+    def key(self) -> str:
+        """The last of its keys: under which it stands in answers, too."""
+        return self.field.rpartition(".")[2]
+
+
+@dataclass(frozen=True, slots=True)
 class Home:
     """What a user has at a vendor from their first request on, as `{name}` in upstream paths: a POST of `body` (of the
     user's tag) to `path`, answered with its id in `id_field`. `within`: the homes that stand in `path`. The vendor must take a second
@@ -312,6 +332,28 @@ class Home:
 
 
 @dataclass(frozen=True, slots=True)
+class Swept:
+    """A list of all that the account has of a kind, looked through now and then for what has no owner here: made for a user
+    whose request died before its answer, or whose answer was lost.
+
+    `path`: of a GET at the vendor. `items`: the field of the answer with the list; empty where the answer is the list.
+    Fields of an item, keys joined by dots: `id_field` has its id; `tag` a tag of ours (see Tag); `within` the id of an object
+    of the vendor's that it lies in, with the kind of that: it belongs to whom that does. `page`: the field of the answer with the
+    token of the next page, and the query parameter that takes it.
+    """
+
+    kind: str
+    path: str
+    id_field: str
+    items: str = ""
+    tag: str = ""
+    within: tuple[str, str] | None = None
+    page: tuple[str, str] | None = None
+    is_caseless: bool = False
+    """As HandsOut."""
+
+
+@dataclass(frozen=True, slots=True)
 class LookUp:
     """An object of the vendor's that must be read before a request can be priced; `path` with the request's own pieces.
 
@@ -325,6 +367,16 @@ class LookUp:
 
 
 @dataclass(frozen=True, slots=True)
+class Ending:
+    """How a vendor is told to end work: a request whose `path` has its id for {id}. Told twice, it must be as told once."""
+
+    method: str
+    path: str
+    body: bytes = b""
+    """JSON."""
+
+
+@dataclass(frozen=True, slots=True)
 class Deferred:
     """Work that goes on after the request that started it; its hold stays until a poll finds it ended.
 
@@ -332,12 +384,13 @@ class Deferred:
     is asked about it, {id} is replaced. `is_running` reads the observer of the first answer, and of every
     poll's: whether the work goes on. Times in seconds: a poll every `poll_s`; a hold of which nothing was heard
     for `due_s` expires (a report that comes later adjusts it); given up after so many polls as `given_up_after_s`
-    has room for.
+    has room for. `ending`: how it is ended for a user who may do nothing any more; None where it cannot be.
     """
 
     kind: str
     path: str
     is_running: Callable[[Observer], bool]
+    ending: Ending | None = None
     poll_s: float = 10.0
     due_s: float = 900.0
     given_up_after_s: float = 86_400.0
@@ -395,7 +448,11 @@ class Operation:
     """After a success an object is no more: its kind, and the piece of the path that names it."""
     namespaced: tuple[str, ...] = ()
     """Fields at the top of the body whose value is a name within the whole account: the user's own there, by a prefix
-    that no answer shows."""
+    that no answer shows. Nor does one show a tag of ours there."""
+    tag: Tag | None = None
+    """By which what it makes is known again."""
+    hides: tuple[str, ...] = ()
+    """Further keys under which its answers have tags of ours, which are taken out."""
     renders: Callable[[bytes, Standing], bytes] | None = None
     """The body of a success as its caller is shown it, where that is not the vendor's own."""
     key_env: str = ""
@@ -410,7 +467,12 @@ class Operation:
     @property
     def edits_answer(self) -> bool:
         """A success does not go down as the vendor wrote it."""
-        return bool(self.namespaced) or self.renders is not None
+        return bool(self.namespaced or self.tag or self.hides or self.renders)
+
+    @property
+    def is_repeatable(self) -> bool:
+        """The vendor does it once, however often it is asked."""
+        return self.is_idempotent or (self.tag is not None and self.tag.makes_once)
 
     @property
     def name(self) -> str:
@@ -486,3 +548,4 @@ class Surface:
     dropped_answer_headers: tuple[str, ...] = ()
     options: tuple[Option, ...] = ()
     homes: tuple[Home, ...] = ()
+    swept: tuple[Swept, ...] = ()

@@ -198,6 +198,25 @@ class Telemetry:
             ["outcome"],
             registry=self.registry,
         )
+        self._orphans_bound = Counter(
+            "automna_orphans_bound",
+            "Objects at a vendor that had no owner and were bound to the user for whom they were made.",
+            ["surface", "kind"],
+            registry=self.registry,
+        )
+        self._orphans = Gauge(
+            "automna_orphans",
+            "Objects at a vendor that had no owner at the last sweep, and of which it is not known whose they are.",
+            ["surface", "kind"],
+            registry=self.registry,
+            multiprocess_mode="livemostrecent",  # of the worker that swept last
+        )
+        self._endings = Counter(
+            "automna_endings",
+            "Attempts to end work at a vendor whose user may do nothing any more, by what became of them.",
+            ["surface", "outcome"],
+            registry=self.registry,
+        )
         self.outbox_waiting = Gauge(
             "automna_outbox_waiting",
             "Messages of the outbox that are neither delivered nor given up.",
@@ -237,6 +256,15 @@ class Telemetry:
 
     def malformed(self) -> None:
         self._malformed.inc()
+
+    def swept(self, surface: str, kind: str, *, bound: int, unknown: int) -> None:
+        """After each sweep of a list."""
+        self._orphans_bound.labels(surface, kind).inc(bound)
+        self._orphans.labels(surface, kind).set(unknown)
+
+    def ending_attempt(self, surface: str, outcome: str) -> None:
+        """`told`, `failed` (it is tried again) or `gave_up`."""
+        self._endings.labels(surface, outcome).inc()
 
     def outbox_attempt(self, outcome: str) -> None:
         """`delivered`, `failed` (it is tried again) or `gave_up`."""

@@ -28,6 +28,8 @@ from proxy.surface import (
     Operation,
     Option,
     Surface,
+    Swept,
+    Tag,
     Upstream,
 )
 from routes.agentmail_errors import AgentMailDialect
@@ -45,6 +47,8 @@ _POD = Names(POD, _NOT_FOUND, path_param="pod_id")
 _MADE = (HandsOut(INBOX, "inbox_id", is_caseless=True),)
 _LISTED = (HandsOut(INBOX, "inboxes.inbox_id", is_caseless=True),)
 _CLIENT_ID = ("client_id",)
+TAG = Tag("client_id", is_optional=True, makes_once=True)
+"""The vendor makes one inbox for each value of it, in all pods together."""
 _ONE_EMAIL = Usage((UsageLine(PRODUCT, {RECIPIENTS: 1, MESSAGES: 1}),))
 
 _SCHEDULED = "scheduled sending is not offered yet: send it when it is due."
@@ -211,6 +215,7 @@ def _made(path: str, upstream_path: str, *, names: tuple[Names, ...], homes: tup
         names=names,
         hands_out=_MADE,
         namespaced=_CLIENT_ID,
+        tag=TAG,
         at_most=(INBOX, INBOXES_ENV),
         chooses=Chooses(INBOX, _address, "This name is taken."),
         may_lack_body=True,
@@ -273,6 +278,18 @@ SURFACE = Surface(
             within=(POD,),
             is_caseless=True,
             may_end=True,
+        ),
+    ),
+    swept=(
+        Swept(
+            INBOX,
+            f"{_INBOXES}?limit=100",
+            "inbox_id",
+            items="inboxes",
+            tag="client_id",
+            within=(POD, "pod_id"),
+            page=("next_page_token", "page_token"),
+            is_caseless=True,
         ),
     ),
     operations=(

@@ -9,6 +9,7 @@ from urllib.parse import quote
 import httpx
 import pytest
 
+from proxy.rewriting import request_of
 from simulators.agentmail import (
     PLAIN,
     AgentMailSimulator,
@@ -112,6 +113,24 @@ async def test_inboxes_are_made_listed_changed_and_deleted(tmp_path, vendor):
         assert [one.inbox_id for one in (await inboxes.list()).inboxes] == [below.inbox_id]
         assert len(pods_made(vendor)) == 1
         await at.ada.assert_booked(0)
+
+
+async def test_an_inbox_whose_answer_was_lost_is_asked_for_again_and_made_once(tmp_path, vendor):
+    async with house(tmp_path, vendor) as at:
+        await at.ada.http.get("/v0/inboxes")
+        for body in (None, {"display_name": "W"}, {"client_id": "mine"}):
+            vendor.next(loses_reply())
+            answer = await at.ada.http.post("/v0/inboxes", **({} if body is None else {"json": body}))
+            assert answer.status_code == 200
+            first, second = (one.json() for one in vendor.requests[-2:])
+            assert first == second
+            assert request_of(first["client_id"]) == (
+                answer.headers["x-automna-request-id"] if body is None or "client_id" not in body else None
+            )
+            assert answer.json().get("client_id") == (body or {}).get("client_id")
+        assert len(vendor.organization.inboxes) == 3
+        listed = (await at.ada.sdk.inboxes.list()).inboxes
+        assert [one.client_id for one in listed] == ["mine", None, None]
 
 
 async def test_a_user_has_so_many_inboxes_and_a_deleted_one_makes_room(tmp_path, vendor):

@@ -12,6 +12,7 @@ import orjson
 import pytest
 
 from proxy.homes import user_tag
+from proxy.rewriting import tag_of
 from routes.agentmail import SURFACE
 from simulators.agentmail import AgentMailSimulator, answers, fails, replays
 from tests.support.agentmail import MOUNT, house
@@ -439,7 +440,11 @@ async def test_no_name_goes_up_but_with_its_users_prefix(tmp_path, vendor, text,
         for request in [one for one in vendor.requests if one.path.endswith("/inboxes") and one.body][1:]:
             assert request.body.count(b"client_id") == 1
             name = request.json()["client_id"]
-            assert name is None or name.startswith(f"{user_tag('bob')}-")
+            if "null" in text:  # as if there were none
+                assert name == tag_of(answer.headers["x-automna-request-id"])
+            else:
+                assert name.startswith(f"{user_tag('bob')}-")
+        assert "automna-" not in answer.text
 
 
 async def test_a_prefix_that_a_user_writes_means_nothing(tmp_path, vendor):

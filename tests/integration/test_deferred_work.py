@@ -1,7 +1,6 @@
 """Work that goes on after its request: OpenAI's responses in the background, settled once, by a poll."""
 
 import asyncio
-from typing import Any
 
 import pytest
 
@@ -9,40 +8,13 @@ from metering.ledger import NO_COST, Outcome, Settlement
 from proxy import deferral
 from simulators.openai import Behaviour, OpenAISimulator, fails, hangs, replays, streams
 from simulators.script import Gate, WaitFor
+from tests.support.background import BACKGROUND, LATER_S, polled, start, states, works
 from tests.support.gateway import DatedClock, Gateway
 from tests.support.limits import limits_of
 from tests.support.openai import openai_client_of, response_body, serving_openai
 
-BACKGROUND = response_body(background=True)
 SLOW = 60
 """Tokens per minute of which one flows back a second."""
-LATER_S = 11
-"""A poll is due by then."""
-
-
-async def start(gateway: Gateway, token: str, **more: Any) -> str:
-    async with openai_client_of(gateway, token) as client:
-        answer = await client.post("/responses", json={**BACKGROUND, **more})
-        assert answer.status_code == 200
-        assert answer.json()["status"] == "queued"
-        response_id: str = answer.json()["id"]
-        return response_id
-
-
-async def states(gateway: Gateway) -> list[str]:
-    rows = await gateway.service.store.readers.rows("SELECT state FROM reservations ORDER BY id")
-    return [str(state) for (state,) in rows]
-
-
-async def works(gateway: Gateway) -> int:
-    row = await gateway.service.store.readers.row("SELECT COUNT(*) FROM deferred_work")
-    assert row is not None
-    return int(str(row[0]))
-
-
-async def polled(gateway: Gateway, clock: DatedClock, seconds: float = LATER_S) -> int:
-    clock.advance(seconds)
-    return await gateway.service.engine._deferrals.poll_due()
 
 
 @pytest.fixture
