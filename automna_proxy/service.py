@@ -29,6 +29,7 @@ from metering.store.serving import serving
 from metering.store.store import Store, open_store
 from metering.tasks import spawn, stop
 from metering.users import Directory
+from proxy.access import Access
 from proxy.auth import Authenticator
 from proxy.bounds import Bounds
 from proxy.deferral import Deferrals
@@ -131,6 +132,7 @@ async def running_service(settings: Settings, *, clock: Clock | None = None) -> 
             stale_after_s=settings.changes_stale_after_s,
             on_changes=objects.heard,
         )
+        access = Access(authenticator)
         endpoint = settings.notices_endpoint
         notices = Notices(
             store, clock, plans=plans, charged=ledger.charged, endpoint=None if endpoint is None else ENDPOINT
@@ -192,6 +194,7 @@ async def running_service(settings: Settings, *, clock: Clock | None = None) -> 
             objects=objects,
             deferrals=deferrals,
             preparation=Preparation(objects=objects, repeats=repeats, calls=SideCalls(client)),
+            access=access,
         )
         stack.push_async_callback(engine.wait_until_idle)
 
@@ -213,6 +216,7 @@ async def running_service(settings: Settings, *, clock: Clock | None = None) -> 
         )
         service = Service(settings, engine, mounted, own, store, heartbeat, client, telemetry)
         _in_background(stack, "changes", authenticator.follow_changes())
+        _in_background(stack, "lost access", access.keep_looking())
         _in_background(stack, "heartbeat", heartbeat.run())
         _in_background(stack, "checkpoints", engine.keep_checkpointing())
         _in_background(stack, "deferred work", deferrals.keep_polling())
