@@ -32,6 +32,11 @@ class Mounted:
         self.surface = surface
         self.request_filter = request_filter(surface)
         self.token_places = TokenPlaces(surface.token_places)
+        self._places_of_sockets = {
+            one.name: TokenPlaces((*surface.token_places, *one.socket.more_token_places))
+            for one in surface.operations
+            if one.socket is not None
+        }
         self._keys = {
             name: variables.get(name, "")
             for name in (upstream.key_env, *(one.key_env for one in surface.operations if one.key_env))
@@ -123,6 +128,10 @@ class Mounted:
             return self.match(method, path)[0].socket is not None
         except Refused:
             return False
+
+    def token_places_of(self, operation: Operation) -> TokenPlaces:
+        """Where its gateway token may stand."""
+        return self.token_places if operation.socket is None else self._places_of_sockets[operation.name]
 
     def socket_origin(self, operation: Operation) -> Origin:
         """Where the vendor's side of an operation's websocket is."""

@@ -199,7 +199,8 @@ class Engine:
             message = f"There is no websocket at {exchange.surface.name} here: use HTTP."
             raise Refused(Reason.WEBSOCKET_UNAVAILABLE, message)
         exchange.operation, params = mounted.match(scope["method"], path)
-        tokens = mounted.token_places.find(scope["headers"], scope["query_string"])
+        places = mounted.token_places_of(exchange.operation)
+        tokens = places.find(scope["headers"], scope["query_string"])
         exchange.caller = await self._authenticator.authenticate(tokens)
         (exchange.gateway_token,) = tokens
         if (terms := exchange.caller.token) is not None:
@@ -219,7 +220,7 @@ class Engine:
         scope = exchange.scope
         assert exchange.operation is not None
         assert exchange.caller is not None
-        query = mounted.token_places.removed(scope["query_string"])
+        query = mounted.token_places_of(exchange.operation).removed(scope["query_string"])
         if any(exchange.gateway_token in unquote_to_bytes(part) for part in (path, query)):
             raise Refused(Reason.BAD_REQUEST, "The gateway token does not belong into the URL.")
         if query and exchange.operation.query is not None:

@@ -379,6 +379,8 @@ class EventSocket:
     """A refusal of ours as a message of the vendor's."""
     shown_error: Callable[[Mapping[str, Any]], bytes | None]
     """The vendor's error without what it says of our account; None where our account is what it is about."""
+    more_token_places: tuple[TokenPlace, ...] = ()
+    """Beside the surface's: where clients put it that cannot set headers."""
     contents: tuple[str, ...] = ()
     """Fields that hold what anybody wrote: no id in them counts."""
     conceals: Mapping[str, str] = field(default_factory=dict)

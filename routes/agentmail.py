@@ -27,7 +27,6 @@ from proxy.surface import (
     Names,
     Operation,
     Option,
-    QueryKey,
     Surface,
     Upstream,
 )
@@ -255,8 +254,7 @@ SURFACE = Surface(
         key_env="AGENTMAIL_API_KEY",
         credential=BEARER,
     ),
-    # In the query, where a browser's websocket has to put it.
-    token_places=(BEARER, HeaderKey("x-api-key"), QueryKey("api_key")),
+    token_places=(BEARER, HeaderKey("x-api-key")),
     homes=(
         Home(
             POD,

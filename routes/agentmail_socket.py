@@ -5,7 +5,7 @@ agentmail 2.0.18, Python); those that name none are the account's.
 """
 
 from proxy.meters import Free
-from proxy.surface import EventSocket, Example, MessageIds, Operation
+from proxy.surface import EventSocket, Example, MessageIds, Operation, QueryKey
 from routes.agentmail_errors import shown_socket_error, socket_error
 
 INBOX, POD = "inbox", "pod"
@@ -32,6 +32,7 @@ SOCKET = Operation(
         errors="error",
         says_error=socket_error,
         shown_error=shown_socket_error,
+        more_token_places=(QueryKey("api_key"),),
         contents=("headers", "metadata"),
         conceals={ORGANIZATION_ID: ANY_ORGANIZATION},
     ),
