@@ -30,6 +30,7 @@ from metering.store.serving import serving
 from metering.store.store import Store, open_store
 from metering.tasks import spawn, stop
 from metering.users import Directory
+from proxy.access import Access
 from proxy.auth import Authenticator
 from proxy.bounds import Bounds
 from proxy.deferral import Deferrals
@@ -146,6 +147,7 @@ async def running_service(  # noqa: PLR0915 - a statement for each part
             stale_after_s=settings.changes_stale_after_s,
             on_changes=heard,
         )
+        access = Access(authenticator)
         endpoint = settings.notices_endpoint
         notices = Notices(
             store, clock, plans=plans, charged=ledger.charged, endpoint=None if endpoint is None else ENDPOINT
@@ -204,6 +206,7 @@ async def running_service(  # noqa: PLR0915 - a statement for each part
             objects=objects,
             deferrals=deferrals,
             preparation=Preparation(objects=objects, repeats=repeats, calls=calls),
+            access=access,
         )
         stack.push_async_callback(engine.wait_until_idle)
 
@@ -225,6 +228,7 @@ async def running_service(  # noqa: PLR0915 - a statement for each part
         )
         service = Service(settings, engine, mounted, own, store, heartbeat, client, telemetry)
         _in_background(stack, "changes", authenticator.follow_changes())
+        _in_background(stack, "lost access", access.keep_looking())
         _in_background(stack, "heartbeat", heartbeat.run())
         _in_background(stack, "checkpoints", engine.keep_checkpointing())
         _in_background(stack, "deferred work", deferrals.keep_polling())

@@ -118,6 +118,12 @@ class Claim(NamedTuple):
     refused: Refused
 
 
+def require_surface(caller: Caller, surface: str) -> None:
+    """Raises Refused(UNKNOWN_OPERATION) where the plan does not include it."""
+    if not caller.plan.allows_surface(surface):
+        raise Refused(Reason.UNKNOWN_OPERATION, f"{surface} is not included in the {caller.plan.name} plan.")
+
+
 class Admission:
     """Plan, rate and budget of one process."""
 
@@ -130,10 +136,7 @@ class Admission:
 
     def check_plan(self, caller: Caller, surface: str, models: tuple[str, ...]) -> None:
         """What the plan includes. A model or surface outside it does not exist for this user (404)."""
-        if not caller.plan.allows_surface(surface):
-            raise Refused(
-                Reason.UNKNOWN_OPERATION, f"{surface} is not included in the {caller.plan.name} plan."
-            )
+        require_surface(caller, surface)
         for model in models:
             if not caller.plan.allows_model(model):
                 raise Refused(

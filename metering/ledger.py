@@ -89,6 +89,8 @@ class Outcome(enum.StrEnum):
     NOT_SENT = "not_sent"
     BUDGET_ENDED = "budget_ended"
     """A stream for which no further slice of output was granted: we ended it."""
+    ACCESS_LOST = "access_lost"
+    """A stream whose caller's user was disabled, or whose token was revoked or expired: we ended it."""
     DEFERRED = "deferred"
     """In logs and metrics only: the work goes on, its entry comes when it has ended."""
 

@@ -214,20 +214,26 @@ class Objects:
         found = {one: known[one] for one in objects if one in known}
         if asking is not None:
             found = {one: owner for one, owner in found.items() if owner == asking}
-        missing: dict[tuple[str, str], list[str]] = {}
+        stored = await self.stored_owners([one for one in objects if one not in found])
+        for one, owner in stored.items():
+            self._remember(one, owner, heard_seq)
+        return found | stored
+
+    async def stored_owners(self, objects: Collection[ObjectId]) -> dict[ObjectId, str]:
+        """The same, by the store alone: for what acts on an owner without a reservation. Raises
+        Refused(STORE_UNAVAILABLE)."""
+        found: dict[ObjectId, str] = {}
+        by_kind: dict[tuple[str, str], list[str]] = {}
         for one in objects:
-            if one not in found:
-                missing.setdefault((one.vendor, one.kind), []).append(one.upstream_id)
-        for (vendor, kind), ids in missing.items():
+            by_kind.setdefault((one.vendor, one.kind), []).append(one.upstream_id)
+        for (vendor, kind), ids in by_kind.items():
             for start in range(0, len(ids), IDS_AT_ONCE):
                 batch = ids[start : start + IDS_AT_ONCE]
                 padded = batch + batch[-1:] * (IDS_AT_ONCE - len(batch))
                 for upstream_id, user_id in await self._store.readers.rows(
                     SELECT_OWNERS, (vendor, kind, *padded)
                 ):
-                    one = ObjectId(vendor, kind, str(upstream_id))
-                    found[one] = str(user_id)
-                    self._remember(one, str(user_id), heard_seq)
+                    found[ObjectId(vendor, kind, str(upstream_id))] = str(user_id)
         return found
 
     def _remember_bound(

@@ -4,12 +4,15 @@ import asyncio
 from collections.abc import Awaitable, Callable, MutableMapping
 from typing import Any
 
-from metering.admission import Admitted, Caller
+from websockets.asyncio.connection import Connection as WebSocket
+
+from metering.admission import Admitted, Caller, require_surface
 from metering.errors import Refused
 from metering.ledger import Outcome, Resolved
 from metering.prices import Priced
 from metering.repeats import Repeat
 from proxy.downstream import Connection
+from proxy.handshakes import Handshake, Tally
 from proxy.surface import NO_DEMAND, Demand, Inbound, Observer, Operation, Surface
 
 Scope = MutableMapping[str, Any]
@@ -22,6 +25,7 @@ class Exchange:
     """One request and its answer, from the first phase to the canonical line."""
 
     __slots__ = (
+        "access_lost",
         "admitted",
         "admitted_s",
         "caller",
@@ -33,6 +37,7 @@ class Exchange:
         "drain_timer",
         "first_byte_s",
         "gateway_token",
+        "handshake",
         "head_is_out",
         "inbound",
         "is_charged",
@@ -43,6 +48,7 @@ class Exchange:
         "is_lost",
         "notes",
         "observer",
+        "on_access_lost",
         "on_client_gone",
         "operation",
         "outcome",
@@ -53,9 +59,11 @@ class Exchange:
         "request_id",
         "scope",
         "settled",
+        "sides",
         "started_s",
         "status",
         "surface",
+        "tally",
         "upstream_request_id",
         "upstream_status",
     )
@@ -80,6 +88,8 @@ class Exchange:
 
         self.operation: Operation | None = None
         self.caller: Caller | None = None
+        self.handshake: Handshake | None = None
+        """Where it asks for a websocket: what that takes."""
         self.gateway_token = b""
         """Kept to keep it from going up, wherever the client repeats it; never in a log, row or answer."""
         self.inbound: Inbound | None = None
@@ -100,6 +110,13 @@ class Exchange:
         self.checkpoint_nanousd = 0
         """What the last checkpoint noted for the case that we die, or can read no usage."""
 
+        self.access_lost: Refused | None = None
+        """Why its caller would not be let in any more; it may go on to its end all the same, where nothing is streamed."""
+        self.on_access_lost: Callable[[Refused], None] | None = None
+        self.sides: tuple[WebSocket, WebSocket] | None = None
+        """Of its websocket, once it is open: the client's and the vendor's."""
+        self.tally: Tally | None = None
+        """What passed on its websocket."""
         self.client_left = False
         self.on_client_gone: Callable[[], None] | None = None
         """What the connection calls when the client leaves, while the exchange is open."""
@@ -126,3 +143,17 @@ class Exchange:
         """What was odd about it, as the entry has it."""
         self.cause: str | None = None
         """What went wrong on the vendor's side, in the words of the client that speaks to it."""
+
+    def require_access(self, caller: Caller) -> None:
+        """Raises Refused where a caller, as it is now, would not be let in to this. What has been admitted stays so: only
+        a websocket, which has no end, depends on plan and scope to the last."""
+        operation = self.operation
+        if operation is not None and operation.socket is not None:
+            require_surface(caller, self.surface.name)
+            if caller.token is not None:
+                caller.token.require(self.surface.name, operation.name)
+
+    def lose_access(self, refused: Refused) -> None:
+        self.access_lost = refused
+        if self.on_access_lost is not None:
+            self.on_access_lost(refused)

@@ -14,13 +14,14 @@ import asyncio
 import logging
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any
 from urllib.parse import unquote_to_bytes
 
 import orjson
+from websockets.asyncio.client import ClientConnection
 
 from metering.admission import (
     NO_QUOTAS,
@@ -44,6 +45,7 @@ from metering.rate_state import Standing
 from metering.store.writer import Done, Result
 from metering.usage import NOTHING, Usage
 from proxy import forbidden
+from proxy.access import Access
 from proxy.auth import Authenticator, conceal_tokens
 from proxy.bounds import Bounds
 from proxy.decoding import decoder_for
@@ -51,6 +53,7 @@ from proxy.deferral import Deferrals
 from proxy.downstream import BODILESS, CONNECTION, Connection
 from proxy.exchange import Exchange, Receive, Scope
 from proxy.gate import BodyGate, EventGate, Gate
+from proxy.handshakes import AnsweredError, Handshake, dial, handshake_headers
 from proxy.headers import accepts_gzip, asks_for_websocket, is_said_to_be_json
 from proxy.limit_headers import limit_headers
 from proxy.mounted import Mounted
@@ -64,6 +67,7 @@ from proxy.slices import Slices
 from proxy.surface import NO_DEMAND, AnswerHead, Demand, Headers, Inbound, Pricing, Rendered
 from proxy.telemetry import Telemetry
 from proxy.upstream import Answer, Broken, CancelledUnsent, TimedOut, UpstreamClient, UpstreamError
+from proxy.websocket import Sockets
 
 logger = logging.getLogger(__name__)
 
@@ -78,6 +82,7 @@ CHECKPOINTS_PER_TURN = 50
 """Streams checkpointed before other work gets its turn on the event loop."""
 IDLE_TURNS_MAX, IDLE_TURN_S = 200, 0.01
 """How long the end of the process waits for cancelled exchanges: they only have to queue their settle."""
+SWITCHING_PROTOCOLS = 101
 CLIENT_CLOSED_REQUEST = 499
 """nginx's word, in logs and metrics only: the client left before it was told anything."""
 OK, REDIRECT, NOT_MODIFIED, CLIENT_ERROR, NOT_FOUND = 200, 300, 304, 400, 404
@@ -113,6 +118,7 @@ class Engine:
         objects: Objects,
         deferrals: Deferrals,
         preparation: Preparation,
+        access: Access,
     ) -> None:
         self._bounds = bounds
         self._authenticator = authenticator
@@ -125,12 +131,25 @@ class Engine:
         self._objects = objects
         self._deferrals = deferrals
         self._preparation = preparation
+        self._access = access
+        self.sockets = Sockets(
+            objects=objects,
+            preparation=preparation,
+            telemetry=telemetry,
+            per_user=bounds.sockets_per_user,
+            at_most=bounds.sockets_max,
+        )
         self._open: set[Exchange] = set()
         self._drains = 0
         self._bodies: Counter[str] = Counter()
         """Bodies and look-ups being waited for, by owner (a user, a gateway token with limits); no more than may be in flight."""
         self.is_stopping = False
         """New requests are refused; those under way finish."""
+
+    def stop_admitting(self) -> None:
+        """The process is about to end. A websocket has no end of its own to wait for."""
+        self.is_stopping = True
+        self.sockets.stop()
 
     # --- one exchange --------------------------------------------------------------------------------
 
@@ -177,17 +196,33 @@ class Engine:
             raise Refused(Reason.DRAINING, "The proxy is restarting; retry shortly.", retry_after_s=2.0)
         await exchange.connection.drain()  # sent ahead: nothing is done for who does not read what it has
         scope = exchange.scope
-        if asks_for_websocket(scope["headers"]):
+        if asks_for_websocket(scope["headers"]) and not mounted.is_socket(scope["method"], path):
             # At once, and by this status: agents (Codex 0.153) try any other several times before they use HTTP.
             message = f"There is no websocket at {exchange.surface.name} here: use HTTP."
             raise Refused(Reason.WEBSOCKET_UNAVAILABLE, message)
         exchange.operation, params = mounted.match(scope["method"], path)
-        tokens = mounted.token_places.find(scope["headers"], scope["query_string"])
+        places = mounted.token_places_of(exchange.operation)
+        tokens = places.find(scope["headers"], scope["query_string"])
         exchange.caller = await self._authenticator.authenticate(tokens)
         (exchange.gateway_token,) = tokens
         if (terms := exchange.caller.token) is not None:
             terms.require(mounted.surface.name, exchange.operation.name)
-        query = mounted.token_places.removed(scope["query_string"])
+        if exchange.operation.socket is None:
+            await self._serve_caller(exchange, mounted, path, params)
+            return
+        exchange.handshake = Handshake.of(scope["headers"], scope["http_version"])
+        with self.sockets.place(exchange.caller.user_id):
+            await self._serve_caller(exchange, mounted, path, params)
+            await self._relay_socket(exchange, mounted)
+
+    async def _serve_caller(
+        self, exchange: Exchange, mounted: Mounted, path: bytes, params: Mapping[str, str]
+    ) -> None:
+        """Of somebody who may ask this: what is left of the phases."""
+        scope = exchange.scope
+        assert exchange.operation is not None
+        assert exchange.caller is not None
+        query = mounted.token_places_of(exchange.operation).removed(scope["query_string"])
         if any(exchange.gateway_token in unquote_to_bytes(part) for part in (path, query)):
             raise Refused(Reason.BAD_REQUEST, "The gateway token does not belong into the URL.")
         if query and exchange.operation.query is not None:
@@ -209,7 +244,10 @@ class Engine:
             if exchange.connection.is_gone:
                 self._void(exchange)
                 raise ClientLeftError
-            await self._forward(exchange, mounted, path, credential)
+            if exchange.handshake is not None:
+                await self._open_socket(exchange, mounted, path, credential)
+            else:
+                await self._forward(exchange, mounted, path, credential)
         finally:
             self._leave(exchange)
 
@@ -421,6 +459,8 @@ class Engine:
 
     def _enter(self, exchange: Exchange) -> None:
         self._open.add(exchange)
+        if exchange.demand.is_streaming or exchange.handshake is not None:
+            self._access.enter(exchange)
         self._telemetry.open_exchanges.inc()
         task = asyncio.current_task()
         assert task is not None
@@ -431,7 +471,9 @@ class Engine:
         """The last word: no exit without a resolution."""
         assert exchange.on_client_gone is not None
         exchange.connection.unwatch(exchange.on_client_gone)
-        exchange.on_client_gone = None  # it holds the exchange: a cycle for each request otherwise
+        # They hold the exchange: a cycle for each request otherwise.
+        exchange.on_client_gone = exchange.on_access_lost = None
+        self._access.leave(exchange)
         self._open.discard(exchange)
         self._telemetry.open_exchanges.dec()
         if exchange.drain_timer is not None:
@@ -461,7 +503,10 @@ class Engine:
         if exchange.is_done:
             return
         exchange.client_left = True
-        self._bound_drain(exchange, task)
+        if exchange.handshake is not None:  # nothing comes that anybody could need
+            task.cancel()
+        else:
+            self._bound_drain(exchange, task)
 
     def _bound_drain(self, exchange: Exchange, task: "asyncio.Task[Any]") -> None:
         """From now on nobody but the meter reads."""
@@ -593,6 +638,78 @@ class Engine:
         keeper = SilenceKeeper(self._bounds.stream_silence_s, speak)
         keeper.start()
         return keeper
+
+    # --- websockets ------------------------------------------------------------------------------------
+
+    async def _open_socket(
+        self, exchange: Exchange, mounted: Mounted, path: bytes, credential: tuple[bytes, bytes]
+    ) -> None:
+        """Open the vendor's websocket and book that; then accept the client's. What passes on it is no request."""
+        operation, inbound, tls = exchange.operation, exchange.inbound, None
+        assert operation is not None
+        assert inbound is not None
+        headers = mounted.request_filter.passed(inbound.headers, secret=exchange.gateway_token)
+        headers = [*handshake_headers(headers), *mounted.fixed_headers, credential]
+        origin, bounds = mounted.socket_origin(operation), self._bounds
+        if origin.scheme == "https":
+            tls = self._client.tls()
+        target = (path + b"?" + inbound.query if inbound.query else path).decode("ascii")
+        exchange.is_forwarded = True
+        try:
+            up = await dial(
+                origin, target, headers, tls, bounds.connect_timeout_s, bounds.client_stall_timeout_s
+            )
+        except UpstreamError as error:
+            raise self._no_answer(exchange, error) from error
+        except CancelledUnsent:
+            self._void(exchange)
+            raise
+        except AnsweredError as answer:
+            await self._answer_handshake(exchange, mounted, answer)
+            return
+        try:
+            await self._accept(exchange, up)
+        except BaseException:
+            up.transport.abort()
+            raise
+
+    async def _answer_handshake(self, exchange: Exchange, mounted: Mounted, answer: AnsweredError) -> None:
+        """The vendor would not open a websocket."""
+        exchange.upstream_status = answer.status
+        if answer.status < CLIENT_ERROR:
+            self._settle(exchange, Outcome.UPSTREAM_FAILED, NOTHING)
+            name = mounted.surface.name
+            raise Refused(Reason.UPSTREAM_UNREACHABLE, f"{name} answered without a websocket.")
+        await self._answer_error(exchange, mounted, answer, AnswerHead(answer.status, answer.headers), None)
+
+    async def _accept(self, exchange: Exchange, up: ClientConnection) -> None:
+        assert exchange.handshake is not None
+        assert exchange.caller is not None
+        exchange.upstream_status = SWITCHING_PROTOCOLS
+        self._settle(exchange, Outcome.CLIENT_LEFT if exchange.client_left else Outcome.COMPLETED, NOTHING)
+        await self._durable(exchange)
+        if exchange.connection.is_gone:
+            raise ClientLeftError
+        headers = [(b"x-automna-request-id", exchange.request_id.encode())]
+        headers += self._limit_headers(exchange, exchange.caller)
+        stall_s = self._bounds.client_stall_timeout_s
+        head, down = exchange.handshake.accept(headers, ping_timeout_s=stall_s)
+        exchange.head_is_out, exchange.status = True, SWITCHING_PROTOCOLS
+        exchange.connection.hand_over(head, down)
+        down.start_keepalive()
+        exchange.sides = down, up
+
+    async def _relay_socket(self, exchange: Exchange, mounted: Mounted) -> None:
+        """Until it ends, which may be in days: it holds no place among requests, and nothing of its handshake."""
+        if exchange.sides is None:
+            return
+        exchange.inbound = exchange.handshake = None
+        self._access.enter(exchange)
+        try:
+            await self.sockets.relay(exchange, mounted, *exchange.sides)
+        finally:
+            self._access.leave(exchange)
+            exchange.sides = None
 
     # --- relay and observe -----------------------------------------------------------------------------
 
@@ -747,7 +864,7 @@ class Engine:
         if relay.withheld is not None:  # the client has been told
             return
         if relay.refused is not None:
-            await self._end_for_budget(exchange, relay, relay.refused)
+            await self._end_early(exchange, relay, relay.refused)
             return
         if not relay.is_shown:
             refused = Refused(
@@ -768,8 +885,10 @@ class Engine:
         if not exchange.client_left:
             exchange.connection.cut()
 
-    async def _end_for_budget(self, exchange: Exchange, relay: Relay, refused: Refused) -> None:
+    async def _end_early(self, exchange: Exchange, relay: Relay, refused: Refused) -> None:
         """Tell the client that its stream ends here, and why; where no event can follow, break it off."""
+        if not exchange.head_is_out:
+            raise refused
         _make_showable(refused)
         exchange.refused = refused
         if relay.may_append:

@@ -96,7 +96,11 @@ class Preparation:
         operation, caller = exchange.operation, exchange.caller
         assert operation is not None
         assert caller is not None
-        return await self._homes.of(mounted, operation.homes, caller.user_id)
+        return await self.homes_named(mounted, operation.homes, caller.user_id)
+
+    async def homes_named(self, mounted: Mounted, names: tuple[str, ...], user_id: str) -> Mapping[str, str]:
+        """Raises Refused, OwnersChangedError."""
+        return await self._homes.of(mounted, names, user_id)
 
 
 def _key_in(headers: Any) -> str | None:

@@ -397,6 +397,50 @@ class Deferred:
 
 
 @dataclass(frozen=True, slots=True)
+class MessageIds:
+    """Where the messages of a websocket name objects of a kind: an id in the field `one`, a list of them in `many`."""
+
+    kind: str
+    one: str
+    many: str
+    is_caseless: bool = False
+    """As HandsOut."""
+
+
+@dataclass(frozen=True, slots=True)
+class EventSocket:
+    """A websocket on which a vendor tells of events: JSON objects with a `type`, as texts.
+
+    A client says one thing, what it asks to hear (`asks`): of the objects it names at the top of its message, all of them
+    the user's; without any, of the user's home. What a vendor says goes down where it names objects, at any depth, and all
+    are the user's. Of the types in `answers` it may name none; its errors (`errors`) are shown as `shown_error` makes them.
+    Everything else is dropped.
+    """
+
+    base_url: str
+    url_env: str
+    """As Upstream; unset, the surface's own override holds here too."""
+    asks: str
+    choices: tuple[str, ...]
+    """Fields beside ids that a client may narrow its wish by: lists of texts."""
+    ids: tuple[MessageIds, ...]
+    home: str
+    """The name of that home; its kind is one of those in `ids`."""
+    answers: tuple[str, ...]
+    errors: str
+    says_error: Callable[[Refused], bytes]
+    """A refusal of ours as a message of the vendor's."""
+    shown_error: Callable[[Mapping[str, Any]], bytes | None]
+    """The vendor's error without what it says of our account; None where our account is what it is about."""
+    more_token_places: tuple[TokenPlace, ...] = ()
+    """Beside the surface's: where clients put it that cannot set headers."""
+    contents: tuple[str, ...] = ()
+    """Fields that hold what anybody wrote: no id in them counts."""
+    conceals: Mapping[str, str] = field(default_factory=dict)
+    """Fields of our account, at any depth, and the word that stands for their value."""
+
+
+@dataclass(frozen=True, slots=True)
 class Example:
     """One exchange of an operation: the conformance suite tests every operation from it."""
 
@@ -458,6 +502,8 @@ class Operation:
     key_env: str = ""
     """The variable of the vendor's key for this operation, where the vendor sells keys by product; unset, the
     surface's own is used."""
+    socket: EventSocket | None = None
+    """The request asks for a websocket, and what passes on it."""
 
     @property
     def is_prepared(self) -> bool:

@@ -67,6 +67,10 @@ _OWN_WORDS = frozenset(
         "estimated",
         "reason",
         "polls",
+        "messages_up",
+        "messages_down",
+        "messages_dropped",
+        "close_code",
     }
 )
 """Fields of our own making: one word each, whatever happens."""
@@ -229,6 +233,7 @@ class Telemetry:
         )
         self.open_exchanges = self._gauge("automna_open_exchanges", "Requests between admission and settle.")
         self.open_streams = self._gauge("automna_open_streams", "Streamed answers being relayed.")
+        self.open_sockets = self._gauge("automna_open_sockets", "Websockets between clients and vendors.")
         self.drains = self._gauge("automna_drains", "Vendor answers read on after their client left.")
         self.upstream_connections = self._gauge(
             "automna_upstream_connections", "Open connections to vendors."
@@ -395,6 +400,11 @@ def _fields(exchange: Exchange, outcome: str, operation: str, ended_s: float) ->
         fields.update(refused.facts)
     if exchange.client_left:
         fields["client_left"] = True
+    if (tally := exchange.tally) is not None:
+        fields["messages_up"], fields["messages_down"] = tally.up, tally.down
+        fields["messages_dropped"] = tally.dropped
+        if tally.close_code is not None:
+            fields["close_code"] = tally.close_code
     if exchange.operation is None:
         fields["method"], fields["path"] = exchange.scope["method"], shown_path(exchange.scope["raw_path"])
     return fields

@@ -34,10 +34,9 @@ from proxy.surface import (
 )
 from routes.agentmail_errors import AgentMailDialect
 from routes.agentmail_meter import PRODUCT, SendMeter, of_draft, of_reply, of_reply_all, of_request
+from routes.agentmail_socket import ANY_ORGANIZATION, INBOX, ORGANIZATION_ID, POD, SOCKET
 
 INBOXES_ENV = "AGENTMAIL_INBOXES_PER_USER"
-INBOX, POD = "inbox", "pod"
-"""Kinds of objects that the vendor keeps."""
 DOMAIN = "agentmail.to"
 """Of an inbox that is asked for without one."""
 
@@ -127,8 +126,8 @@ def _without_account(body: bytes, _: Standing) -> bytes:
         return body
     for found in (answer, answer.get("entries"), answer.get("events")):
         for one in found if isinstance(found, list) else (found,):
-            if isinstance(one, dict) and "organization_id" in one:
-                one["organization_id"] = "organization"
+            if isinstance(one, dict) and ORGANIZATION_ID in one:
+                one[ORGANIZATION_ID] = ANY_ORGANIZATION
     return orjson.dumps(answer)
 
 
@@ -293,6 +292,7 @@ SURFACE = Surface(
         ),
     ),
     operations=(
+        SOCKET,
         _in_pod("GET", _INBOXES, _INBOXES_JSON, hands_out=_LISTED, namespaced=_CLIENT_ID),
         _made(_INBOXES, "/v0/pods/{pod}/inboxes", names=(), homes=(POD,)),
         _in_pod("GET", f"{_INBOXES}/search", _INBOXES_JSON, hands_out=_LISTED, namespaced=_CLIENT_ID),

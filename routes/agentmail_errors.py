@@ -6,6 +6,7 @@ are asked once.
 """
 
 import re
+from collections.abc import Mapping
 from typing import Any
 
 import orjson
@@ -52,6 +53,31 @@ _WORDS = {
     "domain_not_verified": "This domain cannot be used.",
 }
 """Of errors whose own message may name what else the account holds."""
+
+
+_OUR_ACCOUNT = frozenset(
+    {"UnauthorizedError", "ForbiddenError", "PaymentRequiredError", "LimitExceededError"}
+)
+"""Names of errors on its websocket, where there is no code, that are about our key or plan: a subscription names nothing
+that a user could be forbidden."""
+_WORDS_BY_NAME = {"NotFoundError": _WORDS["not_found"]}
+_SHOWN_BY_NAME = frozenset({"ValidationError", "UnprocessableError"})
+
+
+def socket_error(refused: Refused) -> bytes:
+    """A refusal as a message on its websocket."""
+    name, _ = _NAMES.get(STATUS[refused.reason], _OTHER)
+    return orjson.dumps({"type": "error", "name": name, "message": refused.message})
+
+
+def shown_socket_error(message: Mapping[str, Any]) -> bytes | None:
+    """Its own: as `shown_error`, by the name alone."""
+    name, words = str(message.get("name")), str(message.get("message"))
+    if name in _OUR_ACCOUNT:
+        return None
+    if name not in _SHOWN_BY_NAME or SAYS_TOO_MUCH.search(words):
+        words = _WORDS_BY_NAME.get(name, "The vendor refused the request.")
+    return orjson.dumps({"type": "error", "name": _redacted(name), "message": _redacted(words)})
 
 
 class AgentMailDialect:

@@ -114,7 +114,7 @@ async def user_of(gateway: Gateway, user_id: str) -> AsyncIterator[User]:
         httpx.AsyncClient(trust_env=False, timeout=30, follow_redirects=True) as of_sdk,
     ):
         environment = AgentMailEnvironment(
-            http=gateway.url + MOUNT, websockets=gateway.url.replace("http", "ws")
+            http=gateway.url + MOUNT, websockets=gateway.url.replace("http", "ws") + MOUNT
         )
         sdk = agentmail.AsyncAgentMail(api_key=token, environment=environment, httpx_client=of_sdk)
         yield User(user_id, token, gateway, http, sdk)

@@ -192,10 +192,14 @@ class Gateway:
         return [dict(zip(columns.split(", "), row, strict=True)) for row in rows]
 
     async def quiet(self) -> None:
-        """Wait until no exchange is open and every settle is in."""
+        """Wait until no exchange is open and every settle is in; websockets may be open."""
         async with asyncio.timeout(SETTLED_WITHIN_S):
-            requests = self.server.server_state.tasks
-            while requests or self.service.engine.open_exchanges or self.service.store.writer.queued_units:
+            requests, sockets = self.server.server_state.tasks, self.service.engine.sockets
+            while (
+                len(requests) > len(sockets)
+                or self.service.engine.open_exchanges
+                or self.service.store.writer.queued_units
+            ):
                 await asyncio.sleep(POLL_S)
             held = "SELECT COUNT(*) FROM reservations WHERE state = 'HELD'"
             while (await self.service.store.readers.row(held)) != (0,):
@@ -203,6 +207,7 @@ class Gateway:
 
     async def assert_clean(self) -> None:
         """The ledger proves itself, nothing is held, no vendor connection is in use, nothing of ours failed."""
+        await self.until(lambda: not self.service.engine.sockets)
         await self.quiet()
         assert self.defects == []
         report = await verify(self.service.store)
@@ -211,7 +216,12 @@ class Gateway:
         assert held == []
         client = self.service.client
         assert client.open_connections == client.idle_connections
-        for gauge in ("automna_open_exchanges", "automna_open_streams", "automna_drains"):
+        for gauge in (
+            "automna_open_exchanges",
+            "automna_open_streams",
+            "automna_open_sockets",
+            "automna_drains",
+        ):
             assert self.metric(gauge) == 0, gauge
 
     async def only_entry(self) -> dict[str, Any]:
