@@ -71,16 +71,15 @@ def told_of(socket: EventSocket, vendor: str, message: Mapping[str, Any]) -> set
     return found
 
 
-def shown(socket: EventSocket, message: dict[str, Any], text: str, prefix: str) -> str:
-    """A vendor's message as it goes down: as it came, but for the fields of our account and `prefix`, which stands before
-    the user's names within it."""
+def shown(socket: EventSocket, message: dict[str, Any], text: str) -> str:
+    """A vendor's message as it goes down: as it came, but for the fields of our account."""
     if any(f'"{name}"' in text for name in socket.conceals):
         for holder in _objects(message, ()):
             for name, word in socket.conceals.items():
                 if name in holder:
                     holder[name] = word
-        text = orjson.dumps(message).decode()
-    return text.replace(prefix, "")
+        return orjson.dumps(message).decode()
+    return text
 
 
 def _is_word(value: Any) -> bool:

@@ -27,7 +27,8 @@ from proxy.errors import account_refused
 from proxy.exchange import Exchange
 from proxy.handshakes import CLOSE_S, Tally
 from proxy.mounted import Mounted
-from proxy.preparation import Preparation, prefix_of
+from proxy.preparation import Preparation
+from proxy.rewriting import shown
 from proxy.surface import EventSocket
 from proxy.telemetry import Telemetry
 
@@ -140,7 +141,7 @@ class SocketRelay:
         self._socket: EventSocket = exchange.operation.socket
         self._vendor = mounted.surface.provider
         self._user_id = exchange.caller.user_id
-        self._prefix = prefix_of(self._user_id)
+        self._edit = shown(exchange.operation, self._user_id)
         self._tally = exchange.tally = Tally()
         self._refused = 0
         self._ended: asyncio.Future[Ending] = asyncio.get_running_loop().create_future()
@@ -268,7 +269,7 @@ class SocketRelay:
         owners = await self._objects.stored_owners(told_of)
         if any(owners.get(one) != self._user_id for one in told_of):
             return None
-        return messages.shown(socket, message, text, self._prefix)
+        return self._edit(messages.shown(socket, message, text).encode()).decode()
 
     def _shown_error(self, message: dict[str, Any]) -> str:
         shown = self._socket.shown_error(message)

@@ -18,6 +18,7 @@ SOCKET = Operation(
     "/v0",
     meter=Free(),
     query=(),
+    namespaced=("client_id",),
     socket=EventSocket(
         "wss://ws.agentmail.to",
         url_env="AGENTMAIL_WS_UPSTREAM_URL",
