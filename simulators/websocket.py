@@ -7,7 +7,7 @@ import struct
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 
-from simulators.script import Line, Ready, Reports, Upgrade, head
+from simulators.script import Line, Ready, Reports, Upgrade, Upgraded, head
 from simulators.server import ReceivedRequest
 
 MESSAGE_BYTES_MAX = 1024 * 1024
@@ -45,8 +45,13 @@ def wants_websocket(request: ReceivedRequest) -> bool:
     return request.method == "GET" and request.header(b"upgrade").lower() == b"websocket"
 
 
+def websocket_url(url: str) -> str:
+    """The address of a server's websockets, by that of its pages."""
+    return url.replace("http", "ws", 1)
+
+
 def accept(
-    request: ReceivedRequest, connect: Callable[[Line], "Peer"], reports: Reports | None
+    request: ReceivedRequest, connect: Callable[[Line], Upgraded], reports: Reports | None
 ) -> Upgrade | Ready:
     """The answer to a handshake (section 4.2.2): 101, or 426 for another version and 400 without a key."""
     key = request.header(b"sec-websocket-key")
