@@ -74,7 +74,7 @@ class CdpPeer(Peer):
         self._browser = browser
         self._page = page
         self._attached: dict[str, Page] = {}
-        self._flood: Any = None
+        self._is_flooding = False
         self._table: Mapping[str, Callable[[dict[str, Any], str | None], Any]] = {
             "Browser.getVersion": self._version,
             "Browser.close": lambda *_: self.close(CloseCode.NORMAL),
@@ -139,8 +139,6 @@ class CdpPeer(Peer):
         super().received(data)
 
     def gone(self) -> None:
-        if self._flood is not None:
-            self._flood.cancel()
         self.client.left()
 
     def said_bytes(self, data: bytes) -> None:
@@ -288,16 +286,17 @@ class CdpPeer(Peer):
 
     def _start_flood(self, command: dict[str, Any], params: Mapping[str, Any]) -> object:
         messages, size = int(params.get("messages", 1)), int(params.get("bytes", 0))
-        if messages > FLOOD_MESSAGES_MAX or size > FLOOD_BYTES_MAX or self._flood is not None:
+        if messages > FLOOD_MESSAGES_MAX or size > FLOOD_BYTES_MAX or self._is_flooding:
             raise CommandError(INVALID_PARAMS, "Too much, or one flood is running")
 
         async def run() -> None:
             piece_bytes, is_binary = params.get("pieceBytes"), params.get("binary") is True
             await self.flood(messages, size, piece_bytes=piece_bytes, is_binary=is_binary)
-            self._flood = None
+            self._is_flooding = False
             self._say(command, result={"sent": messages})
 
-        self._flood = spawn(run(), name="simulated flood")
+        self._is_flooding = True
+        spawn(run(), name="simulated flood")
         return _LATER
 
 

@@ -86,6 +86,7 @@ class Project:
         self._new_browser = new_browser
         self._rng = random.Random(seed)
         self._live: dict[str, Session] = {}
+        self._by_key: dict[str, Session] = {}
         self._creates_ms: list[int] = []
 
     def now_ms(self) -> int:
@@ -115,10 +116,9 @@ class Project:
 
     def signed_session(self, signing_key: str) -> Session:
         """The running one that a signing key is good for."""
-        for session in self.sessions.values():
-            if session.signing_key == signing_key:
-                return self.live_session(session.id)
-        raise errors.unauthorized()
+        if signing_key not in self._by_key:
+            raise errors.unauthorized()
+        return self.live_session(self._by_key[signing_key].id)
 
     def context(self, context_id: str) -> Context:
         if context_id not in self.contexts:
@@ -173,7 +173,7 @@ class Project:
             has_proxy=bool(fields.get("proxies")),
         )
         self._creates_ms.append(now_ms)
-        self.sessions[session_id] = self._live[session_id] = session
+        self.sessions[session_id] = self._live[session_id] = self._by_key[session.signing_key] = session
         self._pass(session, now_ms)
         self.happened()
         return session

@@ -11,6 +11,9 @@ from websockets.asyncio.client import ClientConnection, connect
 
 from simulators.script import WAIT_TIMEOUT_S
 
+CLIENT_TIMEOUT_S = 3 * WAIT_TIMEOUT_S
+"""A test that waits for what does not come must fail, not hang."""
+
 
 class CdpError(Exception):
     """The browser refused a command."""
@@ -56,6 +59,6 @@ class Cdp:
 
 @asynccontextmanager
 async def cdp(url: str, **more: Any) -> AsyncIterator[Cdp]:
-    """A client of the browser at `url`, which takes messages of any size."""
-    async with connect(url, proxy=None, max_size=None, **more) as socket:
+    """A client of the browser at `url`, which takes messages of any size. TimeoutError if it is used for too long."""
+    async with asyncio.timeout(CLIENT_TIMEOUT_S), connect(url, proxy=None, max_size=None, **more) as socket:
         yield Cdp(socket)

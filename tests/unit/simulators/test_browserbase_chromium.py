@@ -1,5 +1,6 @@
 """A browser process behind the simulated Browserbase's sessions: a stand-in everywhere, Chromium where there is one."""
 
+import asyncio
 import base64
 import shlex
 import sys
@@ -10,6 +11,7 @@ import websockets
 
 from metering.tasks import spawn
 from simulators.browserbase import VENDOR_KEY, BrowserbaseSimulator, Status, installed
+from simulators.script import WAIT_TIMEOUT_S
 from tests.support.cdp import cdp
 
 FAKE = Path(__file__).parents[2] / "support" / "fake_chromium.py"
@@ -59,7 +61,7 @@ async def test_messages_pass_both_ways_as_they_are(vendor, pids):
         await (await client.socket.ping())
     (session,) = vendor.sessions
     await vendor.until(lambda: not session.is_live)
-    await session.browser.stopping
+    await asyncio.wait_for(session.browser.stopping, WAIT_TIMEOUT_S)
     assert session.status is Status.COMPLETED
     assert len(pids()) == 2
     assert not any(map(runs, pids()))
@@ -80,7 +82,7 @@ async def test_the_browser_and_its_profile_live_as_long_as_the_session(vendor, p
         vendor.project.release(session)
         with pytest.raises(websockets.ConnectionClosedError):
             await client.socket.recv()
-    await session.browser.stopping
+    await asyncio.wait_for(session.browser.stopping, WAIT_TIMEOUT_S)
     assert not any(map(runs, pids()))
     assert list(tmp_path.glob("simulated-browser-*")) == []
 
@@ -98,7 +100,7 @@ async def test_a_client_that_leaves_at_once_leaves_no_browser(vendor, tmp_path):
         client.socket.transport.abort()
     (session,) = vendor.sessions
     await vendor.until(lambda: not session.is_live)
-    await session.browser.stopping
+    await asyncio.wait_for(session.browser.stopping, WAIT_TIMEOUT_S)
     assert list(tmp_path.glob("simulated-browser-*")) == []
 
 
@@ -111,6 +113,18 @@ async def test_a_page_has_an_address_of_its_own(vendor):
         async with cdp(f"{view}/missing") as viewer:
             with pytest.raises(websockets.ConnectionClosedError):
                 await viewer.socket.recv()
+
+
+async def test_a_silent_client_is_disconnected_and_the_browser_goes_on(vendor, pids):
+    session = vendor.project.create({"keepAlive": True, "timeout": 3600}, via="test", number=0, tag="")
+    async with cdp(f"{address(vendor)}&sessionId={session.id}") as client:
+        await client.socket.send("path")
+        await client.socket.recv()
+        vendor.advance(600)
+        with pytest.raises(websockets.ConnectionClosedError):
+            await client.socket.recv()
+    assert session.is_live
+    assert all(map(runs, pids()))
 
 
 async def test_a_browser_that_dies_ends_its_connections(vendor):
@@ -132,9 +146,15 @@ async def test_a_browser_that_does_not_start_ends_its_connections(tmp_path):
 
 async def test_neither_side_is_read_faster_than_the_other_takes(vendor):
     message = bytes(1_000_000)
-    async with cdp(address(vendor), max_queue=1) as client:
+    async with cdp(address(vendor), max_queue=1) as client, cdp(address(vendor)) as other:
         sending = spawn(_send(client.socket, message, 200), name="sending")
-        await vendor.until(lambda: vendor.peers[0]._easing is not None)
+        splice = vendor.peers[0]
+        await vendor.until(lambda: splice._easing is not None)
+        for _ in range(50):  # long enough for all to be read that is read at all
+            await other.socket.send(message)
+            await other.socket.recv()
+            sides = (splice._writer.transport, splice._line._transport)
+            assert max(side.get_write_buffer_size() for side in sides) < 4_000_000
         assert not sending.done()
         for _ in range(200):
             assert len(await client.socket.recv()) == len(message)
