@@ -9,7 +9,7 @@ from typing import Any
 
 import uvloop
 
-from simulators import agentmail, anthropic, bland, brave, gemini, openai, twilio
+from simulators import agentmail, anthropic, bland, brave, browserbase, gemini, openai, twilio
 from simulators.server import SimulatorServer
 from simulators.vendor import VendorSimulator
 
@@ -18,6 +18,7 @@ VENDORS: dict[str, type[VendorSimulator[Any, Any]]] = {
     "anthropic": anthropic.AnthropicSimulator,
     "bland": bland.BlandSimulator,
     "brave": brave.BraveSimulator,
+    "browserbase": browserbase.BrowserbaseSimulator,
     "gemini": gemini.GeminiSimulator,
     "openai": openai.OpenAISimulator,
     "twilio": twilio.TwilioSimulator,
@@ -41,7 +42,9 @@ def main() -> None:
     options = _options()
     kind = VENDORS[options.vendor]
     key = kind.vendor_key if options.api_key is None else options.api_key
+    more = {} if options.chromium is None else {"chromium": options.chromium}
     simulator = kind(
+        **more,
         api_key=key or None,
         default=kind.behaviour_type(events=options.burst_events, pace_s=options.pace_ms / 1000),
         gzip=options.gzip,
@@ -65,7 +68,13 @@ def _options() -> argparse.Namespace:
     parser.add_argument("--gzip", action="store_true", help="compress for clients that accept it")
     parser.add_argument("--no-record", action="store_true", help="keep no requests in memory")
     parser.add_argument("--record-to", type=Path, help="append a JSON line per request seen and answer ended")
-    return parser.parse_args()
+    parser.add_argument(
+        "--chromium", type=Path, help="a real browser behind the sessions (browserbase alone)"
+    )
+    options = parser.parse_args()
+    if options.chromium is not None and options.vendor != "browserbase":
+        parser.error("--chromium is for browserbase")
+    return options
 
 
 if __name__ == "__main__":

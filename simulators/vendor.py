@@ -5,6 +5,7 @@ A vendor adds its endpoints, its checks, and the shapes of its bodies and errors
 
 import collections
 import functools
+import re
 import ssl
 import zlib
 from abc import ABC, abstractmethod
@@ -35,6 +36,8 @@ from simulators.text import BYTES_PER_TOKEN, filler, filler_of_bytes
 
 PRESCRIBED_MAX = 10_000
 """Behaviours waiting in `next`."""
+PRESCRIBED_ON_MAX = 100
+"""Behaviours waiting in `next_on`: each is looked at for every request."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -301,7 +304,7 @@ class Options(TypedDict, Generic[BehaviourT], total=False):
 class VendorSimulator(SimulatorServer, Generic[BehaviourT, TurnT]):
     """A vendor's API on a loopback port.
 
-    What an answer does comes, in this order, from `next(...)`, from the function `script`, from the request's own
+    What an answer does comes, in this order, from `next_on(...)`, from `next(...)`, from the function `script`, from the request's own
     `x-simulate` header (for simulators in another process), or from the option `default`.
     """
 
@@ -324,6 +327,7 @@ class VendorSimulator(SimulatorServer, Generic[BehaviourT, TurnT]):
         self._default = options.get("default") or self.behaviour_type()
         self._gzip = options.get("gzip", False)
         self._prescribed: collections.deque[BehaviourT | Script] = collections.deque()
+        self._prescribed_on: list[tuple[re.Pattern[str], BehaviourT | Script]] = []
 
     @abstractmethod
     def route(self, request: ReceivedRequest) -> Callable[[TurnT], Answer]:
@@ -338,6 +342,14 @@ class VendorSimulator(SimulatorServer, Generic[BehaviourT, TurnT]):
         if len(self._prescribed) + len(behaviours) > PRESCRIBED_MAX:
             raise ValueError(f"more than {PRESCRIBED_MAX} behaviours are waiting")
         self._prescribed.extend(behaviours)
+        return self
+
+    def next_on(self, operation: str, *behaviours: BehaviourT | Script) -> Self:
+        """The behaviours of the next requests whose `METHOD path` this expression matches whole; before `next`'s."""
+        if len(self._prescribed_on) + len(behaviours) > PRESCRIBED_ON_MAX:
+            raise ValueError(f"more than {PRESCRIBED_ON_MAX} behaviours are waiting")
+        pattern = re.compile(operation)
+        self._prescribed_on.extend((pattern, behaviour) for behaviour in behaviours)
         return self
 
     def answer(self, request: ReceivedRequest) -> Answer:
@@ -361,6 +373,9 @@ class VendorSimulator(SimulatorServer, Generic[BehaviourT, TurnT]):
         return self.turn_type(request, behaviour, gzip=False).fail()
 
     def _behaviour(self, request: ReceivedRequest) -> BehaviourT | Script:
+        for number, (pattern, _) in enumerate(self._prescribed_on):
+            if pattern.fullmatch(f"{request.method} {request.path}"):
+                return self._prescribed_on.pop(number)[1]
         if self._prescribed:
             return self._prescribed.popleft()
         chosen = None if self.script is None else self.script(request)

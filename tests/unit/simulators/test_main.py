@@ -7,7 +7,7 @@ import sys
 import httpx
 import pytest
 
-from simulators import agentmail, anthropic, bland, openai, twilio
+from simulators import agentmail, anthropic, bland, browserbase, openai, twilio
 from simulators.server import read_record
 
 ASKED = {
@@ -72,3 +72,25 @@ async def test_a_vendor_that_keeps_state_is_served_too(vendor):
         assert (await client.get(again.format(made[name]))).json()[name] == made[name]
     process.send_signal(signal.SIGTERM)
     assert await asyncio.wait_for(process.wait(), 20) == 0
+
+
+async def test_browserbase_is_served_with_a_browser_of_ones_own(tmp_path):
+    process = await asyncio.create_subprocess_exec(
+        *(sys.executable, "-m", "simulators", "browserbase", "--chromium", str(tmp_path / "none")),
+        stdout=asyncio.subprocess.PIPE,
+    )
+    url = (await asyncio.wait_for(process.stdout.readline(), 20)).decode().strip()
+    headers = {"x-bb-api-key": browserbase.VENDOR_KEY}
+    async with httpx.AsyncClient(base_url=url, headers=headers, trust_env=False) as client:
+        session = (await client.post("/v1/sessions")).json()
+        assert (await client.get(f"/v1/sessions/{session['id']}/debug")).json()["pages"] == []
+    process.send_signal(signal.SIGTERM)
+    assert await asyncio.wait_for(process.wait(), 20) == 0
+
+
+async def test_only_browserbase_has_browsers():
+    process = await asyncio.create_subprocess_exec(
+        *(sys.executable, "-m", "simulators", "openai", "--chromium", "x"), stderr=asyncio.subprocess.PIPE
+    )
+    _, said = await asyncio.wait_for(process.communicate(), 20)
+    assert (process.returncode, b"--chromium is for browserbase" in said) == (2, True)
