@@ -282,7 +282,7 @@ SURFACE = Surface(
     swept=(
         Swept(
             INBOX,
-            f"{_INBOXES}?limit=100",
+            _INBOXES,
             "inbox_id",
             items="inboxes",
             tag="client_id",
