@@ -146,16 +146,16 @@ class Connection(HttpToolsProtocol):
 
     def hand_over(self, head: bytes, successor: Successor) -> None:
         """Answer the running request, which asks for a websocket, with `head` (whole, of a 101); from then on the connection
-        is the successor's, beginning with what the client said behind its request. Its stalls stay bounded here.
+        is the successor's, unless its client has left: beginning with what the client said behind its request. Its stalls stay bounded here.
 
         Bytes reach the successor as they come, in pieces of any size; it may pause the transport's reading, and must
         stop writing while it is told to. It ends the connection by closing the transport."""
+        if self.is_gone:
+            return
         cycle = self._running
         assert self.may_be_handed_over
         assert cycle is not None
         assert not cycle.response_started, "an answer begins once"
-        if self.is_gone:
-            return
         cycle.response_started = True
         cycle.disconnected = True  # uvicorn must neither write nor complain any more
         self._successor = successor
