@@ -87,7 +87,8 @@ class Connection(HttpToolsProtocol):
         self._is_in_body = False
         self._is_deaf = False
         self._waits_for_body_parser = False
-        self._may_be_handed_over = False
+        self.may_be_handed_over = False
+        """The newest request asks for a websocket, and what follows its head is no HTTP."""
         self._ahead = b""
         """What a client said behind its request for another protocol."""
         self._successor: Successor | None = None
@@ -145,16 +146,16 @@ class Connection(HttpToolsProtocol):
 
     def hand_over(self, head: bytes, successor: Successor) -> None:
         """Answer the running request, which asks for a websocket, with `head` (whole, of a 101); from then on the connection
-        is the successor's, beginning with what the client said behind its request. Its stalls stay bounded here.
+        is the successor's, unless its client has left: beginning with what the client said behind its request. Its stalls stay bounded here.
 
         Bytes reach the successor as they come, in pieces of any size; it may pause the transport's reading, and must
         stop writing while it is told to. It ends the connection by closing the transport."""
-        cycle = self._running
-        assert self._may_be_handed_over
-        assert cycle is not None
-        assert not cycle.response_started, "an answer begins once"
         if self.is_gone:
             return
+        cycle = self._running
+        assert self.may_be_handed_over
+        assert cycle is not None
+        assert not cycle.response_started, "an answer begins once"
         cycle.response_started = True
         cycle.disconnected = True  # uvicorn must neither write nor complain any more
         self._successor = successor
@@ -270,7 +271,7 @@ class Connection(HttpToolsProtocol):
         if self._is_deaf:
             if self._successor is not None:
                 self._successor.data_received(data)
-            elif self._may_be_handed_over:
+            elif self.may_be_handed_over:
                 self._keep_ahead(data)
             return
         self._has_ended_message = False
@@ -328,8 +329,8 @@ class Connection(HttpToolsProtocol):
         is_upgrade = self.parser.should_upgrade()  # also CONNECT
         is_last = is_upgrade or any(name in LAST_WORDS for name, _ in self.headers)
         has_skipped_body = is_upgrade and self._announces_body()
-        self._may_be_handed_over = is_upgrade and asks_for_websocket(self.headers)
-        if has_skipped_body and self._may_be_handed_over:
+        self.may_be_handed_over = is_upgrade and asks_for_websocket(self.headers)
+        if has_skipped_body and self.may_be_handed_over:
             # Whoever stands before us may have changed protocols: what follows is no body then.
             self._refuse(Reason.BAD_REQUEST, "A request with a body cannot ask for a websocket.")
             return
@@ -382,7 +383,7 @@ class Connection(HttpToolsProtocol):
                 self._waits_for_body_parser = False
                 self._parse_body_of_upgrade()
                 self._parse(data[head_bytes:])
-            elif self._may_be_handed_over and head_bytes < len(data):
+            elif self.may_be_handed_over and head_bytes < len(data):
                 self._keep_ahead(data[head_bytes:])
         except httptools.HttpParserError:
             self._refuse(Reason.BAD_REQUEST, "This is no valid HTTP/1.1 request.")

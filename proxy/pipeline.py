@@ -211,6 +211,8 @@ class Engine:
             await self._serve_caller(exchange, mounted, path, params)
             return
         exchange.handshake = Handshake.of(scope["headers"], scope["http_version"])
+        if not exchange.connection.may_be_handed_over:  # our parser and the library do not read it alike
+            raise Refused(Reason.BAD_REQUEST, "This is no handshake of a websocket.")
         with self.sockets.place(exchange.caller.user_id):
             await self._serve_caller(exchange, mounted, path, params)
             await self._relay_socket(exchange, mounted)

@@ -38,6 +38,7 @@ _NAMES = {
     409: ("ConflictError", "conflict"),
     413: ("ValidationError", "bad_request"),
     422: ("UnprocessableError", "unprocessable"),
+    426: ("ValidationError", "bad_request"),
     429: ("RateLimitError", "rate_limit_exceeded"),
 }
 _ACCOUNTS_OWN = re.compile(

@@ -439,7 +439,8 @@ async def test_errors_of_the_vendor_lose_what_they_say_of_the_account(tmp_path, 
 
 
 async def test_an_inbox_is_heard_of_from_the_moment_it_is_made_to_the_moment_it_is_released(tmp_path, vendor):
-    async with house(tmp_path, vendor) as at, subscribed(at.ada) as socket:
+    deaf = {"CHANGES_POLL_S": "600", "CHANGES_STALE_AFTER_S": "600"}
+    async with house(tmp_path, vendor, env=deaf) as at, subscribed(at.ada) as socket:
         wren = await at.ada.inbox("wren")
         vendor.receive(wren, "ann@x.y", "first")
         assert (await heard(socket))["message"]["subject"] == "first"
@@ -653,18 +654,23 @@ class Wire:
     def __init__(self, reader, writer, token):
         self.reader, self.writer, self.token = reader, writer, token
 
-    def upgrade(self, *more):
+    def upgrade(self, first=f"GET {MOUNT}/v0 HTTP/1.1", **other):
+        """A handshake; `other` fields by name: a text, several lines of it, or None for no such line."""
+        fields = {
+            "host": "proxy",
+            "authorization": f"Bearer {self.token}",
+            "connection": "keep-alive, Upgrade",
+            "upgrade": "websocket",
+            "sec_websocket_version": "13",
+            "sec_websocket_key": "dGhlIHNhbXBsZSBub25jZQ==",
+            **other,
+        }
         lines = [
-            f"GET {MOUNT}/v0 HTTP/1.1",
-            "Host: proxy",
-            f"Authorization: Bearer {self.token}",
-            "Connection: keep-alive, Upgrade",
-            "Upgrade: websocket",
-            "Sec-WebSocket-Version: 13",
-            "Sec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==",
-            *more,
+            f"{name.replace('_', '-')}: {value}"
+            for name, values in fields.items()
+            for value in ([] if values is None else [values] if isinstance(values, str) else values)
         ]
-        return "\r\n".join([*lines, "", ""]).encode()
+        return "\r\n".join([first, *lines, "", ""]).encode()
 
     async def open(self, behind=b"", pieces=None):
         """Send the handshake, in pieces if told to, and read its answer; its head."""
@@ -716,6 +722,55 @@ async def wire(gateway, token):
 SUBSCRIBE = b'{"type":"subscribe"}'
 
 
+HANDSHAKES = [
+    ({}, 101),
+    ({"connection": ["keep-alive", "upgrade"]}, 101),
+    ({"connection": "UPGRADE", "upgrade": "WebSocket"}, 101),
+    ({"content_length": "0"}, 101),
+    ({"sec_websocket_extensions": "permessage-deflate", "sec_websocket_protocol": "x"}, 101),
+    ({"connection": "keep-alive"}, 426),
+    ({"connection": None}, 426),
+    ({"upgrade": "h2c, websocket"}, 426),
+    ({"upgrade": ["websocket", "h2c"]}, 426),
+    ({"upgrade": None}, 426),
+    ({"sec_websocket_version": None}, 426),
+    ({"sec_websocket_version": ["13", "13"]}, 426),
+    ({"sec_websocket_key": None}, 400),
+    ({"sec_websocket_key": ["dGhlIHNhbXBsZSBub25jZQ=="] * 2}, 400),
+    ({"content_length": "5"}, 400),
+    ({"transfer_encoding": "chunked"}, 400),
+    ({"first": f"GET {MOUNT}/v0 HTTP/1.0"}, 400),
+    ({"first": f"POST {MOUNT}/v0 HTTP/1.1"}, 426),
+    ({"first": f"GET {MOUNT}/v0/inboxes HTTP/1.1"}, 426),
+    ({"first": f"GET {MOUNT}/v0?api_key=amp_other HTTP/1.1"}, 401),
+]
+
+
+@pytest.mark.parametrize(("other", "status"), HANDSHAKES, ids=str)
+async def test_a_handshake_is_one_or_is_refused_before_the_vendor_hears_of_it(
+    tmp_path, vendor, other, status
+):
+    async with house(tmp_path, vendor) as at, wire(at.gateway, at.ada.token) as client:
+        client.writer.write(client.upgrade(**other) + b"x" * (status == 400))
+        assert (await client.head()).startswith(b"HTTP/1.1 %d " % status)
+        assert len(vendor.requests) == (status == 101)
+
+
+async def test_a_handshake_may_follow_requests_on_its_connection(tmp_path, vendor):
+    async with house(tmp_path, vendor) as at, wire(at.gateway, at.ada.token) as client:
+        plain = client.upgrade(f"GET {MOUNT}/v0/inboxes HTTP/1.1", connection=None, upgrade=None)
+        client.writer.write(plain * 2 + client.upgrade() + masked(Opcode.TEXT, SUBSCRIBE))
+        for _ in range(2):
+            head = await client.head()
+            assert head.startswith(b"HTTP/1.1 200 ")
+            assert b"transfer-encoding: chunked" in head
+            async with asyncio.timeout(WAIT_TIMEOUT_S):
+                await client.reader.readuntil(b"\r\n0\r\n\r\n")
+        assert (await client.head()).startswith(b"HTTP/1.1 101 ")
+        opcode, payload = await client.frame()
+        assert (opcode, json.loads(payload)["type"]) == (Opcode.TEXT, "subscribed")
+
+
 @pytest.mark.parametrize("pieces", [None, 1, 7])
 async def test_what_a_client_says_right_behind_its_head_is_heard(tmp_path, vendor, pieces):
     async with house(tmp_path, vendor) as at, wire(at.gateway, at.ada.token) as client:
@@ -735,6 +790,15 @@ async def test_what_is_said_before_a_refusal_is_thrown_away(tmp_path, vendor):
         length = int(dict(line.split(b": ") for line in head.split(b"\r\n")[1:-2])[b"content-length"])
         async with asyncio.timeout(WAIT_TIMEOUT_S):
             assert len(await client.reader.read()) == length, "and nothing more"
+
+
+async def test_a_refusal_is_read_by_who_has_said_too_much_already(tmp_path, vendor):
+    """Closed over bytes that nobody read, the connection would be reset, and the reset overtake the answer."""
+    async with house(tmp_path, vendor) as at, wire(at.gateway, "amp_nobodys") as client:
+        client.writer.write(client.upgrade() + bytes(8 * 1024 * 1024))
+        assert (await client.head()).startswith(b"HTTP/1.1 401 ")
+        async with asyncio.timeout(WAIT_TIMEOUT_S):
+            assert (await client.reader.read()).endswith(b"}"), "no reset"
 
 
 async def test_before_the_101_no_more_than_a_little_is_read(tmp_path, vendor):
@@ -823,6 +887,7 @@ async def test_a_slow_client_slows_its_vendor_and_hears_everything_in_order(tmp_
             with suppress(TimeoutError):
                 await at.gateway.until(lambda: relay._tally.down != before, within_s=0.5)  # noqa: B023 - at once
         assert 0 < relay._tally.down < events - 50, "somebody holds what nobody reads"
+        assert len(relay._up.recv_messages.frames) < 20, "and it is not us"
         client.writer.transport.resume_reading()
         for number in range(events):
             assert json.loads((await client.frame())[1])["n"] == number
