@@ -24,6 +24,7 @@ from metering.plans import load_plans
 from metering.prices import PriceTable
 from metering.rate_limits import RateLimits
 from metering.repeats import Repeats
+from metering.scheduled import ScheduledWorks
 from metering.store.database import Database
 from metering.store.serving import serving
 from metering.store.store import Store, open_store
@@ -158,6 +159,7 @@ async def running_service(settings: Settings, *, clock: Clock | None = None) -> 
         mounted = tuple(Mounted(surface, settings.vendors, bounds) for surface in SURFACES)
         deferrals = Deferrals(
             works=DeferredWorks(store, clock),
+            scheduled=ScheduledWorks(store, ledger, clock),
             mounted=mounted,
             ledger=ledger,
             prices=prices,
@@ -210,6 +212,7 @@ async def running_service(settings: Settings, *, clock: Clock | None = None) -> 
             metrics_token=settings.metrics_token,
             metrics_port=settings.metrics_port,
             agentmail_webhook_keys=settings.agentmail_webhook_keys,
+            reported=deferrals.reported,
         )
         service = Service(settings, engine, mounted, own, store, heartbeat, client, telemetry)
         _in_background(stack, "changes", authenticator.follow_changes())

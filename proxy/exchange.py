@@ -41,6 +41,7 @@ class Exchange:
         "is_estimated",
         "is_forwarded",
         "is_lost",
+        "is_scheduled",
         "notes",
         "observer",
         "on_client_gone",
@@ -56,6 +57,7 @@ class Exchange:
         "started_s",
         "status",
         "surface",
+        "touches_scheduled",
         "upstream_request_id",
         "upstream_status",
     )
@@ -118,6 +120,10 @@ class Exchange:
         self.is_deferred = False
         """It is written where to ask about its work, should that go on."""
         self.priced: Priced | None = None
+        self.is_scheduled = False
+        """It only schedules its work, which is written down with its reservation."""
+        self.touches_scheduled = False
+        """It may change or end scheduled work."""
         self.is_charged = False
         """What it has used counts against the minute's tokens."""
         self.is_estimated = False

@@ -14,6 +14,7 @@ from proxy.exchange import Exchange
 from proxy.homes import Homes, user_tag
 from proxy.mounted import Mounted
 from proxy.side_calls import SideCalls
+from proxy.surface import Inbound, LookUp, Operation
 
 KEY_HEADER = b"idempotency-key"
 KEY_CHARS_MAX = 256
@@ -35,13 +36,23 @@ class Preparation:
         operation, inbound = exchange.operation, exchange.inbound
         assert operation is not None
         assert inbound is not None
+        inbound.looked_up = inbound.looked_behind = {}
         wanted = operation.looks_up
-        if wanted is None or (wanted.when is not None and not wanted.when(inbound)):
+        if wanted is None or not _is_wanted(wanted, inbound):
             return
-        found = await self._calls.get(mounted, mounted.look_up_path(operation, path))
+        inbound.looked_up = await self._found(mounted, operation, wanted, inbound, path)
+        if wanted.behind is not None and _is_wanted(wanted.behind, inbound):
+            inbound.looked_behind = await self._found(mounted, operation, wanted.behind, inbound, path)
+
+    async def _found(
+        self, mounted: Mounted, operation: Operation, wanted: LookUp, inbound: Inbound, path: bytes
+    ) -> Mapping[str, Any]:
+        pieces = {} if wanted.pieces is None else wanted.pieces(inbound)
+        where = mounted.look_up_path(operation, wanted.path, path, pieces)
+        found = await self._calls.get(mounted, where)
         if found is None:
             raise Refused(Reason.OBJECT_NOT_FOUND, wanted.words)
-        inbound.looked_up = found
+        return found
 
     def one_more(self, exchange: Exchange, mounted: Mounted) -> Claim | None:
         """What allows the user one more of what the request makes, where that is limited."""
@@ -99,6 +110,10 @@ class Preparation:
         assert operation is not None
         assert caller is not None
         return await self._homes.of(mounted, operation.homes, caller.user_id)
+
+
+def _is_wanted(wanted: LookUp, inbound: Inbound) -> bool:
+    return wanted.when is None or wanted.when(inbound)
 
 
 def namespaced(fields: Mapping[str, Any], names: tuple[str, ...], user_id: str) -> bytes | None:
