@@ -14,7 +14,7 @@ from typing import cast
 
 from metering.clock import Clock
 from metering.deferred import DeferredWork
-from metering.ledger import Ledger, Reservation
+from metering.ledger import Ledger, Reservation, Resolved
 from metering.repeats import REQUEST_TIMEOUT, SERVER_ERROR
 from metering.store.store import Store
 from metering.store.writer import Declined, Result, Step, Unit
@@ -104,9 +104,12 @@ class ScheduledWorks:
         TOUCHED_POLL_MS."""
         self._store.writer.submit(Unit((Step(POLL_TOUCHED, (request_id, self._clock.now_ms())),)))
 
-    def hand_over(self, reservation: Reservation, *, upstream_id: str, poll_in_s: float) -> None:
+    def hand_over(
+        self, reservation: Reservation, *, upstream_id: str, poll_in_s: float
+    ) -> "asyncio.Future[Resolved]":
         """The request is over, and what it scheduled stands, or may: polls see to it from now on. `upstream_id`: by the
-        vendor's answer; empty when none told it. Queued at once."""
+        vendor's answer; empty when none told it. Queued at once; the future is durable."""
+        handed_over: asyncio.Future[Resolved] = asyncio.get_running_loop().create_future()
         step = Step(HAND_OVER, (reservation.id, upstream_id, self._in_ms(poll_in_s)))
         unit = Unit((step, *self._ledger.parking(reservation)), must_keep=True)
 
@@ -114,8 +117,11 @@ class ScheduledWorks:
             if done.exception() is None and isinstance(done.result(), Declined):
                 # A poll was faster: this worker was taken for dead.
                 self._store.writer.submit(Unit((step,), must_keep=True))
+            if not handed_over.done():
+                handed_over.set_result(Resolved.DONE)
 
         self._store.writer.submit(unit).add_done_callback(parked)
+        return handed_over
 
     async def park(self, work: DeferredWork) -> None:
         """Take from the reservation of a request whose worker died its place among the concurrent ones. Raises

@@ -56,7 +56,7 @@ from proxy.headers import accepts_gzip, asks_for_websocket, is_said_to_be_json
 from proxy.limit_headers import limit_headers
 from proxy.mounted import Mounted
 from proxy.ownership import check_choice, check_owner
-from proxy.preparation import KEY_HEADER, Preparation, namespaced, prefix_of
+from proxy.preparation import KEY_HEADER, OURS, Preparation, hidden, namespaced
 from proxy.query import check as check_query
 from proxy.relay import Relay, send_body
 from proxy.silence import SilenceKeeper
@@ -208,6 +208,10 @@ class Engine:
         claims = await self._prepare(exchange, mounted, path) if exchange.operation.is_prepared else ()
         request = self._price(exchange, mounted)
         steps = self._deferrals.scheduling.steps(exchange) if exchange.operation.is_about_scheduled else ()
+        if exchange.is_scheduled and exchange.repeat is None:
+            exchange.repeat = await self._preparation.name_of(exchange, path)
+            if exchange.repeat is not None and exchange.repeat.claim is not None:
+                claims = (*claims, Claim(exchange.repeat.claim, repeat_running()))
         try:
             exchange.admitted = await self._admission.admit(
                 exchange.caller, request, *claims, *owned, steps=steps
@@ -524,7 +528,11 @@ class Engine:
         is_gzip_fine = not is_plain_needed and accepts_gzip(inbound.headers)
         headers.append((b"accept-encoding", b"gzip" if is_gzip_fine else b"identity"))
         headers.append(credential)
-        if exchange.repeat is not None:
+        if (
+            exchange.repeat is not None
+            and exchange.operation is not None
+            and exchange.operation.is_idempotent
+        ):
             headers.append((KEY_HEADER, exchange.repeat.upstream_key.encode()))
         if exchange.operation is not None and exchange.operation.upstream_path:
             homes = await self._preparation.homes_of(exchange, mounted)
@@ -554,6 +562,9 @@ class Engine:
         assert inbound is not None
         assert caller is not None
         fields = {**inbound.fields, **operation.scheduled.marked(inbound, exchange.request_id)}
+        name_field = operation.scheduled.name_field
+        if exchange.repeat is not None and fields.get(name_field) is None:
+            fields[name_field] = OURS.decode() + exchange.repeat.upstream_key
         body = namespaced(fields, operation.namespaced, caller.user_id) or orjson.dumps(fields)
         exchange.demand = replace(exchange.demand, body=body)
 
@@ -581,10 +592,10 @@ class Engine:
                     mounted.origin, method, target, headers, body, mounted.timeouts
                 )
             except UpstreamError as error:
-                if exchange.repeat is None or not (error.is_sent or lost):
-                    raise
-                if not error.is_sent:  # this time; but it was before
+                if lost and not error.is_sent:  # this time; but it was before
                     raise lost[0] from error
+                if not error.is_sent or not self._preparation.may_ask_again(exchange):
+                    raise
                 exchange.is_lost = True
                 lost.append(error)
                 if len(lost) > LOST_ANSWERS_MAX:
@@ -740,8 +751,8 @@ class Engine:
             renders = operation.renders
             return lambda body: renders(body, standing)
         if operation.namespaced:
-            prefix = prefix_of(caller.user_id).encode()
-            return lambda body: body.replace(prefix, b"")
+            names, user_id = operation.namespaced, caller.user_id
+            return lambda body: hidden(body, names, user_id)
         return None
 
     async def _withhold(self, exchange: Exchange, refused: Refused) -> None:
@@ -915,8 +926,8 @@ class Engine:
         if exchange.is_scheduled:
             scheduled_id = _scheduled_id(exchange)
             if scheduled_id is not None:
-                exchange.outcome, exchange.settled = Outcome.DEFERRED, _deferred()
-                self._deferrals.scheduling.hand_over(exchange, reservation, scheduled_id)
+                exchange.outcome = Outcome.DEFERRED
+                exchange.settled = self._deferrals.scheduling.hand_over(exchange, reservation, scheduled_id)
                 return
             usage = NOTHING
         priced = self._prices.price(exchange.surface.provider, usage, at_ms=self._clock.now_ms())

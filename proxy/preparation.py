@@ -1,6 +1,7 @@
 """What must be known, or exist, before a request is priced and forwarded: an object of the vendor's that it is about, the
 user's home there, what became of the same request before."""
 
+import re
 from collections.abc import Mapping
 from typing import Any
 
@@ -18,6 +19,8 @@ from proxy.surface import Inbound, LookUp, Operation
 
 KEY_HEADER = b"idempotency-key"
 KEY_CHARS_MAX = 256
+OURS = b"automna-"
+"""What a name begins with, behind the user's prefix, that no user gave."""
 _KEY_CHARS = frozenset(b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789-._~")
 """What may stand in a key (AgentMail's documentation): anything else is refused there, so it is here."""
 
@@ -98,6 +101,33 @@ class Preparation:
         claim = self._repeats.claiming(key, upstream_key, exchange.request_id, earlier)
         return Repeat(key, upstream_key, is_done=False, claim=claim)
 
+    async def name_of(self, exchange: Exchange, path: bytes) -> Repeat | None:
+        """Under which name of ours the vendor makes once what this request schedules, unless the client gave one; None
+        where no name is taken. The same request, repeated as it got no answer, has the same; what that has done is not done again. Raises
+        Refused(CONFLICT)."""
+        operation, inbound, caller = exchange.operation, exchange.inbound, exchange.caller
+        assert operation is not None
+        assert operation.scheduled is not None
+        assert inbound is not None
+        assert caller is not None
+        if not operation.scheduled.name_field:
+            return None
+        said = b"\n".join((inbound.method.encode(), path, inbound.query, inbound.body))
+        key = key_of(caller.user_id, exchange.surface.name, None, said)
+        earlier = await self._repeats.earlier(key)
+        if earlier is not None and earlier.is_running:
+            raise repeat_running()
+        if earlier is not None and earlier.is_done and not earlier.may_stand:
+            raise Refused(Reason.CONFLICT, "The same request was made before, and its work is done.")
+        name = earlier.upstream_key if earlier is not None and earlier.may_stand else exchange.request_id
+        claim = self._repeats.claiming(key, name, exchange.request_id, earlier)
+        return Repeat(key, name, is_done=False, claim=claim)
+
+    def may_ask_again(self, exchange: Exchange) -> bool:
+        """Whether the vendor does nothing twice if a request whose answer was lost is sent once more."""
+        at_ms = exchange.demand.scheduled_ms
+        return exchange.repeat is not None and (at_ms is None or self._repeats.is_ahead(at_ms))
+
     def forget(self, repeat: Repeat, status: int | None) -> None:
         """The client has its answer. A key of its own is remembered all the same, and so is one of a request of which
         that answer does not tell whether it was done."""
@@ -128,6 +158,16 @@ def namespaced(fields: Mapping[str, Any], names: tuple[str, ...], user_id: str) 
             raise Refused(Reason.BAD_REQUEST, f"{name}: must be a text.")
         given[name] = value if value is None else prefix + value
     return orjson.dumps({**fields, **given})
+
+
+def hidden(body: bytes, names: tuple[str, ...], user_id: str) -> bytes:
+    """An answer without the user's prefix, and without names that are ours alone."""
+    prefix = prefix_of(user_id).encode()
+    if prefix + OURS in body:
+        for name in names:
+            member = b'"%b"\\s*:\\s*"%b[^"]*"' % (name.encode(), prefix + OURS)
+            body = re.sub(b",\\s*%b|%b\\s*,?" % (member, member), b"", body)
+    return body.replace(prefix, b"")
 
 
 def prefix_of(user_id: str) -> str:

@@ -9,6 +9,7 @@ more of there are four cases:
 4. Its time came and none of ours can have ended it: it counts as done, as an estimate.
 """
 
+import asyncio
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from urllib.parse import quote
@@ -16,7 +17,7 @@ from urllib.parse import quote
 from metering.admission import token_rates_of
 from metering.clock import Clock
 from metering.deferred import SKEW_MS, DeferredWork
-from metering.ledger import Reservation
+from metering.ledger import Reservation, Resolved
 from metering.scheduled import ScheduledWorks
 from metering.store.writer import Step
 from metering.usage import Usage
@@ -87,15 +88,19 @@ class Scheduling:
             scheduled_at_ms=exchange.demand.scheduled_ms,
         )
 
-    def hand_over(self, exchange: Exchange, reservation: Reservation, upstream_id: str) -> None:
-        """The request is over. `upstream_id`: of what it has scheduled; empty when nobody can say."""
+    def hand_over(
+        self, exchange: Exchange, reservation: Reservation, upstream_id: str
+    ) -> "asyncio.Future[Resolved]":
+        """The request is over. `upstream_id`: of what it has scheduled; empty when nobody can say. The future is
+        durable."""
         operation, at_ms = exchange.operation, exchange.demand.scheduled_ms
         assert operation is not None
         assert operation.scheduled is not None
         assert at_ms is not None
         wait_s = self._wait_s(operation.scheduled, at_ms) if upstream_id else ABSENT_POLL_S
-        self._works.hand_over(reservation, upstream_id=upstream_id, poll_in_s=wait_s)
+        handed_over = self._works.hand_over(reservation, upstream_id=upstream_id, poll_in_s=wait_s)
         self._works.look_soon(exchange.request_id)  # at what it has taken the place of
+        return handed_over
 
     def look_soon(self, request_id: str) -> None:
         """At what a request may have changed."""

@@ -366,6 +366,9 @@ class Scheduled:
     used: Callable[[Mapping[str, Any], str], Usage | None]
     """What was done by the request of this id, in a list of what was done; None where nothing was."""
     ended_by: tuple[str, ...]
+    name_field: str = ""
+    """A field of the body, one of `Operation.namespaced`, by whose value the vendor makes it only once: ours, which no
+    answer shows, where the client gave none."""
     poll_s: float = 900.0
     due_s: float = 86_400.0
 

@@ -272,6 +272,7 @@ def _drafts(
     body: bytes,
     *,
     looks_up: LookUp,
+    scheduled: Scheduled = _SENT_LATER,
     touches: tuple[str, str] | None = None,
     not_during: tuple[str, ...] = (),
 ) -> Operation:
@@ -285,7 +286,7 @@ def _drafts(
         quotas=("emails",),
         looks_up=looks_up,
         not_during=not_during,
-        scheduled=_SENT_LATER,
+        scheduled=scheduled,
         touches=touches,
         example=_example(path, body, _DRAFT_JSON),
     )
@@ -375,7 +376,13 @@ SURFACE = Surface(
         ),
         _free("DELETE", f"{_ONE}/threads/{{thread_id}}", b""),
         _free("GET", f"{_ONE}/drafts", _DRAFTS_JSON, namespaced=_CLIENT_ID),
-        _drafts("POST", f"{_ONE}/drafts", _SEND_JSON, looks_up=_NAMED),
+        _drafts(
+            "POST",
+            f"{_ONE}/drafts",
+            _SEND_JSON,
+            looks_up=_NAMED,
+            scheduled=replace(_SENT_LATER, name_field="client_id"),
+        ),
         _free("GET", f"{_ONE}/drafts/{{draft_id}}", _DRAFT_JSON, namespaced=_CLIENT_ID),
         _free("GET", f"{_ONE}/drafts/{{draft_id}}/attachments/{{attachment_id}}", _ATTACHMENT_JSON),
         _drafts(

@@ -351,7 +351,8 @@ async def test_a_schedule_whose_answer_was_lost_is_charged_if_it_was_made(tmp_pa
     behaviour, is_made = LOST[how]
     async with mailing(tmp_path, clock) as at:
         more = {} if client_id is None else {"client_id": client_id}
-        at.vendor.next(behaviour)
+        is_asked_again = how in {"lost", "reset", "dropped"}
+        at.vendor.next(*[behaviour] * (2 if is_asked_again else 1))
         answer = await at.ada.http.post("/v0/inboxes/me@agentmail.to/drafts", json=body_of(clock, **more))
         assert answer.status_code >= 400
         await polled(at, 6, times=4)
@@ -406,6 +407,70 @@ async def test_a_sending_at_once_whose_answer_was_lost_is_charged_once(tmp_path,
         await polled(at, 6, times=4)
         await polled(at, HOUR_S, times=2)
         await polled(at, 10, times=4)
+        await assert_sent_and_booked(at, 2)
+
+
+@pytest.mark.parametrize("how", ["lost", "reset", "dropped", "an error after the work", "an error"])
+@pytest.mark.parametrize("wait_s", [0, 6, 60])
+async def test_a_schedule_that_is_repeated_as_it_had_no_answer_is_made_once(tmp_path, clock, how, wait_s):
+    async with mailing(tmp_path, clock) as at:
+        path, body = "/v0/inboxes/me@agentmail.to/drafts", body_of(clock)
+        at.vendor.next(*[LOST[how][0]] * 2)
+        assert (await at.ada.http.post(path, json=body)).status_code >= 500
+        at.vendor.script = None
+        await polled(at, wait_s, times=3)
+        again = await at.ada.http.post(path, json=body)
+        while again.status_code >= 500:  # the vendor's second failure
+            again = await at.ada.http.post(path, json=body)
+        assert again.status_code == 200
+        assert "client_id" not in again.json()
+        (kept,) = at.vendor.organization.inboxes["me@agentmail.to"].drafts.values()
+        assert kept.client_id
+        shown = await at.ada.http.get(draft(again.json()["draft_id"]))
+        assert "client_id" not in shown.json()
+        assert kept.client_id.partition("-")[0] not in shown.text
+        await until_held(at, 2, step_s=6)
+        other = await scheduled(at, body)
+        assert other != kept.draft_id, "once it is answered, the same again is another"
+        await until_held(at, 4)
+        await polled(at, HOUR_S + 5)
+        await assert_sent_and_booked(at, 4)
+
+
+@pytest.mark.parametrize("client_id", [None, "mine"])
+async def test_a_schedule_without_an_answer_that_is_repeated_after_its_time_sends_nothing_more(
+    tmp_path, clock, client_id
+):
+    async with mailing(tmp_path, clock) as at:
+        path, body = "/v0/inboxes/me@agentmail.to/drafts", body_of(clock, client_id=client_id)
+        at.vendor.next(loses_reply(), loses_reply())
+        assert (await at.ada.http.post(path, json=body)).status_code == 502
+        await polled(at, HOUR_S + 5)
+        await assert_sent_and_booked(at, 2)
+        again = await at.ada.http.post(path, json=body)
+        assert again.status_code == 409
+        assert "is done" in again.json()["message"]
+        await polled(at, 10)
+        await assert_sent_and_booked(at, 2)
+
+
+@pytest.mark.parametrize("client_id", [None, "mine"])
+@pytest.mark.parametrize("how", [loses_reply(), drops()])
+async def test_a_schedule_that_may_be_sent_before_it_is_repeated_is_first_asked_about(
+    tmp_path, clock, how, client_id
+):
+    """Its name is free again as soon as it is sent, so the same once more would be sent once more."""
+    async with mailing(tmp_path, clock) as at:
+        path, body = "/v0/inboxes/me@agentmail.to/drafts", body_of(clock, 20, client_id=client_id)
+        at.vendor.next(how)
+        assert (await at.ada.http.post(path, json=body)).status_code == 502
+        clock.advance(21)
+        running = await at.ada.http.post(path, json=body)
+        assert (running.status_code, running.headers["retry-after"]) == (409, "1")
+        await until_held(at, 0, step_s=6)
+        again = await at.ada.http.post(path, json=body)
+        assert again.status_code == (200 if how == drops() else 409)
+        await polled(at, 10)
         await assert_sent_and_booked(at, 2)
 
 
