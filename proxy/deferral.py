@@ -184,7 +184,11 @@ class Deferrals:
             return False
         if work.is_open:
             await self.scheduling.adopt(work)
-        if not await self._ledger.awaits_report(work.reservation_id):
+        ahead_s = (work.scheduled_at_ms - self._clock.now_ms()) / 1000
+        is_old = (
+            -ahead_s > scheduled.given_up_after_s and await self._ledger.held(work.reservation_id) is None
+        )
+        if is_old or not await self._ledger.awaits_report(work.reservation_id):
             await self._works.forget(work)
             return False
         demand = _decoded(work.demand)
@@ -193,7 +197,6 @@ class Deferrals:
             await self._book(kind, work, used, OK)
             self.scheduling.look_soon(work.reservation_id)
             return True
-        ahead_s = (work.scheduled_at_ms - self._clock.now_ms()) / 1000
         await self._works.keep(work, due_in_s=max(ahead_s, 0.0) + scheduled.due_s)
         return True
 

@@ -346,7 +346,7 @@ class Scheduled:
     `ended_by`: names of operations after whose success it is no more. Work that the vendor knows no more of after
     its time, and that none of them may have ended, counts as done.
     Times in seconds: asked about every `poll_s`, more often around its time; a hold of which nothing was heard for
-    `due_s` after its time expires.
+    `due_s` after its time expires, and is given up when nothing is heard until `given_up_after_s` after it.
     """
 
     kind: str
@@ -371,6 +371,7 @@ class Scheduled:
     answer shows, where the client gave none."""
     poll_s: float = 900.0
     due_s: float = 86_400.0
+    given_up_after_s: float = 604_800.0
 
 
 @dataclass(frozen=True, slots=True)

@@ -495,6 +495,22 @@ async def test_a_vendor_that_is_gone_around_its_time_is_asked_until_it_is_back(t
         await assert_sent_and_booked(at, 2)
 
 
+async def test_a_vendor_that_never_says_what_became_of_it_is_given_up(tmp_path, clock):
+    """Its hold expires a day after its time as an estimate; it is not asked about for ever."""
+    async with mailing(tmp_path, clock) as at:
+        await scheduled(at, body_of(clock))
+        at.vendor.script = lambda _: fails(503)
+        await polled(at, HOUR_S + DAY_S + 60)
+        await at.gateway.quiet()
+        (entry,) = [entry for entry in await at.gateway.entries() if entry["cost_nanousd"]]
+        assert (entry["kind"], entry["basis"], entry["cost_nanousd"]) == ("expire", "estimated", 2 * NANOUSD)
+        assert await at.ada.quota() == (2, 0)
+        await polled(at, 7 * DAY_S)
+        async with asyncio.timeout(5):
+            while await at.gateway.service.store.readers.row("SELECT 1 FROM deferred_work"):
+                await polled(at, 60)
+
+
 async def test_a_client_that_leaves_while_it_schedules_has_scheduled_once(tmp_path, clock):
     gate = Gate()
     async with mailing(tmp_path, clock, env={"DRAIN_AFTER_CLIENT_LEFT_S": "0"}) as at:
