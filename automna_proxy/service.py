@@ -25,6 +25,7 @@ from metering.plans import load_plans
 from metering.prices import PriceTable
 from metering.rate_limits import RateLimits
 from metering.repeats import Repeats
+from metering.scheduled import ScheduledWorks
 from metering.store.database import Database
 from metering.store.serving import serving
 from metering.store.store import Store, open_store
@@ -172,6 +173,7 @@ async def running_service(  # noqa: PLR0915 - a statement for each part
         stack.push_async_callback(_leave, heartbeat)
         deferrals = Deferrals(
             works=works,
+            scheduled=ScheduledWorks(store, ledger, clock),
             mounted=mounted,
             ledger=ledger,
             prices=prices,
@@ -225,6 +227,7 @@ async def running_service(  # noqa: PLR0915 - a statement for each part
             metrics_token=settings.metrics_token,
             metrics_port=settings.metrics_port,
             agentmail_webhook_keys=settings.agentmail_webhook_keys,
+            reported=deferrals.reported,
         )
         service = Service(settings, engine, mounted, own, store, heartbeat, client, telemetry)
         _in_background(stack, "changes", authenticator.follow_changes())

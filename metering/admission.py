@@ -6,7 +6,16 @@ from dataclasses import dataclass, field
 from typing import NamedTuple
 
 from metering.caps import HELD_RETRY_AFTER_S, cap_holds, cap_of, cap_refusal
-from metering.clock import Clock, Periods, date_of, month_end_ms, month_of, month_start_ms, period_end_ms
+from metering.clock import (
+    Clock,
+    Periods,
+    date_of,
+    day_of,
+    month_end_ms,
+    month_of,
+    month_start_ms,
+    period_end_ms,
+)
 from metering.credit import CREDIT
 from metering.errors import Reason, Refused
 from metering.ledger import (
@@ -34,8 +43,9 @@ NOT_ALONE = "not_alone"
 """The refusal of a unit whose request must wait for another one of its user's."""
 ARE_NONE_HELD = """
 UPDATE reservations SET operation = operation WHERE id = ?1 AND NOT EXISTS
-    (SELECT 1 FROM reservations WHERE state = 'HELD' AND user_id = ?2 AND surface = ?3 AND id <> ?1
-     AND operation IN (?4, ?5, ?6, ?7))"""
+    (SELECT 1 FROM reservations r WHERE r.state = 'HELD' AND r.user_id = ?2 AND r.surface = ?3 AND r.id <> ?1
+     AND r.operation IN (?4, ?5, ?6, ?7)
+     AND NOT EXISTS (SELECT 1 FROM deferred_work d WHERE d.reservation_id = r.id AND d.is_open = 0))"""
 CONCURRENCY_RETRY_AFTER_S = 1.0
 REPEAT_RETRY_AFTER_S = 1.0
 CHANGED_RETRY_AFTER_S = 1.0
@@ -102,6 +112,8 @@ class Request:
     """It uses no tokens that count: a bucket below zero does not stop it."""
     quotas: Mapping[str, int] = field(default_factory=dict)
     """What it may use of the plan's counts, by meter."""
+    scheduled_ms: int | None = None
+    """When its work will be done, if not now: the period whose quotas that counts against."""
 
 
 @dataclass(slots=True)
@@ -227,8 +239,11 @@ class Admission:
         for owner, limit in token_rates_of(caller):
             self._rate_limits.tokens.charge(owner, limit, tokens)
 
-    async def admit(self, caller: Caller, request: Request, *claims: Claim) -> Admitted:
-        """Hold what the request may cost, with its claims in the same unit of work. Raises Refused."""
+    async def admit(
+        self, caller: Caller, request: Request, *claims: Claim, steps: Sequence[Step] = ()
+    ) -> Admitted:
+        """Hold what the request may cost, with its claims and `steps`, which refuse nothing, in the same unit of work.
+        Raises Refused."""
         self.check_plan(caller, request.surface, request.models)
         if caller.token is not None:
             caller.token.require(request.surface, request.operation)
@@ -250,7 +265,7 @@ class Admission:
             ),
             shown=request.quotas,
         )
-        reservation = await self._ledger.reserve(intent, *(claim.step for claim in claims))
+        reservation = await self._ledger.reserve(intent, *(claim.step for claim in claims), *steps)
         if isinstance(reservation, Declined):
             for claim in claims:
                 if reservation.refusal == claim.step.refusal:
@@ -292,8 +307,15 @@ class Admission:
         if caller.token is not None:
             holds += cap_holds(caller.token.caps, self._periods.names(), request.hold_nanousd)
         if request.quotas:
-            holds += quota_holds(owner, plan, self._periods.names(), request.quotas)
+            holds += quota_holds(owner, plan, self._periods_of(request), request.quotas)
         return holds
+
+    def _periods_of(self, request: Request) -> Mapping[str, str]:
+        """The day and the month in which its work is done."""
+        scheduled_ms = request.scheduled_ms
+        if scheduled_ms is None or scheduled_ms <= self._clock.now_ms():
+            return self._periods.names()
+        return {"day": day_of(scheduled_ms), "month": month_of(scheduled_ms)}
 
     async def extend(
         self, caller: Caller, reservation: Reservation, *, until_nanousd: int, used_nanousd: int

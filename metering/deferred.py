@@ -22,13 +22,31 @@ INSERT_DEFERRED = """
 INSERT INTO deferred_work (reservation_id, surface, operation, upstream_id, demand, poll_at_ms, polls)
 VALUES (?1, ?2, ?3, ?4, ?5, ?6, 0) ON CONFLICT (reservation_id) DO NOTHING"""
 
-SELECT_DUE = """
-SELECT reservation_id, surface, operation, upstream_id, demand, poll_at_ms, polls
-FROM deferred_work WHERE poll_at_ms <= ?1 ORDER BY poll_at_ms LIMIT ?2"""
+COLUMNS = """reservation_id, surface, operation, upstream_id, demand, poll_at_ms, polls, about, scheduled_at_ms,
+    is_open, is_seen, absences"""
+
+SELECT_DUE = f"""
+SELECT {COLUMNS} FROM deferred_work WHERE poll_at_ms <= ?1 ORDER BY poll_at_ms LIMIT ?2"""
+
+# Its request is over all the same: it is resolved, or its worker is no more.
+SELECT_LEFT_OPEN = f"""
+SELECT {COLUMNS} FROM deferred_work d WHERE is_open = 1 AND NOT EXISTS
+    (SELECT 1 FROM reservations r JOIN workers w ON w.id = r.worker_id
+     WHERE r.id = d.reservation_id AND r.state = 'HELD')
+LIMIT ?1"""
 
 CLAIM_DEFERRED = """
-UPDATE deferred_work SET poll_at_ms = ?3, polls = polls + 1
+UPDATE deferred_work SET poll_at_ms = ?3, polls = polls + 1, is_open = 0
 WHERE reservation_id = ?1 AND poll_at_ms = ?2"""
+
+# A vendor's word about work that should have ended or begun by now.
+POLL_NOW = """
+UPDATE deferred_work SET poll_at_ms = ?3
+WHERE surface = ?1 AND upstream_id = ?2 AND is_open = 0 AND poll_at_ms > ?3
+AND (scheduled_at_ms IS NULL OR scheduled_at_ms <= ?4)"""
+POLL_ABOUT_NOW = """
+UPDATE deferred_work SET poll_at_ms = ?3
+WHERE surface = ?1 AND about = ?2 AND is_open = 0 AND poll_at_ms > ?3 AND scheduled_at_ms <= ?4"""
 
 MOVE_DUE = """
 UPDATE reservations SET due_at_ms = ?2
@@ -59,6 +77,13 @@ SELECT d.surface, d.operation, COUNT(*) FROM deferred_work d JOIN reservations r
 WHERE r.user_id = ?1 AND r.state IN ('HELD', 'EXPIRED') GROUP BY d.surface, d.operation ORDER BY d.surface, d.operation"""
 
 DELETE_DEFERRED = "DELETE FROM deferred_work WHERE reservation_id = ?1"
+DELETE_TOUCHES = "DELETE FROM deferred_touches WHERE reservation_id = ?1"
+
+SKEW_MS = 300_000
+"""How far a vendor's clock may be from ours."""
+
+
+_Row = tuple[str, str, str, str, str, int, int, str, int | None, int, int, int]
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,6 +97,12 @@ class DeferredWork:
     demand: str
     poll_at_ms: int = 0
     polls: int = 0
+    about: str = ""
+    """The object that it belongs to, of scheduled work."""
+    scheduled_at_ms: int | None = None
+    is_open: int = 0
+    is_seen: int = 0
+    absences: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,7 +133,15 @@ class DeferredWorks:
     async def due(self, *, at_most: int) -> list[DeferredWork]:
         """What should be asked about by now. Raises Refused(STORE_UNAVAILABLE)."""
         rows = await self._store.readers.rows(SELECT_DUE, (self._clock.now_ms(), at_most))
-        return [DeferredWork(*cast("tuple[str, str, str, str, str, int, int]", row)) for row in rows]
+        rows = [*rows, *await self._store.readers.rows(SELECT_LEFT_OPEN, (at_most,))]
+        return [DeferredWork(*cast("_Row", row)) for row in rows[:at_most]]
+
+    def poll_now(self, surface: str, upstream_id: str, *, is_about: bool) -> Step:
+        """The step that has work asked about at once, for a unit of the caller's: that under this id, or what belongs
+        to this object. What is to be done only later is left alone."""
+        now_ms = self._clock.now_ms()
+        statement = POLL_ABOUT_NOW if is_about else POLL_NOW
+        return Step(statement, (surface, upstream_id, now_ms, now_ms + SKEW_MS))
 
     async def claim(self, work: DeferredWork, *, next_poll_in_s: float) -> bool:
         """Take a row for one poll; False when another worker has. Raises Refused(STORE_UNAVAILABLE)."""
@@ -117,7 +156,8 @@ class DeferredWorks:
 
     async def forget(self, work: DeferredWork) -> None:
         """Its reservation is resolved. Raises Refused(STORE_UNAVAILABLE)."""
-        await self._store.writer.submit(Unit((Step(DELETE_DEFERRED, (work.reservation_id,)),)))
+        params = (work.reservation_id,)
+        await self._store.writer.submit(Unit((Step(DELETE_DEFERRED, params), Step(DELETE_TOUCHES, params))))
 
     async def abandoned(self, *, after: str, attempts_max: int, at_most: int) -> list[Abandoned]:
         """What should be ended by now, in the order of ids, beginning behind one. Raises Refused(STORE_UNAVAILABLE)."""

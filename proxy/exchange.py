@@ -46,6 +46,7 @@ class Exchange:
         "is_estimated",
         "is_forwarded",
         "is_lost",
+        "is_scheduled",
         "notes",
         "observer",
         "on_access_lost",
@@ -64,6 +65,7 @@ class Exchange:
         "status",
         "surface",
         "tally",
+        "touches_scheduled",
         "upstream_request_id",
         "upstream_status",
     )
@@ -135,6 +137,10 @@ class Exchange:
         self.is_deferred = False
         """It is written where to ask about its work, should that go on."""
         self.priced: Priced | None = None
+        self.is_scheduled = False
+        """It only schedules its work, which is written down with its reservation."""
+        self.touches_scheduled = False
+        """It may change or end scheduled work."""
         self.is_charged = False
         """What it has used counts against the minute's tokens."""
         self.is_estimated = False

@@ -22,6 +22,7 @@ _ANYTHING, _WIDE = "*", "__wide"
 _WS = re.compile("^ws(?=s?:)")
 _NAMED = re.compile(rb"\{(\w+)\}")
 _DOTS = frozenset({b".", b".."})
+_NO_PIECES = frozenset({"", ".", ".."})
 
 
 class Mounted:
@@ -148,13 +149,17 @@ class Mounted:
             self._filled(operation, operation.upstream_path, path, homes) if operation.upstream_path else path
         )
 
-    def look_up_path(self, operation: Operation, path: bytes) -> bytes:
-        """Where the object is that the operation looks up."""
-        assert operation.looks_up is not None
-        return self._filled(operation, operation.looks_up.path, path, {})
+    def look_up_path(
+        self, operation: Operation, template: str, path: bytes, pieces: Mapping[str, str]
+    ) -> bytes:
+        """Where an object is that the operation looks up: with pieces of its path, and these. Raises
+        Refused(OBJECT_NOT_FOUND) where one of these is no piece of a path."""
+        if any(value in _NO_PIECES for value in pieces.values()):
+            raise Refused(Reason.OBJECT_NOT_FOUND, "Not found.")
+        return self._filled(operation, template, path, pieces)
 
-    def _filled(self, operation: Operation, template: str, path: bytes, homes: Mapping[str, str]) -> bytes:
-        pieces = {name: urllib.parse.quote(value, safe="").encode() for name, value in homes.items()}
+    def _filled(self, operation: Operation, template: str, path: bytes, more: Mapping[str, str]) -> bytes:
+        pieces = {name: urllib.parse.quote(value, safe="").encode() for name, value in more.items()}
         for _, pattern, known in self._templates:
             if known is operation and (found := pattern.fullmatch(path)):
                 pieces |= {name.removesuffix(_WIDE): value for name, value in found.groupdict().items()}

@@ -42,6 +42,7 @@ from metering.plans import SOFT
 from metering.prices import PriceTable
 from metering.quotas import quotas_used
 from metering.rate_state import Standing
+from metering.repeats import is_unsure
 from metering.store.writer import Done, Result
 from metering.usage import NOTHING, Usage
 from proxy import forbidden
@@ -61,10 +62,19 @@ from proxy.ownership import check_choice, check_owner
 from proxy.preparation import KEY_HEADER, Preparation
 from proxy.query import check as check_query
 from proxy.relay import Relay, send_body
-from proxy.rewriting import body_of, shown
+from proxy.rewriting import body_of, shown, tag_of
 from proxy.silence import SilenceKeeper
 from proxy.slices import Slices
-from proxy.surface import NO_DEMAND, AnswerHead, Demand, Headers, Inbound, Pricing, Rendered
+from proxy.surface import (
+    NO_DEMAND,
+    AnswerHead,
+    Demand,
+    Headers,
+    Inbound,
+    Operation,
+    Pricing,
+    Rendered,
+)
 from proxy.telemetry import Telemetry
 from proxy.upstream import Answer, Broken, CancelledUnsent, TimedOut, UpstreamClient, UpstreamError
 from proxy.websocket import Sockets
@@ -189,6 +199,8 @@ class Engine:
                 self._charge(exchange)
             if exchange.repeat is not None and exchange.is_done and exchange.refused is None:
                 self._preparation.forget(exchange.repeat, exchange.upstream_status)
+            if exchange.touches_scheduled and exchange.admitted is not None:
+                self._deferrals.scheduling.look_soon(exchange.request_id)
             self._telemetry.finish(exchange, time.monotonic())
 
     async def _serve(self, exchange: Exchange, mounted: Mounted, path: bytes) -> None:
@@ -234,12 +246,21 @@ class Engine:
         owned = await self._check_owned(exchange, mounted)
         claims = await self._prepare(exchange, mounted, path) if exchange.operation.is_prepared else ()
         request = self._price(exchange, mounted)
+        steps = self._deferrals.scheduling.steps(exchange) if exchange.operation.is_about_scheduled else ()
+        if exchange.is_scheduled and exchange.repeat is None:
+            exchange.repeat = await self._preparation.name_of(exchange, path)
+            if exchange.repeat is not None and exchange.repeat.claim is not None:
+                claims = (*claims, Claim(exchange.repeat.claim, repeat_running()))
         try:
-            exchange.admitted = await self._admission.admit(exchange.caller, request, *claims, *owned)
+            exchange.admitted = await self._admission.admit(
+                exchange.caller, request, *claims, *owned, steps=steps
+            )
         except OwnersChangedError:  # once more, by what the store says now
             await self._authenticator.look_for_changes()
             owned = await self._check_owned(exchange, mounted)
-            exchange.admitted = await self._admission.admit(exchange.caller, request, *claims, *owned)
+            exchange.admitted = await self._admission.admit(
+                exchange.caller, request, *claims, *owned, steps=steps
+            )
         exchange.admitted_s = time.monotonic()
         self._enter(exchange)
         try:
@@ -388,6 +409,8 @@ class Engine:
             said = body_of(operation, inbound.fields, user_id=caller.user_id, request_id=exchange.request_id)
             demand = replace(demand, body=said)
         exchange.demand = demand
+        exchange.is_scheduled = operation.scheduled is not None and demand.scheduled_ms is not None
+        exchange.touches_scheduled = operation.touches is not None and not is_done
         held = self._prices.price(provider, self._held_at_first(demand, caller.plan.budget), at_ms=now_ms)
         if held.flags:
             raise Refused(
@@ -403,10 +426,18 @@ class Engine:
             models=demand.models,
             hold_nanousd=held.cost_nanousd,
             floor_nanousd=floor.cost_nanousd,
-            due_in_s=operation.deferred.due_s if operation.deferred and demand.is_deferred else None,
+            due_in_s=self._due_in_s(operation, demand),
             is_free=operation.meter.is_free,
             quotas=quotas_used(demand.ceiling, operation.quotas) if operation.quotas else NO_QUOTAS,
+            scheduled_ms=demand.scheduled_ms,
         )
+
+    def _due_in_s(self, operation: Operation, demand: Demand) -> float | None:
+        """How long a hold lives of which nothing is heard, where its work may go on after its request."""
+        if operation.scheduled is not None and demand.scheduled_ms is not None:
+            ahead_s = (demand.scheduled_ms - self._clock.now_ms()) / 1000
+            return max(ahead_s, 0.0) + operation.scheduled.due_s
+        return operation.deferred.due_s if operation.deferred and demand.is_deferred else None
 
     def _pricing(self, mounted: Mounted) -> Pricing:
         per_token = self._bounds.estimate_bytes_per_token
@@ -547,12 +578,18 @@ class Engine:
         is_gzip_fine = not is_plain_needed and accepts_gzip(inbound.headers)
         headers.append((b"accept-encoding", b"gzip" if is_gzip_fine else b"identity"))
         headers.append(credential)
-        if exchange.repeat is not None:
+        if (
+            exchange.repeat is not None
+            and exchange.operation is not None
+            and exchange.operation.is_idempotent
+        ):
             headers.append((KEY_HEADER, exchange.repeat.upstream_key.encode()))
         if exchange.operation is not None and exchange.operation.upstream_path:
             homes = await self._preparation.homes_of(exchange, mounted)
             path = mounted.upstream_path(exchange.operation, path, homes)
         await self._look_again(exchange, mounted, path)
+        if exchange.is_scheduled:
+            self._mark(exchange)
         target = path + b"?" + inbound.query if inbound.query else path
         exchange.is_forwarded = True
         body = inbound.forget_body()  # streams are many and long: the body is not kept beside them
@@ -568,6 +605,20 @@ class Engine:
         except CancelledUnsent:
             self._void(exchange)
             raise
+
+    def _mark(self, exchange: Exchange) -> None:
+        """Put the tag into the body by which the work will be found that this request schedules."""
+        operation, inbound, caller = exchange.operation, exchange.inbound, exchange.caller
+        assert operation is not None
+        assert operation.scheduled is not None
+        assert inbound is not None
+        assert caller is not None
+        fields = {**inbound.fields, **operation.scheduled.marked(inbound, exchange.request_id)}
+        name_field = operation.scheduled.name_field
+        if exchange.repeat is not None and fields.get(name_field) is None:
+            fields[name_field] = tag_of(exchange.repeat.upstream_key)
+        body = body_of(operation, fields, user_id=caller.user_id, request_id=exchange.request_id)
+        exchange.demand = replace(exchange.demand, body=body or orjson.dumps(fields))
 
     async def _look_again(self, exchange: Exchange, mounted: Mounted, path: bytes) -> None:
         """Whether what was priced is still what it was: from the reservation on, nothing changes it. Raises Refused."""
@@ -594,10 +645,10 @@ class Engine:
                     mounted.origin, method, target, headers, body, mounted.timeouts
                 )
             except UpstreamError as error:
-                if not operation.is_repeatable or not (error.is_sent or lost):
-                    raise
-                if not error.is_sent:  # this time; but it was before
+                if lost and not error.is_sent:  # this time; but it was before
                     raise lost[0] from error
+                if not error.is_sent or not self._preparation.may_ask_again(exchange):
+                    raise
                 exchange.is_lost = True
                 lost.append(error)
                 if len(lost) > LOST_ANSWERS_MAX:
@@ -996,6 +1047,13 @@ class Engine:
         if _goes_on(exchange):
             exchange.outcome, exchange.settled = Outcome.DEFERRED, _deferred()
             return
+        if exchange.is_scheduled:
+            scheduled_id = _scheduled_id(exchange)
+            if scheduled_id is not None:
+                exchange.outcome = Outcome.DEFERRED
+                exchange.settled = self._deferrals.scheduling.hand_over(exchange, reservation, scheduled_id)
+                return
+            usage = NOTHING
         priced = self._prices.price(exchange.surface.provider, usage, at_ms=self._clock.now_ms())
         if not usage.is_exact:
             priced = bounded(priced, at_least_nanousd, reservation.hold_nanousd)
@@ -1188,6 +1246,20 @@ def _deferred() -> "asyncio.Future[Resolved]":
     done: asyncio.Future[Resolved] = asyncio.get_running_loop().create_future()
     done.set_result(Resolved.DONE)
     return done
+
+
+def _scheduled_id(exchange: Exchange) -> str | None:
+    """The id of what a request has scheduled; empty where nobody can say whether it has; None where it has not."""
+    operation, observer, status = exchange.operation, exchange.observer, exchange.upstream_status
+    assert operation is not None
+    assert operation.scheduled is not None
+    if status is None or is_unsure(status):
+        return ""
+    if status >= REDIRECT:
+        return None
+    if observer is None or not observer.is_complete:
+        return ""
+    return operation.scheduled.id_of(observer, exchange.request_id)
 
 
 def _is_event_stream(head: AnswerHead) -> bool:

@@ -87,6 +87,8 @@ class Inbound:
     fields: Mapping[str, Any]
     looked_up: Mapping[str, Any] = field(default_factory=dict)
     """What the operation's LookUp found."""
+    looked_behind: Mapping[str, Any] = field(default_factory=dict)
+    """What the one behind it found."""
     _walks: dict[tuple[str, ...], Walk] = field(default_factory=dict, repr=False)
 
     def below(self, *keys: str) -> Walk:
@@ -165,6 +167,8 @@ class Demand:
     """What such a stream then has too much."""
     is_deferred: bool = False
     """The work may go on after its answer (see Deferred)."""
+    scheduled_ms: int | None = None
+    """When the work will be done, by the vendor alone (see Scheduled); None where this request does it."""
     slicing: Slicing | None = None
     """None where all output is held from the start: an answer that cannot be cut, reasoning without a bound."""
 
@@ -364,6 +368,52 @@ class LookUp:
     path: str
     words: str
     when: Callable[[Inbound], bool] | None = None
+    pieces: Callable[[Inbound], Mapping[str, str]] | None = None
+    """Of `path`, that do not stand in the request's own: ids, each of which becomes one piece of it."""
+    behind: "LookUp | None" = None
+    """What else must be read, by what this one found; its meter finds it in `Inbound.looked_behind`."""
+
+
+@dataclass(frozen=True, slots=True)
+class Scheduled:
+    """Work that a request only schedules (`Demand.scheduled_ms`): the vendor does it later, with no request of ours.
+
+    Its hold stays until a poll finds it done, or certainly not to be done any more. It is written down before the vendor
+    hears of it, by the request's id, which `marked` puts into the body as a tag that the vendor keeps with the work and
+    with what comes of it: so it can be found after a crash or a lost answer, and one schedule told from the next.
+
+    `kind`: of the id that the vendor gives it, which stands in the path as `id_piece` where a request changes it.
+    `about`: the kind and the piece of the object that it belongs to; it ends with that, and webhooks tell of that.
+    Paths, with {about}, {id} and {tag}: `path` shows it, `listed` lists it by its tag, `done` lists what came of it.
+    `ended_by`: names of operations after whose success it is no more. Work that the vendor knows no more of after
+    its time, and that none of them may have ended, counts as done.
+    Times in seconds: asked about every `poll_s`, more often around its time; a hold of which nothing was heard for
+    `due_s` after its time expires, and is given up when nothing is heard until `given_up_after_s` after it.
+    """
+
+    kind: str
+    id_piece: str
+    about: tuple[str, str]
+    path: str
+    listed: str
+    done: str
+    marked: Callable[[Inbound, str], Mapping[str, Any]]
+    """Fields that go up in place of the client's, with the request's id in them."""
+    id_of: Callable[[Observer, str], str | None]
+    """Its id, by an answer to the request of this id; None where that has scheduled nothing."""
+    found: Callable[[Mapping[str, Any], str], tuple[str, Mapping[str, Any]] | None]
+    """Its id and itself, in a list, by its request's id."""
+    stands: Callable[[Mapping[str, Any], str], bool]
+    """Whether it will be done as the request of this id has scheduled it."""
+    used: Callable[[Mapping[str, Any], str], Usage | None]
+    """What was done by the request of this id, in a list of what was done; None where nothing was."""
+    ended_by: tuple[str, ...]
+    name_field: str = ""
+    """A field of the body, one of `Operation.namespaced`, by whose value the vendor makes it only once: ours, which no
+    answer shows, where the client gave none."""
+    poll_s: float = 900.0
+    due_s: float = 86_400.0
+    given_up_after_s: float = 604_800.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -471,6 +521,9 @@ class Operation:
     names: tuple[Names, ...] = ()
     hands_out: tuple[HandsOut, ...] = ()
     deferred: Deferred | None = None
+    scheduled: Scheduled | None = None
+    touches: tuple[str, str] | None = None
+    """What it may change or end of scheduled work: a kind, and the piece of the path that names it."""
     quotas: tuple[str, ...] = ()
     """The plan's counts that it draws on, by meter (metering/quotas.py): as much as its usage has of their units."""
     upstream_path: str = ""
@@ -509,6 +562,11 @@ class Operation:
     def is_prepared(self) -> bool:
         """Something must be looked up before it is priced."""
         return bool(self.is_idempotent or self.looks_up or self.at_most or self.not_during)
+
+    @property
+    def is_about_scheduled(self) -> bool:
+        """It may schedule work, or change or end what is scheduled."""
+        return self.scheduled is not None or self.touches is not None
 
     @property
     def edits_answer(self) -> bool:

@@ -95,7 +95,8 @@ class AgentMailSimulator(VendorSimulator[Behaviour, Turn]):
     """`https://api.agentmail.to` and `wss://ws.agentmail.to` on one loopback port.
 
     Time is `clock`'s, and runs ahead of it by what `advance` adds. `message_ids` makes an id of a number: plain or
-    awkward ones. `ignores_case`: an inbox id is found whatever its case, which is a guess. `bounces` and `is_blocked`
+    awkward ones. `ignores_case`: an inbox id is found whatever its case, which is a guess. `keeps_labels`: a message has
+    those of the draft that it was, which is another. `bounces` and `is_blocked`
     judge the bare addresses that mail goes to. `seed` is that of all ids. Call its methods in its own event loop.
     """
 
@@ -112,6 +113,7 @@ class AgentMailSimulator(VendorSimulator[Behaviour, Turn]):
         message_ids: Callable[[int], str] = plain_message_id,
         domains: Sequence[str] = (DOMAIN,),
         ignores_case: bool = True,
+        keeps_labels: bool = True,
         seed: int = 0,
         webhook_secret: str = WEBHOOK_SECRET,
         bounces: Callable[[str], bool] = lambda address: address.startswith("bounce"),
@@ -127,7 +129,7 @@ class AgentMailSimulator(VendorSimulator[Behaviour, Turn]):
             ignores_case=ignores_case,
             seed=seed,
         )
-        self.mail = Mail(self.organization, bounces=bounces, is_blocked=is_blocked)
+        self.mail = Mail(self.organization, bounces=bounces, is_blocked=is_blocked, keeps_labels=keeps_labels)
         self.account = Account(self.organization, webhook_secret)
         self.sockets: list[EventSocket] = []
         """Every WebSocket that was accepted, also those that are gone."""

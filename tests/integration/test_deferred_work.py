@@ -5,6 +5,8 @@ import asyncio
 import pytest
 
 from metering.ledger import NO_COST, Outcome, Settlement
+from metering.objects import ObjectId
+from metering.store.writer import Unit
 from proxy import deferral
 from simulators.openai import Behaviour, OpenAISimulator, fails, hangs, replays, streams
 from simulators.script import Gate, WaitFor
@@ -49,6 +51,26 @@ async def test_background_work_is_held_until_a_poll_finds_it_ended_and_booked_on
         assert last["request"] == line["request"]
         assert (last["outcome"], last["output_tokens"]) == ("completed", told.usage.completion_tokens)
         assert last["polls"] >= 2
+        await gateway.assert_clean()
+
+
+async def test_a_vendors_word_of_it_has_work_asked_about_at_once_and_books_nothing(tmp_path, clock):
+    async with OpenAISimulator() as vendor, serving_openai(tmp_path, vendor, clock=clock) as gateway:
+        response_id = await start(gateway, await gateway.new_token())
+        deferrals, writer = gateway.service.engine._deferrals, gateway.service.store.writer
+        one = ObjectId("openai", "response", response_id)
+        for other in (one._replace(kind="file"), one._replace(vendor="agentmail")):
+            assert not deferrals.reported(other)
+        asked = len(vendor.requests)
+        for _ in range(2):
+            await writer.submit(Unit(deferrals.reported(one)))
+            await deferrals.poll_due()
+            await gateway.until(lambda asked=asked: len(vendor.requests) > asked)
+            assert await states(gateway) == ["HELD"]
+            asked = len(vendor.requests)
+        vendor.finish(response_id)
+        await writer.submit(Unit(deferrals.reported(one)))
+        await deferrals.poll_due()
         await gateway.assert_clean()
 
 

@@ -122,10 +122,15 @@ async def user_of(gateway: Gateway, user_id: str) -> AsyncIterator[User]:
 
 @asynccontextmanager
 async def house(
-    folder: Path, vendor: AgentMailSimulator, *, env: Mapping[str, str] | None = None, **plan: Any
+    folder: Path,
+    vendor: AgentMailSimulator,
+    *,
+    env: Mapping[str, str] | None = None,
+    clock: DatedClock | None = None,
+    **plan: Any,
 ) -> AsyncIterator[House]:
     """Ada and Bob before one account; what they leave behind is clean."""
-    clock = DatedClock(2026, 11, 20)
+    clock = clock or DatedClock(2026, 11, 20)
     settings = {**variables(vendor), **(env or {})}
     async with running_gateway(folder, env=settings, clock=clock, **plan) as gateway:
         async with user_of(gateway, "ada") as ada, user_of(gateway, "bob") as bob:
