@@ -4,15 +4,13 @@ import asyncio
 from collections.abc import Awaitable, Callable, MutableMapping
 from typing import Any
 
-from websockets.asyncio.connection import Connection as WebSocket
-
 from metering.admission import Admitted, Caller, require_surface
 from metering.errors import Refused
 from metering.ledger import Outcome, Resolved
 from metering.prices import Priced
 from metering.repeats import Repeat
 from proxy.downstream import Connection
-from proxy.handshakes import Handshake, Tally
+from proxy.handshakes import Handshake, Side, Tally
 from proxy.surface import NO_DEMAND, Demand, Inbound, Observer, Operation, Surface
 
 Scope = MutableMapping[str, Any]
@@ -115,7 +113,7 @@ class Exchange:
         self.access_lost: Refused | None = None
         """Why its caller would not be let in any more; it may go on to its end all the same, where nothing is streamed."""
         self.on_access_lost: Callable[[Refused], None] | None = None
-        self.sides: tuple[WebSocket, WebSocket] | None = None
+        self.sides: tuple[Side, Side] | None = None
         """Of its websocket, once it is open: the client's and the vendor's."""
         self.tally: Tally | None = None
         """What passed on its websocket."""

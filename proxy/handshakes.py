@@ -28,6 +28,8 @@ TOLD_BYTES_MAX = 4 * 1024 * 1024
 """A vendor's message, whole: a mail without its attachments."""
 QUEUED_FRAMES_MAX, QUEUED_FRAMES_MIN = 2, 0
 """Frames of a side that wait to be passed on: with more its connection is not read, until there are no more than the second."""
+UNSENT_BYTES_MAX = 2 * TOLD_BYTES_MAX
+"""What a side has not taken yet, pongs with it, which nobody waits for before the next is written; with more it is cut."""
 PING_EVERY_S = 20.0
 """To keep idle connections open on the way, and to notice who has gone without a word."""
 HANDSHAKE_S = 30.0
@@ -54,6 +56,20 @@ class Tally:
     """Messages of the vendor's that are not this user's to see, or are none that we know."""
     close_code: int | None = None
     """As the client was told, or told us; None when it left without one."""
+
+
+class Side(Connection):
+    """An open websocket's side, whoever is there. Messages wait for its other side to take them; what the protocol answers by
+    itself does not."""
+
+    def data_received(self, data: bytes) -> None:
+        super().data_received(data)
+        if self.transport.get_write_buffer_size() > UNSENT_BYTES_MAX:
+            self.transport.abort()
+
+
+class VendorSide(ClientConnection, Side):
+    """The vendor's: it begins with our handshake."""
 
 
 class AnsweredError(Exception):
@@ -105,12 +121,12 @@ class Handshake:
             raise Refused(Reason.BAD_REQUEST, f"This is no handshake of a websocket: {fault}.")
         return cls(response)
 
-    def accept(self, more: Headers, *, ping_timeout_s: float) -> tuple[bytes, Connection]:
+    def accept(self, more: Headers, *, ping_timeout_s: float) -> tuple[bytes, Side]:
         """The head of our 101, and what takes over the client's connection when that is written."""
         for name, value in more:
             self._response.headers[name.decode("latin-1")] = value.decode("latin-1")
         protocol = ServerProtocol(state=OPEN, max_size=ASKED_BYTES_MAX, logger=_SILENT)
-        return self._response.serialize(), Connection(protocol, **_bounds(ping_timeout_s))
+        return self._response.serialize(), Side(protocol, **_bounds(ping_timeout_s))
 
 
 def handshake_headers(headers: Headers) -> Headers:
@@ -125,13 +141,13 @@ async def dial(  # noqa: PLR0917 - as UpstreamClient.open
     tls: ssl.SSLContext | None,
     connect_s: float,
     ping_timeout_s: float,
-) -> ClientConnection:
+) -> VendorSide:
     """Open a vendor's websocket. No redirects, no proxies, no second try.
 
     Raises UpstreamError, AnsweredError; cancelled before anything was written, CancelledUnsent."""
     uri = WebSocketURI(origin.scheme == "https", origin.host, origin.port, target, "")
     protocol = ClientProtocol(uri, max_size=TOLD_BYTES_MAX, logger=_SILENT)
-    connection = ClientConnection(protocol, **_bounds(ping_timeout_s))
+    connection = VendorSide(protocol, **_bounds(ping_timeout_s))
     await _connect(origin, connection, tls, connect_s)
     fields = [(name.decode("latin-1"), value.decode("latin-1")) for name, value in headers]
     try:
@@ -151,7 +167,7 @@ async def dial(  # noqa: PLR0917 - as UpstreamClient.open
 
 
 async def _connect(
-    origin: Origin, connection: ClientConnection, tls: ssl.SSLContext | None, within_s: float
+    origin: Origin, connection: VendorSide, tls: ssl.SSLContext | None, within_s: float
 ) -> None:
     loop = asyncio.get_running_loop()
     name = origin.host if tls is not None else None

