@@ -23,7 +23,7 @@ INSERT INTO deferred_work (reservation_id, surface, operation, upstream_id, dema
 VALUES (?1, ?2, ?3, ?4, ?5, ?6, 0) ON CONFLICT (reservation_id) DO NOTHING"""
 
 COLUMNS = """reservation_id, surface, operation, upstream_id, demand, poll_at_ms, polls, about, scheduled_at_ms,
-    is_open, is_seen, absences"""
+    is_open, is_seen, absences, end_attempts, end_told_at_ms"""
 
 SELECT_DUE = f"""
 SELECT {COLUMNS} FROM deferred_work WHERE poll_at_ms <= ?1 ORDER BY poll_at_ms LIMIT ?2"""
@@ -57,10 +57,10 @@ _HAS_NO_ACCESS = """
     SELECT 1 FROM gateway_tokens t WHERE t.user_id = u.id AND t.revoked_at_ms IS NULL
     AND COALESCE(t.expires_at_ms, 9223372036854775807) > ?1))"""
 SELECT_ABANDONED = f"""
-SELECT d.reservation_id, d.surface, d.operation, d.upstream_id, d.end_attempts, r.user_id
+SELECT d.reservation_id, d.surface, d.operation, d.upstream_id, d.end_attempts, r.user_id, d.about
 FROM deferred_work d JOIN reservations r ON r.id = d.reservation_id JOIN users u ON u.id = r.user_id
 WHERE d.reservation_id > ?2 AND d.end_told_at_ms IS NULL AND d.end_attempts < ?3 AND COALESCE(d.end_at_ms, 0) <= ?1
-AND r.state IN ('HELD', 'EXPIRED') AND {_HAS_NO_ACCESS}
+AND d.is_open = 0 AND d.upstream_id <> '' AND r.state IN ('HELD', 'EXPIRED') AND {_HAS_NO_ACCESS}
 ORDER BY d.reservation_id LIMIT ?4"""
 CLAIM_ENDING = f"""
 UPDATE deferred_work SET end_attempts = end_attempts + 1, end_at_ms = ?4
@@ -83,7 +83,7 @@ SKEW_MS = 300_000
 """How far a vendor's clock may be from ours."""
 
 
-_Row = tuple[str, str, str, str, str, int, int, str, int | None, int, int, int]
+_Row = tuple[str, str, str, str, str, int, int, str, int | None, int, int, int, int, int | None]
 
 
 @dataclass(frozen=True, slots=True)
@@ -103,6 +103,9 @@ class DeferredWork:
     is_open: int = 0
     is_seen: int = 0
     absences: int = 0
+    end_attempts: int = 0
+    """To end it for a user who may do nothing any more, begun so far."""
+    end_told_at_ms: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -115,6 +118,7 @@ class Abandoned:
     upstream_id: str
     attempts: int
     user_id: str
+    about: str
 
 
 class DeferredWorks:
@@ -163,7 +167,7 @@ class DeferredWorks:
         """What should be ended by now, in the order of ids, beginning behind one. Raises Refused(STORE_UNAVAILABLE)."""
         params = (self._clock.now_ms(), after, attempts_max, at_most)
         rows = await self._store.readers.rows(SELECT_ABANDONED, params)
-        return [Abandoned(*cast("tuple[str, str, str, str, int, str]", row)) for row in rows]
+        return [Abandoned(*cast("tuple[str, str, str, str, int, str, str]", row)) for row in rows]
 
     async def claim_ending(self, work: Abandoned, *, next_attempt_in_s: float) -> bool:
         """Take one for one attempt; False when another worker has, or its user may do something again. Raises

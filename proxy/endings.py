@@ -44,10 +44,11 @@ class Endings:
         self._calls = calls
         self._telemetry = telemetry
         self._kinds: Mapping[tuple[str, str], tuple[Mounted, Ending]] = {
-            (item.surface.name, operation.name): (item, operation.deferred.ending)
+            (item.surface.name, operation.name): (item, later.ending)
             for item in mounted
             for operation in item.surface.operations
-            if operation.deferred is not None and operation.deferred.ending is not None
+            for later in (operation.deferred, operation.scheduled)
+            if later is not None and later.ending is not None
         }
         self._has_heard = asyncio.Event()
 
@@ -95,7 +96,9 @@ class Endings:
         if not await self._works.claim_ending(work, next_attempt_in_s=RETRY_S * 2**work.attempts):
             return False
         mounted, ending = kind
-        path = ending.path.replace("{id}", quote(work.upstream_id, safe=""))
+        path = ending.path
+        for name, value in (("about", work.about), ("id", work.upstream_id)):
+            path = path.replace(f"{{{name}}}", quote(value, safe=""))
         try:
             status = await self._calls.tell(mounted, ending.method, path.encode(), ending.body)
             is_told = OK <= status < REDIRECT or status in NOTHING_TO_END

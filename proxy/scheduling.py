@@ -4,8 +4,8 @@ What counts is what the vendor says when it is asked, never a webhook alone nor 
 more of there are four cases:
 
 1. Something came of it, under its tag: that is booked, unless another request of ours did it and is charged for it.
-2. A request that ends such work had its success, or its time had not come: nothing is booked.
-3. A request that ends it may have been done, its answer was lost: nothing is booked, as nothing came of it.
+2. A request that ends such work, or we ourselves for a user who may do nothing any more, had its success, or its time had not come: nothing is booked.
+3. One that ends it may have been done, its answer was lost: nothing is booked, as nothing came of it.
 4. Its time came and none of ours can have ended it: it counts as done, as an estimate.
 """
 
@@ -161,12 +161,13 @@ class Scheduling:
         used = scheduled.used(done or {}, work.reservation_id)
         if used is not None:
             return used
-        if touches.is_ended and work.is_seen:
+        if work.is_seen and (touches.is_ended or work.end_told_at_ms is not None):
             return NOT_DONE
+        is_unsure = touches.is_unsure or work.end_attempts > 0
         ahead_ms = work.scheduled_at_ms - self._clock.now_ms()
-        if 0 < ahead_ms <= SKEW_MS and work.is_seen and not touches.is_unsure:
+        if 0 < ahead_ms <= SKEW_MS and work.is_seen and not is_unsure:
             return None  # by the vendor's clock its time may have come
-        is_done = ahead_ms <= 0 and work.is_seen and not touches.is_unsure
+        is_done = ahead_ms <= 0 and work.is_seen and not is_unsure
         presumed = replace(demand.ceiling, is_exact=False, notes=(NOTE_PRESUMED,))
         return await self._unless_found_later(work, presumed if is_done else NOT_DONE)
 

@@ -375,6 +375,17 @@ class LookUp:
 
 
 @dataclass(frozen=True, slots=True)
+class Ending:
+    """How a vendor is told to end work: a request whose `path` has its id for {id}, and of scheduled work what it belongs to
+    for {about}. Told twice, it must be as told once."""
+
+    method: str
+    path: str
+    body: bytes = b""
+    """JSON."""
+
+
+@dataclass(frozen=True, slots=True)
 class Scheduled:
     """Work that a request only schedules (`Demand.scheduled_ms`): the vendor does it later, with no request of ours.
 
@@ -385,8 +396,8 @@ class Scheduled:
     `kind`: of the id that the vendor gives it, which stands in the path as `id_piece` where a request changes it.
     `about`: the kind and the piece of the object that it belongs to; it ends with that, and webhooks tell of that.
     Paths, with {about}, {id} and {tag}: `path` shows it, `listed` lists it by its tag, `done` lists what came of it.
-    `ended_by`: names of operations after whose success it is no more. Work that the vendor knows no more of after
-    its time, and that none of them may have ended, counts as done.
+    `ended_by`: names of operations after whose success it is no more; `ending`: how we end it ourselves. Work that the vendor
+    knows no more of after its time, and that none of these may have ended, counts as done.
     Times in seconds: asked about every `poll_s`, more often around its time; a hold of which nothing was heard for
     `due_s` after its time expires, and is given up when nothing is heard until `given_up_after_s` after it.
     """
@@ -408,22 +419,13 @@ class Scheduled:
     used: Callable[[Mapping[str, Any], str], Usage | None]
     """What was done by the request of this id, in a list of what was done; None where nothing was."""
     ended_by: tuple[str, ...]
+    ending: Ending | None = None
     name_field: str = ""
     """A field of the body, one of `Operation.namespaced`, by whose value the vendor makes it only once: ours, which no
     answer shows, where the client gave none."""
     poll_s: float = 900.0
     due_s: float = 86_400.0
     given_up_after_s: float = 604_800.0
-
-
-@dataclass(frozen=True, slots=True)
-class Ending:
-    """How a vendor is told to end work: a request whose `path` has its id for {id}. Told twice, it must be as told once."""
-
-    method: str
-    path: str
-    body: bytes = b""
-    """JSON."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -19,6 +19,7 @@ from proxy.rewriting import MARK
 from proxy.surface import (
     BEARER,
     Chooses,
+    Ending,
     Example,
     HandsOut,
     HeaderKey,
@@ -270,6 +271,7 @@ _SENT_LATER = Scheduled(
     stands=drafts.will_be_sent,
     used=drafts.sent_by,
     ended_by=(f"DELETE {_DRAFT}", f"POST {_DRAFT}/send", f"DELETE {_ONE}"),
+    ending=Ending("DELETE", f"{_INBOXES}/{{about}}/drafts/{{id}}"),
 )
 
 
