@@ -18,6 +18,7 @@ from simulators.agentmail import (
 )
 from simulators.script import Gate
 from tests.support.agentmail import NANOUSD, house
+from tests.support.endings import endings_of
 from tests.support.gateway import DatedClock
 
 HOUR_S, DAY_S = 3_600, 86_400
@@ -591,3 +592,36 @@ async def test_a_message_of_anothers_or_of_another_inbox_does_not_exist(tmp_path
         assert (await at.ada.http.post(path, json=both)).status_code == 400
         assert all(not inbox.drafts for inbox in at.vendor.organization.inboxes.values())
         await assert_sent_and_booked(at, 0)
+
+
+# --- for a user who may do nothing any more --------------------------------------------------------------
+
+
+def deletions(at, draft_id):
+    return sum(
+        (one.method, one.path.endswith(draft_id)) == ("DELETE", True) for one in list(at.vendor.requests)
+    )
+
+
+@pytest.mark.parametrize("keeps_labels", [True, False])
+@pytest.mark.parametrize("trouble", [None, loses_reply(), fails(503)], ids=["told", "reply lost", "fails"])
+async def test_what_is_scheduled_for_a_disabled_user_is_not_sent(tmp_path, clock, keeps_labels, trouble):
+    async with mailing(tmp_path, clock, keeps_labels=keeps_labels) as at:
+        mine = await scheduled(at, body_of(clock))
+        theirs = await scheduled(at, body_of(clock, to=("c@x.y",)), user=at.bob, inbox="you@agentmail.to")
+        async with asyncio.timeout(5):
+            while await open_requests(at):
+                await asyncio.sleep(0.01)
+        if trouble is not None:
+            at.vendor.next(trouble)
+        await at.gateway.directory.disable("ada")
+        async with asyncio.timeout(30):
+            while not deletions(at, mine):
+                await asyncio.sleep(0.01)
+            while await held(at):
+                await polled(at, 31)
+                await endings_of(at.gateway).end_abandoned()
+        await polled(at, HOUR_S, times=3)
+        assert [tuple(one.recipients) for one in at.vendor.sent] == [("c@x.y",)]
+        assert await at.ada.spent() == 0
+        assert (await at.ada.quota(), deletions(at, theirs)) == ((0, 0), 0)

@@ -8,11 +8,11 @@ import pytest
 
 from metering.deferred import DeferredWorks
 from metering.users import Directory
-from proxy.endings import ATTEMPTS_MAX, LOOK_EVERY_S, RETRY_S, Endings
-from proxy.side_calls import SideCalls
+from proxy.endings import ATTEMPTS_MAX, LOOK_EVERY_S, RETRY_S
 from simulators.openai import VENDOR_KEY, OpenAISimulator, drops, fails, hangs
 from simulators.script import Gate
 from tests.support.background import BACKGROUND, polled, start, states, works
+from tests.support.endings import endings_of
 from tests.support.gateway import DatedClock, Gateway
 from tests.support.openai import openai_client_of, serving_openai
 from tests.support.process import serving
@@ -27,17 +27,6 @@ def clock() -> DatedClock:
 
 def directory_of(gateway: Gateway) -> Directory:
     return Directory(gateway.service.store, gateway.clock)
-
-
-def endings_of(gateway: Gateway) -> Endings:
-    """As another worker has them, but that they look only when they are told to."""
-    service = gateway.service
-    return Endings(
-        works=DeferredWorks(service.store, gateway.clock),
-        mounted=service.mounted,
-        calls=SideCalls(service.client),
-        telemetry=service.telemetry,
-    )
 
 
 def cancels(vendor: OpenAISimulator) -> int:
