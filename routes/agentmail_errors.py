@@ -122,13 +122,16 @@ class AgentMailDialect:
         return orjson.dumps(shown)
 
     def limit_headers(self, standing: Standing, now_ms: int) -> Headers:  # noqa: ARG002 - the SDKs read the instant
-        """`X-RateLimit-Reset` is what its SDKs wait for where there is no `Retry-After`: the end of the minute."""
+        """`X-RateLimit-Reset` only where the minute has no request left: its SDKs wait for it after any error that names no
+        time, so a failure of the vendor would be tried again after a minute and not after a second."""
         requests = standing.requests
-        return [
+        headers = [
             (b"x-ratelimit-limit", b"%d" % requests.limit),
             (b"x-ratelimit-remaining", b"%d" % requests.remaining),
-            (b"x-ratelimit-reset", b"%d" % -(-requests.reset_ms // 1000)),
         ]
+        if requests.remaining == 0:
+            headers.append((b"x-ratelimit-reset", b"%d" % -(-requests.reset_ms // 1000)))
+        return headers
 
 
 def _redacted(value: Any) -> Any:
