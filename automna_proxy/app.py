@@ -87,6 +87,6 @@ class App:
             self.service.is_draining = True
 
     def stop_admitting(self) -> None:
-        """Refuse new requests; those under way finish."""
+        """Refuse new requests; those under way finish, but for websockets, which would not."""
         if self.service is not None:
-            self.service.engine.is_stopping = True
+            self.service.engine.stop_admitting()

@@ -3,7 +3,7 @@
 import asyncio
 import logging
 import socket
-from collections.abc import AsyncIterator, Coroutine
+from collections.abc import AsyncIterator, Collection, Coroutine
 from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from dataclasses import dataclass
 from typing import Any
@@ -19,24 +19,29 @@ from metering.ids import new_id
 from metering.ledger import Ledger
 from metering.notices import ENDPOINT, Notices
 from metering.objects import Objects
+from metering.orphans import Orphans, Sweep
 from metering.outbox import Outbox
 from metering.plans import load_plans
 from metering.prices import PriceTable
 from metering.rate_limits import RateLimits
 from metering.repeats import Repeats
+from metering.scheduled import ScheduledWorks
 from metering.store.database import Database
 from metering.store.serving import serving
 from metering.store.store import Store, open_store
 from metering.tasks import spawn, stop
 from metering.users import Directory
+from proxy.access import Access
 from proxy.auth import Authenticator
 from proxy.bounds import Bounds
 from proxy.deferral import Deferrals
+from proxy.endings import Endings
 from proxy.mounted import Mounted
 from proxy.outbox import Courier, webhook_client
 from proxy.pipeline import Engine
 from proxy.preparation import Preparation
 from proxy.side_calls import SideCalls
+from proxy.sweep import Sweeper
 from proxy.telemetry import Telemetry
 from proxy.upstream import UpstreamClient
 from routes import SURFACES
@@ -103,7 +108,9 @@ def bounds_of(settings: Settings) -> Bounds:
 
 
 @asynccontextmanager
-async def running_service(settings: Settings, *, clock: Clock | None = None) -> AsyncIterator[Service]:
+async def running_service(  # noqa: PLR0915 - a statement for each part
+    settings: Settings, *, clock: Clock | None = None
+) -> AsyncIterator[Service]:
     """A worker, from its first heartbeat to the last flush.
 
     The store must be migrated; it may be in trouble. Raises SettingError, PlansFileError, PriceFileError,
@@ -122,6 +129,16 @@ async def running_service(settings: Settings, *, clock: Clock | None = None) -> 
         ledger = Ledger(store, clock, worker_id)
         directory, rate_limits = Directory(store, clock), RateLimits(clock)
         objects = Objects(store, clock)
+        client = UpstreamClient(connections_max=settings.upstream_connections_max)
+        stack.push_async_callback(client.aclose)
+        mounted = tuple(Mounted(surface, settings.vendors, bounds) for surface in SURFACES)
+        works, calls = DeferredWorks(store, clock), SideCalls(client)
+        endings = Endings(works=works, mounted=mounted, calls=calls, telemetry=telemetry)
+
+        def heard(seq: int, changed: Collection[tuple[str, str]] | None) -> None:
+            objects.heard(seq, changed)
+            endings.heard(changed)
+
         authenticator = Authenticator(
             directory,
             plans,
@@ -129,8 +146,9 @@ async def running_service(settings: Settings, *, clock: Clock | None = None) -> 
             cache_max=settings.credential_cache_max,
             poll_s=settings.changes_poll_s,
             stale_after_s=settings.changes_stale_after_s,
-            on_changes=objects.heard,
+            on_changes=heard,
         )
+        access = Access(authenticator)
         endpoint = settings.notices_endpoint
         notices = Notices(
             store, clock, plans=plans, charged=ledger.charged, endpoint=None if endpoint is None else ENDPOINT
@@ -153,11 +171,9 @@ async def running_service(settings: Settings, *, clock: Clock | None = None) -> 
             await authenticator.start()
             await heartbeat.beat()
         stack.push_async_callback(_leave, heartbeat)
-        client = UpstreamClient(connections_max=settings.upstream_connections_max)
-        stack.push_async_callback(client.aclose)
-        mounted = tuple(Mounted(surface, settings.vendors, bounds) for surface in SURFACES)
         deferrals = Deferrals(
-            works=DeferredWorks(store, clock),
+            works=works,
+            scheduled=ScheduledWorks(store, ledger, clock),
             mounted=mounted,
             ledger=ledger,
             prices=prices,
@@ -191,7 +207,8 @@ async def running_service(settings: Settings, *, clock: Clock | None = None) -> 
             clock=clock,
             objects=objects,
             deferrals=deferrals,
-            preparation=Preparation(objects=objects, repeats=repeats, calls=SideCalls(client)),
+            preparation=Preparation(objects=objects, repeats=repeats, calls=calls),
+            access=access,
         )
         stack.push_async_callback(engine.wait_until_idle)
 
@@ -210,18 +227,39 @@ async def running_service(settings: Settings, *, clock: Clock | None = None) -> 
             metrics_token=settings.metrics_token,
             metrics_port=settings.metrics_port,
             agentmail_webhook_keys=settings.agentmail_webhook_keys,
+            reported=deferrals.reported,
         )
         service = Service(settings, engine, mounted, own, store, heartbeat, client, telemetry)
         _in_background(stack, "changes", authenticator.follow_changes())
+        _in_background(stack, "lost access", access.keep_looking())
         _in_background(stack, "heartbeat", heartbeat.run())
         _in_background(stack, "checkpoints", engine.keep_checkpointing())
         _in_background(stack, "deferred work", deferrals.keep_polling())
+        sweeper = Sweeper(mounted=mounted, orphans=Orphans(store, clock), works=works, calls=calls)
+        _in_background(stack, "endings", endings.keep_ending())
+        _in_background(stack, "sweeps", sweeper.keep_sweeping(telemetry, every_s=settings.sweep_every_s))
         _in_background(stack, "notices", notices.keep_looking())
         _in_background(stack, "idempotency keys", repeats.keep_pruning())
         _in_background(stack, "outbox", courier.keep_delivering())
         _in_background(stack, "pruning", keep_pruning(hooks))
         _in_background(stack, "gauges", service.keep_gauges())
         yield service
+
+
+async def swept_once(settings: Settings, store: Store, clock: Clock, *, is_dry: bool) -> list[Sweep]:
+    """One look through the lists of all vendors, beside servers or without. Raises Refused, ValueError (upstream
+    override)."""
+    client = UpstreamClient(connections_max=1)
+    try:
+        sweeper = Sweeper(
+            mounted=tuple(Mounted(surface, settings.vendors, bounds_of(settings)) for surface in SURFACES),
+            orphans=Orphans(store, clock),
+            works=DeferredWorks(store, clock),
+            calls=SideCalls(client),
+        )
+        return await sweeper.sweep(is_dry=is_dry)
+    finally:
+        await client.aclose()
 
 
 async def _leave(heartbeat: Heartbeat) -> None:

@@ -79,6 +79,11 @@ class Settings:
     )
     keep_alive_s: float = _setting(75.0, "an idle client connection is closed", unit="s", minimum=1)
 
+    sockets_per_user: int = _setting(
+        4, "websockets that a user may have open at once, per worker", unit="websockets", minimum=0
+    )
+    sockets_max: int = _setting(1_000, "open websockets per worker", unit="websockets", minimum=0)
+
     upstream_connections_max: int = _setting(
         2_000, "connections to vendors per worker", unit="connections", minimum=1
     )
@@ -125,6 +130,9 @@ class Settings:
     )
     store_busy_timeout_s: float = _setting(
         2.0, "a locked store is waited for before it counts as unavailable", unit="s", minimum=0
+    )
+    sweep_every_s: float = _setting(
+        600.0, "between looks for objects at vendors that have no owner here; 0: none", unit="s", minimum=0
     )
     estimate_bytes_per_token: int = _setting(
         2, "the input estimate: a token for so many bytes of body", unit="bytes", minimum=1
@@ -268,6 +276,10 @@ def vendor_settings() -> list[Option]:
                 what = f"the platform's key for {operation.path}; unset, `{upstream.key_env}` is used"
                 rows.append(Option(operation.key_env, "", what))
         rows.append(Option(upstream.url_env, upstream.base_url, f"where {surface.name} is reached (no path)"))
+        for operation in surface.operations:
+            if (socket := operation.socket) is not None:
+                what = f"where the websocket of {surface.name} is (no path); unset, `{upstream.url_env}` where set"
+                rows.append(Option(socket.url_env, socket.base_url, what))
         rows += surface.options
     return list({row.variable: row for row in rows}.values())  # two surfaces may have one vendor
 

@@ -6,7 +6,16 @@ from dataclasses import dataclass, field
 from typing import NamedTuple
 
 from metering.caps import HELD_RETRY_AFTER_S, cap_holds, cap_of, cap_refusal
-from metering.clock import Clock, Periods, date_of, month_end_ms, month_of, month_start_ms, period_end_ms
+from metering.clock import (
+    Clock,
+    Periods,
+    date_of,
+    day_of,
+    month_end_ms,
+    month_of,
+    month_start_ms,
+    period_end_ms,
+)
 from metering.credit import CREDIT
 from metering.errors import Reason, Refused
 from metering.ledger import (
@@ -42,8 +51,9 @@ NOT_ALONE = "not_alone"
 """The refusal of a unit whose request must wait for another one of its user's."""
 ARE_NONE_HELD = """
 UPDATE reservations SET operation = operation WHERE id = ?1 AND NOT EXISTS
-    (SELECT 1 FROM reservations WHERE state = 'HELD' AND user_id = ?2 AND surface = ?3 AND id <> ?1
-     AND operation IN (?4, ?5, ?6, ?7))"""
+    (SELECT 1 FROM reservations r WHERE r.state = 'HELD' AND r.user_id = ?2 AND r.surface = ?3 AND r.id <> ?1
+     AND r.operation IN (?4, ?5, ?6, ?7)
+     AND NOT EXISTS (SELECT 1 FROM deferred_work d WHERE d.reservation_id = r.id AND d.is_open = 0))"""
 CONCURRENCY_RETRY_AFTER_S = 1.0
 REPEAT_RETRY_AFTER_S = 1.0
 CHANGED_RETRY_AFTER_S = 1.0
@@ -112,6 +122,8 @@ class Request:
     """What it may use of the plan's counts, by meter."""
     runs: str = ""
     """The gauge that it is held on instead of that of requests in flight: it starts what goes on by itself."""
+    scheduled_ms: int | None = None
+    """When its work will be done, if not now: the period whose quotas that counts against."""
 
 
 @dataclass(slots=True)
@@ -128,6 +140,12 @@ class Claim(NamedTuple):
     refused: Refused
 
 
+def require_surface(caller: Caller, surface: str) -> None:
+    """Raises Refused(UNKNOWN_OPERATION) where the plan does not include it."""
+    if not caller.plan.allows_surface(surface):
+        raise Refused(Reason.UNKNOWN_OPERATION, f"{surface} is not included in the {caller.plan.name} plan.")
+
+
 class Admission:
     """Plan, rate and budget of one process."""
 
@@ -140,10 +158,7 @@ class Admission:
 
     def check_plan(self, caller: Caller, surface: str, models: tuple[str, ...]) -> None:
         """What the plan includes. A model or surface outside it does not exist for this user (404)."""
-        if not caller.plan.allows_surface(surface):
-            raise Refused(
-                Reason.UNKNOWN_OPERATION, f"{surface} is not included in the {caller.plan.name} plan."
-            )
+        require_surface(caller, surface)
         for model in models:
             if not caller.plan.allows_model(model):
                 raise Refused(
@@ -251,8 +266,11 @@ class Admission:
         for owner, limit in token_rates_of(caller):
             self._rate_limits.tokens.charge(owner, limit, tokens)
 
-    async def admit(self, caller: Caller, request: Request, *claims: Claim) -> Admitted:
-        """Hold what the request may cost, with its claims in the same unit of work. Raises Refused."""
+    async def admit(
+        self, caller: Caller, request: Request, *claims: Claim, steps: Sequence[Step] = ()
+    ) -> Admitted:
+        """Hold what the request may cost, with its claims and `steps`, which refuse nothing, in the same unit of work.
+        Raises Refused."""
         self.check_plan(caller, request.surface, request.models)
         if caller.token is not None:
             caller.token.require(request.surface, request.operation)
@@ -274,7 +292,7 @@ class Admission:
             ),
             shown=request.quotas,
         )
-        reservation = await self._ledger.reserve(intent, *(claim.step for claim in claims))
+        reservation = await self._ledger.reserve(intent, *(claim.step for claim in claims), *steps)
         if isinstance(reservation, Declined):
             for claim in claims:
                 if reservation.refusal == claim.step.refusal:
@@ -319,8 +337,15 @@ class Admission:
         if caller.token is not None:
             holds += cap_holds(caller.token.caps, self._periods.names(), request.hold_nanousd)
         if request.quotas:
-            holds += quota_holds(owner, plan, self._periods.names(), request.quotas)
+            holds += quota_holds(owner, plan, self._periods_of(request), request.quotas)
         return holds
+
+    def _periods_of(self, request: Request) -> Mapping[str, str]:
+        """The day and the month in which its work is done."""
+        scheduled_ms = request.scheduled_ms
+        if scheduled_ms is None or scheduled_ms <= self._clock.now_ms():
+            return self._periods.names()
+        return {"day": day_of(scheduled_ms), "month": month_of(scheduled_ms)}
 
     async def extend(
         self, caller: Caller, reservation: Reservation, *, until_nanousd: int, used_nanousd: int

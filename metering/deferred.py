@@ -3,12 +3,16 @@
 A row is written in the unit that binds the work's id, so that nobody knows an id whose work is not asked about.
 Its reservation stays HELD, with a `due_at_ms` that every poll moves on; whoever finds the work ended settles it,
 once. Workers share the rows: one poll at a time, by whoever moves `poll_at_ms` first.
+
+Work whose user may do nothing any more (disabled, or without a token that lives) is ended at the vendor: one attempt at a
+time, by whoever raises `end_attempts` first, and only while that is so. The next poll settles what the vendor then says.
 """
 
 from dataclasses import dataclass
 from typing import cast
 
 from metering.clock import Clock
+from metering.store.readers import Readers
 from metering.store.store import Store
 from metering.store.writer import Declined, Step, Unit
 
@@ -18,19 +22,68 @@ INSERT_DEFERRED = """
 INSERT INTO deferred_work (reservation_id, surface, operation, upstream_id, demand, poll_at_ms, polls)
 VALUES (?1, ?2, ?3, ?4, ?5, ?6, 0) ON CONFLICT (reservation_id) DO NOTHING"""
 
-SELECT_DUE = """
-SELECT reservation_id, surface, operation, upstream_id, demand, poll_at_ms, polls
-FROM deferred_work WHERE poll_at_ms <= ?1 ORDER BY poll_at_ms LIMIT ?2"""
+COLUMNS = """reservation_id, surface, operation, upstream_id, demand, poll_at_ms, polls, about, scheduled_at_ms,
+    is_open, is_seen, absences, end_attempts, end_told_at_ms"""
+
+SELECT_DUE = f"""
+SELECT {COLUMNS} FROM deferred_work WHERE poll_at_ms <= ?1 ORDER BY poll_at_ms LIMIT ?2"""
+
+# Its request is over all the same: it is resolved, or its worker is no more.
+SELECT_LEFT_OPEN = f"""
+SELECT {COLUMNS} FROM deferred_work d WHERE is_open = 1 AND NOT EXISTS
+    (SELECT 1 FROM reservations r JOIN workers w ON w.id = r.worker_id
+     WHERE r.id = d.reservation_id AND r.state = 'HELD')
+LIMIT ?1"""
 
 CLAIM_DEFERRED = """
-UPDATE deferred_work SET poll_at_ms = ?3, polls = polls + 1
+UPDATE deferred_work SET poll_at_ms = ?3, polls = polls + 1, is_open = 0
 WHERE reservation_id = ?1 AND poll_at_ms = ?2"""
+
+# A vendor's word about work that should have ended or begun by now.
+POLL_NOW = """
+UPDATE deferred_work SET poll_at_ms = ?3
+WHERE surface = ?1 AND upstream_id = ?2 AND is_open = 0 AND poll_at_ms > ?3
+AND (scheduled_at_ms IS NULL OR scheduled_at_ms <= ?4)"""
+POLL_ABOUT_NOW = """
+UPDATE deferred_work SET poll_at_ms = ?3
+WHERE surface = ?1 AND about = ?2 AND is_open = 0 AND poll_at_ms > ?3 AND scheduled_at_ms <= ?4"""
 
 MOVE_DUE = """
 UPDATE reservations SET due_at_ms = ?2
 WHERE id = ?1 AND state = 'HELD' AND due_at_ms IS NOT NULL AND due_at_ms < ?2"""
 
+_HAS_NO_ACCESS = """
+(u.status <> 'active' OR NOT EXISTS (
+    SELECT 1 FROM gateway_tokens t WHERE t.user_id = u.id AND t.revoked_at_ms IS NULL
+    AND COALESCE(t.expires_at_ms, 9223372036854775807) > ?1))"""
+SELECT_ABANDONED = f"""
+SELECT d.reservation_id, d.surface, d.operation, d.upstream_id, d.end_attempts, r.user_id, d.about
+FROM deferred_work d JOIN reservations r ON r.id = d.reservation_id JOIN users u ON u.id = r.user_id
+WHERE d.reservation_id > ?2 AND d.end_told_at_ms IS NULL AND d.end_attempts < ?3 AND COALESCE(d.end_at_ms, 0) <= ?1
+AND d.is_open = 0 AND d.upstream_id <> '' AND r.state IN ('HELD', 'EXPIRED') AND {_HAS_NO_ACCESS}
+ORDER BY d.reservation_id LIMIT ?4"""
+CLAIM_ENDING = f"""
+UPDATE deferred_work SET end_attempts = end_attempts + 1, end_at_ms = ?4
+WHERE reservation_id = ?2 AND end_attempts = ?3 AND end_told_at_ms IS NULL AND EXISTS (
+    SELECT 1 FROM reservations r JOIN users u ON u.id = r.user_id
+    WHERE r.id = ?2 AND r.state IN ('HELD', 'EXPIRED') AND {_HAS_NO_ACCESS})"""
+# The poll that settles it is due at once.
+MARK_ENDED = """
+UPDATE deferred_work
+SET end_told_at_ms = ?2, poll_at_ms = CASE WHEN poll_at_ms < ?2 THEN poll_at_ms ELSE ?2 END
+WHERE reservation_id = ?1 AND end_told_at_ms IS NULL"""
+SELECT_RUNNING = """
+SELECT d.surface, d.operation, COUNT(*) FROM deferred_work d JOIN reservations r ON r.id = d.reservation_id
+WHERE r.user_id = ?1 AND r.state IN ('HELD', 'EXPIRED') GROUP BY d.surface, d.operation ORDER BY d.surface, d.operation"""
+
 DELETE_DEFERRED = "DELETE FROM deferred_work WHERE reservation_id = ?1"
+DELETE_TOUCHES = "DELETE FROM deferred_touches WHERE reservation_id = ?1"
+
+SKEW_MS = 300_000
+"""How far a vendor's clock may be from ours."""
+
+
+_Row = tuple[str, str, str, str, str, int, int, str, int | None, int, int, int, int, int | None]
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,6 +97,28 @@ class DeferredWork:
     demand: str
     poll_at_ms: int = 0
     polls: int = 0
+    about: str = ""
+    """The object that it belongs to, of scheduled work."""
+    scheduled_at_ms: int | None = None
+    is_open: int = 0
+    is_seen: int = 0
+    absences: int = 0
+    end_attempts: int = 0
+    """To end it for a user who may do nothing any more, begun so far."""
+    end_told_at_ms: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Abandoned:
+    """Work that goes on for a user who may do nothing any more. `attempts` to end it have begun."""
+
+    reservation_id: str
+    surface: str
+    operation: str
+    upstream_id: str
+    attempts: int
+    user_id: str
+    about: str
 
 
 class DeferredWorks:
@@ -62,7 +137,15 @@ class DeferredWorks:
     async def due(self, *, at_most: int) -> list[DeferredWork]:
         """What should be asked about by now. Raises Refused(STORE_UNAVAILABLE)."""
         rows = await self._store.readers.rows(SELECT_DUE, (self._clock.now_ms(), at_most))
-        return [DeferredWork(*cast("tuple[str, str, str, str, str, int, int]", row)) for row in rows]
+        rows = [*rows, *await self._store.readers.rows(SELECT_LEFT_OPEN, (at_most,))]
+        return [DeferredWork(*cast("_Row", row)) for row in rows[:at_most]]
+
+    def poll_now(self, surface: str, upstream_id: str, *, is_about: bool) -> Step:
+        """The step that has work asked about at once, for a unit of the caller's: that under this id, or what belongs
+        to this object. What is to be done only later is left alone."""
+        now_ms = self._clock.now_ms()
+        statement = POLL_ABOUT_NOW if is_about else POLL_NOW
+        return Step(statement, (surface, upstream_id, now_ms, now_ms + SKEW_MS))
 
     async def claim(self, work: DeferredWork, *, next_poll_in_s: float) -> bool:
         """Take a row for one poll; False when another worker has. Raises Refused(STORE_UNAVAILABLE)."""
@@ -77,4 +160,29 @@ class DeferredWorks:
 
     async def forget(self, work: DeferredWork) -> None:
         """Its reservation is resolved. Raises Refused(STORE_UNAVAILABLE)."""
-        await self._store.writer.submit(Unit((Step(DELETE_DEFERRED, (work.reservation_id,)),)))
+        params = (work.reservation_id,)
+        await self._store.writer.submit(Unit((Step(DELETE_DEFERRED, params), Step(DELETE_TOUCHES, params))))
+
+    async def abandoned(self, *, after: str, attempts_max: int, at_most: int) -> list[Abandoned]:
+        """What should be ended by now, in the order of ids, beginning behind one. Raises Refused(STORE_UNAVAILABLE)."""
+        params = (self._clock.now_ms(), after, attempts_max, at_most)
+        rows = await self._store.readers.rows(SELECT_ABANDONED, params)
+        return [Abandoned(*cast("tuple[str, str, str, str, int, str, str]", row)) for row in rows]
+
+    async def claim_ending(self, work: Abandoned, *, next_attempt_in_s: float) -> bool:
+        """Take one for one attempt; False when another worker has, or its user may do something again. Raises
+        Refused(STORE_UNAVAILABLE)."""
+        now_ms = self._clock.now_ms()
+        params = (now_ms, work.reservation_id, work.attempts, now_ms + round(next_attempt_in_s * 1000))
+        step = Step(CLAIM_ENDING, params, refusal=TAKEN)
+        return not isinstance(await self._store.writer.submit(Unit((step,))), Declined)
+
+    async def ended(self, work: Abandoned) -> None:
+        """The vendor has heard. Raises Refused(STORE_UNAVAILABLE)."""
+        step = Step(MARK_ENDED, (work.reservation_id, self._clock.now_ms()))
+        await self._store.writer.submit(Unit((step,)))
+
+
+async def running_of(readers: Readers, user_id: str) -> list[tuple[str, str, int]]:
+    """What goes on at vendors for a user: surface, operation, how much. Raises Refused(STORE_UNAVAILABLE)."""
+    return [cast("tuple[str, str, int]", row) for row in await readers.rows(SELECT_RUNNING, (user_id,))]

@@ -12,6 +12,8 @@ class Reason(enum.StrEnum):
     """404: only declared operations exist."""
     WEBSOCKET_UNAVAILABLE = "websocket_unavailable"
     """426: the request asks for a websocket where there is none."""
+    WEBSOCKET_REQUIRED = "websocket_required"
+    """426: there is nothing but a websocket here, of version 13."""
     UNAUTHENTICATED = "unauthenticated"
     """401: no gateway token, or one that is unknown, revoked, expired, or two that differ."""
     FORBIDDEN = "forbidden"

@@ -88,15 +88,15 @@ class Hooks:
         return [(str(name), None if url is None else str(url)) for name, url in rows]
 
     async def take(
-        self, vendor: str, delivery_id: str, told: Sequence[tuple[str, str, dict[str, Any]]]
+        self, vendor: str, delivery_id: str, told: Sequence[tuple[str, str, dict[str, Any]]], *more: Step
     ) -> bool:
-        """Note a delivery and write what agents are told of it (user, kind, document), in one unit; False when it was
-        taken before."""
+        """Note a delivery and write what agents are told of it (user, kind, document), in one unit with `more`; False
+        when it was taken before."""
         now_ms = self._clock.now_ms()
         steps = [Step(NOTE_DELIVERY, (vendor, delivery_id, now_ms), refusal=SEEN)]
         for user_id, kind, document in told:
             steps.append(adding(new_message(kind, endpoint_of(user_id), document, now_ms)))
-        return not isinstance(await self._store.writer.submit(Unit(steps)), Declined)
+        return not isinstance(await self._store.writer.submit(Unit([*steps, *more])), Declined)
 
     def prune(self) -> None:
         """Let go of old deliveries, some at a time. Never waits, may be lost."""

@@ -91,6 +91,8 @@ class Outcome(enum.StrEnum):
     NOT_SENT = "not_sent"
     BUDGET_ENDED = "budget_ended"
     """A stream for which no further slice of output was granted: we ended it."""
+    ACCESS_LOST = "access_lost"
+    """A stream whose caller's user was disabled, or whose token was revoked or expired: we ended it."""
     DEFERRED = "deferred"
     """In logs and metrics only: the work goes on, its entry comes when it has ended."""
 
@@ -224,6 +226,9 @@ WHERE id = ?1 AND state = 'HELD'"""
 
 EXTEND_AS_FOUND = """
 UPDATE reservations SET lines = ?2, hold_nanousd = ?3 WHERE id = ?1 AND state = 'HELD' AND lines = ?4 RETURNING id"""
+
+PARK_RESERVATION = """
+UPDATE reservations SET lines = ?2 WHERE id = ?1 AND state = 'HELD' AND lines = ?3 RETURNING id"""
 
 RESOLVE_RESERVATION = """
 UPDATE reservations SET state = ?2, booked_nanousd = ?3, resolved_at_ms = ?4
@@ -521,6 +526,17 @@ class Ledger:
             if await resolve(reservation) is Resolved.DONE:
                 return Resolved.DONE
         raise store_unavailable("the reservation is being extended")
+
+    def parking(self, reservation: Reservation) -> list[Step]:
+        """The steps that give back a reservation's place among the concurrent requests, as its request is over and its
+        work is not; refused as ALREADY_RESOLVED when that was done, or it is resolved. Nobody may resolve it meanwhile by
+        what it held before."""
+        kept = [line for line in reservation.lines if line.meter not in GAUGES]
+        params = (reservation.id, encode_lines(kept), encode_lines(reservation.lines))
+        return [
+            Step(PARK_RESERVATION, params, refusal=ALREADY_RESOLVED),
+            *(_move(line, 0) for line in reservation.lines if line.meter in GAUGES),
+        ]
 
     async def expire_worker(self, worker_id: str, *, reservations_max: int = 500) -> int:
         """Expire what a dead worker held (not what is due later); how many there were. Safe to race."""

@@ -68,6 +68,11 @@ SELECT 1 WHERE NOT EXISTS (SELECT 1 FROM changes WHERE seq > ?1 AND kind = ?2 AN
 CHECK_IDLE = """
 INSERT INTO accounts (owner, meter, period, allowance, spent, held) VALUES (?1, ?2, ?3, 0, 0, 0)
 ON CONFLICT (owner, meter, period) DO UPDATE SET held = accounts.held WHERE accounts.held = 0"""
+# Remembered, or the next sweep (metering/orphans.py) would give it back.
+INSERT_RELEASED = """
+INSERT INTO released_objects (vendor, kind, upstream_id, user_id, released_at_ms) VALUES (?1, ?2, ?3, ?4, ?5)
+ON CONFLICT (vendor, kind, upstream_id) DO UPDATE
+SET user_id = excluded.user_id, released_at_ms = excluded.released_at_ms"""
 DELETE_OBJECT = """
 DELETE FROM owned_objects WHERE vendor = ?1 AND kind = ?2 AND upstream_id = ?3 AND user_id = ?4"""
 
@@ -168,11 +173,13 @@ class Objects:
         Raises NoSuchObjectError: it is not this user's (any more); ObjectsError: the user has requests under way, which
         may be about it; Refused(STORE_UNAVAILABLE).
         """
+        now_ms = self._clock.now_ms()
         unit = Unit(
             (
                 Step(CHECK_IDLE, (owner_of(user_id), OPEN_REQUESTS, NO_PERIOD), refusal=_IN_USE),
                 Step(DELETE_OBJECT, (*one, user_id), refusal=_MISSING),
-                Step(INSERT_CHANGE, (OBJECT_CHANGE, user_id, self._clock.now_ms())),
+                Step(INSERT_RELEASED, (*one, user_id, now_ms)),
+                Step(INSERT_CHANGE, (OBJECT_CHANGE, user_id, now_ms)),
             )
         )
         result = await self._store.writer.submit(unit)
@@ -217,20 +224,26 @@ class Objects:
         found = {one: known[one] for one in objects if one in known}
         if asking is not None:
             found = {one: owner for one, owner in found.items() if owner == asking}
-        missing: dict[tuple[str, str], list[str]] = {}
+        stored = await self.stored_owners([one for one in objects if one not in found])
+        for one, owner in stored.items():
+            self._remember(one, owner, heard_seq)
+        return found | stored
+
+    async def stored_owners(self, objects: Collection[ObjectId]) -> dict[ObjectId, str]:
+        """The same, by the store alone: for what acts on an owner without a reservation. Raises
+        Refused(STORE_UNAVAILABLE)."""
+        found: dict[ObjectId, str] = {}
+        by_kind: dict[tuple[str, str], list[str]] = {}
         for one in objects:
-            if one not in found:
-                missing.setdefault((one.vendor, one.kind), []).append(one.upstream_id)
-        for (vendor, kind), ids in missing.items():
+            by_kind.setdefault((one.vendor, one.kind), []).append(one.upstream_id)
+        for (vendor, kind), ids in by_kind.items():
             for start in range(0, len(ids), IDS_AT_ONCE):
                 batch = ids[start : start + IDS_AT_ONCE]
                 padded = batch + batch[-1:] * (IDS_AT_ONCE - len(batch))
                 for upstream_id, user_id in await self._store.readers.rows(
                     SELECT_OWNERS, (vendor, kind, *padded)
                 ):
-                    one = ObjectId(vendor, kind, str(upstream_id))
-                    found[one] = str(user_id)
-                    self._remember(one, str(user_id), heard_seq)
+                    found[ObjectId(vendor, kind, str(upstream_id))] = str(user_id)
         return found
 
     def _remember_bound(

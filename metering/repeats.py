@@ -17,6 +17,8 @@ from metering.store.writer import Result, Step, Unit
 
 KEPT_MS = MS_PER_DAY
 """As long as vendors know their keys (AgentMail: 24 hours)."""
+AHEAD_MS = 30_000
+"""A request may be so long on its way to a vendor, and the vendor's clock so far ahead of ours."""
 REPEATED = "repeated"
 """The refusal of a unit whose key was claimed by another request meanwhile."""
 PRUNED_AT_ONCE, PRUNED_EVERY_S = 500, 60.0
@@ -30,9 +32,11 @@ SET fingerprint = excluded.fingerprint, upstream_key = excluded.upstream_key,
     reservation_id = excluded.reservation_id, created_at_ms = excluded.created_at_ms
 WHERE idempotency_keys.reservation_id = ?8"""
 SELECT_EARLIER = """
-SELECT k.reservation_id, k.fingerprint, k.upstream_key, k.created_at_ms, r.state, e.upstream_status
+SELECT k.reservation_id, k.fingerprint, k.upstream_key, k.created_at_ms, r.state, e.upstream_status,
+    e.cost_nanousd, d.is_open, d.scheduled_at_ms
 FROM idempotency_keys k
 LEFT JOIN reservations r ON r.id = k.reservation_id
+LEFT JOIN deferred_work d ON d.reservation_id = k.reservation_id
 LEFT JOIN entries e ON e.reservation_id = k.reservation_id AND e.kind IN ('settle', 'void', 'expire')
 WHERE k.user_id = ?1 AND k.surface = ?2 AND k.idempotency_key = ?3"""
 FORGET = """
@@ -55,6 +59,8 @@ class Earlier:
     """Or may have been: nobody knows what became of it."""
     is_unsure: bool
     """It failed, and was not charged, in a way that may come after the work: it is repeated under the same key."""
+    may_stand: bool
+    """It only scheduled its work, its client may not know, and that is not done."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -119,17 +125,27 @@ class Repeats:
         if row is None:
             return None
         reservation_id, fingerprint, upstream_key = map(str, row[:3])
-        created_at_ms, state, status = cast("tuple[int, str | None, int | None]", row[3:])
+        created_at_ms, state, status, cost_nanousd, is_open, scheduled_at_ms = cast(
+            "tuple[int, str | None, int | None, int | None, int | None, int | None]", row[3:]
+        )
+        is_ahead = scheduled_at_ms is not None and self.is_ahead(scheduled_at_ms)
+        is_handed_over = state == "HELD" and is_open == 0 and is_ahead
         is_failed = state in {None, "VOIDED"} or (status is not None and status >= ERROR_STATUS)
         is_old = created_at_ms + KEPT_MS <= self._clock.now_ms()
         return Earlier(
             reservation_id,
             fingerprint,
             upstream_key,
-            is_running=state == "HELD",
+            is_running=state == "HELD" and not is_handed_over,
             is_done=state != "HELD" and not is_failed and not is_old,
             is_unsure=status is not None and is_unsure(status) and not is_old,
+            may_stand=is_handed_over or not (cost_nanousd or is_old),
         )
+
+    def is_ahead(self, scheduled_at_ms: int) -> bool:
+        """Whether scheduled work cannot have been done yet, nor be done before another request has come to the vendor:
+        what is done, its name would have it make anew."""
+        return scheduled_at_ms > self._clock.now_ms() + AHEAD_MS
 
     def claiming(self, key: Key, upstream_key: str, reservation_id: str, instead_of: Earlier | None) -> Step:
         """The step that claims a key for a request, to stand behind its holds; refused as REPEATED when another request

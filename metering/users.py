@@ -323,7 +323,7 @@ class Directory:
         return await self.user(user_id)
 
     async def disable(self, user_id: str) -> User:
-        """All tokens of the user are refused from now on (403); requests in flight finish."""
+        """All tokens of the user are refused from now on (403); requests in flight finish, work at vendors is ended."""
         await self._change(UPDATE_STATUS, user_id, "disabled")
         return await self.user(user_id)
 
@@ -430,7 +430,8 @@ class Directory:
 
     async def revoke(self, token_id: str) -> GatewayToken:
         """It, those that it replaced, and all that come from any of them are refused by every worker within a second;
-        requests in flight finish. Revoking twice is no error."""
+        requests in flight finish. Without another token that lives, its user's work at vendors is ended. Revoking twice is
+        no error."""
         token = await self.token(token_id)
         now_ms = self._clock.now_ms()
         unit = Unit(

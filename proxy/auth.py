@@ -26,6 +26,9 @@ from proxy.surface import HeaderKey, Headers, QueryKey, TokenPlace
 GATEWAY_TOKEN_BYTES_MAX = 512
 """Longer ones are not ours: they are not even hashed."""
 
+OnChanges = Callable[[int, Collection[tuple[str, str]] | None], None]
+"""Told with every look up to which change was heard, and what (kind, subject) has changed; None: everything may have."""
+
 _TOKEN = re.compile(rf"{TOKEN_PREFIX}[\w-]+", re.ASCII)
 
 
@@ -96,17 +99,15 @@ class Authenticator:
         cache_max: int,
         poll_s: float,
         stale_after_s: float,
-        on_changes: Callable[[int, Collection[tuple[str, str]] | None], None] | None = None,
+        on_changes: OnChanges | None = None,
     ) -> None:
-        """`on_changes`: told with every look up to which change was heard, and what (kind, subject) has changed;
-        None: everything may have."""
         self._directory = directory
         self._plans = plans
         self._clock = clock
         self._cache_max = cache_max
         self._poll_s = poll_s
         self._stale_after_s = stale_after_s
-        self._on_changes = on_changes
+        self.on_changes: list[OnChanges] = [] if on_changes is None else [on_changes]
         self._cache: OrderedDict[bytes, Credential] = OrderedDict()
         self._seen_seq: int | None = None
         """The newest change that was heard of; None before the first look."""
@@ -130,6 +131,11 @@ class Authenticator:
         else:
             self._cache.move_to_end(token)
         return self._caller(credential)
+
+    def may_end(self, token: bytes) -> bool:
+        """Whether what it allows may end without a word in the store; or it is not remembered."""
+        credential = self._cache.get(token)
+        return credential is None or not (credential.expires_at_ms is None and credential.next_plan is None)
 
     def _caller(self, credential: Credential) -> Caller:
         now_ms = self._clock.now_ms()
@@ -223,8 +229,8 @@ class Authenticator:
         self._looked_at_s = began_s
 
     def _tell(self, seq: int, changed: Collection[tuple[str, str]] | None) -> None:
-        if self._on_changes is not None:
-            self._on_changes(seq, changed)
+        for listener in self.on_changes:
+            listener(seq, changed)
 
     def _forget(self, changed: set[tuple[str, str]]) -> None:
         stale = [

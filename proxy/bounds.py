@@ -22,3 +22,6 @@ class Bounds:
     estimate_bytes_per_token: int
     output_slice_tokens: int
     output_bytes_per_token: int
+    sockets_per_user: int
+    sockets_max: int
+    client_stall_timeout_s: float

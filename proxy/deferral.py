@@ -20,13 +20,18 @@ from metering.deferred import DeferredWork, DeferredWorks
 from metering.errors import Refused
 from metering.ledger import Ledger, Outcome, Resolved, Settlement, bounded
 from metering.objects import ObjectId
+from metering.orphans import Maker
 from metering.prices import PriceTable
+from metering.quotas import quotas_used
+from metering.scheduled import ScheduledWorks
 from metering.store.writer import Step
 from metering.tokens_per_minute import TokensPerMinute, counted_tokens
 from metering.usage import Usage, UsageLine
 from proxy.exchange import Exchange
 from proxy.mounted import Mounted
-from proxy.surface import AnswerHead, Deferred, Demand, Inbound, Observer, Operation
+from proxy.scheduling import UNHEARD_POLL_S, Scheduling
+from proxy.side_calls import SideCalls
+from proxy.surface import AnswerHead, Deferred, Demand, Inbound, Observer, Operation, Scheduled
 from proxy.telemetry import Telemetry
 from proxy.upstream import UpstreamClient, UpstreamError
 
@@ -46,6 +51,8 @@ UNKNOWN_POLL_S, UNKNOWN_POLLS_MAX = 600.0, 144
 OK, NOT_FOUND = 200, 404
 LOST_AFTER_POLLS = 3
 """Work is lost when the vendor has said so often: right after it began, not all of its machines may know of it."""
+OPEN_STATES = frozenset({"HELD", "EXPIRED"})
+"""Of reservations to which a report is still booked."""
 NOTE_LOST = "lost_at_vendor"
 """The vendor knows nothing of the work any more: it is booked at its estimate."""
 
@@ -56,7 +63,7 @@ class _Kind:
 
     mounted: Mounted
     operation: Operation
-    deferred: Deferred
+    deferred: Deferred | Scheduled
 
 
 class Deferrals:
@@ -66,6 +73,7 @@ class Deferrals:
         self,
         *,
         works: DeferredWorks,
+        scheduled: ScheduledWorks,
         mounted: Sequence[Mounted],
         ledger: Ledger,
         prices: PriceTable,
@@ -81,11 +89,12 @@ class Deferrals:
         self._telemetry = telemetry
         self._clock = clock
         self._tokens = tokens
+        self.scheduling = Scheduling(scheduled, SideCalls(client), clock, encoded=_encoded)
         self._kinds: Mapping[tuple[str, str], _Kind] = {
-            (item.surface.name, operation.name): _Kind(item, operation, operation.deferred)
+            (item.surface.name, operation.name): _Kind(item, operation, deferred)
             for item in mounted
             for operation in item.surface.operations
-            if operation.deferred is not None
+            if (deferred := operation.deferred or operation.scheduled) is not None
         }
 
     def steps(self, exchange: Exchange, ids: Sequence[ObjectId]) -> tuple[Step, ...]:
@@ -102,6 +111,19 @@ class Deferrals:
                 work = DeferredWork(exchange.request_id, one.vendor, operation.name, one.upstream_id, written)
                 return (self._works.adding(work, poll_in_s=operation.deferred.poll_s),)
         return ()
+
+    def reported(self, one: ObjectId) -> Sequence[Step]:
+        """A vendor's word that something became of an object: what must be written for the work under its id, or that
+        belongs to it, to be asked about at once. Nothing is booked by that word alone."""
+        ways = {
+            (surface, kind.deferred.kind != one.kind)
+            for (surface, _), kind in self._kinds.items()
+            if kind.mounted.surface.provider == one.vendor and one.kind in _kinds_of(kind.deferred)
+        }
+        return [
+            self._works.poll_now(surface, one.upstream_id, is_about=is_about)
+            for surface, is_about in sorted(ways)
+        ]
 
     async def keep_polling(self) -> None:
         """Look forever; a store in trouble is waited out."""
@@ -139,6 +161,8 @@ class Deferrals:
             ):
                 await self._works.forget(work)
             return False
+        if isinstance(kind.deferred, Scheduled):
+            return await self._poll_scheduled(kind, kind.deferred, work)
         if not await self._works.claim(work, next_poll_in_s=kind.deferred.poll_s):
             return False
         is_old = work.polls * kind.deferred.poll_s > kind.deferred.given_up_after_s
@@ -146,7 +170,7 @@ class Deferrals:
             await self._works.forget(work)
             return False
         demand = _decoded(work.demand)
-        status, observer = await self._ask(kind, work, demand)
+        status, observer = await self._ask(kind, kind.deferred, work, demand)
         if status == NOT_FOUND:
             if work.polls + 1 >= LOST_AFTER_POLLS:
                 lost = Usage(demand.floor.lines, is_exact=False, notes=(NOTE_LOST,))
@@ -157,10 +181,34 @@ class Deferrals:
             await self._book(kind, work, observer.usage(), status)
         return True
 
-    async def _ask(self, kind: _Kind, work: DeferredWork, demand: Demand) -> tuple[int, Observer | None]:
+    async def _poll_scheduled(self, kind: _Kind, scheduled: Scheduled, work: DeferredWork) -> bool:
+        assert work.scheduled_at_ms is not None
+        if not await self._works.claim(work, next_poll_in_s=UNHEARD_POLL_S):
+            return False
+        if work.is_open:
+            await self.scheduling.adopt(work)
+        ahead_s = (work.scheduled_at_ms - self._clock.now_ms()) / 1000
+        is_old = (
+            -ahead_s > scheduled.given_up_after_s and await self._ledger.held(work.reservation_id) is None
+        )
+        if is_old or not await self._ledger.awaits_report(work.reservation_id):
+            await self._works.forget(work)
+            return False
+        demand = _decoded(work.demand)
+        used = await self.scheduling.outcome(kind.mounted, scheduled, work, demand)
+        if used is not None:
+            await self._book(kind, work, used, OK)
+            self.scheduling.look_soon(work.reservation_id)
+            return True
+        await self._works.keep(work, due_in_s=max(ahead_s, 0.0) + scheduled.due_s)
+        return True
+
+    async def _ask(
+        self, kind: _Kind, deferred: Deferred, work: DeferredWork, demand: Demand
+    ) -> tuple[int, Observer | None]:
         """The vendor's status, and the observer of a good answer; (0, None) when there was none."""
         mounted = kind.mounted
-        path = kind.deferred.path.replace("{id}", urllib.parse.quote(work.upstream_id, safe=""))
+        path = deferred.path.replace("{id}", urllib.parse.quote(work.upstream_id, safe=""))
         headers = [
             *mounted.fixed_headers,
             (b"accept-encoding", b"identity"),
@@ -215,6 +263,7 @@ class Deferrals:
             priced,
             is_reported=usage.is_exact,
             notes=usage.notes,
+            amounts=quotas_used(usage, kind.operation.quotas),
             price_version=self._prices.version,
             upstream_status=status,
         )
@@ -234,6 +283,34 @@ class Deferrals:
                 settlement,
                 polls=work.polls + 1,
             )
+
+
+def adoption(
+    works: DeferredWorks, mounted: Sequence[Mounted], maker: Maker, one: ObjectId
+) -> tuple[Step, ...]:
+    """What must be written with an object that a request made and whose owner was found later, where work goes on under it
+    that is not booked yet. What the request asked for is no longer known: its model, and what the vendor reports, is all."""
+    is_open = maker.state in OPEN_STATES and any(
+        operation.deferred is not None and operation.deferred.kind == one.kind
+        for item in mounted
+        if item.surface.name == maker.surface
+        for operation in item.surface.operations
+        if operation.name == maker.operation
+    )
+    if not is_open:
+        return ()
+    demand = Demand(models=() if maker.model is None else (maker.model,))
+    work = DeferredWork(
+        maker.request_id, maker.surface, maker.operation, one.upstream_id, _encoded(demand, ())
+    )
+    return (works.adding(work, poll_in_s=0.0),)
+
+
+def _kinds_of(deferred: Deferred | Scheduled) -> tuple[str, ...]:
+    """Of ids by which a vendor tells of such work."""
+    if isinstance(deferred, Scheduled):
+        return deferred.kind, deferred.about[0]
+    return (deferred.kind,)
 
 
 def _encoded(demand: Demand, rates: Sequence[tuple[str, int]]) -> str:

@@ -2,7 +2,8 @@
 
 The engine reaches its connection through `scope["extensions"][CONNECTION]`, and writes its answers there: one
 system call where uvicorn's `send` needs two, and no search of every header. The other applications of this
-process (our own endpoints) answer through ASGI as ever.
+process (our own endpoints) answer through ASGI as ever. A connection whose client asks for another protocol can be
+handed over: to whatever understands bytes as asyncio's protocols do.
 """
 
 import asyncio
@@ -11,7 +12,7 @@ import socket
 import struct
 from collections import deque
 from collections.abc import Callable
-from typing import Any
+from typing import Any, Protocol
 
 import httptools
 from uvicorn.config import Config
@@ -26,6 +27,8 @@ CONNECTION = "automna_proxy.connection"
 PIPELINED_REQUESTS_MAX = 100
 """Requests that a client may send ahead of their answers; each costs a few kilobytes before anyone has looked
 at it. (uvicorn stops reading meanwhile, but one read may hold thousands, and every answer lets in another.)"""
+AHEAD_BYTES_MAX = 512 * 1024
+"""Of another protocol that a client may speak behind its request for it, before we agreed: two reads. It should wait."""
 LINGER_S = 5.0
 """A client that was refused while it was still sending may go on for so long, unheard, and read why."""
 BODILESS = frozenset({204, 304})
@@ -37,6 +40,23 @@ LAST_WORDS = frozenset({b"expect", b"upgrade"})
 VERSIONS = frozenset({"1.0", "1.1"})
 Refusal = Callable[[bytes, Refused, str | None], Rendered]
 """Words for a request that never became one: its target, as far as it came; why; and its id, if it had got one."""
+
+
+class Successor(Protocol):
+    """What takes over a connection: called as an `asyncio.Protocol` is, from `connection_made` to `connection_lost`."""
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None: ...
+
+    def data_received(self, data: bytes) -> None: ...
+
+    def eof_received(self) -> bool | None:
+        """True keeps our side open."""
+
+    def pause_writing(self) -> None: ...
+
+    def resume_writing(self) -> None: ...
+
+    def connection_lost(self, exc: Exception | None) -> None: ...
 
 
 class Connection(HttpToolsProtocol):
@@ -67,6 +87,11 @@ class Connection(HttpToolsProtocol):
         self._is_in_body = False
         self._is_deaf = False
         self._waits_for_body_parser = False
+        self.may_be_handed_over = False
+        """The newest request asks for a websocket, and what follows its head is no HTTP."""
+        self._ahead = b""
+        """What a client said behind its request for another protocol."""
+        self._successor: Successor | None = None
         self._running: RequestResponseCycle | None = None
         self._unsent_head = b""
         self._ends_by_closing = False
@@ -119,6 +144,28 @@ class Connection(HttpToolsProtocol):
         """The request's body has arrived to its end: `receive` will not wait."""
         return self._running is not None and not self._running.more_body
 
+    def hand_over(self, head: bytes, successor: Successor) -> None:
+        """Answer the running request, which asks for a websocket, with `head` (whole, of a 101); from then on the connection
+        is the successor's, unless its client has left: beginning with what the client said behind its request. Its stalls stay bounded here.
+
+        Bytes reach the successor as they come, in pieces of any size; it may pause the transport's reading, and must
+        stop writing while it is told to. It ends the connection by closing the transport."""
+        if self.is_gone:
+            return
+        cycle = self._running
+        assert self.may_be_handed_over
+        assert cycle is not None
+        assert not cycle.response_started, "an answer begins once"
+        cycle.response_started = True
+        cycle.disconnected = True  # uvicorn must neither write nor complain any more
+        self._successor = successor
+        self.transport.write(head)
+        successor.connection_made(self.transport)
+        self.flow.resume_reading()
+        ahead, self._ahead = self._ahead, b""
+        if ahead:
+            successor.data_received(ahead)
+
     def begin(self, status: int, headers: Headers, *, is_flushed_soon: bool) -> None:
         """Begin the answer of the running request. Its head goes out with the first piece of the body, in one
         write; `is_flushed_soon`: or by itself in the loop's next turn, when there is no body by then."""
@@ -170,7 +217,7 @@ class Connection(HttpToolsProtocol):
         if is_last:
             cycle.response_complete = True
             cycle.message_event.set()
-            if not cycle.keep_alive and self._is_in_body and cycle is self.cycle:
+            if not cycle.keep_alive and (self._is_in_body or self._ahead) and cycle is self.cycle:
                 self._linger()
             elif not cycle.keep_alive:
                 self.transport.close()
@@ -213,9 +260,19 @@ class Connection(HttpToolsProtocol):
         self.cycle = None  # type: ignore[assignment]  # as uvicorn has it before the first request
         self._running = None
         self.pipeline.clear()
+        successor, self._successor = self._successor, None
+        if successor is not None:
+            successor.connection_lost(exc)
+
+    def eof_received(self) -> bool | None:  # type: ignore[override]  # uvicorn's keeps no side open
+        return None if self._successor is None else self._successor.eof_received()
 
     def data_received(self, data: bytes) -> None:
         if self._is_deaf:
+            if self._successor is not None:
+                self._successor.data_received(data)
+            elif self.may_be_handed_over:
+                self._keep_ahead(data)
             return
         self._has_ended_message = False
         self._unset_keepalive_if_required()
@@ -232,12 +289,16 @@ class Connection(HttpToolsProtocol):
     def pause_writing(self) -> None:
         super().pause_writing()
         self._expect_progress()
+        if self._successor is not None:
+            self._successor.pause_writing()
 
     def resume_writing(self) -> None:
         super().resume_writing()
         if self._stall_timer is not None:
             self._stall_timer.cancel()
             self._stall_timer = None
+        if self._successor is not None:
+            self._successor.resume_writing()
 
     def on_message_begin(self) -> None:
         self._is_in_head = True
@@ -268,7 +329,8 @@ class Connection(HttpToolsProtocol):
         is_upgrade = self.parser.should_upgrade()  # also CONNECT
         is_last = is_upgrade or any(name in LAST_WORDS for name, _ in self.headers)
         has_skipped_body = is_upgrade and self._announces_body()
-        if has_skipped_body and asks_for_websocket(self.headers):
+        self.may_be_handed_over = is_upgrade and asks_for_websocket(self.headers)
+        if has_skipped_body and self.may_be_handed_over:
             # Whoever stands before us may have changed protocols: what follows is no body then.
             self._refuse(Reason.BAD_REQUEST, "A request with a body cannot ask for a websocket.")
             return
@@ -316,13 +378,26 @@ class Connection(HttpToolsProtocol):
             self.parser.feed_data(data)
         except httptools.HttpParserUpgrade as upgrade:
             # A server may pass over what it does not speak (RFC 9110 section 7.8).
+            (head_bytes,) = upgrade.args
             if self._waits_for_body_parser:
                 self._waits_for_body_parser = False
-                (head_bytes,) = upgrade.args
                 self._parse_body_of_upgrade()
                 self._parse(data[head_bytes:])
+            elif self.may_be_handed_over and head_bytes < len(data):
+                self._keep_ahead(data[head_bytes:])
         except httptools.HttpParserError:
             self._refuse(Reason.BAD_REQUEST, "This is no valid HTTP/1.1 request.")
+
+    def _keep_ahead(self, data: bytes) -> None:
+        """Nobody knows yet whose these bytes will be; more are not read until that is decided."""
+        running = self._running
+        if self._linger_timer is not None or running is None or running.response_complete:
+            return
+        self._ahead += data
+        self.flow.pause_reading()
+        if len(self._ahead) > AHEAD_BYTES_MAX:
+            self.on_malformed()
+            self.drop()
 
     def _fault_of_head(self) -> str:
         """What the parser lets pass and others may read in another way than we; "" when there is nothing."""

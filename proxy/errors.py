@@ -15,6 +15,7 @@ from proxy.surface import Headers, Rendered
 STATUS: Mapping[Reason, int] = {
     Reason.UNKNOWN_OPERATION: 404,
     Reason.WEBSOCKET_UNAVAILABLE: 426,
+    Reason.WEBSOCKET_REQUIRED: 426,
     Reason.UNAUTHENTICATED: 401,
     Reason.FORBIDDEN: 403,
     Reason.BAD_REQUEST: 400,
@@ -43,6 +44,7 @@ RETRY_CANNOT_HELP = frozenset(
     {
         Reason.UNKNOWN_OPERATION,
         Reason.WEBSOCKET_UNAVAILABLE,
+        Reason.WEBSOCKET_REQUIRED,
         Reason.UNAUTHENTICATED,
         Reason.FORBIDDEN,
         Reason.BAD_REQUEST,
@@ -73,6 +75,12 @@ def retry_headers(refused: Refused) -> Headers:
     section 15.5.22)."""
     if refused.reason is Reason.WEBSOCKET_UNAVAILABLE:
         return [(b"x-should-retry", b"false"), (b"upgrade", b"HTTP/1.1")]
+    if refused.reason is Reason.WEBSOCKET_REQUIRED:  # RFC 6455 section 4.2.2
+        return [
+            (b"x-should-retry", b"false"),
+            (b"upgrade", b"websocket"),
+            (b"sec-websocket-version", b"13"),
+        ]
     if refused.reason in RETRY_CANNOT_HELP:
         return [(b"x-should-retry", b"false")]
     if refused.retry_after_s is None:

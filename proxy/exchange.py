@@ -4,12 +4,13 @@ import asyncio
 from collections.abc import Awaitable, Callable, Collection, MutableMapping
 from typing import Any
 
-from metering.admission import Admitted, Caller
+from metering.admission import Admitted, Caller, require_surface
 from metering.errors import Refused
 from metering.ledger import Outcome, Resolved
 from metering.prices import Priced
 from metering.repeats import Repeat
 from proxy.downstream import Connection
+from proxy.handshakes import Handshake, Side, Tally
 from proxy.surface import NO_DEMAND, Demand, Inbound, Observer, Operation, Surface
 
 Scope = MutableMapping[str, Any]
@@ -22,6 +23,7 @@ class Exchange:
     """One request and its answer, from the first phase to the canonical line."""
 
     __slots__ = (
+        "access_lost",
         "admitted",
         "admitted_s",
         "caller",
@@ -33,6 +35,7 @@ class Exchange:
         "drain_timer",
         "first_byte_s",
         "gateway_token",
+        "handshake",
         "head_is_out",
         "inbound",
         "is_charged",
@@ -41,8 +44,10 @@ class Exchange:
         "is_estimated",
         "is_forwarded",
         "is_lost",
+        "is_scheduled",
         "notes",
         "observer",
+        "on_access_lost",
         "on_client_gone",
         "operation",
         "outcome",
@@ -54,9 +59,12 @@ class Exchange:
         "request_id",
         "scope",
         "settled",
+        "sides",
         "started_s",
         "status",
         "surface",
+        "tally",
+        "touches_scheduled",
         "upstream_request_id",
         "upstream_status",
     )
@@ -81,6 +89,8 @@ class Exchange:
 
         self.operation: Operation | None = None
         self.caller: Caller | None = None
+        self.handshake: Handshake | None = None
+        """Where it asks for a websocket: what that takes."""
         self.gateway_token = b""
         """Kept to keep it from going up, wherever the client repeats it; never in a log, row or answer."""
         self.inbound: Inbound | None = None
@@ -103,6 +113,13 @@ class Exchange:
         self.checkpoint_nanousd = 0
         """What the last checkpoint noted for the case that we die, or can read no usage."""
 
+        self.access_lost: Refused | None = None
+        """Why its caller would not be let in any more; it may go on to its end all the same, where nothing is streamed."""
+        self.on_access_lost: Callable[[Refused], None] | None = None
+        self.sides: tuple[Side, Side] | None = None
+        """Of its websocket, once it is open: the client's and the vendor's."""
+        self.tally: Tally | None = None
+        """What passed on its websocket."""
         self.client_left = False
         self.on_client_gone: Callable[[], None] | None = None
         """What the connection calls when the client leaves, while the exchange is open."""
@@ -121,6 +138,10 @@ class Exchange:
         self.is_deferred = False
         """It is written where to ask about its work, should that go on."""
         self.priced: Priced | None = None
+        self.is_scheduled = False
+        """It only schedules its work, which is written down with its reservation."""
+        self.touches_scheduled = False
+        """It may change or end scheduled work."""
         self.is_charged = False
         """What it has used counts against the minute's tokens."""
         self.is_estimated = False
@@ -129,3 +150,17 @@ class Exchange:
         """What was odd about it, as the entry has it."""
         self.cause: str | None = None
         """What went wrong on the vendor's side, in the words of the client that speaks to it."""
+
+    def require_access(self, caller: Caller) -> None:
+        """Raises Refused where a caller, as it is now, would not be let in to this. What has been admitted stays so: only
+        a websocket, which has no end, depends on plan and scope to the last."""
+        operation = self.operation
+        if operation is not None and operation.socket is not None:
+            require_surface(caller, self.surface.name)
+            if caller.token is not None:
+                caller.token.require(self.surface.name, operation.name)
+
+    def lose_access(self, refused: Refused) -> None:
+        self.access_lost = refused
+        if self.on_access_lost is not None:
+            self.on_access_lost(refused)

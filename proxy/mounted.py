@@ -8,7 +8,7 @@ from metering.errors import Reason, Refused
 from proxy.auth import TokenPlaces
 from proxy.bounds import Bounds
 from proxy.headers import answer_filter, request_filter
-from proxy.surface import Headers, Operation, Surface
+from proxy.surface import EventSocket, Headers, Operation, Surface, Upstream
 from proxy.upstream import Origin, Timeouts
 
 _UNSAFE = re.compile(rb"%2f|%5c|%00|//|\\|(?:^|/)(?:\.|%2e){1,2}(?:/|$)", re.IGNORECASE)
@@ -19,8 +19,10 @@ _PIECE = re.compile(r"\{(?P<name>\w+)(?::(?P<choices>[^{}]*))?\}")
 """A named piece of an operation's path."""
 _ANYTHING, _WIDE = "*", "__wide"
 """A piece that may be anything, in a path and at the end of its group's name."""
+_WS = re.compile("^ws(?=s?:)")
 _NAMED = re.compile(rb"\{(\w+)\}")
 _DOTS = frozenset({b".", b".."})
+_NO_PIECES = frozenset({"", ".", ".."})
 
 
 class Mounted:
@@ -31,6 +33,11 @@ class Mounted:
         self.surface = surface
         self.request_filter = request_filter(surface)
         self.token_places = TokenPlaces(surface.token_places)
+        self._places_of_sockets = {
+            one.name: TokenPlaces((*surface.token_places, *one.socket.more_token_places))
+            for one in surface.operations
+            if one.socket is not None
+        }
         self._keys = {
             name: variables.get(name, "")
             for name in (upstream.key_env, *(one.key_env for one in surface.operations if one.key_env))
@@ -38,10 +45,12 @@ class Mounted:
         self._secrets = [key.encode() for key in dict.fromkeys(self._keys.values()) if key]
         self.answer_filter = answer_filter(surface)
         self.options = {name: variables.get(name, default) for name, default, _, _ in surface.options}
-        try:
-            self.origin = Origin.parse(variables.get(upstream.url_env, upstream.base_url))
-        except ValueError as error:
-            raise ValueError(f"{upstream.url_env}: {error}") from error
+        self.origin = _origin(upstream.url_env, variables.get(upstream.url_env, upstream.base_url))
+        self._socket_origins = {
+            one.name: _socket_origin(upstream, one.socket, variables)
+            for one in surface.operations
+            if one.socket is not None
+        }
         self.timeouts = Timeouts(
             connect_s=bounds.connect_timeout_s,
             first_byte_s=bounds.first_byte_timeout_s,
@@ -62,6 +71,11 @@ class Mounted:
         for secret in self._secrets or (b"",):
             headers = self.answer_filter.passed(headers, secret=secret)
         return headers
+
+    @property
+    def has_key(self) -> bool:
+        """Whether the surface's own key is set."""
+        return bool(self._keys[self.surface.upstream.key_env])
 
     @property
     def key_header(self) -> tuple[bytes, bytes]:
@@ -112,19 +126,40 @@ class Mounted:
             f"{method} {path.decode('ascii', 'replace')[:200]} is not available through this proxy.",
         )
 
+    def is_socket(self, method: str, path: bytes) -> bool:
+        """Whether a request there asks for a websocket that is declared."""
+        if not self._socket_origins:
+            return False
+        try:
+            return self.match(method, path)[0].socket is not None
+        except Refused:
+            return False
+
+    def token_places_of(self, operation: Operation) -> TokenPlaces:
+        """Where its gateway token may stand."""
+        return self.token_places if operation.socket is None else self._places_of_sockets[operation.name]
+
+    def socket_origin(self, operation: Operation) -> Origin:
+        """Where the vendor's side of an operation's websocket is."""
+        return self._socket_origins[operation.name]
+
     def upstream_path(self, operation: Operation, path: bytes, homes: Mapping[str, str]) -> bytes:
         """Where a request to `path` goes at the vendor: pieces of the path stand there as they came."""
         return (
             self._filled(operation, operation.upstream_path, path, homes) if operation.upstream_path else path
         )
 
-    def look_up_path(self, operation: Operation, path: bytes) -> bytes:
-        """Where the object is that the operation looks up."""
-        assert operation.looks_up is not None
-        return self._filled(operation, operation.looks_up.path, path, {})
+    def look_up_path(
+        self, operation: Operation, template: str, path: bytes, pieces: Mapping[str, str]
+    ) -> bytes:
+        """Where an object is that the operation looks up: with pieces of its path, and these. Raises
+        Refused(OBJECT_NOT_FOUND) where one of these is no piece of a path."""
+        if any(value in _NO_PIECES for value in pieces.values()):
+            raise Refused(Reason.OBJECT_NOT_FOUND, "Not found.")
+        return self._filled(operation, template, path, pieces)
 
-    def _filled(self, operation: Operation, template: str, path: bytes, homes: Mapping[str, str]) -> bytes:
-        pieces = {name: urllib.parse.quote(value, safe="").encode() for name, value in homes.items()}
+    def _filled(self, operation: Operation, template: str, path: bytes, more: Mapping[str, str]) -> bytes:
+        pieces = {name: urllib.parse.quote(value, safe="").encode() for name, value in more.items()}
         for _, pattern, known in self._templates:
             if known is operation and (found := pattern.fullmatch(path)):
                 pieces |= {name.removesuffix(_WIDE): value for name, value in found.groupdict().items()}
@@ -145,6 +180,21 @@ class Mounted:
             written = piece.end()
         pattern += re.escape(operation.path[written:])
         self._templates.append((operation.method, re.compile(pattern.encode()), operation))
+
+
+def _origin(variable: str, url: str) -> Origin:
+    try:
+        return Origin.parse(url)
+    except ValueError as error:
+        raise ValueError(f"{variable}: {error}") from error
+
+
+def _socket_origin(upstream: Upstream, socket: EventSocket, variables: Mapping[str, str]) -> Origin:
+    """By its own override, the surface's, or as declared; `ws` is HTTP."""
+    for variable in (socket.url_env, upstream.url_env):
+        if variable in variables:
+            return _origin(variable, _WS.sub("http", variables[variable]))
+    return _origin(socket.url_env, _WS.sub("http", socket.base_url))
 
 
 def _is_safe_around(found: re.Match[bytes]) -> bool:

@@ -36,8 +36,9 @@ LOOK_EVERY_S = 1.0
 """Between two looks for messages that are due."""
 OUTBOX_AT_ONCE = 4
 """Attempts at once, of one process at one endpoint."""
-ATTEMPT_TIMEOUT_S = 10.0
-"""From connecting to the answer's status."""
+ATTEMPT_TIMEOUT_S = 20.0
+"""From connecting to the answer's status. OpenClaw answers within 15: who gave up before would not know whether it takes a
+turn, and might come again when the message's id is forgotten."""
 ANSWER_BYTES_MAX = 64 * 1024
 """Read of an answer's body, so that its connection can be used again; no more."""
 ANSWER_REST_S = 1.0

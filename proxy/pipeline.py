@@ -14,7 +14,7 @@ import asyncio
 import logging
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any
@@ -41,9 +41,11 @@ from metering.plans import SOFT
 from metering.prices import PriceTable
 from metering.quotas import quotas_used
 from metering.rate_state import Standing
+from metering.repeats import is_unsure
 from metering.store.writer import Done, Result
 from metering.usage import NOTHING, Usage, UsageLine
 from proxy import forbidden
+from proxy.access import Access
 from proxy.auth import Authenticator, conceal_tokens
 from proxy.bounds import Bounds
 from proxy.decoding import decoder_for
@@ -51,6 +53,7 @@ from proxy.deferral import Deferrals
 from proxy.downstream import BODILESS, CONNECTION, Connection
 from proxy.exchange import Exchange, Receive, Scope
 from proxy.gate import BodyGate, EventGate, Gate
+from proxy.handshakes import AnsweredError, Handshake, Side, dial, handshake_headers
 from proxy.headers import accepts_gzip, asks_for_websocket, is_said_to_be_json
 from proxy.limit_headers import limit_headers
 from proxy.mounted import Mounted
@@ -58,12 +61,23 @@ from proxy.ownership import check_choice, check_owner
 from proxy.preparation import KEY_HEADER, Preparation
 from proxy.query import check as check_query
 from proxy.relay import Relay, send_body
-from proxy.rewriting import body_of, shown
+from proxy.rewriting import body_of, shown, tag_of
 from proxy.silence import SilenceKeeper
 from proxy.slices import Slices
-from proxy.surface import NO_DEMAND, AnswerHead, Demand, Headers, Inbound, Pricing, Rendered, Timed
+from proxy.surface import (
+    NO_DEMAND,
+    AnswerHead,
+    Demand,
+    Headers,
+    Inbound,
+    Operation,
+    Pricing,
+    Rendered,
+    Timed,
+)
 from proxy.telemetry import Telemetry
 from proxy.upstream import Answer, Broken, CancelledUnsent, TimedOut, UpstreamClient, UpstreamError
+from proxy.websocket import Sockets
 
 logger = logging.getLogger(__name__)
 
@@ -79,6 +93,7 @@ CHECKPOINTS_PER_TURN = 50
 IDLE_TURNS_MAX, IDLE_TURN_S = 200, 0.01
 """How long the end of the process waits for cancelled exchanges: they only have to queue their settle."""
 SECONDS_PER_HOUR = 3_600
+SWITCHING_PROTOCOLS = 101
 CLIENT_CLOSED_REQUEST = 499
 """nginx's word, in logs and metrics only: the client left before it was told anything."""
 OK, REDIRECT, NOT_MODIFIED, CLIENT_ERROR, NOT_FOUND = 200, 300, 304, 400, 404
@@ -114,6 +129,7 @@ class Engine:
         objects: Objects,
         deferrals: Deferrals,
         preparation: Preparation,
+        access: Access,
     ) -> None:
         self._bounds = bounds
         self._authenticator = authenticator
@@ -126,12 +142,25 @@ class Engine:
         self._objects = objects
         self._deferrals = deferrals
         self._preparation = preparation
+        self._access = access
+        self.sockets = Sockets(
+            objects=objects,
+            preparation=preparation,
+            telemetry=telemetry,
+            per_user=bounds.sockets_per_user,
+            at_most=bounds.sockets_max,
+        )
         self._open: set[Exchange] = set()
         self._drains = 0
         self._bodies: Counter[str] = Counter()
         """Bodies and look-ups being waited for, by owner (a user, a gateway token with limits); no more than may be in flight."""
         self.is_stopping = False
         """New requests are refused; those under way finish."""
+
+    def stop_admitting(self) -> None:
+        """The process is about to end. A websocket has no end of its own to wait for."""
+        self.is_stopping = True
+        self.sockets.stop()
 
     # --- one exchange --------------------------------------------------------------------------------
 
@@ -171,6 +200,8 @@ class Engine:
                 self._charge(exchange)
             if exchange.repeat is not None and exchange.is_done and exchange.refused is None:
                 self._preparation.forget(exchange.repeat, exchange.upstream_status)
+            if exchange.touches_scheduled and exchange.admitted is not None:
+                self._deferrals.scheduling.look_soon(exchange.request_id)
             self._telemetry.finish(exchange, time.monotonic())
 
     async def _serve(self, exchange: Exchange, mounted: Mounted, path: bytes) -> None:
@@ -178,17 +209,35 @@ class Engine:
             raise Refused(Reason.DRAINING, "The proxy is restarting; retry shortly.", retry_after_s=2.0)
         await exchange.connection.drain()  # sent ahead: nothing is done for who does not read what it has
         scope = exchange.scope
-        if asks_for_websocket(scope["headers"]):
+        if asks_for_websocket(scope["headers"]) and not mounted.is_socket(scope["method"], path):
             # At once, and by this status: agents (Codex 0.153) try any other several times before they use HTTP.
             message = f"There is no websocket at {exchange.surface.name} here: use HTTP."
             raise Refused(Reason.WEBSOCKET_UNAVAILABLE, message)
         exchange.operation, params = mounted.match(scope["method"], path)
-        tokens = mounted.token_places.find(scope["headers"], scope["query_string"])
+        places = mounted.token_places_of(exchange.operation)
+        tokens = places.find(scope["headers"], scope["query_string"])
         exchange.caller = await self._authenticator.authenticate(tokens)
         (exchange.gateway_token,) = tokens
         if (terms := exchange.caller.token) is not None:
             terms.require(mounted.surface.name, exchange.operation.name)
-        query = mounted.token_places.removed(scope["query_string"])
+        if exchange.operation.socket is None:
+            await self._serve_caller(exchange, mounted, path, params)
+            return
+        exchange.handshake = Handshake.of(scope["headers"], scope["http_version"])
+        if not exchange.connection.may_be_handed_over:  # our parser and the library do not read it alike
+            raise Refused(Reason.BAD_REQUEST, "This is no handshake of a websocket.")
+        with self.sockets.place(exchange.caller.user_id):
+            await self._serve_caller(exchange, mounted, path, params)
+            await self._relay_socket(exchange, mounted)
+
+    async def _serve_caller(
+        self, exchange: Exchange, mounted: Mounted, path: bytes, params: Mapping[str, str]
+    ) -> None:
+        """Of somebody who may ask this: what is left of the phases."""
+        scope = exchange.scope
+        assert exchange.operation is not None
+        assert exchange.caller is not None
+        query = mounted.token_places_of(exchange.operation).removed(scope["query_string"])
         if any(exchange.gateway_token in unquote_to_bytes(part) for part in (path, query)):
             raise Refused(Reason.BAD_REQUEST, "The gateway token does not belong into the URL.")
         if query and exchange.operation.query is not None:
@@ -198,19 +247,31 @@ class Engine:
         owned = await self._check_owned(exchange, mounted)
         claims = await self._prepare(exchange, mounted, path) if exchange.operation.is_prepared else ()
         request = self._price(exchange, mounted)
+        steps = self._deferrals.scheduling.steps(exchange) if exchange.operation.is_about_scheduled else ()
+        if exchange.is_scheduled and exchange.repeat is None:
+            exchange.repeat = await self._preparation.name_of(exchange, path)
+            if exchange.repeat is not None and exchange.repeat.claim is not None:
+                claims = (*claims, Claim(exchange.repeat.claim, repeat_running()))
         try:
-            exchange.admitted = await self._admission.admit(exchange.caller, request, *claims, *owned)
+            exchange.admitted = await self._admission.admit(
+                exchange.caller, request, *claims, *owned, steps=steps
+            )
         except OwnersChangedError:  # once more, by what the store says now
             await self._authenticator.look_for_changes()
             owned = await self._check_owned(exchange, mounted)
-            exchange.admitted = await self._admission.admit(exchange.caller, request, *claims, *owned)
+            exchange.admitted = await self._admission.admit(
+                exchange.caller, request, *claims, *owned, steps=steps
+            )
         exchange.admitted_s = time.monotonic()
         self._enter(exchange)
         try:
             if exchange.connection.is_gone:
                 self._void(exchange)
                 raise ClientLeftError
-            await self._forward(exchange, mounted, path, credential)
+            if exchange.handshake is not None:
+                await self._open_socket(exchange, mounted, path, credential)
+            else:
+                await self._forward(exchange, mounted, path, credential)
         finally:
             self._leave(exchange)
 
@@ -376,6 +437,8 @@ class Engine:
                 said = orjson.dumps(demand.fields)
             demand = replace(demand, body=said, fields=None)
         exchange.demand = demand
+        exchange.is_scheduled = operation.scheduled is not None and demand.scheduled_ms is not None
+        exchange.touches_scheduled = operation.touches is not None and not is_done
         at_first = self._held_at_first(exchange, demand, caller.plan.budget)
         held = self._prices.price(provider, at_first, at_ms=now_ms)
         if held.flags:
@@ -392,11 +455,19 @@ class Engine:
             models=demand.models,
             hold_nanousd=held.cost_nanousd,
             floor_nanousd=floor.cost_nanousd,
-            due_in_s=operation.deferred.due_s if operation.deferred and demand.is_deferred else None,
+            due_in_s=self._due_in_s(operation, demand),
             is_free=operation.meter.is_free,
             quotas=quotas_used(at_first, operation.quotas) if operation.quotas else NO_QUOTAS,
             runs=operation.timed.gauge if operation.timed is not None else "",
+            scheduled_ms=demand.scheduled_ms,
         )
+
+    def _due_in_s(self, operation: Operation, demand: Demand) -> float | None:
+        """How long a hold lives of which nothing is heard, where its work may go on after its request."""
+        if operation.scheduled is not None and demand.scheduled_ms is not None:
+            ahead_s = (demand.scheduled_ms - self._clock.now_ms()) / 1000
+            return max(ahead_s, 0.0) + operation.scheduled.due_s
+        return operation.deferred.due_s if operation.deferred and demand.is_deferred else None
 
     def _pricing(self, mounted: Mounted) -> Pricing:
         per_token = self._bounds.estimate_bytes_per_token
@@ -454,6 +525,8 @@ class Engine:
 
     def _enter(self, exchange: Exchange) -> None:
         self._open.add(exchange)
+        if exchange.demand.is_streaming or exchange.handshake is not None:
+            self._access.enter(exchange)
         self._telemetry.open_exchanges.inc()
         task = asyncio.current_task()
         assert task is not None
@@ -464,7 +537,9 @@ class Engine:
         """The last word: no exit without a resolution."""
         assert exchange.on_client_gone is not None
         exchange.connection.unwatch(exchange.on_client_gone)
-        exchange.on_client_gone = None  # it holds the exchange: a cycle for each request otherwise
+        # They hold the exchange: a cycle for each request otherwise.
+        exchange.on_client_gone = exchange.on_access_lost = None
+        self._access.leave(exchange)
         self._open.discard(exchange)
         self._telemetry.open_exchanges.dec()
         if exchange.drain_timer is not None:
@@ -494,7 +569,10 @@ class Engine:
         if exchange.is_done:
             return
         exchange.client_left = True
-        self._bound_drain(exchange, task)
+        if exchange.handshake is not None:  # nothing comes that anybody could need
+            task.cancel()
+        else:
+            self._bound_drain(exchange, task)
 
     def _bound_drain(self, exchange: Exchange, task: "asyncio.Task[Any]") -> None:
         """From now on nobody but the meter reads."""
@@ -533,12 +611,18 @@ class Engine:
         is_gzip_fine = not is_plain_needed and accepts_gzip(inbound.headers)
         headers.append((b"accept-encoding", b"gzip" if is_gzip_fine else b"identity"))
         headers.append(credential)
-        if exchange.repeat is not None:
+        if (
+            exchange.repeat is not None
+            and exchange.operation is not None
+            and exchange.operation.is_idempotent
+        ):
             headers.append((KEY_HEADER, exchange.repeat.upstream_key.encode()))
         if exchange.operation is not None and exchange.operation.upstream_path:
             homes = await self._preparation.homes_of(exchange, mounted)
             path = mounted.upstream_path(exchange.operation, path, homes)
         await self._look_again(exchange, mounted, path)
+        if exchange.is_scheduled:
+            self._mark(exchange)
         target = path + b"?" + inbound.query if inbound.query else path
         exchange.is_forwarded = True
         body = inbound.forget_body()  # streams are many and long: the body is not kept beside them
@@ -554,6 +638,20 @@ class Engine:
         except CancelledUnsent:
             self._void(exchange)
             raise
+
+    def _mark(self, exchange: Exchange) -> None:
+        """Put the tag into the body by which the work will be found that this request schedules."""
+        operation, inbound, caller = exchange.operation, exchange.inbound, exchange.caller
+        assert operation is not None
+        assert operation.scheduled is not None
+        assert inbound is not None
+        assert caller is not None
+        fields = {**inbound.fields, **operation.scheduled.marked(inbound, exchange.request_id)}
+        name_field = operation.scheduled.name_field
+        if exchange.repeat is not None and fields.get(name_field) is None:
+            fields[name_field] = tag_of(exchange.repeat.upstream_key)
+        body = body_of(operation, fields, user_id=caller.user_id, request_id=exchange.request_id)
+        exchange.demand = replace(exchange.demand, body=body or orjson.dumps(fields))
 
     async def _look_again(self, exchange: Exchange, mounted: Mounted, path: bytes) -> None:
         """Whether what was priced is still what it was: from the reservation on, nothing changes it. Raises Refused."""
@@ -580,10 +678,10 @@ class Engine:
                     mounted.origin, method, target, headers, body, mounted.timeouts
                 )
             except UpstreamError as error:
-                if not operation.is_repeatable or not (error.is_sent or lost):
-                    raise
-                if not error.is_sent:  # this time; but it was before
+                if lost and not error.is_sent:  # this time; but it was before
                     raise lost[0] from error
+                if not error.is_sent or not self._preparation.may_ask_again(exchange):
+                    raise
                 exchange.is_lost = True
                 lost.append(error)
                 if len(lost) > LOST_ANSWERS_MAX:
@@ -626,6 +724,78 @@ class Engine:
         keeper = SilenceKeeper(self._bounds.stream_silence_s, speak)
         keeper.start()
         return keeper
+
+    # --- websockets ------------------------------------------------------------------------------------
+
+    async def _open_socket(
+        self, exchange: Exchange, mounted: Mounted, path: bytes, credential: tuple[bytes, bytes]
+    ) -> None:
+        """Open the vendor's websocket and book that; then accept the client's. What passes on it is no request."""
+        operation, inbound, tls = exchange.operation, exchange.inbound, None
+        assert operation is not None
+        assert inbound is not None
+        headers = mounted.request_filter.passed(inbound.headers, secret=exchange.gateway_token)
+        headers = [*handshake_headers(headers), *mounted.fixed_headers, credential]
+        origin, bounds = mounted.socket_origin(operation), self._bounds
+        if origin.scheme == "https":
+            tls = self._client.tls()
+        target = (path + b"?" + inbound.query if inbound.query else path).decode("ascii")
+        exchange.is_forwarded = True
+        try:
+            up = await dial(
+                origin, target, headers, tls, bounds.connect_timeout_s, bounds.client_stall_timeout_s
+            )
+        except UpstreamError as error:
+            raise self._no_answer(exchange, error) from error
+        except CancelledUnsent:
+            self._void(exchange)
+            raise
+        except AnsweredError as answer:
+            await self._answer_handshake(exchange, mounted, answer)
+            return
+        try:
+            await self._accept(exchange, up)
+        except BaseException:
+            up.transport.abort()
+            raise
+
+    async def _answer_handshake(self, exchange: Exchange, mounted: Mounted, answer: AnsweredError) -> None:
+        """The vendor would not open a websocket."""
+        exchange.upstream_status = answer.status
+        if answer.status < CLIENT_ERROR:
+            self._settle(exchange, Outcome.UPSTREAM_FAILED, NOTHING)
+            name = mounted.surface.name
+            raise Refused(Reason.UPSTREAM_UNREACHABLE, f"{name} answered without a websocket.")
+        await self._answer_error(exchange, mounted, answer, AnswerHead(answer.status, answer.headers), None)
+
+    async def _accept(self, exchange: Exchange, up: Side) -> None:
+        assert exchange.handshake is not None
+        assert exchange.caller is not None
+        exchange.upstream_status = SWITCHING_PROTOCOLS
+        self._settle(exchange, Outcome.CLIENT_LEFT if exchange.client_left else Outcome.COMPLETED, NOTHING)
+        await self._durable(exchange)
+        if exchange.connection.is_gone:
+            raise ClientLeftError
+        headers = [(b"x-automna-request-id", exchange.request_id.encode())]
+        headers += self._limit_headers(exchange, exchange.caller)
+        stall_s = self._bounds.client_stall_timeout_s
+        head, down = exchange.handshake.accept(headers, ping_timeout_s=stall_s)
+        exchange.head_is_out, exchange.status = True, SWITCHING_PROTOCOLS
+        exchange.connection.hand_over(head, down)
+        down.start_keepalive()
+        exchange.sides = down, up
+
+    async def _relay_socket(self, exchange: Exchange, mounted: Mounted) -> None:
+        """Until it ends, which may be in days: it holds no place among requests, and nothing of its handshake."""
+        if exchange.sides is None:
+            return
+        exchange.inbound = exchange.handshake = None
+        self._access.enter(exchange)
+        try:
+            await self.sockets.relay(exchange, mounted, *exchange.sides)
+        finally:
+            self._access.leave(exchange)
+            exchange.sides = None
 
     # --- relay and observe -----------------------------------------------------------------------------
 
@@ -780,7 +950,7 @@ class Engine:
         if relay.withheld is not None:  # the client has been told
             return
         if relay.refused is not None:
-            await self._end_for_budget(exchange, relay, relay.refused)
+            await self._end_early(exchange, relay, relay.refused)
             return
         if not relay.is_shown:
             refused = Refused(
@@ -801,8 +971,10 @@ class Engine:
         if not exchange.client_left:
             exchange.connection.cut()
 
-    async def _end_for_budget(self, exchange: Exchange, relay: Relay, refused: Refused) -> None:
+    async def _end_early(self, exchange: Exchange, relay: Relay, refused: Refused) -> None:
         """Tell the client that its stream ends here, and why; where no event can follow, break it off."""
+        if not exchange.head_is_out:
+            raise refused
         _make_showable(refused)
         exchange.refused = refused
         if relay.may_append:
@@ -908,6 +1080,13 @@ class Engine:
         if _goes_on(exchange):
             exchange.outcome, exchange.settled = Outcome.DEFERRED, _deferred()
             return
+        if exchange.is_scheduled:
+            scheduled_id = _scheduled_id(exchange)
+            if scheduled_id is not None:
+                exchange.outcome = Outcome.DEFERRED
+                exchange.settled = self._deferrals.scheduling.hand_over(exchange, reservation, scheduled_id)
+                return
+            usage = NOTHING
         priced = self._prices.price(exchange.surface.provider, usage, at_ms=self._clock.now_ms())
         if not usage.is_exact:
             priced = bounded(priced, at_least_nanousd, reservation.hold_nanousd)
@@ -1100,6 +1279,20 @@ def _deferred() -> "asyncio.Future[Resolved]":
     done: asyncio.Future[Resolved] = asyncio.get_running_loop().create_future()
     done.set_result(Resolved.DONE)
     return done
+
+
+def _scheduled_id(exchange: Exchange) -> str | None:
+    """The id of what a request has scheduled; empty where nobody can say whether it has; None where it has not."""
+    operation, observer, status = exchange.operation, exchange.observer, exchange.upstream_status
+    assert operation is not None
+    assert operation.scheduled is not None
+    if status is None or is_unsure(status):
+        return ""
+    if status >= REDIRECT:
+        return None
+    if observer is None or not observer.is_complete:
+        return ""
+    return operation.scheduled.id_of(observer, exchange.request_id)
 
 
 def _is_event_stream(head: AnswerHead) -> bool:

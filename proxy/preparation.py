@@ -12,6 +12,7 @@ from proxy.exchange import Exchange
 from proxy.homes import Homes, user_tag
 from proxy.mounted import Mounted
 from proxy.side_calls import SideCalls
+from proxy.surface import Inbound, LookUp, Operation
 
 KEY_HEADER = b"idempotency-key"
 KEY_CHARS_MAX = 256
@@ -33,13 +34,23 @@ class Preparation:
         operation, inbound = exchange.operation, exchange.inbound
         assert operation is not None
         assert inbound is not None
+        inbound.looked_up = inbound.looked_behind = {}
         wanted = operation.looks_up
-        if wanted is None or (wanted.when is not None and not wanted.when(inbound)):
+        if wanted is None or not _is_wanted(wanted, inbound):
             return
-        found = await self._calls.get(mounted, mounted.look_up_path(operation, path))
+        inbound.looked_up = await self._found(mounted, operation, wanted, inbound, path)
+        if wanted.behind is not None and _is_wanted(wanted.behind, inbound):
+            inbound.looked_behind = await self._found(mounted, operation, wanted.behind, inbound, path)
+
+    async def _found(
+        self, mounted: Mounted, operation: Operation, wanted: LookUp, inbound: Inbound, path: bytes
+    ) -> Mapping[str, Any]:
+        pieces = {} if wanted.pieces is None else wanted.pieces(inbound)
+        where = mounted.look_up_path(operation, wanted.path, path, pieces)
+        found = await self._calls.get(mounted, where)
         if found is None:
             raise Refused(Reason.OBJECT_NOT_FOUND, wanted.words)
-        inbound.looked_up = found
+        return found
 
     def one_more(self, exchange: Exchange, mounted: Mounted) -> Claim | None:
         """What allows the user one more of what the request makes, where that is limited."""
@@ -85,6 +96,36 @@ class Preparation:
         claim = self._repeats.claiming(key, upstream_key, exchange.request_id, earlier)
         return Repeat(key, upstream_key, is_done=False, claim=claim)
 
+    async def name_of(self, exchange: Exchange, path: bytes) -> Repeat | None:
+        """Under which name of ours the vendor makes once what this request schedules, unless the client gave one; None
+        where no name is taken. The same request, repeated as it got no answer, has the same; what that has done is not done again. Raises
+        Refused(CONFLICT)."""
+        operation, inbound, caller = exchange.operation, exchange.inbound, exchange.caller
+        assert operation is not None
+        assert operation.scheduled is not None
+        assert inbound is not None
+        assert caller is not None
+        if not operation.scheduled.name_field:
+            return None
+        said = b"\n".join((inbound.method.encode(), path, inbound.query, inbound.body))
+        key = key_of(caller.user_id, exchange.surface.name, None, said)
+        earlier = await self._repeats.earlier(key)
+        if earlier is not None and earlier.is_running:
+            raise repeat_running()
+        if earlier is not None and earlier.is_done and not earlier.may_stand:
+            raise Refused(Reason.CONFLICT, "The same request was made before, and its work is done.")
+        name = earlier.upstream_key if earlier is not None and earlier.may_stand else exchange.request_id
+        claim = self._repeats.claiming(key, name, exchange.request_id, earlier)
+        return Repeat(key, name, is_done=False, claim=claim)
+
+    def may_ask_again(self, exchange: Exchange) -> bool:
+        """Whether the vendor does nothing twice if a request whose answer was lost is sent once more."""
+        operation, at_ms = exchange.operation, exchange.demand.scheduled_ms
+        assert operation is not None
+        if operation.is_repeatable:
+            return True
+        return exchange.repeat is not None and at_ms is not None and self._repeats.is_ahead(at_ms)
+
     def forget(self, repeat: Repeat, status: int | None) -> None:
         """The client has its answer. A key of its own is remembered all the same, and so is one of a request of which
         that answer does not tell whether it was done."""
@@ -105,7 +146,15 @@ class Preparation:
         operation, caller = exchange.operation, exchange.caller
         assert operation is not None
         assert caller is not None
-        return await self._homes.of(mounted, operation.homes, caller.user_id)
+        return await self.homes_named(mounted, operation.homes, caller.user_id)
+
+    async def homes_named(self, mounted: Mounted, names: tuple[str, ...], user_id: str) -> Mapping[str, str]:
+        """Raises Refused, OwnersChangedError."""
+        return await self._homes.of(mounted, names, user_id)
+
+
+def _is_wanted(wanted: LookUp, inbound: Inbound) -> bool:
+    return wanted.when is None or wanted.when(inbound)
 
 
 def _key_in(headers: Any) -> str | None:

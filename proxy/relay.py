@@ -39,6 +39,8 @@ NOT_A_STREAM = "answered without a stream"
 """Causes, in the canonical line."""
 FINISHING_BYTES_MAX = 256 * 1024
 """Of an event that passes to its end although its stream is to be cut; one that is longer is broken off."""
+FINISH_EVENT_S = 1.0
+"""For an event to come to its end, and its client to take it, when the stream is cut from outside."""
 ERROR_TYPE_CHARS_MAX = 100
 """Of a vendor's word in our log."""
 
@@ -57,6 +59,7 @@ class Relay:
         "_gate",
         "_has_events",
         "_is_decoded",
+        "_lost",
         "_observer",
         "_plain",
         "_refuse",
@@ -105,6 +108,8 @@ class Relay:
         """Why no more of the answer is paid for: it ends here, and its vendor is not read on."""
         self._ungranted: Refused | None = None
         """The same, while the last event passes to its end."""
+        self._lost: Refused | None = None
+        """The same, because the caller has lost access meanwhile."""
         self._finishing_bytes = 0
         self._breaks_off_in_event = False
         self._tail = b""
@@ -140,27 +145,71 @@ class Relay:
 
     async def run(self, settle: Settle) -> Outcome:
         """Relay until the vendor is done or has failed; how it ended. The end goes down after `settle`."""
-        answer = self._answer
+        answer, exchange = self._answer, self._exchange
+        if exchange.access_lost is not None:
+            self.lose(exchange.access_lost)
+        exchange.on_access_lost = self.lose
         while True:
             try:
                 chunk = await answer.read()
-            except TimedOut as error:
-                self._exchange.cause = str(error)
-                return Outcome.TIMED_OUT
-            except Broken as error:
-                self._exchange.cause = str(error)
-                return self._outcome() if self.is_whole else Outcome.UPSTREAM_FAILED
+            except (TimedOut, Broken) as error:
+                return self._ended_by(error)
             if not chunk:
                 break
+            if self._lost is not None and self._is_between_events:
+                return self._end_for_lost_access()
             # Asked at once: after a wait, the end may have come with bytes that are not in this chunk.
             await self._pass_on(chunk, settle, is_last=answer.is_complete)
             if self.refused is not None:
-                is_budgets = self.refused.reason is not Reason.STORE_UNAVAILABLE
-                return Outcome.BUDGET_ENDED if is_budgets else Outcome.TIMED_OUT
+                return self._cut_by(self.refused)
         if self._gate is not None:  # what it finds at the end decides how the answer ended
             await self._pass_on(b"", settle, is_last=True)
         self._observer.end()
         return self._outcome()
+
+    def _ended_by(self, error: TimedOut | Broken) -> Outcome:
+        """How an answer ended that broke off, or was closed by us."""
+        if self._lost is not None and not self.is_whole:
+            return self._end_for_lost_access()
+        self._exchange.cause = str(error)
+        if isinstance(error, TimedOut):
+            return Outcome.TIMED_OUT
+        return self._outcome() if self.is_whole else Outcome.UPSTREAM_FAILED
+
+    def _cut_by(self, refused: Refused) -> Outcome:
+        if refused is self._lost:
+            return Outcome.ACCESS_LOST
+        return Outcome.TIMED_OUT if refused.reason is Reason.STORE_UNAVAILABLE else Outcome.BUDGET_ENDED
+
+    def lose(self, refused: Refused) -> None:
+        """The caller has lost access: no more comes but the rest of the event that the client has begun to read, if that
+        comes soon. An answer that nobody reads any more is read on for the meter."""
+        if self._exchange.client_left or self._exchange.is_done or self.withheld is not None:
+            return
+        self._lost = self._ungranted = refused
+        if self._is_between_events or not self._has_events:
+            self._answer.close()
+        asyncio.get_running_loop().call_later(FINISH_EVENT_S, self._stop_waiting)
+
+    def _stop_waiting(self) -> None:
+        """For the end of that event, and for a client that does not take what it has."""
+        exchange = self._exchange
+        if (
+            exchange.on_access_lost is None or exchange.is_done
+        ):  # it has ended; the connection may serve another
+            return
+        self._answer.close()
+        if exchange.connection.is_write_paused:
+            exchange.connection.drop()
+
+    @property
+    def _is_between_events(self) -> bool:
+        return self._observer.at_boundary or isinstance(self._gate, EventGate)
+
+    def _end_for_lost_access(self) -> Outcome:
+        self._breaks_off_in_event = not self._is_between_events
+        self.refused = self._lost
+        return Outcome.ACCESS_LOST
 
     async def _pass_on(self, chunk: bytes, settle: Settle, *, is_last: bool) -> None:
         exchange = self._exchange
@@ -181,18 +230,15 @@ class Relay:
         await self._pass_piece(piece, settle, is_last=is_last)
 
     async def _pass_piece(self, chunk: bytes, settle: Settle, *, is_last: bool) -> None:
-        was_at_boundary = self._slices is None or self._observer.at_boundary
+        may_be_cut = self._slices is not None or self._lost is not None
+        was_at_boundary = not may_be_cut or self._observer.at_boundary
         tail, self._tail = self._tail, chunk[-1:]
         hold_at = self._observe(chunk)
         if is_last:
             self._observer.end()
             if hold_at == PASS_ALL and self.is_whole:
                 hold_at = 0
-        elif (
-            self._slices is not None
-            and hold_at == PASS_ALL
-            and not await self._is_granted(self._plain or [chunk])
-        ):
+        elif may_be_cut and hold_at == PASS_ALL and not await self._is_granted(self._plain or [chunk]):
             if was_at_boundary or self._gate is not None:
                 self.refused = self._ungranted
             else:
@@ -212,11 +258,11 @@ class Relay:
 
     async def _is_granted(self, pieces: Sequence[bytes]) -> bool:
         """Whether what they show is paid for; waits for that if need be. What is not granted ends the answer."""
-        assert self._slices is not None
         if self._ungranted is None:
+            assert self._slices is not None
             are_granted = [self._slices.observe(piece) for piece in pieces]  # all of them: each counts
             if not all(are_granted):
-                self._ungranted = await self._slices.wait()
+                self._ungranted = await self._slices.wait() or self._lost
         return self._ungranted is None
 
     async def _finish_event(self, tail: bytes, chunk: bytes) -> None:

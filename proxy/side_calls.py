@@ -33,6 +33,15 @@ class SideCalls:
             return None
         return self._object(mounted, status, answer)
 
+    async def read(self, mounted: Mounted, path: bytes) -> Any:
+        """Whatever JSON is there. Raises Refused."""
+        return self._json(mounted, *await self._ask(mounted, b"GET", path, b""))
+
+    async def tell(self, mounted: Mounted, method: str, path: bytes, body: bytes) -> int:
+        """What the vendor's answer has for a status. Raises Refused: none came, or it is about our own account."""
+        status, _ = await self._ask(mounted, method.encode(), path, body)
+        return status
+
     async def post(self, mounted: Mounted, path: bytes, body: bytes) -> dict[str, Any]:
         """The JSON object that was made. Raises Refused."""
         return self._object(mounted, *await self._ask(mounted, b"POST", path, body))
@@ -72,13 +81,18 @@ class SideCalls:
         return answer.status, content
 
     def _object(self, mounted: Mounted, status: int, content: bytes) -> dict[str, Any]:
-        try:
-            found = orjson.loads(content) if OK <= status < REDIRECT else None
-        except orjson.JSONDecodeError:
-            found = None
+        found = self._json(mounted, status, content)
         if not isinstance(found, dict):
             raise _unreachable(mounted)
         return found
+
+    def _json(self, mounted: Mounted, status: int, content: bytes) -> Any:
+        try:
+            if OK <= status < REDIRECT:
+                return orjson.loads(content)
+        except orjson.JSONDecodeError:
+            pass
+        raise _unreachable(mounted)
 
 
 def _unreachable(mounted: Mounted) -> Refused:

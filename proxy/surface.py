@@ -89,6 +89,8 @@ class Inbound:
     """What the operation's LookUp found."""
     time_left_s: int | None = None
     """How long what the request starts may run by what is left of quota and budget; None where nobody looked."""
+    looked_behind: Mapping[str, Any] = field(default_factory=dict)
+    """What the one behind it found."""
     _walks: dict[tuple[str, ...], Walk] = field(default_factory=dict, repr=False)
 
     def below(self, *keys: str) -> Walk:
@@ -169,6 +171,8 @@ class Demand:
     """What such a stream then has too much."""
     is_deferred: bool = False
     """The work may go on after its answer (see Deferred)."""
+    scheduled_ms: int | None = None
+    """When the work will be done, by the vendor alone (see Scheduled); None where this request does it."""
     slicing: Slicing | None = None
     """None where all output is held from the start: an answer that cannot be cut, reasoning without a bound."""
 
@@ -366,6 +370,28 @@ class Home:
 
 
 @dataclass(frozen=True, slots=True)
+class Swept:
+    """A list of all that the account has of a kind, looked through now and then for what has no owner here: made for a user
+    whose request died before its answer, or whose answer was lost.
+
+    `path`: of a GET at the vendor. `items`: the field of the answer with the list; empty where the answer is the list.
+    Fields of an item, keys joined by dots: `id_field` has its id; `tag` a tag of ours (see Tag); `within` the id of an object
+    of the vendor's that it lies in, with the kind of that: it belongs to whom that does. `page`: the field of the answer with the
+    token of the next page, and the query parameter that takes it.
+    """
+
+    kind: str
+    path: str
+    id_field: str
+    items: str = ""
+    tag: str = ""
+    within: tuple[str, str] | None = None
+    page: tuple[str, str] | None = None
+    is_caseless: bool = False
+    """As HandsOut."""
+
+
+@dataclass(frozen=True, slots=True)
 class LookUp:
     """An object of the vendor's that must be read before a request can be priced; `path` with the request's own pieces.
 
@@ -376,6 +402,64 @@ class LookUp:
     path: str
     words: str
     when: Callable[[Inbound], bool] | None = None
+    pieces: Callable[[Inbound], Mapping[str, str]] | None = None
+    """Of `path`, that do not stand in the request's own: ids, each of which becomes one piece of it."""
+    behind: "LookUp | None" = None
+    """What else must be read, by what this one found; its meter finds it in `Inbound.looked_behind`."""
+
+
+@dataclass(frozen=True, slots=True)
+class Ending:
+    """How a vendor is told to end work: a request whose `path` has its id for {id}, and of scheduled work what it belongs to
+    for {about}. Told twice, it must be as told once."""
+
+    method: str
+    path: str
+    body: bytes = b""
+    """JSON."""
+
+
+@dataclass(frozen=True, slots=True)
+class Scheduled:
+    """Work that a request only schedules (`Demand.scheduled_ms`): the vendor does it later, with no request of ours.
+
+    Its hold stays until a poll finds it done, or certainly not to be done any more. It is written down before the vendor
+    hears of it, by the request's id, which `marked` puts into the body as a tag that the vendor keeps with the work and
+    with what comes of it: so it can be found after a crash or a lost answer, and one schedule told from the next.
+
+    `kind`: of the id that the vendor gives it, which stands in the path as `id_piece` where a request changes it.
+    `about`: the kind and the piece of the object that it belongs to; it ends with that, and webhooks tell of that.
+    Paths, with {about}, {id} and {tag}: `path` shows it, `listed` lists it by its tag, `done` lists what came of it.
+    `ended_by`: names of operations after whose success it is no more; `ending`: how we end it ourselves. Work that the vendor
+    knows no more of after its time, and that none of these may have ended, counts as done.
+    Times in seconds: asked about every `poll_s`, more often around its time; a hold of which nothing was heard for
+    `due_s` after its time expires, and is given up when nothing is heard until `given_up_after_s` after it.
+    """
+
+    kind: str
+    id_piece: str
+    about: tuple[str, str]
+    path: str
+    listed: str
+    done: str
+    marked: Callable[[Inbound, str], Mapping[str, Any]]
+    """Fields that go up in place of the client's, with the request's id in them."""
+    id_of: Callable[[Observer, str], str | None]
+    """Its id, by an answer to the request of this id; None where that has scheduled nothing."""
+    found: Callable[[Mapping[str, Any], str], tuple[str, Mapping[str, Any]] | None]
+    """Its id and itself, in a list, by its request's id."""
+    stands: Callable[[Mapping[str, Any], str], bool]
+    """Whether it will be done as the request of this id has scheduled it."""
+    used: Callable[[Mapping[str, Any], str], Usage | None]
+    """What was done by the request of this id, in a list of what was done; None where nothing was."""
+    ended_by: tuple[str, ...]
+    ending: Ending | None = None
+    name_field: str = ""
+    """A field of the body, one of `Operation.namespaced`, by whose value the vendor makes it only once: ours, which no
+    answer shows, where the client gave none."""
+    poll_s: float = 900.0
+    due_s: float = 86_400.0
+    given_up_after_s: float = 604_800.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -386,15 +470,60 @@ class Deferred:
     is asked about it, {id} is replaced. `is_running` reads the observer of the first answer, and of every
     poll's: whether the work goes on. Times in seconds: a poll every `poll_s`; a hold of which nothing was heard
     for `due_s` expires (a report that comes later adjusts it); given up after so many polls as `given_up_after_s`
-    has room for.
+    has room for. `ending`: how it is ended for a user who may do nothing any more; None where it cannot be.
     """
 
     kind: str
     path: str
     is_running: Callable[[Observer], bool]
+    ending: Ending | None = None
     poll_s: float = 10.0
     due_s: float = 900.0
     given_up_after_s: float = 86_400.0
+
+
+@dataclass(frozen=True, slots=True)
+class MessageIds:
+    """Where the messages of a websocket name objects of a kind: an id in the field `one`, a list of them in `many`."""
+
+    kind: str
+    one: str
+    many: str
+    is_caseless: bool = False
+    """As HandsOut."""
+
+
+@dataclass(frozen=True, slots=True)
+class EventSocket:
+    """A websocket on which a vendor tells of events: JSON objects with a `type`, as texts.
+
+    A client says one thing, what it asks to hear (`asks`): of the objects it names at the top of its message, all of them
+    the user's; without any, of the user's home. What a vendor says goes down where it names objects, at any depth, and all
+    are the user's. Of the types in `answers` it may name none; its errors (`errors`) are shown as `shown_error` makes them.
+    Everything else is dropped.
+    """
+
+    base_url: str
+    url_env: str
+    """As Upstream; unset, the surface's own override holds here too."""
+    asks: str
+    choices: tuple[str, ...]
+    """Fields beside ids that a client may narrow its wish by: lists of texts."""
+    ids: tuple[MessageIds, ...]
+    home: str
+    """The name of that home; its kind is one of those in `ids`."""
+    answers: tuple[str, ...]
+    errors: str
+    says_error: Callable[[Refused], bytes]
+    """A refusal of ours as a message of the vendor's."""
+    shown_error: Callable[[Mapping[str, Any]], bytes | None]
+    """The vendor's error without what it says of our account; None where our account is what it is about."""
+    more_token_places: tuple[TokenPlace, ...] = ()
+    """Beside the surface's: where clients put it that cannot set headers."""
+    contents: tuple[str, ...] = ()
+    """Fields that hold what anybody wrote: no id in them counts."""
+    conceals: Mapping[str, str] = field(default_factory=dict)
+    """Fields of our account, at any depth, and the word that stands for their value."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -428,6 +557,9 @@ class Operation:
     names: tuple[Names, ...] = ()
     hands_out: tuple[HandsOut, ...] = ()
     deferred: Deferred | None = None
+    scheduled: Scheduled | None = None
+    touches: tuple[str, str] | None = None
+    """What it may change or end of scheduled work: a kind, and the piece of the path that names it."""
     quotas: tuple[str, ...] = ()
     """The plan's counts that it draws on, by meter (metering/quotas.py): as much as its usage has of their units."""
     upstream_path: str = ""
@@ -466,6 +598,8 @@ class Operation:
     key_env: str = ""
     """The variable of the vendor's key for this operation, where the vendor sells keys by product; unset, the
     surface's own is used."""
+    socket: EventSocket | None = None
+    """The request asks for a websocket, and what passes on it."""
 
     @property
     def is_prepared(self) -> bool:
@@ -478,6 +612,11 @@ class Operation:
             or self.keeps is not None
             or self.timed is not None
         )
+
+    @property
+    def is_about_scheduled(self) -> bool:
+        """It may schedule work, or change or end what is scheduled."""
+        return self.scheduled is not None or self.touches is not None
 
     @property
     def edits_answer(self) -> bool:
@@ -568,3 +707,4 @@ class Surface:
     dropped_answer_headers: tuple[str, ...] = ()
     options: tuple[Option, ...] = ()
     homes: tuple[Home, ...] = ()
+    swept: tuple[Swept, ...] = ()

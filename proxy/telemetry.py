@@ -67,6 +67,10 @@ _OWN_WORDS = frozenset(
         "estimated",
         "reason",
         "polls",
+        "messages_up",
+        "messages_down",
+        "messages_dropped",
+        "close_code",
     }
 )
 """Fields of our own making: one word each, whatever happens."""
@@ -198,6 +202,25 @@ class Telemetry:
             ["outcome"],
             registry=self.registry,
         )
+        self._orphans_bound = Counter(
+            "automna_orphans_bound",
+            "Objects at a vendor that had no owner and were bound to the user for whom they were made.",
+            ["surface", "kind"],
+            registry=self.registry,
+        )
+        self._orphans = Gauge(
+            "automna_orphans",
+            "Objects at a vendor that had no owner at the last sweep, and of which it is not known whose they are.",
+            ["surface", "kind"],
+            registry=self.registry,
+            multiprocess_mode="livemostrecent",  # of the worker that swept last
+        )
+        self._endings = Counter(
+            "automna_endings",
+            "Attempts to end work at a vendor whose user may do nothing any more, by what became of them.",
+            ["surface", "outcome"],
+            registry=self.registry,
+        )
         self.outbox_waiting = Gauge(
             "automna_outbox_waiting",
             "Messages of the outbox that are neither delivered nor given up.",
@@ -210,6 +233,7 @@ class Telemetry:
         )
         self.open_exchanges = self._gauge("automna_open_exchanges", "Requests between admission and settle.")
         self.open_streams = self._gauge("automna_open_streams", "Streamed answers being relayed.")
+        self.open_sockets = self._gauge("automna_open_sockets", "Websockets between clients and vendors.")
         self.drains = self._gauge("automna_drains", "Vendor answers read on after their client left.")
         self.upstream_connections = self._gauge(
             "automna_upstream_connections", "Open connections to vendors."
@@ -237,6 +261,15 @@ class Telemetry:
 
     def malformed(self) -> None:
         self._malformed.inc()
+
+    def swept(self, surface: str, kind: str, *, bound: int, unknown: int) -> None:
+        """After each sweep of a list."""
+        self._orphans_bound.labels(surface, kind).inc(bound)
+        self._orphans.labels(surface, kind).set(unknown)
+
+    def ending_attempt(self, surface: str, outcome: str) -> None:
+        """`told`, `failed` (it is tried again) or `gave_up`."""
+        self._endings.labels(surface, outcome).inc()
 
     def outbox_attempt(self, outcome: str) -> None:
         """`delivered`, `failed` (it is tried again) or `gave_up`."""
@@ -367,6 +400,11 @@ def _fields(exchange: Exchange, outcome: str, operation: str, ended_s: float) ->
         fields.update(refused.facts)
     if exchange.client_left:
         fields["client_left"] = True
+    if (tally := exchange.tally) is not None:
+        fields["messages_up"], fields["messages_down"] = tally.up, tally.down
+        fields["messages_dropped"] = tally.dropped
+        if tally.close_code is not None:
+            fields["close_code"] = tally.close_code
     if exchange.operation is None:
         fields["method"], fields["path"] = exchange.scope["method"], shown_path(exchange.scope["raw_path"])
     return fields

@@ -402,7 +402,7 @@ class UpstreamClient:
                     connection.give_back()
             raise
 
-    def _tls(self) -> ssl.SSLContext:
+    def tls(self) -> ssl.SSLContext:
         """Made for the first connection that needs it: reading the machine's certificates takes 20 ms."""
         self._ssl_context = self._ssl_context or _verifying_ssl_context()
         return self._ssl_context
@@ -419,7 +419,7 @@ class UpstreamClient:
                     lambda: connection,
                     origin.host,
                     origin.port,
-                    ssl=self._tls() if is_tls else None,
+                    ssl=self.tls() if is_tls else None,
                     server_hostname=origin.host if is_tls else None,
                 )
         except BaseException as error:

@@ -7,6 +7,7 @@ not declared, so it does not exist. Paths and bodies: agentmail 2.0.18 (Python).
 """
 
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from typing import Any
 
 import orjson
@@ -14,11 +15,12 @@ import orjson
 from metering.rate_state import Standing
 from metering.usage import MESSAGES, NOTHING, RECIPIENTS, Usage, UsageLine
 from proxy.meters import Free
+from proxy.rewriting import MARK
 from proxy.surface import (
     BEARER,
     Chooses,
+    Ending,
     Example,
-    ForbiddenField,
     HandsOut,
     HeaderKey,
     Home,
@@ -27,16 +29,21 @@ from proxy.surface import (
     Names,
     Operation,
     Option,
+    Scheduled,
     Surface,
+    Swept,
     Tag,
     Upstream,
 )
+from routes import agentmail_drafts as drafts
+from routes.agentmail_drafts import SCHEDULED_DAYS_ENV, DraftMeter
 from routes.agentmail_errors import AgentMailDialect
 from routes.agentmail_meter import PRODUCT, SendMeter, of_draft, of_reply, of_reply_all, of_request
+from routes.agentmail_socket import ANY_ORGANIZATION, INBOX, ORGANIZATION_ID, POD, SOCKET
 
 INBOXES_ENV = "AGENTMAIL_INBOXES_PER_USER"
-INBOX, POD = "inbox", "pod"
-"""Kinds of objects that the vendor keeps."""
+DRAFT = "draft"
+"""A kind of object that the vendor keeps."""
 DOMAIN = "agentmail.to"
 """Of an inbox that is asked for without one."""
 
@@ -49,16 +56,6 @@ _CLIENT_ID = ("client_id",)
 TAG = Tag("client_id", is_optional=True, makes_once=True)
 """The vendor makes one inbox for each value of it, in all pods together."""
 _ONE_EMAIL = Usage((UsageLine(PRODUCT, {RECIPIENTS: 1, MESSAGES: 1}),))
-
-_SCHEDULED = "scheduled sending is not offered yet: send it when it is due."
-_OTHERS = "a draft cannot be made from another message here: use the message's own reply or forward."
-FORBIDDEN_IN_DRAFTS = (
-    ForbiddenField("send_at", _SCHEDULED),
-    ForbiddenField("in_reply_to", _OTHERS),
-    ForbiddenField("forward_of", _OTHERS),
-    ForbiddenField("reply_all", _OTHERS),
-)
-"""A draft that is sent later is sent without a request of ours; one that names a message may name another user's."""
 
 _INBOX_JSON = (
     b'{"pod_id":"pod1","inbox_id":"wren@agentmail.to","email":"wren@agentmail.to","display_name":"Wren",'
@@ -126,8 +123,8 @@ def _without_account(body: bytes, _: Standing) -> bytes:
         return body
     for found in (answer, answer.get("entries"), answer.get("events")):
         for one in found if isinstance(found, list) else (found,):
-            if isinstance(one, dict) and "organization_id" in one:
-                one["organization_id"] = "organization"
+            if isinstance(one, dict) and ORGANIZATION_ID in one:
+                one[ORGANIZATION_ID] = ANY_ORGANIZATION
     return orjson.dumps(answer)
 
 
@@ -137,10 +134,9 @@ def _free(
     answer: bytes,
     body: bytes = b"",
     *,
-    forbidden: tuple[ForbiddenField, ...] = (),
     namespaced: tuple[str, ...] = (),
     renders: Callable[[bytes, Standing], bytes] | None = None,
-    not_during: tuple[str, ...] = (),
+    touches: tuple[str, str] | None = None,
 ) -> Operation:
     """Within an inbox of the user's."""
     return Operation(
@@ -148,10 +144,9 @@ def _free(
         path,
         meter=Free(),
         names=(_IN_PATH,),
-        forbidden=forbidden,
         namespaced=namespaced,
         renders=renders,
-        not_during=not_during,
+        touches=touches,
         may_lack_body=not body,
         example=_example(path, body, answer),
     )
@@ -230,6 +225,7 @@ def _sends(
     looks_up: LookUp | None = None,
     usage: Usage = _ONE_EMAIL,
     not_during: tuple[str, ...] = (),
+    touches: tuple[str, str] | None = None,
 ) -> Operation:
     """A message goes out: charged and counted by its recipients, and never twice."""
     return Operation(
@@ -241,13 +237,69 @@ def _sends(
         is_idempotent=True,
         looks_up=looks_up,
         not_during=not_during,
+        touches=touches,
         may_lack_body=looks_up is not None,
         example=_example(path, body, _SENT_JSON, usage=usage),
     )
 
 
 _ANSWERED = LookUp(_MESSAGE.replace(":*", ""), _NOT_FOUND)
-_DRAFTED = LookUp(_DRAFT, _NOT_FOUND)
+_NAMED = LookUp(
+    _MESSAGE.replace(":*", ""), _NOT_FOUND, when=drafts.names_message, pieces=drafts.named_message
+)
+"""The message that a new draft is made from: in the draft's own inbox, or there is none."""
+_DRAFTED = LookUp(_DRAFT, _NOT_FOUND, behind=replace(_NAMED, when=drafts.is_without_recipients))
+_CHANGED = LookUp(
+    _DRAFT,
+    _NOT_FOUND,
+    when=drafts.may_schedule,
+    behind=replace(_NAMED, when=drafts.is_scheduled_without_recipients),
+)
+_THIS_DRAFT = (DRAFT, "draft_id")
+_BY_LABEL = f"labels=%5B%22{MARK}{{tag}}%22%5D"
+"""A list in a query is JSON (agentmail 2.0.18, Python)."""
+_SENT_LATER = Scheduled(
+    kind=DRAFT,
+    id_piece="draft_id",
+    about=(INBOX, "inbox_id"),
+    path=f"{_INBOXES}/{{about}}/drafts/{{id}}",
+    listed=f"{_INBOXES}/{{about}}/drafts?{_BY_LABEL}",
+    done=f"{_INBOXES}/{{about}}/messages?{_BY_LABEL}&include_trash=true",
+    marked=drafts.marked,
+    id_of=drafts.draft_id_of,
+    found=drafts.listed_draft,
+    stands=drafts.will_be_sent,
+    used=drafts.sent_by,
+    ended_by=(f"DELETE {_DRAFT}", f"POST {_DRAFT}/send", f"DELETE {_ONE}"),
+    ending=Ending("DELETE", f"{_INBOXES}/{{about}}/drafts/{{id}}"),
+)
+
+
+def _drafts(
+    method: str,
+    path: str,
+    body: bytes,
+    *,
+    looks_up: LookUp,
+    scheduled: Scheduled = _SENT_LATER,
+    touches: tuple[str, str] | None = None,
+    not_during: tuple[str, ...] = (),
+) -> Operation:
+    """A draft is made or changed, and may be scheduled by that."""
+    return Operation(
+        method,
+        path,
+        meter=DraftMeter(),
+        names=(_IN_PATH,),
+        namespaced=_CLIENT_ID,
+        quotas=("emails",),
+        looks_up=looks_up,
+        not_during=not_during,
+        scheduled=scheduled,
+        touches=touches,
+        example=_example(path, body, _DRAFT_JSON),
+    )
+
 
 SURFACE = Surface(
     name="agentmail",
@@ -279,7 +331,20 @@ SURFACE = Surface(
             may_end=True,
         ),
     ),
+    swept=(
+        Swept(
+            INBOX,
+            _INBOXES,
+            "inbox_id",
+            items="inboxes",
+            tag="client_id",
+            within=(POD, "pod_id"),
+            page=("next_page_token", "page_token"),
+            is_caseless=True,
+        ),
+    ),
     operations=(
+        SOCKET,
         _in_pod("GET", _INBOXES, _INBOXES_JSON, hands_out=_LISTED, namespaced=_CLIENT_ID),
         _made(_INBOXES, "/v0/pods/{pod}/inboxes", names=(), homes=(POD,)),
         _in_pod("GET", f"{_INBOXES}/search", _INBOXES_JSON, hands_out=_LISTED, namespaced=_CLIENT_ID),
@@ -291,6 +356,7 @@ SURFACE = Surface(
             meter=Free(),
             names=(_IN_PATH,),
             ends=(INBOX, "inbox_id"),
+            touches=(INBOX, "inbox_id"),
             may_lack_body=True,
             example=_example(_ONE, b"", b""),
         ),
@@ -332,32 +398,31 @@ SURFACE = Surface(
         ),
         _free("DELETE", f"{_ONE}/threads/{{thread_id}}", b""),
         _free("GET", f"{_ONE}/drafts", _DRAFTS_JSON, namespaced=_CLIENT_ID),
-        _free(
+        _drafts(
             "POST",
             f"{_ONE}/drafts",
-            _DRAFT_JSON,
             _SEND_JSON,
-            forbidden=FORBIDDEN_IN_DRAFTS,
-            namespaced=_CLIENT_ID,
+            looks_up=_NAMED,
+            scheduled=replace(_SENT_LATER, name_field="client_id"),
         ),
         _free("GET", f"{_ONE}/drafts/{{draft_id}}", _DRAFT_JSON, namespaced=_CLIENT_ID),
         _free("GET", f"{_ONE}/drafts/{{draft_id}}/attachments/{{attachment_id}}", _ATTACHMENT_JSON),
-        _free(
+        _drafts(
             "PATCH",
-            f"{_ONE}/drafts/{{draft_id}}",
-            _DRAFT_JSON,
+            _DRAFT,
             b'{"subject":"Hello"}',
-            forbidden=FORBIDDEN_IN_DRAFTS,
-            namespaced=_CLIENT_ID,
-            not_during=(f"POST {_DRAFT}/send",),
+            looks_up=_CHANGED,
+            touches=_THIS_DRAFT,
+            not_during=(f"POST {_DRAFT}/send", f"PATCH {_DRAFT}"),
         ),
-        _free("DELETE", f"{_ONE}/drafts/{{draft_id}}", b""),
+        _free("DELETE", _DRAFT, b"", touches=_THIS_DRAFT),
         _sends(
             f"{_DRAFT}/send",
             SendMeter(of_draft),
             b"{}",
             looks_up=_DRAFTED,
             not_during=(f"PATCH {_DRAFT}",),
+            touches=_THIS_DRAFT,
         ),
         _free("GET", _LIST, _LIST_JSON, renders=_without_account),
         _free("POST", _LIST, _ENTRY_JSON, b'{"entry":"ann@example.com"}', renders=_without_account),
@@ -388,6 +453,12 @@ SURFACE = Surface(
             "3",
             "How many inboxes a user may have: the account's plan has so many for all.",
             unit="inboxes",
+        ),
+        Option(
+            SCHEDULED_DAYS_ENV,
+            "30",
+            "How far ahead a draft may be scheduled: what it will cost is held until then.",
+            unit="days",
         ),
     ),
 )

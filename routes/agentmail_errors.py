@@ -6,6 +6,7 @@ are asked once.
 """
 
 import re
+from collections.abc import Mapping
 from typing import Any
 
 import orjson
@@ -37,6 +38,7 @@ _NAMES = {
     409: ("ConflictError", "conflict"),
     413: ("ValidationError", "bad_request"),
     422: ("UnprocessableError", "unprocessable"),
+    426: ("ValidationError", "bad_request"),
     429: ("RateLimitError", "rate_limit_exceeded"),
 }
 _ACCOUNTS_OWN = re.compile(
@@ -52,6 +54,31 @@ _WORDS = {
     "domain_not_verified": "This domain cannot be used.",
 }
 """Of errors whose own message may name what else the account holds."""
+
+
+_OUR_ACCOUNT = frozenset(
+    {"UnauthorizedError", "ForbiddenError", "PaymentRequiredError", "LimitExceededError"}
+)
+"""Names of errors on its websocket, where there is no code, that are about our key or plan: a subscription names nothing
+that a user could be forbidden."""
+_WORDS_BY_NAME = {"NotFoundError": _WORDS["not_found"]}
+_SHOWN_BY_NAME = frozenset({"ValidationError", "UnprocessableError"})
+
+
+def socket_error(refused: Refused) -> bytes:
+    """A refusal as a message on its websocket."""
+    name, _ = _NAMES.get(STATUS[refused.reason], _OTHER)
+    return orjson.dumps({"type": "error", "name": name, "message": refused.message})
+
+
+def shown_socket_error(message: Mapping[str, Any]) -> bytes | None:
+    """Its own: as `shown_error`, by the name alone."""
+    name, words = str(message.get("name")), str(message.get("message"))
+    if name in _OUR_ACCOUNT:
+        return None
+    if name not in _SHOWN_BY_NAME or SAYS_TOO_MUCH.search(words):
+        words = _WORDS_BY_NAME.get(name, "The vendor refused the request.")
+    return orjson.dumps({"type": "error", "name": _redacted(name), "message": _redacted(words)})
 
 
 class AgentMailDialect:
@@ -95,13 +122,16 @@ class AgentMailDialect:
         return orjson.dumps(shown)
 
     def limit_headers(self, standing: Standing, now_ms: int) -> Headers:  # noqa: ARG002 - the SDKs read the instant
-        """`X-RateLimit-Reset` is what its SDKs wait for where there is no `Retry-After`: the end of the minute."""
+        """`X-RateLimit-Reset` only where the minute has no request left: its SDKs wait for it after any error that names no
+        time, so a failure of the vendor would be tried again after a minute and not after a second."""
         requests = standing.requests
-        return [
+        headers = [
             (b"x-ratelimit-limit", b"%d" % requests.limit),
             (b"x-ratelimit-remaining", b"%d" % requests.remaining),
-            (b"x-ratelimit-reset", b"%d" % -(-requests.reset_ms // 1000)),
         ]
+        if requests.remaining == 0:
+            headers.append((b"x-ratelimit-reset", b"%d" % -(-requests.reset_ms // 1000)))
+        return headers
 
 
 def _redacted(value: Any) -> Any:

@@ -36,63 +36,84 @@ class SendMeter:
 
     def read(self, request: Inbound, pricing: Pricing) -> Demand:  # noqa: ARG002 - the protocol's
         """Raises Refused(BAD_REQUEST): no recipients, or more than anybody writes to at once."""
-        _refuse_recipients_in(request.fields.get("headers"))
-        number = self.recipients(request)
-        if not 0 < number <= RECIPIENTS_MAX:
-            raise Refused(
-                Reason.BAD_REQUEST,
-                f"to, cc, bcc: given {number:,} recipients, expected 1 to {RECIPIENTS_MAX:,}.",
-            )
-        usage = Usage((UsageLine(PRODUCT, {RECIPIENTS: number, MESSAGES: 1}),), is_exact=False)
+        refuse_recipients_in(request.fields.get("headers"))
+        usage = usage_of(self.recipients(request))
         return Demand(ceiling=usage, floor=usage)
 
     def observe(self, request: Inbound, demand: Demand, answer: AnswerHead) -> Observer:  # noqa: ARG002 - the protocol's
         return NothingToRead(demand.ceiling.lines)
 
 
+def usage_of(number: int) -> Usage:
+    """Of a message that will go to so many. Raises Refused(BAD_REQUEST): to none, or to more than anybody writes to at
+    once."""
+    if not 0 < number <= RECIPIENTS_MAX:
+        raise Refused(
+            Reason.BAD_REQUEST,
+            f"to, cc, bcc: given {number:,} recipients, expected 1 to {RECIPIENTS_MAX:,}.",
+        )
+    return Usage((UsageLine(PRODUCT, {RECIPIENTS: number, MESSAGES: 1}),), is_exact=False)
+
+
 def of_request(request: Inbound) -> int:
     """Those that the request names."""
-    return _number(request.fields, (*_TO, *_BESIDE))
+    return named_in(request.fields)
 
 
 def of_reply(request: Inbound) -> int:
     """Those whom the message asks to be answered, or that the request names instead; with `reply_all` all that had it."""
-    if request.fields.get("reply_all") is True:
-        return of_reply_all(request)
-    named = _number(request.fields, _TO)
-    return (named or _answered(request)) + _number(request.fields, _BESIDE)
+    return of_answer(request.fields, request.looked_up, own_address(request))
 
 
 def of_reply_all(request: Inbound) -> int:
     """Whom an answer goes to, and all that had the message, but for ourselves: nobody answers themselves."""
-    message, own = request.looked_up, _own(request)
+    return of_answer({**request.fields, "reply_all": True}, request.looked_up, own_address(request))
+
+
+def of_answer(fields: Mapping[str, Any], message: Mapping[str, Any], own: str) -> int:
+    """Those whom `fields`, as an answer to a message, go to from the address `own`."""
+    if fields.get("reply_all") is not True:
+        named = _number(fields, _TO)
+        return (named or _answered(message, own)) + _number(fields, _BESIDE)
     had_it = _number(message, _BESIDE, but=own)
     if not _is_written_by(message, own):
         had_it += _number(message, _TO, but=own)
-    return _answered(request) + had_it + _number(request.fields, (*_TO, *_BESIDE))
+    return _answered(message, own) + had_it + named_in(fields)
 
 
 def of_draft(request: Inbound) -> int:
-    """Those that the draft names."""
-    _refuse_recipients_in(request.looked_up.get("headers"))
-    return _number(request.looked_up, (*_TO, *_BESIDE))
+    """Those that the draft names; of one that answers a message and names nobody, all that its vendor may find in that."""
+    draft = request.looked_up
+    refuse_recipients_in(draft.get("headers"))
+    return named_in(draft) or of_answered(draft, request)
 
 
-def _refuse_recipients_in(headers: Any) -> None:
+def of_answered(draft: Mapping[str, Any], request: Inbound) -> int:
+    """Those whom a draft may go to by the message that it answers: whether to all of them, a draft does not say."""
+    if not request.looked_behind:
+        return 0
+    return of_answer({**draft, "reply_all": True}, request.looked_behind, own_address(request))
+
+
+def named_in(fields: Mapping[str, Any]) -> int:
+    """The recipients that stand in a request, draft or message."""
+    return _number(fields, (*_TO, *_BESIDE))
+
+
+def refuse_recipients_in(headers: Any) -> None:
     """Nobody counts recipients that a message has in its own headers. Raises Refused(BAD_REQUEST)."""
     if isinstance(headers, dict) and any(name.strip().lower() in ADDRESSED for name in headers):
         raise Refused(Reason.BAD_REQUEST, "headers: recipients belong into to, cc and bcc.")
 
 
-def _answered(request: Inbound) -> int:
+def _answered(message: Mapping[str, Any], own: str) -> int:
     """Whoever wrote the message. One of our own is followed up: to those it went to."""
-    message, own = request.looked_up, _own(request)
     if _is_written_by(message, own):
         return max(1, _number(message, _TO, but=own))
     return _number(message, ("reply_to",)) or _number(message, ("from",))
 
 
-def _own(request: Inbound) -> str:
+def own_address(request: Inbound) -> str:
     """The address that the request sends from."""
     return request.path_params["inbox_id"].lower()
 

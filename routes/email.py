@@ -16,9 +16,10 @@ from proxy.surface import Example, Headers, Inbound, Operation, Rendered, Surfac
 from routes import agentmail
 from routes.agentmail_errors import AgentMailDialect
 from routes.agentmail_meter import PRODUCT, SendMeter, of_request
+from routes.agentmail_socket import INBOX
 from routes.counting import object_of
 
-_INBOX = (agentmail.INBOX,)
+_INBOX = (INBOX,)
 _MESSAGES = "/v0/inboxes/{inbox}/messages"
 _VENDOR = AgentMailDialect()
 

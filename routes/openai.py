@@ -5,6 +5,7 @@ from proxy.meters import Free
 from proxy.surface import (
     BEARER,
     Deferred,
+    Ending,
     Example,
     ForbiddenField,
     HandsOut,
@@ -167,7 +168,12 @@ SURFACE = Surface(
             query=(),
             names=(*_NAMED_RESPONSE, *_NAMED_ITEMS),
             hands_out=_KEPT_RESPONSE,
-            deferred=Deferred(RESPONSE, "/v1/responses/{id}", is_running=is_running),
+            deferred=Deferred(
+                RESPONSE,
+                "/v1/responses/{id}",
+                is_running=is_running,
+                ending=Ending("POST", "/v1/responses/{id}/cancel"),
+            ),
             example=Example(
                 path="/v1/responses",
                 body=b'{"model":"gpt-5.6-sol","max_output_tokens":64,"max_tool_calls":1,'

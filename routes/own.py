@@ -5,7 +5,7 @@ declare, and no surface takes, ends here as 404.
 """
 
 import time
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import orjson
@@ -21,10 +21,11 @@ from metering.clock import Clock
 from metering.errors import Refused
 from metering.hooks import Hooks
 from metering.ids import new_id
-from metering.objects import Objects
+from metering.objects import ObjectId, Objects
 from metering.rate_limits import RateLimits
 from metering.rate_state import Standing
 from metering.store.store import Store
+from metering.store.writer import Step
 from metering.users import Directory
 from proxy.auth import Authenticator, conceal_tokens
 from proxy.errors import PLAIN_JSON
@@ -35,7 +36,7 @@ from routes.callers import Callers
 from routes.health import health_routes
 from routes.tokens import Children, token_routes
 from routes.usage import Reports, usage_routes
-from routes.webhooks import Receiver, Sender, mail_received, webhook_routes
+from routes.webhooks import Receiver, Sender, mail_received, mail_sent, webhook_routes
 
 MACHINES = frozenset({"health", "ready", "metrics"})
 """Endpoints that are asked every few seconds: counted, without a line."""
@@ -59,6 +60,7 @@ class OwnContext:
     not_ready: Callable[[], Awaitable[str | None]]
     bytes_per_output_token: int
     metrics_token: str
+    reported: Callable[[ObjectId], Sequence[Step]]
     metrics_port: int = 0
     agentmail_webhook_keys: tuple[bytes, ...] = ()
 
@@ -77,10 +79,19 @@ def own_app(context: OwnContext) -> Starlette:
     )
 
     receiver = Receiver(
-        Hooks(context.store, context.clock), Objects(context.store, context.clock), context.clock
+        Hooks(context.store, context.clock),
+        Objects(context.store, context.clock),
+        context.clock,
+        context.reported,
     )
     senders = (
-        Sender("agentmail", context.agentmail_webhook_keys, "AGENTMAIL_WEBHOOK_SECRET", mail_received),
+        Sender(
+            "agentmail",
+            context.agentmail_webhook_keys,
+            "AGENTMAIL_WEBHOOK_SECRET",
+            mail_received,
+            mail_sent,
+        ),
     )
 
     async def refuse(request: Request, error: Exception) -> Response:

@@ -18,6 +18,7 @@ from metering.clock import Clock
 from metering.errors import Reason, Refused
 from metering.hooks import Hooks
 from metering.objects import ObjectId, Objects
+from metering.store.writer import Step
 from proxy.webhooks import ForgedError, verified_id
 
 BODY_BYTES_MAX = 10 * 1024 * 1024
@@ -40,6 +41,8 @@ class Told:
 
 Read = Callable[[Mapping[str, Any]], Told | None]
 """Makes of an event what its owner is told; None of what is not passed on."""
+About = Callable[[Mapping[str, Any]], ObjectId | None]
+"""Of an event, the object whose work may have ended by it: the vendor is asked what became of that."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,15 +53,17 @@ class Sender:
     keys: tuple[bytes, ...]
     key_env: str
     read: Read
+    about: About
 
 
 @dataclass(frozen=True, slots=True)
 class Receiver:
-    """Takes deliveries."""
+    """Takes deliveries. `reported`: what must be written for an object's work to be asked about at once."""
 
     hooks: Hooks
     objects: Objects
     clock: Clock
+    reported: Callable[[ObjectId], Sequence[Step]]
 
     async def take(self, sender: Sender, headers: Mapping[str, str], body: bytes) -> None:
         """Raises Refused: UNAUTHENTICATED, NOT_CONFIGURED, BAD_REQUEST, STORE_UNAVAILABLE."""
@@ -72,8 +77,10 @@ class Receiver:
             event = orjson.loads(body)
         except orjson.JSONDecodeError:
             raise Refused(Reason.BAD_REQUEST, "The webhook's body is not valid JSON.") from None
-        told = sender.read(event) if isinstance(event, dict) else None
-        await self.hooks.take(sender.vendor, delivery_id, await self._addressed(told))
+        event = event if isinstance(event, dict) else {}
+        about, told = sender.about(event), await self._addressed(sender.read(event))
+        steps = () if about is None else self.reported(about)
+        await self.hooks.take(sender.vendor, delivery_id, told, *steps)
 
     async def _addressed(self, told: Told | None) -> Sequence[tuple[str, str, dict[str, Any]]]:
         """To the owner's agent, where it has said where to tell it."""
@@ -115,6 +122,15 @@ async def _body(request: Request) -> bytes:
 
 
 # --- AgentMail -------------------------------------------------------------------------------------------
+
+
+def mail_sent(event: Mapping[str, Any]) -> ObjectId | None:
+    """The inbox that a mail went out of (AgentMail's `message.sent`, which does not say by which draft)."""
+    send = event.get("send")
+    inbox_id = send.get("inbox_id") if isinstance(send, dict) else None
+    if event.get("event_type") != "message.sent" or not isinstance(inbox_id, str) or not inbox_id:
+        return None
+    return ObjectId("agentmail", "inbox", inbox_id.lower())
 
 
 def mail_received(event: Mapping[str, Any]) -> Told | None:

@@ -9,18 +9,20 @@ from typing import Any
 
 import uvloop
 
-from simulators import agentmail, anthropic, brave, gemini, openai
+from simulators import agentmail, anthropic, bland, brave, browserbase, gemini, openai, twilio
 from simulators.server import SimulatorServer
 from simulators.vendor import VendorSimulator
 
-VENDORS: dict[str, tuple[type[VendorSimulator[Any, Any]], str]] = {
-    "agentmail": (agentmail.AgentMailSimulator, agentmail.VENDOR_KEY),
-    "anthropic": (anthropic.AnthropicSimulator, anthropic.VENDOR_KEY),
-    "brave": (brave.BraveSimulator, brave.VENDOR_KEY),
-    "gemini": (gemini.GeminiSimulator, gemini.VENDOR_KEY),
-    "openai": (openai.OpenAISimulator, openai.VENDOR_KEY),
+VENDORS: dict[str, type[VendorSimulator[Any, Any]]] = {
+    "agentmail": agentmail.AgentMailSimulator,
+    "anthropic": anthropic.AnthropicSimulator,
+    "bland": bland.BlandSimulator,
+    "brave": brave.BraveSimulator,
+    "browserbase": browserbase.BrowserbaseSimulator,
+    "gemini": gemini.GeminiSimulator,
+    "openai": openai.OpenAISimulator,
+    "twilio": twilio.TwilioSimulator,
 }
-"""The simulator of each vendor, and the platform's own key there."""
 
 
 async def serve(simulator: SimulatorServer, *, host: str = "127.0.0.1", port: int = 0) -> None:
@@ -38,9 +40,11 @@ async def serve(simulator: SimulatorServer, *, host: str = "127.0.0.1", port: in
 
 def main() -> None:
     options = _options()
-    kind, platform_key = VENDORS[options.vendor]
-    key = platform_key if options.api_key is None else options.api_key
+    kind = VENDORS[options.vendor]
+    key = kind.vendor_key if options.api_key is None else options.api_key
+    more = {} if options.chromium is None else {"chromium": options.chromium}
     simulator = kind(
+        **more,
         api_key=key or None,
         default=kind.behaviour_type(events=options.burst_events, pace_s=options.pace_ms / 1000),
         gzip=options.gzip,
@@ -64,7 +68,13 @@ def _options() -> argparse.Namespace:
     parser.add_argument("--gzip", action="store_true", help="compress for clients that accept it")
     parser.add_argument("--no-record", action="store_true", help="keep no requests in memory")
     parser.add_argument("--record-to", type=Path, help="append a JSON line per request seen and answer ended")
-    return parser.parse_args()
+    parser.add_argument(
+        "--chromium", type=Path, help="a real browser behind the sessions (browserbase alone)"
+    )
+    options = parser.parse_args()
+    if options.chromium is not None and options.vendor != "browserbase":
+        parser.error("--chromium is for browserbase")
+    return options
 
 
 if __name__ == "__main__":

@@ -6,10 +6,8 @@ What an answer does comes as `simulators.vendor` says, and whether the work behi
 `simulators.agentmail_behaviour` says.
 """
 
-import ssl
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from pathlib import Path
-from typing import Any
+from typing import Any, Unpack
 
 import httpx
 
@@ -48,14 +46,16 @@ from simulators.agentmail_organization import (
     plain_message_id,
 )
 from simulators.agentmail_parts import Content
-from simulators.agentmail_routes import PREFIX, Call, Handler, decoded, found
+from simulators.agentmail_routes import PREFIX, Call, Handler
 from simulators.agentmail_socket import EventSocket
 from simulators.agentmail_state import Inbox, Message, Pod
 from simulators.agentmail_turn import Answered, Turn
 from simulators.behaviour import Ending
+from simulators.deliveries import post
+from simulators.paths import decoded, found
 from simulators.script import Answer, Line, Ready, Script, head
 from simulators.server import ReceivedRequest
-from simulators.vendor import VendorSimulator
+from simulators.vendor import Options, VendorSimulator
 from simulators.websocket import accept, wants_websocket
 
 __all__ = [
@@ -95,10 +95,12 @@ class AgentMailSimulator(VendorSimulator[Behaviour, Turn]):
     """`https://api.agentmail.to` and `wss://ws.agentmail.to` on one loopback port.
 
     Time is `clock`'s, and runs ahead of it by what `advance` adds. `message_ids` makes an id of a number: plain or
-    awkward ones. `ignores_case`: an inbox id is found whatever its case, which is a guess. `bounces` and `is_blocked`
+    awkward ones. `ignores_case`: an inbox id is found whatever its case, which is a guess. `keeps_labels`: a message has
+    those of the draft that it was, which is another. `bounces` and `is_blocked`
     judge the bare addresses that mail goes to. `seed` is that of all ids. Call its methods in its own event loop.
     """
 
+    vendor_key = VENDOR_KEY
     behaviour_type = Behaviour
     turn_type = Turn
     parse_simulate = staticmethod(parse_simulate)
@@ -106,30 +108,19 @@ class AgentMailSimulator(VendorSimulator[Behaviour, Turn]):
     def __init__(
         self,
         *,
-        api_key: str | None = VENDOR_KEY,
-        default: Behaviour = PLAIN,
-        gzip: bool = False,
         clock: Clock | None = None,
         plan: Plan = Plan(),  # noqa: B008 - it cannot change
         message_ids: Callable[[int], str] = plain_message_id,
         domains: Sequence[str] = (DOMAIN,),
         ignores_case: bool = True,
+        keeps_labels: bool = True,
         seed: int = 0,
         webhook_secret: str = WEBHOOK_SECRET,
         bounces: Callable[[str], bool] = lambda address: address.startswith("bounce"),
         is_blocked: Callable[[str], bool] = lambda address: address.startswith("blocked"),
-        keeps_record: bool = True,
-        record_to: Path | None = None,
-        tls: ssl.SSLContext | None = None,
+        **options: Unpack[Options[Behaviour]],
     ) -> None:
-        super().__init__(
-            api_key=api_key,
-            default=default,
-            gzip=gzip,
-            keeps_record=keeps_record,
-            record_to=record_to,
-            tls=tls,
-        )
+        super().__init__(**options)
         self.organization = Organization(
             clock or SystemClock(),
             plan=plan,
@@ -138,7 +129,7 @@ class AgentMailSimulator(VendorSimulator[Behaviour, Turn]):
             ignores_case=ignores_case,
             seed=seed,
         )
-        self.mail = Mail(self.organization, bounces=bounces, is_blocked=is_blocked)
+        self.mail = Mail(self.organization, bounces=bounces, is_blocked=is_blocked, keeps_labels=keeps_labels)
         self.account = Account(self.organization, webhook_secret)
         self.sockets: list[EventSocket] = []
         """Every WebSocket that was accepted, also those that are gone."""
@@ -272,7 +263,7 @@ class AgentMailSimulator(VendorSimulator[Behaviour, Turn]):
     ) -> list[int]:
         """POST the events in the order given, each `times` times in a row; the statuses that were answered."""
         signed = [self.signed(event, tamper=tamper) for event in events for _ in range(times)]
-        return await agentmail_events.post(url, signed, client)
+        return [answer.status_code for answer in await post(url, signed, client)]
 
     # answering
 
@@ -286,7 +277,7 @@ class AgentMailSimulator(VendorSimulator[Behaviour, Turn]):
             return self._upgrade
         if path.startswith(LINK_PATH) and request.method == "GET":
             return self._download
-        match = found(self._routes, request)
+        match = found(self._routes, request.method, path)
         if match is None:
             raise errors.not_found("Route")
         handler, ids = match

@@ -10,8 +10,9 @@ from simulators import agentmail_lists as lists
 from simulators.agentmail_mail import Mail, Sent
 from simulators.agentmail_organization import Organization, client_id_of
 from simulators.agentmail_parts import Attachment
-from simulators.agentmail_routes import INBOX, POD, Call, Route, decoded, routes
+from simulators.agentmail_routes import INBOX, POD, Call, Route, routes
 from simulators.agentmail_state import SYSTEM_LABELS, Draft, Inbox, Message, Thread
+from simulators.paths import decoded
 
 BATCH_GET_MAX, BATCH_UPDATE_MAX = 500, 50
 THREAD_LABEL_MESSAGES_MAX = 100

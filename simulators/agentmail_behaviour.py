@@ -1,17 +1,12 @@
-"""How one simulated answer of AgentMail behaves.
-
-The vendor keeps state, so an answer has two halves: the work (the message goes out) and the word of it. By default
-an error does no work and everything else does, before the first byte of the answer: what then hangs, drops or breaks
-off is a reply lost after the message went out.
-"""
+"""How one simulated answer of AgentMail behaves. The vendor keeps state: see `simulators.stateful`."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from simulators import behaviour
-from simulators.behaviour import Behaviours, HeaderLanguage
-from simulators.script import Pause, Waitable
+from simulators import stateful
+from simulators.behaviour import HeaderLanguage
+from simulators.stateful import WORKS, StatefulBehaviours
 
 DOCS_URL = "https://docs.agentmail.to/errors"
 ORGANIZATION_ID = "org_2hZ0simulated9f31"
@@ -70,29 +65,25 @@ class ReportedUsage:
 
 
 @dataclass(frozen=True, slots=True)
-class Behaviour(behaviour.Behaviour):
-    """What one answer does. `error_type` is the vendor's `code`; `fix` and `errors` are fields of its error body.
-
-    `works`: whether the request takes effect; None: unless it is answered by an error or by a body given here.
-    """
+class Behaviour(stateful.Behaviour):
+    """What one answer does. `error_type` is the vendor's `code`; `fix` and `errors` are fields of its error body."""
 
     usage: ReportedUsage | None = None
     fix: str | None = None
     errors: tuple[Mapping[str, Any], ...] = ()
-    works: bool | None = None
-
-    @property
-    def takes_effect(self) -> bool:
-        return not self.is_error and self.raw is None if self.works is None else self.works
 
 
 PLAIN = Behaviour()
 
-_BEHAVIOURS = Behaviours(Behaviour)
+_BEHAVIOURS = StatefulBehaviours(Behaviour)
 answers = _BEHAVIOURS.answers
+answers_late = _BEHAVIOURS.answers_late
 breaks_after = _BEHAVIOURS.breaks_after
 stalls_after = _BEHAVIOURS.stalls_after
 replays = _BEHAVIOURS.replays
+hangs = _BEHAVIOURS.hangs
+drops = _BEHAVIOURS.drops
+loses_reply = _BEHAVIOURS.loses_reply
 
 
 def fails(
@@ -118,37 +109,10 @@ def fails(
     )
 
 
-def hangs(*, gate: Waitable | None = None, works: bool = True, **more: Any) -> Behaviour:
-    """The work at once, and then no answer, not even a head, until the gate opens or for ever.
-
-    `works=False`: no work, then or later; what comes after the gate is 503.
-    """
-    return _BEHAVIOURS.hangs(gate=gate, works=works, **more)
-
-
-def drops(*, is_reset: bool = False) -> Behaviour:
-    """The connection ends where the head should be, and nothing was done."""
-    return _dropping(is_reset=is_reset, works=False)
-
-
-def loses_reply(*, is_reset: bool = False) -> Behaviour:
-    """The work is done, and the connection ends where the head should be."""
-    return _dropping(is_reset=is_reset, works=True)
-
-
-def answers_late(seconds: float, **more: Any) -> Behaviour:
-    """The ordinary answer, so many seconds after the work."""
-    return Behaviour(before=(Pause(seconds),), **more)
-
-
-def _dropping(*, is_reset: bool, works: bool) -> Behaviour:
-    return Behaviour(before=_BEHAVIOURS.drops(is_reset=is_reset).before, works=works)
-
-
 parse_simulate = HeaderLanguage(
     PLAIN,
     usage_words={},
     usage_name_words={},
-    words={"works": lambda given, _: {"works": given == "1"}},
+    words=WORKS,
 ).parse
-"""The behaviour asked for by an `x-simulate` header: `drop=1` loses the reply, `drop=1,works=0` the request."""
+"""The behaviour asked for by an `x-simulate` header."""

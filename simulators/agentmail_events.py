@@ -8,11 +8,10 @@ import base64
 import enum
 import hashlib
 import hmac
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-import httpx
 import orjson
 
 from metering.clock import instant
@@ -21,7 +20,6 @@ WEBHOOK_SECRET = "whsec_" + base64.b64encode(b"simulated-webhook-secret-32bytes"
 FORGED_SECRET = "whsec_" + base64.b64encode(b"somebody-elses-secret-of-32bytes").decode()
 SKEW_MAX_S = 300
 """Receivers refuse a timestamp further off than this, as Svix' own libraries do."""
-DELIVERY_TIMEOUT_S = 15.0
 
 
 class Tamper(enum.StrEnum):
@@ -120,18 +118,3 @@ def signed(
     if tamper is Tamper.ALTERED:
         body = body.replace(event.event_id.encode(), event.event_id[::-1].encode())
     return headers, body
-
-
-async def post(
-    url: str,
-    deliveries: Sequence[tuple[Mapping[str, str], bytes]],
-    client: httpx.AsyncClient | None,
-) -> list[int]:
-    """Deliver one after the other; the statuses that were answered."""
-    if client is not None:
-        return [
-            (await client.post(url, content=body, headers=dict(headers))).status_code
-            for headers, body in deliveries
-        ]
-    async with httpx.AsyncClient(trust_env=False, timeout=DELIVERY_TIMEOUT_S) as own:
-        return await post(url, deliveries, own)

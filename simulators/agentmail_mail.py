@@ -84,7 +84,9 @@ class Mail:
         *,
         bounces: Callable[[str], bool],
         is_blocked: Callable[[str], bool],
+        keeps_labels: bool = True,
     ) -> None:
+        self._keeps_labels = keeps_labels
         self.sent: list[Sent] = []
         self._organization = organization
         self._bounces = bounces
@@ -247,7 +249,8 @@ class Mail:
         self, inbox: Inbox, draft: Draft, origin: Origin, *, labels: tuple[str, ...] | None = None
     ) -> Sent:
         """Send a draft, which is no draft afterwards; with other labels, if given. Raises RefusedError."""
-        content = draft.content if labels is None else replace(draft.content, labels=labels)
+        kept = draft.content.labels if labels is None else labels
+        content = replace(draft.content, labels=kept if self._keeps_labels else ())
         answered = inbox.messages.get(draft.in_reply_to or draft.forward_of or "")
         if draft.forward_of is not None and answered is not None:
             content = contents.forwarding(content, answered)

@@ -1,18 +1,16 @@
 """The paths of AgentMail's API, and what a request to one of them carries.
 
-Ids are percent-decoded once, before the path is matched: the SDK for Python sends a message id with its slashes as they
-are, the one for JavaScript encodes them, and both mean the same message.
+A message id may hold slashes: the SDK for Python sends them as they are, the one for JavaScript encodes them.
 """
 
-import re
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
-from urllib.parse import unquote_to_bytes
 
 import orjson
 
 from simulators import agentmail_errors as errors
+from simulators import paths
 from simulators.agentmail_lists import Query
 from simulators.agentmail_mail import Origin, Sent
 from simulators.agentmail_organization import View
@@ -25,7 +23,6 @@ REQUEST_BYTES_MAX = 6_000_000
 POD, INBOX = "/pods/{pod}", "/inboxes/{inbox}"
 _SLASHED = {"message"}
 """Ids that may hold a slash."""
-_PARAMETER = re.compile(r"{(\w+)}")
 
 
 @dataclass(slots=True)
@@ -77,47 +74,9 @@ Handler = Callable[[Call], dict[str, Any] | None]
 """Does the work and returns the answer; None where the answer has no body. Raises RefusedError."""
 
 
-@dataclass(frozen=True, slots=True)
-class Route:
-    method: str
-    pattern: re.Pattern[str]
-    handler: Handler
+Route = paths.Route[Handler]
 
 
 def routes(table: Mapping[str, Handler], *prefixes: str) -> list[Route]:
     """Routes of `METHOD /path/{parameter}`, behind each of the prefixes; the first that matches is meant."""
-    return [
-        Route(line.split()[0], _compiled(prefix + line.split()[1]), handler)
-        for prefix in prefixes or ("",)
-        for line, handler in table.items()
-    ]
-
-
-def found(table: list[Route], request: ReceivedRequest) -> tuple[Handler, dict[str, str]] | None:
-    """What answers a request, and the ids of its path."""
-    path = decoded(request.path)
-    for route in table:
-        match = route.pattern.fullmatch(path) if route.method == request.method else None
-        if match is not None:
-            return route.handler, match.groupdict()
-    return None
-
-
-def decoded(path: str) -> str:
-    """The path percent-decoded once; "" for what is no UTF-8, which no route matches."""
-    try:
-        return unquote_to_bytes(path.encode("latin-1")).decode()
-    except UnicodeDecodeError:
-        return ""
-
-
-def _compiled(template: str) -> re.Pattern[str]:
-    return re.compile("".join(_pieces(PREFIX + template)))
-
-
-def _pieces(template: str) -> Iterator[str]:
-    for number, piece in enumerate(_PARAMETER.split(template)):
-        if number % 2 == 0:
-            yield re.escape(piece)
-        else:
-            yield f"(?P<{piece}>.+)" if piece in _SLASHED else f"(?P<{piece}>[^/]+)"
+    return paths.routes(table, *(PREFIX + prefix for prefix in prefixes or ("",)), slashed=_SLASHED)

@@ -7,14 +7,13 @@ from typing import Any
 
 import orjson
 
-from simulators import vendor
+from simulators import stateful, vendor
 from simulators.agentmail_behaviour import CODES, DOCS_URL, NAMES, Behaviour, ReportedUsage
 from simulators.agentmail_routes import Call
 from simulators.script import Ready, Script
 
 DELETED_STATUS = 202
 """With an empty body. That a deletion is a 2xx without content is the SDK's; which one is a guess."""
-UNAVAILABLE = 503
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,7 +24,7 @@ class Answered(vendor.Answered):
     usage: ReportedUsage | None
 
 
-class Turn(vendor.Turn[Behaviour]):
+class Turn(stateful.Turn[Behaviour]):
     """One request with its behaviour: builds the answer."""
 
     @property
@@ -65,12 +64,6 @@ class Turn(vendor.Turn[Behaviour]):
         if answer is None and self.is_ordinary:
             self.behaviour = replace(self.behaviour, status=DELETED_STATUS)
         return self.json(b"" if answer is None else orjson.dumps(answer))
-
-    def give_nothing(self) -> Script | Ready:
-        """Where no work is to be done: the behaviour's own error or body, else what comes after its silence."""
-        if self.is_ordinary:
-            self.behaviour = replace(self.behaviour, status=UNAVAILABLE)
-        return self.json(b"")
 
     def report(self, call: Call) -> None:
         if call.sent is not None:

@@ -5,11 +5,9 @@ ledger to it. What an answer does comes, in this order, from `next(...)`, from t
 request's own `x-simulate` header (for simulators in another process), or from the default.
 """
 
-import ssl
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path
-from typing import Any
+from typing import Any, Unpack
 
 import orjson
 
@@ -47,7 +45,7 @@ from simulators.behaviour import Ending
 from simulators.script import Ready, Script, chunk
 from simulators.server import ReceivedRequest
 from simulators.text import echo, tokens_of
-from simulators.vendor import RefusedError, VendorSimulator
+from simulators.vendor import Options, RefusedError, VendorSimulator
 
 __all__ = [
     "ACCOUNT_HEADERS",
@@ -260,6 +258,7 @@ class _Turn(vendor.Turn[Behaviour]):
 class AnthropicSimulator(VendorSimulator[Behaviour, _Turn]):
     """`https://api.anthropic.com` on a loopback port."""
 
+    vendor_key = VENDOR_KEY
     behaviour_type = Behaviour
     turn_type = _Turn
     parse_simulate = staticmethod(parse_simulate)
@@ -267,22 +266,10 @@ class AnthropicSimulator(VendorSimulator[Behaviour, _Turn]):
     def __init__(
         self,
         *,
-        api_key: str | None = VENDOR_KEY,
-        default: Behaviour = PLAIN,
-        gzip: bool = False,
         models: Sequence[Model] = MODELS,
-        keeps_record: bool = True,
-        record_to: Path | None = None,
-        tls: ssl.SSLContext | None = None,
+        **options: Unpack[Options[Behaviour]],
     ) -> None:
-        super().__init__(
-            api_key=api_key,
-            default=default,
-            gzip=gzip,
-            keeps_record=keeps_record,
-            record_to=record_to,
-            tls=tls,
-        )
+        super().__init__(**options)
         self._models = tuple(models)
 
     @property

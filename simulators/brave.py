@@ -4,11 +4,9 @@ Every answer's use is known beforehand and kept in `BraveSimulator.answers`, so 
 to it. What an answer does comes as `simulators.vendor` says.
 """
 
-import ssl
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path
-from typing import Any
+from typing import Any, Unpack
 
 import orjson
 
@@ -60,7 +58,7 @@ from simulators.brave_results import Asked
 from simulators.script import Ready, Script
 from simulators.server import ReceivedRequest
 from simulators.text import ECHO_CHARS_MAX, echo, tokens_of
-from simulators.vendor import RefusedError, VendorSimulator
+from simulators.vendor import Options, RefusedError, VendorSimulator
 
 __all__ = [
     "ACCOUNT_HEADERS",
@@ -268,6 +266,7 @@ class BraveSimulator(VendorSimulator[Behaviour, _Turn]):
     `api_key` is good for every product (None: any key is), `keys` for one each.
     """
 
+    vendor_key = VENDOR_KEY
     behaviour_type = Behaviour
     turn_type = _Turn
     parse_simulate = staticmethod(parse_simulate)
@@ -275,22 +274,10 @@ class BraveSimulator(VendorSimulator[Behaviour, _Turn]):
     def __init__(
         self,
         *,
-        api_key: str | None = VENDOR_KEY,
         keys: Mapping[Family, str] = FAMILY_KEYS,
-        default: Behaviour = PLAIN,
-        gzip: bool = False,
-        keeps_record: bool = True,
-        record_to: Path | None = None,
-        tls: ssl.SSLContext | None = None,
+        **options: Unpack[Options[Behaviour]],
     ) -> None:
-        super().__init__(
-            api_key=api_key,
-            default=default,
-            gzip=gzip,
-            keeps_record=keeps_record,
-            record_to=record_to,
-            tls=tls,
-        )
+        super().__init__(**options)
         self._families = {key.encode(): family for family, key in keys.items()}
 
     @property

@@ -5,11 +5,9 @@ ledger to it. What an answer does comes as `simulators.vendor` says.
 """
 
 import re
-import ssl
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path
-from typing import Any
+from typing import Any, Unpack
 
 import orjson
 
@@ -45,7 +43,7 @@ from simulators.gemini_behaviour import (
 from simulators.script import Ready, Script
 from simulators.server import ReceivedRequest
 from simulators.text import echo, tokens_of
-from simulators.vendor import RefusedError, VendorSimulator
+from simulators.vendor import Options, RefusedError, VendorSimulator
 
 __all__ = [
     "MODELS",
@@ -221,6 +219,7 @@ class _Turn(vendor.Turn[Behaviour]):
 class GeminiSimulator(VendorSimulator[Behaviour, _Turn]):
     """`https://generativelanguage.googleapis.com` on a loopback port."""
 
+    vendor_key = VENDOR_KEY
     behaviour_type = Behaviour
     turn_type = _Turn
     parse_simulate = staticmethod(parse_simulate)
@@ -228,22 +227,10 @@ class GeminiSimulator(VendorSimulator[Behaviour, _Turn]):
     def __init__(
         self,
         *,
-        api_key: str | None = VENDOR_KEY,
-        default: Behaviour = PLAIN,
-        gzip: bool = False,
         models: Sequence[Model] = MODELS,
-        keeps_record: bool = True,
-        record_to: Path | None = None,
-        tls: ssl.SSLContext | None = None,
+        **options: Unpack[Options[Behaviour]],
     ) -> None:
-        super().__init__(
-            api_key=api_key,
-            default=default,
-            gzip=gzip,
-            keeps_record=keeps_record,
-            record_to=record_to,
-            tls=tls,
-        )
+        super().__init__(**options)
         self._models = tuple(models)
 
     @property

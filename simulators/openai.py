@@ -7,11 +7,9 @@ own `x-simulate` header (for simulators in another process), or from the default
 """
 
 import re
-import ssl
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path
-from typing import Any
+from typing import Any, Unpack
 
 import orjson
 
@@ -59,7 +57,7 @@ from simulators.openai_shapes import (
 from simulators.script import Framing, Ready, Script, Send, SendLate, Step, WaitFor
 from simulators.server import ReceivedRequest
 from simulators.text import ECHO_CHARS_MAX, echo, tokens_of
-from simulators.vendor import RefusedError, VendorSimulator
+from simulators.vendor import Options, RefusedError, VendorSimulator
 
 __all__ = [
     "ACCOUNT_HEADERS",
@@ -313,28 +311,13 @@ class _Turn(vendor.Turn[Behaviour]):
 class OpenAISimulator(VendorSimulator[Behaviour, _Turn]):
     """`https://api.openai.com` on a loopback port; the paths begin with `/v1`."""
 
+    vendor_key = VENDOR_KEY
     behaviour_type = Behaviour
     turn_type = _Turn
     parse_simulate = staticmethod(parse_simulate)
 
-    def __init__(
-        self,
-        *,
-        api_key: str | None = VENDOR_KEY,
-        default: Behaviour = PLAIN,
-        gzip: bool = False,
-        keeps_record: bool = True,
-        record_to: Path | None = None,
-        tls: ssl.SSLContext | None = None,
-    ) -> None:
-        super().__init__(
-            api_key=api_key,
-            default=default,
-            gzip=gzip,
-            keeps_record=keeps_record,
-            record_to=record_to,
-            tls=tls,
-        )
+    def __init__(self, **options: Unpack[Options[Behaviour]]) -> None:
+        super().__init__(**options)
         self.kept: dict[str, Kept] = {}
         """The responses that were not to be forgotten, by id."""
         self._routes: Mapping[tuple[str, str], Callable[[_Turn], Script | Ready]] = {

@@ -399,6 +399,7 @@ class _Connection(asyncio.Protocol):
             self._upgraded.lost()
         if self._player is not None:
             self._player.cancel()
+        self.resume_writing()  # nobody waits for what is gone
         self._server.closed(self)
 
     # httptools' side
@@ -502,6 +503,17 @@ class _Connection(asyncio.Protocol):
             self._exchange.sent_bytes += len(data)
             self._transport.write(data)
 
+    async def sent(self) -> None:
+        if self._may_write is not None:
+            await asyncio.shield(self._may_write)  # others may be waiting, too
+
+    def pause(self) -> None:
+        self._transport.pause_reading()
+
+    def resume(self) -> None:
+        if not self._transport.is_closing():
+            self._transport.resume_reading()
+
     def end(self) -> None:
         self._end(State.SENT)
 
@@ -522,8 +534,7 @@ class _Connection(asyncio.Protocol):
         Two turns of the loop: in the first the reader is only being scheduled, if it shares our loop.
         """
         self._transport.write(data)
-        if self._may_write is not None:
-            await self._may_write
+        await self.sent()
         await asyncio.sleep(0)
         await asyncio.sleep(0)
 

@@ -5,13 +5,14 @@ A vendor adds its endpoints, its checks, and the shapes of its bodies and errors
 
 import collections
 import functools
+import re
 import ssl
 import zlib
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Generic, Self, TypeVar
+from typing import Any, ClassVar, Generic, Self, TypedDict, TypeVar, Unpack
 
 import orjson
 
@@ -35,6 +36,8 @@ from simulators.text import BYTES_PER_TOKEN, filler, filler_of_bytes
 
 PRESCRIBED_MAX = 10_000
 """Behaviours waiting in `next`."""
+PRESCRIBED_ON_MAX = 100
+"""Behaviours waiting in `next_on`: each is looked at for every request."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -283,35 +286,48 @@ TurnT = TypeVar("TurnT", bound=Turn[Any])
 AnsweredT = TypeVar("AnsweredT", bound=Answered)
 
 
+class Options(TypedDict, Generic[BehaviourT], total=False):
+    """What every simulated vendor may be told when it is made."""
+
+    api_key: str | None
+    """The key to ask for: the vendor's `vendor_key`, unless given; None accepts any."""
+    default: BehaviourT
+    """What an answer does when nothing else says so: an empty one, unless given."""
+    gzip: bool
+    """Compress for clients that accept it."""
+    keeps_record: bool
+    record_to: Path | None
+    tls: ssl.SSLContext | None
+    """These three as `SimulatorServer` takes them."""
+
+
 class VendorSimulator(SimulatorServer, Generic[BehaviourT, TurnT]):
     """A vendor's API on a loopback port.
 
-    What an answer does comes, in this order, from `next(...)`, from the function `script`, from the request's own
-    `x-simulate` header (for simulators in another process), or from `default`. `api_key=None` accepts any key;
-    `gzip` compresses for clients that accept it.
+    What an answer does comes, in this order, from `next_on(...)`, from `next(...)`, from the function `script`, from the request's own
+    `x-simulate` header (for simulators in another process), or from the option `default`.
     """
 
+    vendor_key: ClassVar[str]
+    """The platform's own key there."""
     behaviour_type: type[BehaviourT]
     turn_type: type[TurnT]
     parse_simulate: Callable[[str], BehaviourT]
 
-    def __init__(
-        self,
-        *,
-        api_key: str | None,
-        default: BehaviourT,
-        gzip: bool = False,
-        keeps_record: bool = True,
-        record_to: Path | None = None,
-        tls: ssl.SSLContext | None = None,
-    ) -> None:
-        super().__init__(keeps_record=keeps_record, record_to=record_to, tls=tls)
+    def __init__(self, **options: Unpack[Options[BehaviourT]]) -> None:
+        super().__init__(
+            keeps_record=options.get("keeps_record", True),
+            record_to=options.get("record_to"),
+            tls=options.get("tls"),
+        )
         self.script: Callable[[ReceivedRequest], BehaviourT | Script | None] | None = None
         """Chooses the behaviour of a request; None falls through to the header and the default."""
+        api_key = options.get("api_key", self.vendor_key)
         self.api_key = None if api_key is None else api_key.encode()
-        self._default = default
-        self._gzip = gzip
+        self._default = options.get("default") or self.behaviour_type()
+        self._gzip = options.get("gzip", False)
         self._prescribed: collections.deque[BehaviourT | Script] = collections.deque()
+        self._prescribed_on: list[tuple[re.Pattern[str], BehaviourT | Script]] = []
 
     @abstractmethod
     def route(self, request: ReceivedRequest) -> Callable[[TurnT], Answer]:
@@ -326,6 +342,14 @@ class VendorSimulator(SimulatorServer, Generic[BehaviourT, TurnT]):
         if len(self._prescribed) + len(behaviours) > PRESCRIBED_MAX:
             raise ValueError(f"more than {PRESCRIBED_MAX} behaviours are waiting")
         self._prescribed.extend(behaviours)
+        return self
+
+    def next_on(self, operation: str, *behaviours: BehaviourT | Script) -> Self:
+        """The behaviours of the next requests whose `METHOD path` this expression matches whole; before `next`'s."""
+        if len(self._prescribed_on) + len(behaviours) > PRESCRIBED_ON_MAX:
+            raise ValueError(f"more than {PRESCRIBED_ON_MAX} behaviours are waiting")
+        pattern = re.compile(operation)
+        self._prescribed_on.extend((pattern, behaviour) for behaviour in behaviours)
         return self
 
     def answer(self, request: ReceivedRequest) -> Answer:
@@ -349,6 +373,9 @@ class VendorSimulator(SimulatorServer, Generic[BehaviourT, TurnT]):
         return self.turn_type(request, behaviour, gzip=False).fail()
 
     def _behaviour(self, request: ReceivedRequest) -> BehaviourT | Script:
+        for number, (pattern, _) in enumerate(self._prescribed_on):
+            if pattern.fullmatch(f"{request.method} {request.path}"):
+                return self._prescribed_on.pop(number)[1]
         if self._prescribed:
             return self._prescribed.popleft()
         chosen = None if self.script is None else self.script(request)

@@ -1,4 +1,4 @@
-"""The server's side of a WebSocket (RFC 6455), as little of it as simulators need: text, fragments, ping, close."""
+"""The server's side of a WebSocket (RFC 6455), as little of it as simulators need: messages, fragments, ping, close."""
 
 import base64
 import enum
@@ -7,11 +7,11 @@ import struct
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 
-from simulators.script import Line, Ready, Reports, Upgrade, head
+from simulators.script import Line, Ready, Reports, Upgrade, Upgraded, head
 from simulators.server import ReceivedRequest
 
 MESSAGE_BYTES_MAX = 1024 * 1024
-"""A longer message of the client is answered with the close code 1009."""
+"""A longer message of the client is answered with the close code 1009, unless a peer takes more."""
 _GUID = "258EAFA5-E914-47DA-95CA-C5AB0DC85B11"
 _VERSION = b"13"
 _LENGTH_16, _LENGTH_64 = 126, 127
@@ -45,8 +45,13 @@ def wants_websocket(request: ReceivedRequest) -> bool:
     return request.method == "GET" and request.header(b"upgrade").lower() == b"websocket"
 
 
+def websocket_url(url: str) -> str:
+    """The address of a server's websockets, by that of its pages."""
+    return url.replace("http", "ws", 1)
+
+
 def accept(
-    request: ReceivedRequest, connect: Callable[[Line], "Peer"], reports: Reports | None
+    request: ReceivedRequest, connect: Callable[[Line], Upgraded], reports: Reports | None
 ) -> Upgrade | Ready:
     """The answer to a handshake (section 4.2.2): 101, or 426 for another version and 400 without a key."""
     key = request.header(b"sec-websocket-key")
@@ -78,6 +83,13 @@ def frame(opcode: Opcode, payload: bytes, *, is_final: bool = True) -> bytes:
     return struct.pack("!BBQ", first, _LENGTH_64, size) + payload
 
 
+def unmasked(mask: bytes | bytearray, payload: bytes | bytearray) -> bytes:
+    """A client's payload as it was meant (section 5.3), or the other way; at once, for it may be tens of megabytes."""
+    size = len(payload)
+    cover = int.from_bytes((mask * (size // 4 + 1))[:size], "big")
+    return (int.from_bytes(payload, "big") ^ cover).to_bytes(size, "big")
+
+
 class _BreachError(Exception):
     """The client broke the protocol."""
 
@@ -89,11 +101,16 @@ class _BreachError(Exception):
 class Peer(ABC):
     """One client's connection. `is_open` until either side has sent a close frame or the connection is gone."""
 
+    message_bytes_max = MESSAGE_BYTES_MAX
+    takes_binary = False
+    """Whether a binary message is one; else it is answered with the close code 1003."""
+
     def __init__(self, line: Line) -> None:
         self._line = line
         self._buffer = bytearray()
         self._message = bytearray()
-        self._in_message = False
+        self._kind: int | None = None
+        """The opcode of the message whose fragments are coming in."""
         self.is_open = True
         self.pongs_total = 0
         self.close_code: int | None = None
@@ -103,6 +120,10 @@ class Peer(ABC):
     def said(self, text: str) -> None:
         """A whole text message of the client."""
 
+    def said_bytes(self, data: bytes) -> None:
+        """A whole binary message of the client; only where `takes_binary`."""
+        raise NotImplementedError
+
     def gone(self) -> None:  # noqa: B027 - not every simulator wants to know
         """The connection is over."""
 
@@ -110,19 +131,25 @@ class Peer(ABC):
 
     def send_text(self, text: str, *, piece_bytes: int | None = None) -> None:
         """A text message; in fragments of `piece_bytes`, if given."""
-        payload = text.encode()
+        self._send(Opcode.TEXT, text.encode(), piece_bytes)
+
+    def send_bytes(self, data: bytes, *, piece_bytes: int | None = None) -> None:
+        """A binary message; in fragments of `piece_bytes`, if given."""
+        self._send(Opcode.BINARY, data, piece_bytes)
+
+    def _send(self, kind: Opcode, payload: bytes, piece_bytes: int | None) -> None:
         if not self.is_open:
             return
         size = piece_bytes or max(len(payload), 1)
         pieces = [payload[at : at + size] for at in range(0, len(payload), size)] or [b""]
         for number, piece in enumerate(pieces):
-            opcode = Opcode.CONTINUATION if number else Opcode.TEXT
+            opcode = Opcode.CONTINUATION if number else kind
             self._line.send(frame(opcode, piece, is_final=number == len(pieces) - 1))
 
     def ping(self, payload: bytes = b"") -> None:
         self._line.send(frame(Opcode.PING, payload))
 
-    def close(self, code: CloseCode = CloseCode.GOING_AWAY, reason: str = "") -> None:
+    def close(self, code: int = CloseCode.GOING_AWAY, reason: str = "") -> None:
         """Begin the closing handshake; the connection ends when the client has answered."""
         if self.is_open:
             self.is_open = False
@@ -163,13 +190,12 @@ class Peer(ABC):
             if len(buffer) < at + extended:
                 return False
             size, at = int.from_bytes(buffer[at : at + extended], "big"), at + extended
-        if size > MESSAGE_BYTES_MAX:
+        if size > self.message_bytes_max:
             raise _BreachError(CloseCode.TOO_BIG)
         if len(buffer) < at + 4 + size:
             return False
-        mask, masked = buffer[at : at + 4], buffer[at + 4 : at + 4 + size]
+        payload = unmasked(buffer[at : at + 4], buffer[at + 4 : at + 4 + size])
         del buffer[: at + 4 + size]
-        payload = bytes(byte ^ mask[number % 4] for number, byte in enumerate(masked))
         self._handle(first & 0x0F, payload, is_final=bool(first & 0x80))
         return True
 
@@ -179,23 +205,31 @@ class Peer(ABC):
                 raise _BreachError(CloseCode.PROTOCOL_ERROR)
             self._handle_control(opcode, payload)
             return
-        if opcode == Opcode.BINARY:
+        if opcode == Opcode.BINARY and not self.takes_binary:
             raise _BreachError(CloseCode.NOT_TEXT)
-        if opcode not in (Opcode.TEXT, Opcode.CONTINUATION) or (opcode == Opcode.TEXT) == self._in_message:
+        if opcode > Opcode.BINARY or (opcode == Opcode.CONTINUATION) != (self._kind is not None):
             raise _BreachError(CloseCode.PROTOCOL_ERROR)
+        self._kind = self._kind or opcode
         self._message += payload
-        self._in_message = not is_final
-        if len(self._message) > MESSAGE_BYTES_MAX:
+        if len(self._message) > self.message_bytes_max:
             raise _BreachError(CloseCode.TOO_BIG)
         if is_final:
-            whole = bytes(self._message)
+            kind, whole = self._kind, bytes(self._message)
             self._message.clear()
-            try:
-                text = whole.decode()
-            except UnicodeDecodeError as error:
-                raise _BreachError(CloseCode.NOT_UTF8) from error
+            self._kind = None
+            self._take(kind, whole)
+
+    def _take(self, kind: int, whole: bytes) -> None:
+        if kind == Opcode.BINARY:
             if self.is_open:
-                self.said(text)
+                self.said_bytes(whole)
+            return
+        try:
+            text = whole.decode()
+        except UnicodeDecodeError as error:
+            raise _BreachError(CloseCode.NOT_UTF8) from error
+        if self.is_open:
+            self.said(text)
 
     def _handle_control(self, opcode: int, payload: bytes) -> None:
         if opcode == Opcode.PING:

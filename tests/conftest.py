@@ -1,12 +1,37 @@
-"""What holds for every test: where CI says so, a skip is a failure. And a vendor to stand before."""
+"""What holds for every test: where CI says so, a skip is a failure; and where their files are. And a vendor to stand before."""
 
 import os
-from collections.abc import AsyncIterator
+import shutil
+import tempfile
+from collections.abc import AsyncIterator, Iterator
+from pathlib import Path
 
 import pytest
 
 from simulators.anthropic import AnthropicSimulator
 from tests.fixtures_llm import FOLDER
+
+MEMORY = Path("/dev/shm")
+MEMORY_BYTES_MIN = 2 * 1024**3
+"""What the files of a whole run may take at once, and then some: those of a test that passed are removed."""
+ON_DISK = {"chaos", "store_trouble"}
+"""Suites about what a disk has when a process dies or the disk fails: a commit there takes as long as it does."""
+
+
+def pytest_configure() -> None:
+    """Files of tests are in memory where there is room: thousands of stores would wait for a disk in vain."""
+    if MEMORY.is_dir() and shutil.disk_usage(MEMORY).free >= MEMORY_BYTES_MIN:
+        os.environ.setdefault("PYTEST_DEBUG_TEMPROOT", str(MEMORY))
+
+
+@pytest.fixture
+def tmp_path(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Path]:
+    """pytest's own, but for the suites that need a disk."""
+    if request.path.parent.name not in ON_DISK:
+        yield tmp_path
+        return
+    with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as folder:
+        yield Path(folder)
 
 
 @pytest.hookimpl(hookwrapper=True)

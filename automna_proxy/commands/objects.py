@@ -5,10 +5,12 @@ from typing import Annotated
 
 import typer
 
-from automna_proxy.commands.session import CLOCK, CommandError, Json, Status, with_store
+from automna_proxy.commands.session import CLOCK, CommandError, Json, Status, current_settings, with_store
 from automna_proxy.tables import Table, to_the_second
 from automna_proxy.terminal import say, show, show_json
+from metering.errors import Reason, Refused
 from metering.objects import LISTED_MAX, ObjectId, Objects, OwnedObject, owned, owned_objects
+from metering.orphans import Orphan, Sweep
 from metering.store.store import Store
 from metering.users import Directory
 from proxy.ownership import object_id
@@ -128,6 +130,47 @@ def release(
         show_json(found.as_json())
     else:
         say(f"released {found.id}, which was {found.user_id}'s since {to_the_second(found.created_at_ms)}")
+
+
+@app.command()
+def sweep(
+    is_dry: Annotated[bool, typer.Option("--dry-run", help="Only say what would be bound.")] = False,
+    as_json: Json = False,
+) -> None:
+    """Look through the accounts at vendors for objects without an owner, and bind those of which it is known whose they are.
+
+    Servers do it by themselves every SWEEP_EVERY_S. It needs the vendors' keys, as `serve` does; a vendor without one is left out.
+
+    Example: automna-proxy objects sweep --dry-run
+    """
+    from automna_proxy.service import swept_once  # noqa: PLC0415 - other commands start faster without
+
+    settings = current_settings()
+
+    async def work(store: Store) -> list[Sweep]:
+        try:
+            return await swept_once(settings, store, CLOCK, is_dry=is_dry)
+        except Refused as refused:
+            if refused.reason is Reason.STORE_UNAVAILABLE:
+                raise
+            raise CommandError(Status.NO, refused.message) from refused
+        except ValueError as error:
+            raise CommandError(Status.CONFIGURATION, str(error)) from error
+
+    found = with_store(work)
+    if as_json:
+        show_json({"sweeps": [each.as_json() for each in found]})
+        return
+    for each in found:
+        lines = [_orphan_cells(each, orphan) for orphan in each.orphans]
+        rest = "" if each.is_whole else ", and there are more"
+        title = f"{each.vendor}: {each.looked_at:,} of kind {each.kind} looked at{rest}; without an owner"
+        show(Table(title, ("vendor", "kind", "id", "state", "user", "request"), lines, note="none"))
+
+
+def _orphan_cells(sweep: Sweep, orphan: Orphan) -> tuple[str | None, ...]:
+    shown = orphan.as_json()
+    return (sweep.vendor, sweep.kind, shown["id"], shown["state"], shown["user"], shown["request"])
 
 
 def _owned(one: ObjectId) -> OwnedObject:

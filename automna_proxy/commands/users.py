@@ -30,6 +30,7 @@ from automna_proxy.terminal import say, show, show_json
 from metering.admission import owner_of
 from metering.caps import CapState, states_of
 from metering.clock import instant, month_end_ms
+from metering.deferred import running_of
 from metering.grants import credit_as_json, credit_of
 from metering.hooks import Hooks, hook_token
 from metering.ledger import Balance
@@ -39,6 +40,7 @@ from metering.store.store import Store
 from metering.terms import caps_of_user
 from metering.users import Directory, GatewayToken, User
 from proxy.outbox import EndpointError, parse_url
+from routes import SURFACES
 
 app = typer.Typer(no_args_is_help=True, help="Users: who is billed, on which plan.")
 
@@ -250,12 +252,41 @@ def set_hook(
 
 @app.command()
 def disable(user_id: UserId, as_json: Json = False) -> None:
-    """Refuse all gateway tokens of a user, within a second on every worker. Requests in flight finish."""
+    """Refuse all gateway tokens of a user, within a second on every worker. Requests in flight finish; work that goes on at
+    vendors is ended by the servers, and booked as what the vendor reports.
+    """
 
-    async def work(store: Store) -> User:
-        return await Directory(store, CLOCK).disable(user_id)
+    async def work(store: Store) -> tuple[User, list[tuple[str, str, int]]]:
+        user = await Directory(store, CLOCK).disable(user_id)
+        return user, await running_of(store.readers, user_id)
 
-    _report(with_store(work), as_json=as_json, done="disabled")
+    user, running = with_store(work)
+    still = [
+        {
+            "surface": surface,
+            "operation": operation,
+            "count": count,
+            "is_ended": _can_be_ended(surface, operation),
+        }
+        for surface, operation, count in running
+    ]
+    if as_json:
+        show_json({**user_as_json(user), "running_at_vendors": still})
+        return
+    _report(user, as_json=False, done="disabled")
+    for one in still:
+        what = "is ended" if one["is_ended"] else "cannot be ended, and runs to its end"
+        say(f"still running at {one['surface']}: {one['count']} of {one['operation']}, which {what}")
+
+
+def _can_be_ended(surface: str, operation: str) -> bool:
+    return any(
+        each.deferred is not None and each.deferred.ending is not None
+        for known in SURFACES
+        if known.name == surface
+        for each in known.operations
+        if each.name == operation
+    )
 
 
 @app.command()

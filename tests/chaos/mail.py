@@ -2,7 +2,7 @@
 clients that repeat what they got no answer to. `python -m tests.chaos.mail --rounds 200 --seed 1`.
 
 Every agent repeats its mail until it has the answer, as an SDK does: so each mail must be sent exactly once, and what the
-ledger charged must be what the vendor sent.
+ledger charged must be what the vendor sent. Others schedule drafts, and change, delete or send them while their time comes.
 """
 
 import argparse
@@ -21,7 +21,7 @@ from typing import Any
 import httpx
 import orjson
 
-from metering.clock import SystemClock
+from metering.clock import SystemClock, instant
 from metering.hooks import Hooks
 from metering.store.database import Database
 from metering.store.store import open_store
@@ -52,6 +52,14 @@ KILLS = (0, 3)
 TROUBLE = 0.3
 """Of the vendor's answers to a send, so many are no answer."""
 RECIPIENT_NANOUSD = 2_000_000
+PLANNERS, DRAFTS_EACH = 4, 3
+"""Agents that schedule drafts, and how many each of them does."""
+DUE_IN_S = (0.5, 4.0)
+CONFLICT = 409
+TICK_S = 0.1
+"""Between two looks of the vendor for drafts that are due."""
+RESOLVED_WITHIN_S = 120.0
+"""A draft whose schedule's answer was lost is looked for several times."""
 VERIFIED_EVERY = 20
 """Rounds between two runs of `ledger verify`, which takes a second to start."""
 CHARGED = """
@@ -71,6 +79,8 @@ class Figures:
     """Sends that the vendor was asked for."""
     hooks: int = 0
     """Mails that agents were told of."""
+    drafts: Counter[str] = field(default_factory=Counter)
+    """Scheduled, by what was done with them; `sent` of them."""
 
 
 @dataclass
@@ -109,10 +119,17 @@ class Round:
             for agent in range(AGENTS):
                 user = agent % 2
                 tasks.create_task(self._agent(f"r{number}a{agent}", tokens[user], inboxes[user]))
+            for planner in range(PLANNERS):
+                user = planner % 2
+                tasks.create_task(self._planner(f"r{number}p{planner}", tokens[user], inboxes[user]))
             tasks.create_task(self._kill())
         self._vendor.script = None
+        while self._drafts_waiting():
+            self._vendor.send_due()
+            await asyncio.sleep(TICK_S)
+        await self._tell_of_sent(told)
         await self._webhooks(inboxes)
-        await self._server.until_nothing_is_held()
+        await self._server.until(lambda: not self._held(), within_s=RESOLVED_WITHIN_S)
         await self._check(sent_before)
         assert len(self._vendor.events.recorded) >= told
 
@@ -141,8 +158,11 @@ class Round:
         return httpx.AsyncClient(base_url=self._server.url, headers=headers, trust_env=False, timeout=30)
 
     def _trouble(self, request: Any) -> Any:
-        """What the vendor does with a send: its work and no answer, neither, or an error."""
-        if not request.path.endswith("/send"):
+        """What the vendor does with a send, or with what becomes of a draft: its work and no answer, neither, or an
+        error."""
+        if request.method == "GET" or (
+            not request.path.endswith(("/send", "/drafts")) and "/drafts/" not in request.path
+        ):
             return None
         self._figures.asked += 1
         if self._dice.random() >= TROUBLE:
@@ -179,6 +199,71 @@ class Round:
             document = answer.json()
             mail.message_id = document.get("messageId") or document.get("message_id")
 
+    # drafts
+
+    async def _planner(self, name: str, token: str, inbox_id: str) -> None:
+        """Schedules drafts, and thinks better of some."""
+        path = f"/api/agentmail/v0/inboxes/{inbox_id}/drafts"
+        for number in range(DRAFTS_EACH):
+            due_ms = SystemClock().now_ms() + round(self._dice.uniform(*DUE_IN_S) * 1000)
+            recipients = [f"{name}{number}to{one}@example.com" for one in range(self._dice.randint(1, 3))]
+            body: dict[str, Any] = {"to": recipients, "subject": f"{name} draft {number}"}
+            body["send_at"] = instant(due_ms)
+            if self._dice.random() < 0.5:
+                body["client_id"] = f"{name}-{number}"
+            made = await self._until_answered("POST", path, body, token)
+            if made.status_code == CONFLICT:  # sent before its answer came
+                self._figures.drafts["left"] += 1
+                continue
+            draft_path = f"{path}/{made.json()['draft_id']}"
+            what = self._dice.choice(
+                ("left", "deleted", "changed", "rescheduled", "unscheduled", "sent at once")
+            )
+            self._figures.drafts[what] += 1
+            if what == "deleted":
+                await self._until_answered("DELETE", draft_path, None, token)
+            elif what == "changed":
+                await self._until_answered("PATCH", draft_path, {"cc": [f"{name}cc@example.com"]}, token)
+            elif what == "rescheduled":
+                later = {"send_at": instant(due_ms + 1_000)}
+                await self._until_answered("PATCH", draft_path, later, token)
+            elif what == "unscheduled":
+                await self._until_answered("PATCH", draft_path, {"send_at": None}, token)
+            elif what == "sent at once":
+                await self._until_answered("POST", f"{draft_path}/send", {}, token)
+
+    async def _until_answered(
+        self, method: str, path: str, body: dict[str, Any] | None, token: str
+    ) -> httpx.Response:
+        """Repeat a request until it has an answer that is no trouble: 404 is one, of a draft whose time has come."""
+        async with asyncio.timeout(GIVEN_UP_AFTER_S):
+            while True:
+                with suppress(httpx.HTTPError):
+                    async with self._client(token) as client:
+                        answer = await client.request(method, path, json=body)
+                    assert answer.status_code in {200, 202, 404, 409, 429, 500, 502, 503, 504}, answer.text
+                    if answer.status_code in {200, 202, 404} or "is done" in answer.text:
+                        return answer
+                await asyncio.sleep(PAUSE_S)
+
+    def _drafts_waiting(self) -> bool:
+        return any(
+            draft.send_status == "scheduled"
+            for inbox in self._vendor.organization.inboxes.values()
+            for draft in inbox.drafts.values()
+        )
+
+    def _held(self) -> bool:
+        return bool(self._server.rows("SELECT 1 FROM reservations WHERE state = 'HELD' LIMIT 1"))
+
+    async def _tell_of_sent(self, told: int) -> None:
+        """Of what was sent, in disorder: some of it not at all, some of it twice."""
+        events = [one for one in self._vendor.events.recorded[told:] if one.event_type == "message.sent"]
+        events = [one for one in events * 2 if self._dice.random() < 0.5]
+        self._dice.shuffle(events)
+        statuses = await self._vendor.deliver(f"{self._server.url}/api/webhooks/agentmail", *events)
+        assert set(statuses) <= {204}, statuses
+
     async def _kill(self) -> None:
         for _ in range(self._dice.randint(*KILLS)):
             await asyncio.sleep(self._dice.uniform(*ALIVE_S))
@@ -197,7 +282,11 @@ class Round:
         assert set(statuses) == {204}, statuses
 
     async def _check(self, sent_before: int) -> None:
-        sent = self._vendor.sent[sent_before:]
+        everything = self._vendor.sent[sent_before:]
+        sent = [one for one in everything if one.draft_id is None]
+        drafts = [str(one.content.subject) for one in everything if one.draft_id is not None]
+        assert len(set(drafts)) == len(drafts), "a draft was sent more than once"
+        self._figures.drafts["sent"] += len(drafts)
         times = Counter(str(one.content.subject) for one in sent)
         assert times == Counter({mail.subject: 1 for mail in self._mails}), (
             "sent more than once, or not at all"

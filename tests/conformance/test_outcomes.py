@@ -108,7 +108,8 @@ async def test_a_vendor_that_cannot_be_reached_costs_nothing(tmp_path, case: Cas
     async with staged(surface, tmp_path) as stage:
         await stage.vendor.stop()
         stage.assert_dialect(await stage.ask(operation), Reason.UPSTREAM_UNREACHABLE)
-        if operation.looks_up is not None:  # it did not come so far as to be held
+        looks_up = operation.looks_up
+        if looks_up is not None and looks_up.when is None:  # it did not come so far as to be held
             assert await stage.gateway.entries() == []
             return
         entry = await only_entry(stage)

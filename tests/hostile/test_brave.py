@@ -1,5 +1,8 @@
 """Users of Brave who want searches that nobody counts, or other operations of the account."""
 
+import copy
+import re
+
 import orjson
 import pytest
 
@@ -274,37 +277,52 @@ async def test_a_quoted_tag_is_none_where_the_vendor_ends_behind_it(stage, endin
 
 
 PRICES = PriceTable.load()
+CUT_PARTS = 4
+"""Of all places where a stream can be cut: tests of their own, which take turns and run beside each other."""
 
 
-def observed(pieces):
-    """What the meter has counted of an answer in these pieces, after which it broke off unless it was whole."""
+def observer():
+    """The meter's, before an answer."""
     body = answers()
     request = Inbound("POST", {}, b"", [], body, orjson.loads(body))
     meter = AnswersMeter()
     demand = meter.read(request, Pricing(PRICES, 0, 2))
-    observer = meter.observe(request, demand, AnswerHead(200, [(b"content-type", b"text/event-stream")]))
-    for piece in pieces:
-        observer.feed(piece)
-    observer.end()
-    return observer.usage()
+    return meter.observe(request, demand, AnswerHead(200, [(b"content-type", b"text/event-stream")]))
 
 
+def counted(observer, piece):
+    """After one more piece, what the meter has counted of an answer that broke off there unless it was whole."""
+    after = copy.deepcopy(observer)
+    after.feed(piece)
+    after.end()
+    return after.usage()
+
+
+@pytest.mark.parametrize("part", range(CUT_PARTS))
 @pytest.mark.parametrize("split", [None, 1])
 async def test_cut_at_any_byte_a_stream_counts_the_same_and_broken_off_there_never_less_than_an_estimate(
-    split,
+    split, part
 ):
+    """Events before the one that is cut are read once for all of its cuts."""
     body = b"".join(spoken("Teal." + FREE, split=split))
-    least = None
-    for at in range(len(body)):
-        whole, broken = observed([body[:at], body[at:]]), observed([body[:at]])
-        assert whole.is_exact
-        assert whole.lines[0].counts == {"searches": 2, "input_tokens": 9_000, "output_tokens": 700}
-        counts = broken.lines[0].counts
-        least = counts if least is None else least
-        assert not broken.is_exact or at >= len(body) - 2  # the blank line behind the last event
-        if not broken.is_exact:
-            assert counts["searches"] >= 1
-            assert counts["input_tokens"] >= least["input_tokens"] > 8_192
+    least, at = None, 0
+    read = observer()
+    for event in re.split(rb"(?<=\n\n)", body):
+        for cut in range(part, len(event), CUT_PARTS):
+            half = copy.deepcopy(read)
+            half.feed(event[:cut])
+            whole, broken = counted(half, body[at + cut :]), counted(half, b"")
+            assert whole.is_exact
+            assert whole.lines[0].counts == {"searches": 2, "input_tokens": 9_000, "output_tokens": 700}
+            counts = broken.lines[0].counts
+            least = counts if least is None else least
+            assert not broken.is_exact or at + cut >= len(body) - 2  # the blank line behind the last event
+            if not broken.is_exact:
+                assert counts["searches"] >= 1
+                assert counts["input_tokens"] >= least["input_tokens"] > 8_192
+        at += len(event)
+        read.feed(event)
+    assert at == len(body)
 
 
 # --- other operations of the account --------------------------------------------------------------------

@@ -266,7 +266,7 @@ async def test_a_draft_that_is_changed_while_it_is_sent_is_not_sent_for_less(tmp
         assert (await sending).status_code == 503
 
         gate = Gate()
-        vendor.next(hangs(gate=gate))
+        vendor.next(PLAIN, PLAIN, hangs(gate=gate))
         changing = go(at.ada.http.patch(path, json={"bcc": "j@k.l"}))
         await gate.reached()
         assert (await at.ada.http.post(f"{path}/send", json={})).status_code == 409

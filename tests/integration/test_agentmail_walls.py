@@ -3,20 +3,25 @@
 The matrix is made from the declarations: an operation that is added is in it.
 """
 
+import asyncio
 import gzip
 import re
+from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from urllib.parse import quote
 
 import orjson
 import pytest
+from websockets.asyncio.client import connect
 
 from proxy.homes import user_tag
 from proxy.rewriting import tag_of
 from routes.agentmail import SURFACE
 from simulators.agentmail import AgentMailSimulator, answers, fails, replays
+from simulators.agentmail_socket import Subscription
+from simulators.script import WAIT_TIMEOUT_S
 from tests.support.agentmail import MOUNT, house
-from tests.support.raw_http import raw_request
+from tests.support.raw_http import RawAnswer, raw_request
 
 PIECE = re.compile(r"\{(\w+)(?::([^{}]*))?\}")
 WORDS = {"direction": "receive", "type": "allow"}
@@ -135,12 +140,14 @@ def as_case(operation):
     return operation.name
 
 
-each_operation = pytest.mark.parametrize("operation", SURFACE.operations, ids=as_case)
+REQUESTS = [one for one in SURFACE.operations if one.socket is None]
+"""The websocket has a matrix of its own, below."""
+each_operation = pytest.mark.parametrize("operation", REQUESTS, ids=as_case)
 
 
 def test_the_matrix_knows_every_id_that_a_path_may_have():
     known = INVENTED.keys() | WORDS.keys()
-    assert {piece for operation in SURFACE.operations for piece in pieces_of(operation)} <= known
+    assert {piece for operation in REQUESTS for piece in pieces_of(operation)} <= known
 
 
 SPELLINGS = {
@@ -152,7 +159,7 @@ SPELLINGS = {
 }
 
 
-@pytest.mark.parametrize("operation", [one for one in SURFACE.operations if ids_in(one)], ids=as_case)
+@pytest.mark.parametrize("operation", [one for one in REQUESTS if ids_in(one)], ids=as_case)
 async def test_what_is_anothers_is_as_what_does_not_exist(tmp_path, vendor, operation):
     """Each id alone among one's own, and all of them; however they are written."""
     async with house(tmp_path, vendor, env=ENV) as at:
@@ -216,7 +223,7 @@ def _but(things, value):
 
 @pytest.mark.parametrize(
     "operation",
-    [one for one in SURFACE.operations if one.method == "GET" and b'"count"' in one.example.answer],
+    [one for one in REQUESTS if one.method == "GET" and b'"count"' in one.example.answer],
     ids=as_case,
 )
 async def test_lists_count_ones_own_and_go_on_with_ones_own(tmp_path, vendor, operation):
@@ -283,7 +290,7 @@ async def test_no_error_names_the_account_or_anybody(tmp_path, vendor, status, c
         words = f"{ada.ids['inbox_id']} of pod {ada.ids['pod_id']}, {user_tag('bob')}-first, has {{}}"
         told = [{"path": ["to"], "message": words}]
         for operation in ("POST /v0/inboxes", "POST /v0/inboxes/{inbox_id}/messages/send"):
-            (asked,) = (one for one in SURFACE.operations if one.name == operation)
+            (asked,) = (one for one in REQUESTS if one.name == operation)
             own = {piece: bob.named(piece, asked.path) for piece in ids_in(asked)}
             for message in (None, words):
                 vendor.next(fails(status, code, message=message, errors=told))
@@ -633,3 +640,78 @@ async def test_who_is_too_fast_looks_nothing_up(tmp_path, vendor):
         answers_ = [await at.bob.http.post(path, json={"text": str(number)}) for number in range(20)]
         assert [answer.status_code for answer in answers_] == [200] * 4 + [429] * 16
         assert len([one for one in vendor.requests if one.method == "GET"]) == 4
+
+
+# --- the websocket ----------------------------------------------------------------------------------------
+
+(SOCKET,) = (one for one in SURFACE.operations if one.socket is not None)
+WRITTEN = [
+    str,
+    str.upper,
+    str.title,
+    lambda value: f" {value}",
+    lambda value: f"{value}\u200b",
+    lambda value: f"<{value}>",
+]
+"""Spellings of an id in a message, where nothing is decoded but JSON."""
+
+
+@asynccontextmanager
+async def listening(at, user):
+    url = at.gateway.url.replace("http", "ws") + f"{MOUNT}{SOCKET.path}"
+    async with connect(url, additional_headers={"x-api-key": user.token}, proxy=None) as socket:
+        yield socket
+
+
+async def said(socket, **message):
+    """The answer to a subscription, as it came."""
+    await socket.send(orjson.dumps({"type": "subscribe", **message}).decode())
+    async with asyncio.timeout(WAIT_TIMEOUT_S):
+        return await socket.recv()
+
+
+@pytest.mark.parametrize("place", SOCKET.socket.ids, ids=lambda place: place.kind)
+async def test_nobody_subscribes_to_what_is_anothers(tmp_path, vendor, place):
+    """Alone, beside one's own, and in every spelling: as what does not exist, and nothing of it goes up."""
+    async with house(tmp_path, vendor, env=ENV) as at:
+        ada, bob = await things_of(at, at.ada, "ada"), await things_of(at, at.bob, "bob")
+        own = [bob.ids[place.one]]
+        async with listening(at, at.bob) as socket:
+            assert "error" not in await said(socket, **{place.many: own})
+            nothing = await said(socket, **{place.many: [INVENTED[place.one]]})
+            for spell in WRITTEN:
+                stolen = spell(ada.ids[place.one])
+                for ids in ([stolen], [*own, stolen], [stolen, *own]):
+                    assert await said(socket, **{place.many: ids}) == nothing
+            assert len(vendor.sockets[-1].heard) == 1
+
+
+async def test_whatever_happens_to_one_user_another_hears_nothing_of_it(tmp_path, vendor):
+    async with house(tmp_path, vendor, env=ENV) as at:
+        ada, bob = await things_of(at, at.ada, "ada"), await things_of(at, at.bob, "bob")
+        async with listening(at, at.bob) as his, listening(at, at.ada) as hers:
+            shown = {his: [await said(his)], hers: [await said(hers)]}
+            vendor.sockets[-2].subscriptions.append(
+                Subscription()
+            )  # though the vendor told him of everything
+            vendor.sockets[-1].subscriptions.append(Subscription())
+            for things, user in ((ada, at.ada), (bob, at.bob)):
+                inbox = things.ids["inbox_id"]
+                name = inbox.partition("@")[0]
+                vendor.receive(inbox, f"{name}-friend@x.y", f"{name}-subject", label="spam")
+                sent = await user.send(inbox, f"{name}-addressee@x.y", f"{name}-subject")
+                assert sent.status_code == 200
+                for happens in (vendor.open, vendor.bounce, vendor.complain, vendor.reject):
+                    happens(vendor.sent[-1])
+            vendor.events.happen(
+                "domain.verified", inbox_id="", pod_id="", payload={"domain": {"domain": "x.y"}}
+            )
+            names = {his: "bob", hers: "ada"}
+            for socket, texts in shown.items():
+                while not texts[-1].count('"reject"'):
+                    async with asyncio.timeout(WAIT_TIMEOUT_S):
+                        texts.append(await socket.recv())
+                assert sum(f"{names[socket]}@" in text for text in texts) >= 6, "each hears of their own"
+            for socket, others, mine in ((his, ada, bob), (hers, bob, ada)):
+                answer = RawAnswer(101, (), b"", "\n".join(shown[socket]).encode())
+                assert_tells_nothing(at, answer, others, mine)

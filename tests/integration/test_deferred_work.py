@@ -1,48 +1,22 @@
 """Work that goes on after its request: OpenAI's responses in the background, settled once, by a poll."""
 
 import asyncio
-from typing import Any
 
 import pytest
 
 from metering.ledger import NO_COST, Outcome, Settlement
+from metering.objects import ObjectId
+from metering.store.writer import Unit
 from proxy import deferral
 from simulators.openai import Behaviour, OpenAISimulator, fails, hangs, replays, streams
 from simulators.script import Gate, WaitFor
+from tests.support.background import BACKGROUND, LATER_S, polled, start, states, works
 from tests.support.gateway import DatedClock, Gateway
 from tests.support.limits import limits_of
 from tests.support.openai import openai_client_of, response_body, serving_openai
 
-BACKGROUND = response_body(background=True)
 SLOW = 60
 """Tokens per minute of which one flows back a second."""
-LATER_S = 11
-"""A poll is due by then."""
-
-
-async def start(gateway: Gateway, token: str, **more: Any) -> str:
-    async with openai_client_of(gateway, token) as client:
-        answer = await client.post("/responses", json={**BACKGROUND, **more})
-        assert answer.status_code == 200
-        assert answer.json()["status"] == "queued"
-        response_id: str = answer.json()["id"]
-        return response_id
-
-
-async def states(gateway: Gateway) -> list[str]:
-    rows = await gateway.service.store.readers.rows("SELECT state FROM reservations ORDER BY id")
-    return [str(state) for (state,) in rows]
-
-
-async def works(gateway: Gateway) -> int:
-    row = await gateway.service.store.readers.row("SELECT COUNT(*) FROM deferred_work")
-    assert row is not None
-    return int(str(row[0]))
-
-
-async def polled(gateway: Gateway, clock: DatedClock, seconds: float = LATER_S) -> int:
-    clock.advance(seconds)
-    return await gateway.service.engine._deferrals.poll_due()
 
 
 @pytest.fixture
@@ -77,6 +51,26 @@ async def test_background_work_is_held_until_a_poll_finds_it_ended_and_booked_on
         assert last["request"] == line["request"]
         assert (last["outcome"], last["output_tokens"]) == ("completed", told.usage.completion_tokens)
         assert last["polls"] >= 2
+        await gateway.assert_clean()
+
+
+async def test_a_vendors_word_of_it_has_work_asked_about_at_once_and_books_nothing(tmp_path, clock):
+    async with OpenAISimulator() as vendor, serving_openai(tmp_path, vendor, clock=clock) as gateway:
+        response_id = await start(gateway, await gateway.new_token())
+        deferrals, writer = gateway.service.engine._deferrals, gateway.service.store.writer
+        one = ObjectId("openai", "response", response_id)
+        for other in (one._replace(kind="file"), one._replace(vendor="agentmail")):
+            assert not deferrals.reported(other)
+        asked = len(vendor.requests)
+        for _ in range(2):
+            await writer.submit(Unit(deferrals.reported(one)))
+            await deferrals.poll_due()
+            await gateway.until(lambda asked=asked: len(vendor.requests) > asked)
+            assert await states(gateway) == ["HELD"]
+            asked = len(vendor.requests)
+        vendor.finish(response_id)
+        await writer.submit(Unit(deferrals.reported(one)))
+        await deferrals.poll_due()
         await gateway.assert_clean()
 
 

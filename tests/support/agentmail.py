@@ -114,7 +114,7 @@ async def user_of(gateway: Gateway, user_id: str) -> AsyncIterator[User]:
         httpx.AsyncClient(trust_env=False, timeout=30, follow_redirects=True) as of_sdk,
     ):
         environment = AgentMailEnvironment(
-            http=gateway.url + MOUNT, websockets=gateway.url.replace("http", "ws")
+            http=gateway.url + MOUNT, websockets=gateway.url.replace("http", "ws") + MOUNT
         )
         sdk = agentmail.AsyncAgentMail(api_key=token, environment=environment, httpx_client=of_sdk)
         yield User(user_id, token, gateway, http, sdk)
@@ -122,10 +122,15 @@ async def user_of(gateway: Gateway, user_id: str) -> AsyncIterator[User]:
 
 @asynccontextmanager
 async def house(
-    folder: Path, vendor: AgentMailSimulator, *, env: Mapping[str, str] | None = None, **plan: Any
+    folder: Path,
+    vendor: AgentMailSimulator,
+    *,
+    env: Mapping[str, str] | None = None,
+    clock: DatedClock | None = None,
+    **plan: Any,
 ) -> AsyncIterator[House]:
     """Ada and Bob before one account; what they leave behind is clean."""
-    clock = DatedClock(2026, 11, 20)
+    clock = clock or DatedClock(2026, 11, 20)
     settings = {**variables(vendor), **(env or {})}
     async with running_gateway(folder, env=settings, clock=clock, **plan) as gateway:
         async with user_of(gateway, "ada") as ada, user_of(gateway, "bob") as bob:

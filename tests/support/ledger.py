@@ -85,14 +85,19 @@ def prepaid(*, owner: str = "user:ada") -> Hold:
 
 
 def intent(
-    *holds: Hold, named: str | None = None, floor: int = 0, due_at_ms: int | None = None, user_id: str = "ada"
+    *holds: Hold,
+    named: str | None = None,
+    floor: int = 0,
+    due_at_ms: int | None = None,
+    user_id: str = "ada",
+    surface: str = "anthropic",
 ) -> Intent:
-    """An Anthropic request of ada's that holds what is given."""
+    """A request of ada's, Anthropic's unless told otherwise, that holds what is given."""
     return Intent(
         id=named or request_id(),
         user_id=user_id,
         token_id=f"tok_{user_id}",
-        surface="anthropic",
+        surface=surface,
         operation="POST /v1/messages",
         model=MODEL,
         holds=holds,

@@ -27,8 +27,8 @@ from tests.support.process import pids
 ROOT = Path(__file__).parents[2]
 DOCUMENT = ROOT / "docs" / "openclaw.md"
 DOCUMENTED_URL = "https://proxy.example.com"
-FURTHER, SEARCH = 1, 2
-"""The document's blocks after the first: what else is served, and web search."""
+FURTHER, SEARCH, HOOKS = 1, 2, 3
+"""The document's blocks after the first: what else is served, web search, and mail that comes in."""
 BRAVE_PLUGIN = INSTALLED / "@openclaw" / "brave-plugin"
 PRELOAD = ROOT / "tests" / "openclaw" / "connections.cjs"
 READY_WITHIN_S = 240.0
@@ -101,6 +101,11 @@ def with_search(url: str) -> dict[str, Any]:
     return config
 
 
+def with_hooks(url: str) -> dict[str, Any]:
+    """The document's configuration of one agent that is told of mail."""
+    return {**documented(url), **documented(url, block=HOOKS)}
+
+
 def is_built_in(provider: Mapping[str, Any]) -> bool:
     """Of OpenClaw's own, which bring their models."""
     return not provider["models"]
@@ -111,9 +116,19 @@ def token_variable(agent: Agent) -> str:
 
 
 class OpenClaw:
-    """A running OpenClaw. `folder` holds its state, configuration, workspaces and logs."""
+    """A running OpenClaw. `folder` holds its state, configuration, workspaces and logs.
 
-    def __init__(self, folder: Path, url: str, agents: list[Agent]) -> None:
+    `config`: instead of one for `agents`. `env`: what that names, and what else is not as usual."""
+
+    def __init__(
+        self,
+        folder: Path,
+        url: str,
+        agents: list[Agent],
+        *,
+        config: Mapping[str, Any] | None = None,
+        env: Mapping[str, str] | None = None,
+    ) -> None:
         self.folder = folder
         self.state = folder / "state"
         self.connections = folder / "connections"
@@ -121,7 +136,9 @@ class OpenClaw:
         self._process: asyncio.subprocess.Process | None = None
         self._port = free_port()
         self._secret = "a-secret-between-test-and-openclaw"
-        (folder / "openclaw.json").write_text(json.dumps(configured(url, agents, folder), indent=2))
+        self._more_env = dict(env or {})
+        written = configured(url, agents, folder) if config is None else config
+        (folder / "openclaw.json").write_text(json.dumps(written, indent=2))
 
     @property
     def env(self) -> dict[str, str]:
@@ -136,7 +153,13 @@ class OpenClaw:
             "NODE_OPTIONS": f"--require={PRELOAD}",
             "CONNECTIONS_FILE": str(self.connections),
             **tokens,
+            **self._more_env,
         }
+
+    @property
+    def hook_url(self) -> str:
+        """Where it is told of what happens elsewhere."""
+        return f"http://127.0.0.1:{self._port}/hooks/agent"
 
     @property
     def client_env(self) -> dict[str, str]:
@@ -251,9 +274,11 @@ class OpenClaw:
 
 
 @asynccontextmanager
-async def running_openclaw(folder: Path, url: str, agents: list[Agent]) -> AsyncIterator[OpenClaw]:
-    """An OpenClaw that takes turns; nothing of it is left at the end."""
-    openclaw = OpenClaw(folder, url, agents)
+async def running_openclaw(
+    folder: Path, url: str, agents: list[Agent], **more: Any
+) -> AsyncIterator[OpenClaw]:
+    """An OpenClaw that takes turns; nothing of it is left at the end. `more` as it says."""
+    openclaw = OpenClaw(folder, url, agents, **more)
     try:
         await openclaw.start()
         yield openclaw

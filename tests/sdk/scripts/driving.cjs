@@ -17,10 +17,10 @@ function raised(error) {
   return {
     classes,
     message: String(error.message),
-    status: error.status ?? null,
-    body: error.error ?? null,
+    status: error.status ?? error.statusCode ?? null,
+    body: error.error ?? error.body ?? null,
     request_id: error.requestID ?? null,
-    headers: error.headers ? Object.fromEntries(error.headers) : {},
+    headers: Object.fromEntries(error.headers ?? error.rawResponse?.headers ?? []),
   };
 }
 
@@ -39,11 +39,13 @@ async function withoutPauses(waits, run) {
   }
 }
 
-async function answer(acts, asked) {
+const usual = (asked) => new Sdk({ baseURL: asked.url, apiKey: asked.token, maxRetries: asked.client.max_retries });
+
+async function answer(acts, clientFor, asked) {
   const seen = [];
   const waits = [];
   const began = performance.now();
-  const client = new Sdk({ baseURL: asked.url, apiKey: asked.token, maxRetries: asked.client.max_retries });
+  const client = clientFor(asked);
   const run = async () => acts[asked.do](client, seen, asked.with);
   let told;
   try {
@@ -54,11 +56,11 @@ async function answer(acts, asked) {
   return { ...told, seen, waits, elapsed_s: (performance.now() - began) / 1000 };
 }
 
-async function drive(acts) {
+async function drive(acts, clientFor = usual) {
   console.log(JSON.stringify({ version }));
   for await (const line of readline.createInterface({ input: process.stdin })) {
-    console.log(JSON.stringify(await answer(acts, JSON.parse(line))));
+    console.log(JSON.stringify(await answer(acts, clientFor, JSON.parse(line))));
   }
 }
 
-module.exports = { drive };
+module.exports = { Sdk, drive };

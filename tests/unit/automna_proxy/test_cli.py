@@ -30,6 +30,7 @@ from automna_proxy.cli import app
 from automna_proxy.commands.catalog import settings_markdown
 from automna_proxy.settings import table
 from metering.clock import SystemClock, month_of
+from metering.deferred import DeferredWork, DeferredWorks
 from metering.ledger import (
     MONEY,
     NO_PERIOD,
@@ -154,6 +155,7 @@ def test_the_first_user_makes_the_store_and_says_so_on_standard_error(fresh: Cli
         ("ledger", "reprice", "--from", "2020-01-01", "--to", "2999-01-01"),
         ("ledger", "tail"),
         ("objects", "list"),
+        ("objects", "sweep"),
     ],
 )
 def test_other_commands_make_no_store(fresh: Cli, args: tuple[str, ...]) -> None:
@@ -236,6 +238,32 @@ def test_a_user_is_added_once(cli: Cli) -> None:
     result = cli.run("user", "add", "alice")
     assert (result.exit_code, result.stdout) == (1, "")
     assert "exists already" in one_line(result.stderr)
+
+
+def test_disable_says_what_still_runs_at_vendors(cli: Cli) -> None:
+    async def begin() -> None:
+        async with open_store(Database(cli.path)) as store:
+            works = DeferredWorks(store, SystemClock())
+            for number, operation in enumerate(("POST /v1/responses", "POST /v1/responses", "POST /x")):
+                hold = Hold("user:alice", OPEN_REQUESTS, NO_PERIOD, 1, 10)
+                intent = Intent(f"req_{number}", "alice", "tok", "openai", operation, None, (hold,))
+                assert isinstance(await Ledger(store, SystemClock(), "wrk_1").reserve(intent), Reservation)
+                work = DeferredWork(intent.id, "openai", operation, f"resp_{number}", "{}")
+                await store.writer.submit(Unit((works.adding(work, poll_in_s=10.0),)))
+
+    asyncio.run(begin())
+    shown = cli.json("user", "disable", "alice")
+    assert (shown["status"], shown["running_at_vendors"]) == (
+        "disabled",
+        [
+            {"surface": "openai", "operation": "POST /v1/responses", "count": 2, "is_ended": True},
+            {"surface": "openai", "operation": "POST /x", "count": 1, "is_ended": False},
+        ],
+    )
+    assert cli.ok("user", "disable", "alice").splitlines()[1:] == [
+        "still running at openai: 2 of POST /v1/responses, which is ended",
+        "still running at openai: 1 of POST /x, which cannot be ended, and runs to its end",
+    ]
 
 
 def test_a_user_moves_between_plans_and_states(cli: Cli) -> None:
@@ -1128,6 +1156,16 @@ def test_an_object_is_released_once_and_may_be_anothers_then(cli: Cli) -> None:
     bind(cli, INBOX, user="bob")
     assert cli.json("objects", "release", *INBOX, "--yes")["user"] == "bob"
     assert cli.json("ledger", "verify")["is_clean"]
+
+
+def test_a_sweep_leaves_out_vendors_without_a_key_and_says_which_cannot_be_reached(cli: Cli) -> None:
+    assert (cli.ok("objects", "sweep"), cli.json("objects", "sweep")) == ("", {"sweeps": []})
+    cli.env |= {"AGENTMAIL_API_KEY": "k", "AGENTMAIL_UPSTREAM_URL": "http://127.0.0.1:9"}
+    result = cli.run("objects", "sweep", "--dry-run")
+    assert (result.exit_code, result.stdout) == (1, "")
+    assert "agentmail cannot be asked" in one_line(result.stderr)
+    cli.env["AGENTMAIL_UPSTREAM_URL"] = "nowhere"
+    assert cli.run("objects", "sweep").exit_code == 5
 
 
 def test_an_object_of_a_user_with_a_request_under_way_is_not_released(cli: Cli) -> None:

@@ -791,6 +791,28 @@ async def test_the_records_of_the_replaced_service_exist_with_its_columns(bench:
     assert "claude-test-1" in str(events[0][6])
 
 
+async def test_sent_mail_is_among_the_records_of_the_replaced_service(bench: Bench) -> None:
+    """What was charged; not what failed, was not sent, or was a model's."""
+    for surface, cost_nanousd in (
+        ("agentmail", 4_000_000),
+        ("email", 2_000_000),
+        ("email", 0),
+        ("openai", 5),
+    ):
+        reservation = await bench.reserve(money(10_000_000, of=10**9), surface=surface)
+        await bench.ledger.settle(reservation, settlement(cost_nanousd))
+    await bench.ledger.void(await bench.reserve(surface="agentmail"))
+    rows = await bench.store.readers.rows(
+        "SELECT id, user_id, sent_at, recipient, subject, cost_microdollars, request_id FROM email_sends"
+    )
+    at_s = NOW_MS // 1_000
+    assert [row[:6] for row in rows] == [
+        ("1", "ada", at_s, None, None, 4_000),
+        ("2", "ada", at_s, None, None, 2_000),
+    ]
+    assert all(row[6] for row in rows)
+
+
 async def test_what_verify_counts_is_what_happened(bench: Bench) -> None:
     await bench.ledger.settle(await bench.reserve(money(100)), settlement(130))
     await bench.ledger.void(await bench.reserve(money(100)))

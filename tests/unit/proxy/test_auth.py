@@ -294,7 +294,7 @@ async def test_who_else_remembers_things_is_told_of_every_change_and_when_all_ma
     door: Door,
 ) -> None:
     told: list[tuple[int, object]] = []
-    door.authenticator._on_changes = lambda seq, changed: told.append((seq, changed))
+    door.authenticator.on_changes.append(lambda seq, changed: told.append((seq, changed)))
     await door.authenticator.look_for_changes()
     assert told == [], "nothing has changed"
     await door.directory.disable("ada")

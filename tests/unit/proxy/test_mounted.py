@@ -10,6 +10,8 @@ from metering.errors import Reason, Refused
 from proxy.meters import Free
 from proxy.mounted import Mounted
 from proxy.surface import Example, Operation
+from routes import agentmail
+from routes.agentmail_socket import SOCKET
 from routes.openai import SURFACE
 
 
@@ -90,3 +92,26 @@ def test_words_are_matched_as_they_are_and_left_out_of_the_name() -> None:
     )
     with pytest.raises(Refused):
         mounted(VERSIONED).match("GET", b"/v3/models/m")
+
+
+@pytest.mark.parametrize(
+    ("variables", "origin"),
+    [
+        ({}, "https://ws.agentmail.to"),
+        ({"AGENTMAIL_UPSTREAM_URL": "http://127.0.0.1:9001"}, "http://127.0.0.1:9001"),
+        ({"AGENTMAIL_WS_UPSTREAM_URL": "ws://127.0.0.1:9002"}, "http://127.0.0.1:9002"),
+        ({"AGENTMAIL_WS_UPSTREAM_URL": "wss://eu.x", "AGENTMAIL_UPSTREAM_URL": "http://y"}, "https://eu.x"),
+        ({"AGENTMAIL_WS_UPSTREAM_URL": "https://eu.x:8443"}, "https://eu.x:8443"),
+    ],
+)
+def test_a_websocket_has_a_host_of_its_own_unless_the_surface_is_elsewhere(
+    variables: dict[str, str], origin: str
+) -> None:
+    bounds = bounds_of(Settings.from_env({}))
+    assert str(Mounted(agentmail.SURFACE, variables, bounds).socket_origin(SOCKET)) == origin
+
+
+@pytest.mark.parametrize("url", ["ftp://x", "wss://x/v0", "wsx://x", "x", "wss://user@x"])
+def test_an_override_of_a_websocket_that_cannot_be_used_names_its_variable(url: str) -> None:
+    with pytest.raises(ValueError, match="AGENTMAIL_WS_UPSTREAM_URL"):
+        Mounted(agentmail.SURFACE, {"AGENTMAIL_WS_UPSTREAM_URL": url}, bounds_of(Settings.from_env({})))

@@ -16,6 +16,7 @@ ROWS = [
     # reason                     status type                  code                 retry
     (Reason.UNKNOWN_OPERATION, 404, INVALID, None, False),
     (Reason.WEBSOCKET_UNAVAILABLE, 426, INVALID, None, False),
+    (Reason.WEBSOCKET_REQUIRED, 426, INVALID, None, False),
     (Reason.UNAUTHENTICATED, 401, INVALID, "invalid_api_key", False),
     (Reason.FORBIDDEN, 403, INVALID, None, False),
     (Reason.BAD_REQUEST, 400, INVALID, None, False),

@@ -118,6 +118,7 @@ async def own(tmp_path: Path) -> AsyncIterator[Own]:
             not_ready=not_ready,
             bytes_per_output_token=3,
             metrics_token="",
+            reported=lambda _: (),
         )
         yield Own(context, clock, directory, Ledger(store, clock, "wrk_1"), gateway_token, reasons)
 

@@ -400,4 +400,4 @@ async def test_the_durable_record_says_what_each_answer_used(tmp_path):
 
 
 def test_it_can_be_run_in_a_process_of_its_own():
-    assert VENDORS["brave"] == (BraveSimulator, VENDOR_KEY)
+    assert (VENDORS["brave"], BraveSimulator.vendor_key) == (BraveSimulator, VENDOR_KEY)

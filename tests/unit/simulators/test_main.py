@@ -7,7 +7,7 @@ import sys
 import httpx
 import pytest
 
-from simulators import agentmail, anthropic, openai
+from simulators import agentmail, anthropic, bland, browserbase, openai, twilio
 from simulators.server import read_record
 
 ASKED = {
@@ -41,14 +41,56 @@ async def test_it_prints_its_url_serves_and_ends_on_a_signal(tmp_path, vendor, s
     assert [line["event"] for line in read_record(record)] == ["seen", "ended"]
 
 
-async def test_agentmail_is_served_too():
+STATEFUL = {
+    "agentmail": (
+        {"authorization": f"Bearer {agentmail.VENDOR_KEY}"},
+        ("/v0/inboxes", {"json": {"username": "me"}}, "inbox_id"),
+        "/v0/inboxes/{}",
+    ),
+    "bland": (
+        {"authorization": bland.VENDOR_KEY},
+        ("/v1/calls", {"json": {"phone_number": "+12025550100", "task": "Hi"}}, "call_id"),
+        "/v1/calls/{}",
+    ),
+    "twilio": (
+        {"authorization": httpx.BasicAuth(twilio.ACCOUNT_SID, twilio.AUTH_TOKEN)._auth_header},
+        (f"{twilio.ACCOUNT_PATH}/IncomingPhoneNumbers.json", {"data": {"AreaCode": "725"}}, "sid"),
+        twilio.ACCOUNT_PATH + "/IncomingPhoneNumbers/{}.json",
+    ),
+}
+
+
+@pytest.mark.parametrize("vendor", STATEFUL)
+async def test_a_vendor_that_keeps_state_is_served_too(vendor):
     process = await asyncio.create_subprocess_exec(
-        sys.executable, "-m", "simulators", "agentmail", stdout=asyncio.subprocess.PIPE
+        sys.executable, "-m", "simulators", vendor, stdout=asyncio.subprocess.PIPE
     )
     url = (await asyncio.wait_for(process.stdout.readline(), 20)).decode().strip()
-    headers = {"authorization": f"Bearer {agentmail.VENDOR_KEY}"}
+    headers, (path, asked, name), again = STATEFUL[vendor]
     async with httpx.AsyncClient(base_url=url, headers=headers, trust_env=False) as client:
-        made = (await client.post("/v0/inboxes", json={"username": "me"})).json()
-        assert (await client.get(f"/v0/inboxes/{made['inbox_id']}")).json() == made
+        made = (await client.post(path, **asked)).json()
+        assert (await client.get(again.format(made[name]))).json()[name] == made[name]
     process.send_signal(signal.SIGTERM)
     assert await asyncio.wait_for(process.wait(), 20) == 0
+
+
+async def test_browserbase_is_served_with_a_browser_of_ones_own(tmp_path):
+    process = await asyncio.create_subprocess_exec(
+        *(sys.executable, "-m", "simulators", "browserbase", "--chromium", str(tmp_path / "none")),
+        stdout=asyncio.subprocess.PIPE,
+    )
+    url = (await asyncio.wait_for(process.stdout.readline(), 20)).decode().strip()
+    headers = {"x-bb-api-key": browserbase.VENDOR_KEY}
+    async with httpx.AsyncClient(base_url=url, headers=headers, trust_env=False) as client:
+        session = (await client.post("/v1/sessions")).json()
+        assert (await client.get(f"/v1/sessions/{session['id']}/debug")).json()["pages"] == []
+    process.send_signal(signal.SIGTERM)
+    assert await asyncio.wait_for(process.wait(), 20) == 0
+
+
+async def test_only_browserbase_has_browsers():
+    process = await asyncio.create_subprocess_exec(
+        *(sys.executable, "-m", "simulators", "openai", "--chromium", "x"), stderr=asyncio.subprocess.PIPE
+    )
+    _, said = await asyncio.wait_for(process.communicate(), 20)
+    assert (process.returncode, b"--chromium is for browserbase" in said) == (2, True)

@@ -10,9 +10,10 @@ import pytest
 import websockets
 from websockets.asyncio.client import connect
 
+from metering.tasks import spawn
 from simulators.script import WAIT_TIMEOUT_S, Ready, head
 from simulators.server import SimulatorServer, State
-from simulators.websocket import CloseCode, Opcode, Peer, accept, frame, wants_websocket
+from simulators.websocket import CloseCode, Opcode, Peer, accept, frame, unmasked, wants_websocket
 
 KEY = base64.b64encode(b"0123456789abcdef").decode()
 MASK = b"\x01\x02\x03\x04"
@@ -36,9 +37,21 @@ class Echo(Peer):
         self.server.gone_total += 1
 
 
+class BinaryEcho(Echo):
+    """Says what it hears, also where that is no text, up to 32 MB."""
+
+    takes_binary = True
+    message_bytes_max = 32 * 1024 * 1024
+
+    def said_bytes(self, data):
+        self.heard.append(data)
+        self.send_bytes(data, piece_bytes=self.server.piece_bytes)
+
+
 class EchoServer(SimulatorServer):
     piece_bytes = None
     gone_total = 0
+    peer_type = Echo
 
     def __init__(self):
         super().__init__()
@@ -47,7 +60,7 @@ class EchoServer(SimulatorServer):
     def answer(self, request):
         if not wants_websocket(request):
             return Ready(head(404, (("Content-Length", "0"),)))
-        return accept(request, lambda line: Echo(line, self), None)
+        return accept(request, lambda line: self.peer_type(line, self), None)
 
 
 @pytest.fixture
@@ -102,6 +115,60 @@ async def test_messages_of_every_length_come_and_go(server, size, piece_bytes):
     async with connect(server.url.replace("http", "ws"), proxy=None, max_size=None) as socket:
         await socket.send("é" * (size // 2) + "x" * (size % 2))
         assert len((await soon(socket.recv())).encode()) == size
+
+
+@pytest.mark.parametrize("piece_bytes", [None, 1_000_003])
+async def test_a_peer_may_take_bytes_and_large_messages(server, piece_bytes):
+    server.peer_type, server.piece_bytes = BinaryEcho, piece_bytes
+    data = os.urandom(20_000_001)
+    async with connect(server.url.replace("http", "ws"), proxy=None, max_size=None) as socket:
+        await socket.send([data[:9], data[9:]])
+        assert await soon(socket.recv()) == data
+        await socket.send("text too")
+        assert await soon(socket.recv()) == "text too"
+    _, reader, writer = await dialled(server, more=masked(0x82, b"\xff") + masked(0x82, b""))
+    assert await soon(reader.readexactly(5)) == b"\x82\x01\xff\x82\x00"
+    writer.close()
+
+
+@pytest.mark.parametrize("size", range(10))
+def test_a_mask_is_its_own_opposite(size):
+    payload = bytes(range(size))
+    covered = bytes(byte ^ MASK[number % 4] for number, byte in enumerate(payload))
+    assert (unmasked(MASK, payload), unmasked(MASK, covered)) == (covered, payload)
+
+
+async def test_what_is_sent_waits_for_a_client_that_does_not_read(server):
+    _, reader, writer = await dialled(server)
+    (peer,) = server.peers
+    reader._transport.pause_reading()
+    peer._line.send(bytes(50_000_000))
+    waiting = [spawn(peer._line.sent(), name="waits") for _ in range(2)]
+    waiting[0].cancel()
+    await asyncio.sleep(0)
+    assert not waiting[1].done()
+    reader._transport.resume_reading()
+    await soon(reader.readexactly(50_000_000))
+    await soon(waiting[1])
+    reader._transport.pause_reading()
+    peer._line.send(bytes(50_000_000))
+    writer.transport.abort()
+    await soon(peer._line.sent())
+
+
+async def test_nothing_is_read_between_pause_and_resume(server):
+    url = server.url.replace("http", "ws")
+    async with connect(url, proxy=None) as socket, connect(url, proxy=None) as other:
+        peer = server.peers[0]
+        peer._line.pause()
+        await socket.send("held")
+        pong = await socket.ping()
+        await other.send("read")
+        await soon(other.recv())
+        assert (peer.heard, pong.done()) == ([], False)
+        peer._line.resume()
+        await soon(pong)
+        assert peer.heard == ["held"]
 
 
 async def test_fragments_are_put_together_with_a_ping_between_them(server):
@@ -182,6 +249,7 @@ async def test_a_client_may_vanish(server):
         (masked(0x01, b"x") + masked(0x81, b"y"), 1002),  # a message within a message
         (masked(0x09, b"x"), 1002),  # a control frame in pieces
         (struct.pack("!BBH", 0x89, 0xFE, 126) + MASK + os.urandom(126), 1002),  # a control frame too long
+        (masked(0x01, b"x") + masked(0x82, b"y"), 1003),
         (masked(0x82, b"x"), 1003),
         (masked(0x81, b"\xff"), 1007),
         (struct.pack("!BBQ", 0x81, 0xFF, 1 << 40) + MASK, 1009),
