@@ -18,7 +18,7 @@ from metering.admission import token_rates_of
 from metering.clock import Clock
 from metering.deferred import DeferredWork, DeferredWorks
 from metering.errors import Refused
-from metering.ledger import Ledger, Outcome, Resolved, Settlement, bounded
+from metering.ledger import Ledger, Outcome, Reservation, Resolved, Settlement, bounded
 from metering.objects import ObjectId
 from metering.orphans import Maker
 from metering.prices import PriceTable
@@ -255,9 +255,6 @@ class Deferrals:
     async def _book(self, kind: _Kind, work: DeferredWork, usage: Usage, status: int) -> None:
         """Settle, or adjust what has expired meanwhile. Only then is the row forgotten."""
         priced = self._prices.price(kind.mounted.surface.provider, usage, at_ms=self._clock.now_ms())
-        reservation = await self._ledger.held(work.reservation_id)
-        if not usage.is_exact and reservation is not None:
-            priced = bounded(priced, 0, reservation.hold_nanousd)
         settlement = Settlement(
             Outcome.COMPLETED,
             priced,
@@ -267,13 +264,19 @@ class Deferrals:
             price_version=self._prices.version,
             upstream_status=status,
         )
-        if reservation is not None:
-            is_booked = await self._ledger.settle(reservation, settlement) is Resolved.DONE
-        else:
-            is_booked = usage.is_exact and await self._ledger.report_late(work.reservation_id, settlement)
+
+        def settle(reservation: Reservation) -> "asyncio.Future[Resolved]":
+            nonlocal settlement
+            if not usage.is_exact:
+                settlement = replace(settlement, priced=bounded(priced, 0, reservation.hold_nanousd))
+            return self._ledger.settle(reservation, settlement)
+
+        is_booked = await self._ledger.resolve_found(work.reservation_id, settle) is Resolved.DONE
+        if not is_booked and usage.is_exact:
+            is_booked = await self._ledger.report_late(work.reservation_id, settlement)
         await self._works.forget(work)
         if is_booked:
-            tokens = counted_tokens(priced.lines)
+            tokens = counted_tokens(settlement.priced.lines)
             for owner, tokens_per_minute in _rates_in(work.demand):
                 self._tokens.charge(owner, tokens_per_minute, tokens)
             self._telemetry.finish_deferred(
