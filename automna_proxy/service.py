@@ -40,6 +40,7 @@ from proxy.mounted import Mounted
 from proxy.outbox import Courier, webhook_client
 from proxy.pipeline import Engine
 from proxy.preparation import Preparation
+from proxy.running import Running
 from proxy.side_calls import SideCalls
 from proxy.sweep import Sweeper
 from proxy.telemetry import Telemetry
@@ -171,7 +172,18 @@ async def running_service(  # noqa: PLR0915 - a statement for each part
             await authenticator.start()
             await heartbeat.beat()
         stack.push_async_callback(_leave, heartbeat)
+        admission = Admission(ledger, rate_limits, clock)
+        running = Running(
+            works=works,
+            admission=admission,
+            ledger=ledger,
+            prices=prices,
+            objects=objects,
+            calls=calls,
+            clock=clock,
+        )
         deferrals = Deferrals(
+            running=running,
             works=works,
             scheduled=ScheduledWorks(store, ledger, clock),
             mounted=mounted,
@@ -195,7 +207,6 @@ async def running_service(  # noqa: PLR0915 - a statement for each part
             hooks=hooks,
             hooks_secret=settings.hooks_secret,
         )
-        admission = Admission(ledger, rate_limits, clock)
         engine = Engine(
             bounds=bounds,
             authenticator=authenticator,

@@ -8,22 +8,37 @@ Work whose user may do nothing any more (disabled, or without a token that lives
 time, by whoever raises `end_attempts` first, and only while that is so. The next poll settles what the vendor then says.
 """
 
+import asyncio
 from dataclasses import dataclass
 from typing import cast
 
 from metering.clock import Clock
 from metering.store.readers import Readers
 from metering.store.store import Store
-from metering.store.writer import Declined, Step, Unit
+from metering.store.writer import Declined, Result, Step, Unit
 
 TAKEN = "taken"
+NEVER_MS = 2**53
+"""When an open row is to be asked about: only when its worker is dead."""
 
 INSERT_DEFERRED = """
-INSERT INTO deferred_work (reservation_id, surface, operation, upstream_id, demand, poll_at_ms, polls)
-VALUES (?1, ?2, ?3, ?4, ?5, ?6, 0) ON CONFLICT (reservation_id) DO NOTHING"""
+INSERT INTO deferred_work (reservation_id, surface, operation, upstream_id, demand, poll_at_ms, polls, is_seen)
+VALUES (?1, ?2, ?3, ?4, ?5, ?6, 0, ?7) ON CONFLICT (reservation_id) DO UPDATE
+SET upstream_id = excluded.upstream_id, poll_at_ms = excluded.poll_at_ms, is_seen = excluded.is_seen, is_open = 0
+WHERE deferred_work.upstream_id = ''"""
+INSERT_OPEN = """
+INSERT INTO deferred_work (reservation_id, surface, operation, upstream_id, demand, poll_at_ms, polls, is_open)
+VALUES (?1, ?2, ?3, '', ?4, ?5, 0, 1)"""
+LEAVE_OPEN = """
+UPDATE deferred_work SET is_open = 0, is_seen = 0, poll_at_ms = ?2 WHERE reservation_id = ?1"""
+NOTE_ABSENT = """
+UPDATE deferred_work SET absences = absences + 1, poll_at_ms = ?2 WHERE reservation_id = ?1"""
+NOTE_ENDED = """
+UPDATE deferred_work SET ended_because = ?2, end_told_at_ms = COALESCE(end_told_at_ms, ?3) WHERE reservation_id = ?1"""
 
 COLUMNS = """reservation_id, surface, operation, upstream_id, demand, poll_at_ms, polls, about, scheduled_at_ms,
-    is_open, is_seen, absences, end_attempts, end_told_at_ms"""
+    is_open, is_seen, absences, end_attempts, end_told_at_ms,
+    ended_because"""
 
 SELECT_DUE = f"""
 SELECT {COLUMNS} FROM deferred_work WHERE poll_at_ms <= ?1 ORDER BY poll_at_ms LIMIT ?2"""
@@ -83,7 +98,7 @@ SKEW_MS = 300_000
 """How far a vendor's clock may be from ours."""
 
 
-_Row = tuple[str, str, str, str, str, int, int, str, int | None, int, int, int, int, int | None]
+_Row = tuple[str, str, str, str, str, int, int, str, int | None, int, int, int, int, int | None, str]
 
 
 @dataclass(frozen=True, slots=True)
@@ -106,6 +121,8 @@ class DeferredWork:
     end_attempts: int = 0
     """To end it for a user who may do nothing any more, begun so far."""
     end_told_at_ms: int | None = None
+    ended_because: str = ""
+    """Why we ended it for a user who may go on; empty where we did not."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -132,7 +149,29 @@ class DeferredWorks:
         """The step that writes a row, for a unit of the caller's."""
         poll_at_ms = self._clock.now_ms() + round(poll_in_s * 1000)
         params = (work.reservation_id, work.surface, work.operation, work.upstream_id, work.demand)
-        return Step(INSERT_DEFERRED, (*params, poll_at_ms))
+        return Step(INSERT_DEFERRED, (*params, poll_at_ms, work.is_seen))
+
+    def opening(self, work: DeferredWork) -> Step:
+        """The step that writes a row before the vendor has heard of the work, for the unit that reserves: it is asked about
+        when its request is over, whatever became of that."""
+        params = (work.reservation_id, work.surface, work.operation, work.demand, NEVER_MS)
+        return Step(INSERT_OPEN, params)
+
+    def leave_open(self, reservation_id: str, *, poll_in_s: float) -> "asyncio.Future[Result]":
+        """The request is over, and nobody was told what it began, if it did. Queued at once; the future is durable."""
+        params = (reservation_id, self._clock.now_ms() + round(poll_in_s * 1000))
+        return self._store.writer.submit(Unit((Step(LEAVE_OPEN, params),), must_keep=True))
+
+    async def absent(self, work: DeferredWork, *, poll_in_s: float) -> int:
+        """Nothing was found of it; how often that is now. Raises Refused(STORE_UNAVAILABLE)."""
+        params = (work.reservation_id, self._clock.now_ms() + round(poll_in_s * 1000))
+        await self._store.writer.submit(Unit((Step(NOTE_ABSENT, params),)))
+        return work.absences + 1
+
+    async def ended_for(self, work: DeferredWork, because: str) -> None:
+        """The vendor was told to end it, for a user who may go on. Raises Refused(STORE_UNAVAILABLE)."""
+        params = (work.reservation_id, because, self._clock.now_ms())
+        await self._store.writer.submit(Unit((Step(NOTE_ENDED, params),)))
 
     async def due(self, *, at_most: int) -> list[DeferredWork]:
         """What should be asked about by now. Raises Refused(STORE_UNAVAILABLE)."""

@@ -13,14 +13,12 @@ from dataclasses import dataclass
 from typing import cast
 
 from metering.clock import Clock
-from metering.deferred import DeferredWork
+from metering.deferred import NEVER_MS, NOTE_ABSENT, DeferredWork
 from metering.ledger import Ledger, Reservation, Resolved
 from metering.repeats import REQUEST_TIMEOUT, SERVER_ERROR
 from metering.store.store import Store
 from metering.store.writer import Declined, Result, Step, Unit
 
-NEVER_MS = 2**53
-"""When an open row is to be asked about: only when its worker is dead."""
 TOUCHED_POLL_MS = 30_000
 """After a request that may end it began; at once when that has ended."""
 SUCCESS, REDIRECT = 200, 300
@@ -60,8 +58,6 @@ FORGET_TOUCHES = """
 DELETE FROM deferred_touches WHERE reservation_id = ?1 AND request_id IN
     (SELECT r.id FROM reservations r WHERE r.id = deferred_touches.request_id AND r.state <> 'HELD'
      AND r.resolved_at_ms < ?2 AND r.booked_nanousd = 0)"""
-NOTE_ABSENT = """
-UPDATE deferred_work SET absences = absences + 1, poll_at_ms = ?2 WHERE reservation_id = ?1"""
 
 
 @dataclass(frozen=True, slots=True)

@@ -14,13 +14,14 @@ from dataclasses import dataclass, replace
 
 import orjson
 
-from metering.admission import token_rates_of
+from metering.admission import Caller, token_rates_of
 from metering.clock import Clock
 from metering.deferred import DeferredWork, DeferredWorks
 from metering.errors import Refused
 from metering.ledger import Ledger, Outcome, Reservation, Resolved, Settlement, bounded
 from metering.objects import ObjectId
 from metering.orphans import Maker
+from metering.plans import HARD
 from metering.prices import PriceTable
 from metering.quotas import quotas_used
 from metering.scheduled import ScheduledWorks
@@ -29,6 +30,7 @@ from metering.tokens_per_minute import TokensPerMinute, counted_tokens
 from metering.usage import Usage, UsageLine
 from proxy.exchange import Exchange
 from proxy.mounted import Mounted
+from proxy.running import FOR_BUDGET, Running
 from proxy.scheduling import UNHEARD_POLL_S, Scheduling
 from proxy.side_calls import SideCalls
 from proxy.surface import AnswerHead, Deferred, Demand, Inbound, Observer, Operation, Scheduled
@@ -55,6 +57,12 @@ OPEN_STATES = frozenset({"HELD", "EXPIRED"})
 """Of reservations to which a report is still booked."""
 NOTE_LOST = "lost_at_vendor"
 """The vendor knows nothing of the work any more: it is booked at its estimate."""
+LOOKED_FOR_AFTER_S = 2.0
+"""After a request whose answer was lost, before what it started is looked for."""
+ABSENCES_MAX = 3
+"""What is not found so often was never begun: not all of a vendor's machines may know at once."""
+NEVER_BEGUN = Usage((), is_exact=True, notes=("not_found_at_vendor",))
+"""Of a request whose answer was lost."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,7 +89,9 @@ class Deferrals:
         telemetry: Telemetry,
         clock: Clock,
         tokens: TokensPerMinute,
+        running: Running,
     ) -> None:
+        self._running = running
         self._works = works
         self._ledger = ledger
         self._prices = prices
@@ -107,10 +117,27 @@ class Deferrals:
         for one in ids:
             if one.kind == operation.deferred.kind:
                 exchange.is_deferred = True
-                written = _encoded(demand, token_rates_of(caller))
-                work = DeferredWork(exchange.request_id, one.vendor, operation.name, one.upstream_id, written)
-                return (self._works.adding(work, poll_in_s=operation.deferred.poll_s),)
+                work = _work(exchange, demand, caller, one.upstream_id)
+                return (self._works.adding(replace(work, is_seen=1), poll_in_s=operation.deferred.poll_s),)
         return ()
+
+    def opening(self, exchange: Exchange) -> Step:
+        """What must be written with the reservation of a request that starts what goes on by itself: whatever becomes of the
+        request, somebody asks what became of that."""
+        assert exchange.caller is not None
+        return self._works.opening(_work(exchange, exchange.demand, exchange.caller, ""))
+
+    def leave_open(self, exchange: Exchange) -> "asyncio.Future[Resolved]":
+        """Nobody was told what a request started, if it did. It is looked for, and ended."""
+        left: asyncio.Future[Resolved] = asyncio.get_running_loop().create_future()
+        writing = self._works.leave_open(exchange.request_id, poll_in_s=LOOKED_FOR_AFTER_S)
+
+        def tell(_: object) -> None:
+            if not left.done():
+                left.set_result(Resolved.DONE)
+
+        writing.add_done_callback(tell)
+        return left
 
     def reported(self, one: ObjectId) -> Sequence[Step]:
         """A vendor's word that something became of an object: what must be written for the work under its id, or that
@@ -163,23 +190,42 @@ class Deferrals:
             return False
         if isinstance(kind.deferred, Scheduled):
             return await self._poll_scheduled(kind, kind.deferred, work)
-        if not await self._works.claim(work, next_poll_in_s=kind.deferred.poll_s):
+        return await self._poll_going_on(kind, kind.deferred, work)
+
+    async def _poll_going_on(self, kind: _Kind, deferred: Deferred, work: DeferredWork) -> bool:
+        if not await self._works.claim(work, next_poll_in_s=deferred.poll_s):
             return False
-        is_old = work.polls * kind.deferred.poll_s > kind.deferred.given_up_after_s
+        is_old = work.polls * deferred.poll_s > deferred.given_up_after_s
         if is_old or not await self._ledger.awaits_report(work.reservation_id):
             await self._works.forget(work)
             return False
         demand = _decoded(work.demand)
-        status, observer = await self._ask(kind, kind.deferred, work, demand)
+        if not work.upstream_id:
+            work = replace(work, upstream_id=await self._found(kind, deferred, work))
+        if not work.upstream_id:
+            return True
+        status, observer = await self._ask(kind, deferred, work, demand)
         if status == NOT_FOUND:
             if work.polls + 1 >= LOST_AFTER_POLLS:
                 lost = Usage(demand.floor.lines, is_exact=False, notes=(NOTE_LOST,))
                 await self._book(kind, work, lost, status)
-        elif observer is not None and kind.deferred.is_running(observer):
-            await self._works.keep(work, due_in_s=kind.deferred.due_s)
+        elif observer is not None and deferred.is_running(observer):
+            await self._works.keep(work, due_in_s=deferred.due_s)
+            if kind.operation.timed is not None:
+                budget = _budget_in(work.demand)
+                await self._running.go_on(
+                    kind.mounted, kind.operation, kind.operation.timed, work, demand, budget
+                )
         elif observer is not None and observer.is_complete:
             await self._book(kind, work, observer.usage(), status)
         return True
+
+    async def _found(self, kind: _Kind, deferred: Deferred, work: DeferredWork) -> str:
+        """The id of what a request began whose answer was lost; empty where there is none, which is booked when it is sure."""
+        found = await self._running.look_for(kind.mounted, deferred, work)
+        if found is None and await self._works.absent(work, poll_in_s=deferred.poll_s) >= ABSENCES_MAX:
+            await self._book(kind, work, NEVER_BEGUN, 0)
+        return found or ""
 
     async def _poll_scheduled(self, kind: _Kind, scheduled: Scheduled, work: DeferredWork) -> bool:
         assert work.scheduled_at_ms is not None
@@ -256,7 +302,7 @@ class Deferrals:
         """Settle, or adjust what has expired meanwhile. Only then is the row forgotten."""
         priced = self._prices.price(kind.mounted.surface.provider, usage, at_ms=self._clock.now_ms())
         settlement = Settlement(
-            Outcome.COMPLETED,
+            Outcome.BUDGET_ENDED if work.ended_because == FOR_BUDGET else Outcome.COMPLETED,
             priced,
             is_reported=usage.is_exact,
             notes=usage.notes,
@@ -316,11 +362,21 @@ def _kinds_of(deferred: Deferred | Scheduled) -> tuple[str, ...]:
     return (deferred.kind,)
 
 
-def _encoded(demand: Demand, rates: Sequence[tuple[str, int]]) -> str:
-    """With whose tokens per minute the work will count against, and their limits: whoever books it knows no caller."""
+def _work(exchange: Exchange, demand: Demand, caller: Caller, upstream_id: str) -> DeferredWork:
+    assert exchange.operation is not None
+    written = _encoded(demand, token_rates_of(caller), budget=caller.plan.budget)
+    return DeferredWork(
+        exchange.request_id, exchange.surface.name, exchange.operation.name, upstream_id, written
+    )
+
+
+def _encoded(demand: Demand, rates: Sequence[tuple[str, int]], *, budget: str = HARD) -> str:
+    """With whose tokens per minute the work will count against, and their limits, and the kind of their plan's budget: whoever
+    books it knows no caller."""
     return orjson.dumps(
         {
             "rates": rates,
+            "budget": budget,
             "models": demand.models,
             "ceiling": [_line_as_json(line) for line in demand.ceiling.lines],
             "floor": [_line_as_json(line) for line in demand.floor.lines],
@@ -335,6 +391,11 @@ def _line_as_json(line: UsageLine) -> list[object]:
 def _rates_in(text: str) -> Sequence[tuple[str, int]]:
     """Rows of before there were any have none."""
     return [(owner, limit) for owner, limit in orjson.loads(text).get("rates", [])]
+
+
+def _budget_in(text: str) -> str:
+    """Rows of before there were any have none."""
+    return str(orjson.loads(text).get("budget", HARD))
 
 
 def _decoded(text: str) -> Demand:

@@ -41,7 +41,7 @@ from metering.plans import SOFT
 from metering.prices import PriceTable
 from metering.quotas import quotas_used
 from metering.rate_state import Standing
-from metering.repeats import is_unsure
+from metering.repeats import REQUEST_TIMEOUT, SERVER_ERROR, is_unsure
 from metering.store.writer import Done, Result
 from metering.usage import NOTHING, Usage, UsageLine
 from proxy import forbidden
@@ -196,13 +196,19 @@ class Engine:
         finally:
             exchange.status = exchange.status or CLIENT_CLOSED_REQUEST
             if exchange.is_deferred:
-                _leave_to_poll(exchange)
-                self._charge(exchange)
+                self._leave_deferred(exchange)
             if exchange.repeat is not None and exchange.is_done and exchange.refused is None:
                 self._preparation.forget(exchange.repeat, exchange.upstream_status)
             if exchange.touches_scheduled and exchange.admitted is not None:
                 self._deferrals.scheduling.look_soon(exchange.request_id)
             self._telemetry.finish(exchange, time.monotonic())
+
+    def _leave_deferred(self, exchange: Exchange) -> None:
+        """The request is over, its work may go on."""
+        _leave_to_poll(exchange)
+        self._charge(exchange)
+        if exchange.client_left and exchange.operation is not None and exchange.operation.timed is not None:
+            self._deferrals.leave_open(exchange)  # nobody was told of it
 
     async def _serve(self, exchange: Exchange, mounted: Mounted, path: bytes) -> None:
         if self.is_stopping:
@@ -248,6 +254,8 @@ class Engine:
         claims = await self._prepare(exchange, mounted, path) if exchange.operation.is_prepared else ()
         request = self._price(exchange, mounted)
         steps = self._deferrals.scheduling.steps(exchange) if exchange.operation.is_about_scheduled else ()
+        if exchange.operation.timed is not None:
+            steps = (self._deferrals.opening(exchange),)
         if exchange.is_scheduled and exchange.repeat is None:
             exchange.repeat = await self._preparation.name_of(exchange, path)
             if exchange.repeat is not None and exchange.repeat.claim is not None:
@@ -1080,6 +1088,9 @@ class Engine:
         if _goes_on(exchange):
             exchange.outcome, exchange.settled = Outcome.DEFERRED, _deferred()
             return
+        if operation.timed is not None and _may_run_unknown(exchange):
+            exchange.outcome, exchange.settled = Outcome.DEFERRED, self._deferrals.leave_open(exchange)
+            return
         if exchange.is_scheduled:
             scheduled_id = _scheduled_id(exchange)
             if scheduled_id is not None:
@@ -1279,6 +1290,13 @@ def _deferred() -> "asyncio.Future[Resolved]":
     done: asyncio.Future[Resolved] = asyncio.get_running_loop().create_future()
     done.set_result(Resolved.DONE)
     return done
+
+
+def _may_run_unknown(exchange: Exchange) -> bool:
+    """Whether the vendor may have begun what goes on by itself, and no answer has told its id."""
+    status = exchange.upstream_status
+    is_refused = status is not None and REDIRECT <= status < SERVER_ERROR and status != REQUEST_TIMEOUT
+    return exchange.is_forwarded and not exchange.is_deferred and not is_refused
 
 
 def _scheduled_id(exchange: Exchange) -> str | None:

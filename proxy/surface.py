@@ -470,7 +470,8 @@ class Deferred:
     is asked about it, {id} is replaced. `is_running` reads the observer of the first answer, and of every
     poll's: whether the work goes on. Times in seconds: a poll every `poll_s`; a hold of which nothing was heard
     for `due_s` expires (a report that comes later adjusts it); given up after so many polls as `given_up_after_s`
-    has room for. `ending`: how it is ended for a user who may do nothing any more; None where it cannot be.
+    has room for. `ending`: how it is ended for a user who may do nothing any more; None where it cannot be. `by_tag`: where it
+    is looked for when its answer was lost, by the tag of its request ({tag} in the path).
     """
 
     kind: str
@@ -480,6 +481,7 @@ class Deferred:
     poll_s: float = 10.0
     due_s: float = 900.0
     given_up_after_s: float = 86_400.0
+    by_tag: Swept | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -7,23 +7,21 @@ same and bind it once.
 
 import asyncio
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 from urllib.parse import quote
 
 from metering.deferred import DeferredWorks
 from metering.errors import Reason, Refused
-from metering.objects import ObjectId
-from metering.orphans import Orphan, Orphans, State, Sweep, Trace
+from metering.orphans import Orphan, Orphans, State, Sweep
 from metering.store.writer import Step
 from proxy.deferral import adoption
 from proxy.json_walk import value_at
 from proxy.mounted import Mounted
-from proxy.ownership import ID_CHARS_MAX
-from proxy.rewriting import request_of
 from proxy.side_calls import SideCalls
 from proxy.surface import Swept
 from proxy.telemetry import Telemetry
+from proxy.traces import traces
 
 logger = logging.getLogger(__name__)
 
@@ -72,9 +70,9 @@ class Sweeper:
         looked_at, found, token = 0, [], ""
         for _ in range(PAGES_MAX):
             answer = await self._calls.read(mounted, _page(swept, token))
-            traces = list(_traces(vendor, swept, answer))
-            looked_at += len(traces)
-            for trace in await self._orphans.among(traces):
+            listed = list(traces(vendor, swept, answer))
+            looked_at += len(listed)
+            for trace in await self._orphans.among(listed):
                 orphan = await self._orphans.look_at(trace, makers)
                 if orphan.state is State.ATTRIBUTABLE and not is_dry:
                     orphan = await self._bound(mounted, orphan, makers)
@@ -117,26 +115,3 @@ def _next_page(swept: Swept, answer: Any) -> str:
     """Its token; empty after the last."""
     token = None if swept.page is None else value_at(answer, swept.page[0].split("."))
     return token if isinstance(token, str) else ""
-
-
-def _traces(vendor: str, swept: Swept, answer: Any) -> list[Trace]:
-    """Of the items of a page; what has no id is none."""
-    items = value_at(answer, swept.items.split(".")) if swept.items else answer
-    found = [_trace(vendor, swept, item) for item in items] if isinstance(items, list) else []
-    return [trace for trace in found if trace is not None]
-
-
-def _trace(vendor: str, swept: Swept, item: Any) -> Trace | None:
-    upstream_id = _text(item, swept.id_field)
-    if upstream_id is None:
-        return None
-    one = ObjectId(vendor, swept.kind, upstream_id.lower() if swept.is_caseless else upstream_id)
-    within = None
-    if swept.within is not None and (outer := _text(item, swept.within[1])) is not None:
-        within = ObjectId(vendor, swept.within[0], outer)
-    return Trace(one, request_of(_text(item, swept.tag)) if swept.tag else None, within)
-
-
-def _text(item: Any, field: str) -> str | None:
-    value = value_at(item, field.split(".")) if isinstance(item, Mapping) else None
-    return value if isinstance(value, str) and 0 < len(value) <= ID_CHARS_MAX else None

@@ -23,6 +23,7 @@ from proxy.surface import (
     Option,
     QueryKey,
     Surface,
+    Swept,
     Tag,
     Timed,
     Upstream,
@@ -71,6 +72,7 @@ _RELEASE = b'{"status":"REQUEST_RELEASE"}'
 _ONE_SESSION = Usage((UsageLine(PRODUCT, {BROWSER_SECONDS: 300}),))
 
 _ONE = "/v1/sessions/{session_id}"
+_LISTED = Swept(SESSION, "/v1/sessions?status=RUNNING", "id", tag="userMetadata.automna")
 
 
 def _free(
@@ -233,6 +235,7 @@ SURFACE = Surface(
             ends=(EXTENSION, "extension_id"),
         ),
     ),
+    swept=(_LISTED,),
     dialect=BrowserbaseDialect(),
     dropped_answer_headers=("x-ratelimit-*",),
     options=(

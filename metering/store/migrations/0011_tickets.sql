@@ -14,3 +14,6 @@ CREATE TABLE spent_tickets (
     until_ms INTEGER NOT NULL              -- nobody needs the row after that
 );
 CREATE INDEX spent_tickets_by_age ON spent_tickets (until_ms);
+
+-- Why we ended work that goes on by itself, for a user who may go on otherwise: its budget, or nobody knew of it.
+ALTER TABLE deferred_work ADD COLUMN ended_because TEXT NOT NULL DEFAULT '';

@@ -1,0 +1,146 @@
+"""What costs by the second while it runs at a vendor: granted ahead in slices, and ended where no further one is granted, or
+nobody knows of it. Knows no vendor.
+
+A slice is held durably before it is used. What is held of the operation's first quota says how much is granted; how much
+is used is told by our clock, from the reservation on, which is never less than the vendor's.
+"""
+
+import logging
+import math
+from urllib.parse import quote
+
+from metering.admission import Admission
+from metering.clock import Clock
+from metering.deferred import DeferredWork, DeferredWorks
+from metering.ledger import Ledger, Reservation
+from metering.objects import ObjectId, Objects
+from metering.prices import PriceTable
+from metering.store.writer import Declined
+from metering.usage import Usage
+from proxy.mounted import Mounted
+from proxy.rewriting import tag_of
+from proxy.side_calls import SideCalls
+from proxy.surface import Deferred, Demand, Operation, Timed
+from proxy.traces import traces
+
+logger = logging.getLogger(__name__)
+
+FOR_BUDGET, FOR_NOBODY = "budget", "nobody"
+"""Why it is ended: no further slice was granted; its request's answer was lost, so nobody knows of it."""
+GRANTED_WHEN_LEFT = 2
+"""A further slice is asked for when the part of one that this says is left."""
+
+
+class Running:
+    """What runs by itself, as one worker sees it."""
+
+    def __init__(
+        self,
+        *,
+        works: DeferredWorks,
+        admission: Admission,
+        ledger: Ledger,
+        prices: PriceTable,
+        objects: Objects,
+        calls: SideCalls,
+        clock: Clock,
+    ) -> None:
+        self._works = works
+        self._admission = admission
+        self._ledger = ledger
+        self._prices = prices
+        self._objects = objects
+        self._calls = calls
+        self._clock = clock
+
+    async def look_for(self, mounted: Mounted, deferred: Deferred, work: DeferredWork) -> str | None:
+        """The id of what a request began whose answer was lost, by its tag; bound to its user. None where the vendor has
+        none. Raises Refused."""
+        if deferred.by_tag is None:
+            return None
+        tag = tag_of(work.reservation_id)
+        path = deferred.by_tag.path.replace("{tag}", quote(tag, safe=""))
+        answer = await self._calls.read(mounted, path.encode())
+        for trace in traces(mounted.surface.provider, deferred.by_tag, answer):
+            if trace.request_id == work.reservation_id:
+                return await self._adopted(trace.one, work)
+        return None
+
+    async def _adopted(self, one: ObjectId, work: DeferredWork) -> str | None:
+        reservation = await self._ledger.held(work.reservation_id)
+        if reservation is None:
+            return None
+        adding = self._works.adding(DeferredWork(*_named(work), one.upstream_id, work.demand), poll_in_s=0.0)
+        user_id = reservation.intent.user_id
+        if isinstance(await self._objects.bind([one], user_id, work.reservation_id, adding), Declined):
+            logger.error("%s is another user's than %s's, who had it made", one, user_id)
+            return None
+        return one.upstream_id
+
+    async def go_on(  # noqa: PLR0917 - what it is, and what it is about
+        self,
+        mounted: Mounted,
+        operation: Operation,
+        timed: Timed,
+        work: DeferredWork,
+        demand: Demand,
+        budget: str,
+    ) -> None:
+        """Grant the next slice, or end it. Raises Refused."""
+        because = work.ended_because
+        if not because and not work.is_seen:
+            because = FOR_NOBODY
+        if not because and not await self._is_granted(mounted, operation, timed, work, demand, budget):
+            because = FOR_BUDGET
+        if because:
+            await self._end(mounted, operation, work, because)
+
+    async def _is_granted(  # noqa: PLR0917 - as above
+        self,
+        mounted: Mounted,
+        operation: Operation,
+        timed: Timed,
+        work: DeferredWork,
+        demand: Demand,
+        budget: str,
+    ) -> bool:
+        reservation = await self._ledger.held(work.reservation_id)
+        if reservation is None:
+            return True  # it has expired: nothing more can be held, a report adjusts it
+        (meter, *_) = operation.quotas
+        granted_s = sum(line.amount for line in reservation.lines if line.meter == meter)
+        used_s = math.ceil((self._clock.now_ms() - reservation.created_at_ms) / 1000)
+        until_s = min(used_s + timed.slice_s, demand.ceiling.seconds)
+        if granted_s - used_s > timed.slice_s // GRANTED_WHEN_LEFT or until_s <= granted_s:
+            return True
+        declined = await self._admission.extend_running(
+            reservation,
+            more_nanousd=self._more_nanousd(mounted, reservation, demand.ceiling.with_time_at_most(until_s)),
+            more={meter: until_s - granted_s},
+            budget=budget,
+        )
+        return declined is None or granted_s > used_s + timed.slice_s // GRANTED_WHEN_LEFT**2
+
+    def _more_nanousd(self, mounted: Mounted, reservation: Reservation, until: Usage) -> int:
+        priced = self._prices.price(mounted.surface.provider, until, at_ms=self._clock.now_ms())
+        return max(0, priced.cost_nanousd - reservation.hold_nanousd)
+
+    async def _end(self, mounted: Mounted, operation: Operation, work: DeferredWork, because: str) -> None:
+        assert operation.deferred is not None
+        ending = operation.deferred.ending
+        if ending is None:
+            return
+        path = ending.path.replace("{id}", quote(work.upstream_id, safe=""))
+        status = await self._calls.tell(mounted, ending.method, path.encode(), ending.body)
+        logger.warning(
+            "%s was told to end the work of %s (%d): %s",
+            mounted.surface.name,
+            work.reservation_id,
+            status,
+            because,
+        )
+        await self._works.ended_for(work, because)
+
+
+def _named(work: DeferredWork) -> tuple[str, str, str]:
+    return work.reservation_id, work.surface, work.operation
