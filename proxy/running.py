@@ -27,8 +27,8 @@ logger = logging.getLogger(__name__)
 
 FOR_BUDGET, FOR_NOBODY = "budget", "nobody"
 """Why it is ended: no further slice was granted; its request's answer was lost, so nobody knows of it."""
-GRANTED_WHEN_LEFT = 2
-"""A further slice is asked for when the part of one that this says is left."""
+GRANTED_WHEN_LEFT, ENDED_WHEN_LEFT = 2, 4
+"""A further slice is asked for when half of one is left. Refused, it is asked for again until a quarter is: polls are apart."""
 
 
 class Running:
@@ -111,15 +111,17 @@ class Running:
         granted_s = sum(line.amount for line in reservation.lines if line.meter == meter)
         used_s = math.ceil((self._clock.now_ms() - reservation.created_at_ms) / 1000)
         until_s = min(used_s + timed.slice_s, demand.ceiling.seconds)
-        if granted_s - used_s > timed.slice_s // GRANTED_WHEN_LEFT or until_s <= granted_s:
+        if granted_s - used_s > timed.slice_s // GRANTED_WHEN_LEFT:
             return True
+        if until_s <= granted_s:  # all that it may take
+            return used_s < granted_s
         declined = await self._admission.extend_running(
             reservation,
             more_nanousd=self._more_nanousd(mounted, reservation, demand.ceiling.with_time_at_most(until_s)),
             more={meter: until_s - granted_s},
             budget=budget,
         )
-        return declined is None or granted_s > used_s + timed.slice_s // GRANTED_WHEN_LEFT**2
+        return declined is None or granted_s - used_s > timed.slice_s // ENDED_WHEN_LEFT
 
     def _more_nanousd(self, mounted: Mounted, reservation: Reservation, until: Usage) -> int:
         priced = self._prices.price(mounted.surface.provider, until, at_ms=self._clock.now_ms())

@@ -7,7 +7,7 @@ here does no I/O and knows no other vendor.
 """
 
 from proxy.surface import Surface
-from routes import agentmail, anthropic, brave, email, gemini, openai
+from routes import agentmail, anthropic, brave, browserbase, email, gemini, openai
 
 SURFACES: tuple[Surface, ...] = (
     anthropic.SURFACE,
@@ -15,5 +15,6 @@ SURFACES: tuple[Surface, ...] = (
     gemini.SURFACE,
     brave.SURFACE,
     agentmail.SURFACE,
+    browserbase.SURFACE,
     email.SURFACE,
 )

@@ -7,12 +7,15 @@ functions, webhooks, certificates, and what runs models or fetches pages at pric
 search). Paths and bodies: the vendor's OpenAPI document and browserbase 1.22.0 (Python).
 """
 
+from dataclasses import replace
+
 from metering.ledger import OPEN_BROWSERS
 from metering.usage import BROWSER_SECONDS, NOTHING, Usage, UsageLine
 from proxy.meters import Free
 from proxy.surface import (
     BEARER,
     Deferred,
+    Ending,
     Example,
     ForbiddenField,
     HandsOut,
@@ -149,9 +152,11 @@ SURFACE = Surface(
                 SESSION,
                 "/v1/sessions/{id}",
                 is_running,
+                ending=Ending("POST", "/v1/sessions/{id}", _RELEASE),
                 poll_s=POLL_S,
                 due_s=DUE_S,
                 given_up_after_s=43_200.0,
+                by_tag=replace(_LISTED, path="/v1/sessions?q=user_metadata%5B%27automna%27%5D%3A%27{tag}%27"),
             ),
             may_lack_body=True,
             example=Example(

@@ -1,0 +1,224 @@
+"""Browser sessions through the proxy on real sockets: held slice by slice, billed by the vendor's report, and ended."""
+
+import asyncio
+
+import httpx
+import pytest
+
+from simulators.browserbase import PROJECT_ID, Habits, answers_late, drops, fails, loses_reply
+from tests.support.browserbase import cost_nanousd, house
+
+SLICE_S = 120
+
+
+async def created(user, **fields):
+    answer = await user.http.post("/v1/sessions", json=fields)
+    assert answer.status_code == 201, answer.text
+    return answer.json()
+
+
+async def released(user, session):
+    answer = await user.http.post(f"/v1/sessions/{session['id']}", json={"status": "REQUEST_RELEASE"})
+    assert answer.status_code == 200, answer.text
+
+
+async def until_booked(at, user, number=1, *, step_s=15.0):
+    """What stands in the ledger of the user's sessions, once there is so much."""
+    async with asyncio.timeout(20):
+        while len(booked := await user.booked()) < number:
+            await at.pass_time(step_s)
+            await asyncio.sleep(0.01)
+    return booked
+
+
+async def assert_settled(at, user):
+    """Ledger and vendor agree to the second; nothing is held, nothing runs."""
+    async with asyncio.timeout(20):
+        while await user.running() or await at.gateway.service.store.readers.row(
+            "SELECT 1 FROM deferred_work"
+        ):
+            await at.pass_time(15)
+            await asyncio.sleep(0.01)
+    assert not [session for session in at.vendor.sessions if session.is_live]
+    booked = await user.booked()
+    billed = [one.seconds for one in (session.billed() for session in at.vendor.sessions) if one is not None]
+    assert sorted(one["seconds"] for one in booked if one["seconds"]) == sorted(billed)
+    assert sum(one["cost"] for one in booked) == sum(map(cost_nanousd, billed))
+    assert await user.seconds() == (sum(billed), 0)
+
+
+# --- a session's life -----------------------------------------------------------------------------------
+
+
+async def test_a_session_is_held_for_a_slice_and_billed_by_the_vendors_report(tmp_path):
+    async with house(tmp_path) as at:
+        session = await created(at.ada, timeout=3_600, keepAlive=True, projectId="another")
+        assert (await at.ada.seconds(), await at.ada.running()) == ((0, SLICE_S), 1)
+        (real,) = at.vendor.sessions
+        assert real.as_json(proxy_bytes=0, tells_end=True)["projectId"] == PROJECT_ID
+        assert session["userMetadata"] == {}
+        for _ in range(20):
+            await at.pass_time(15)
+        spent, held = await at.ada.seconds()
+        assert (spent, 300 + SLICE_S / 2 <= held <= 300 + SLICE_S + 10) == (0, True), held
+        await released(at.ada, session)
+        (entry,) = await until_booked(at, at.ada)
+        assert (entry["outcome"], entry["basis"], entry["kind"]) == ("completed", "reported", "settle")
+        assert entry["seconds"] >= 300
+        await assert_settled(at, at.ada)
+
+
+async def test_a_short_session_costs_a_minute(tmp_path):
+    async with house(tmp_path) as at:
+        session = await created(at.ada)
+        await at.pass_time(5)
+        await released(at.ada, session)
+        (entry,) = await until_booked(at, at.ada)
+        assert (entry["seconds"], entry["cost"]) == (60, cost_nanousd(60))
+        await assert_settled(at, at.ada)
+
+
+@pytest.mark.parametrize("fields", [{"timeout": 30}, {"timeout": "60"}, {"userMetadata": {"automna": "x"}}])
+async def test_what_may_not_be_asked_for_is_refused_and_holds_nothing(tmp_path, fields):
+    async with house(tmp_path) as at:
+        answer = await at.ada.http.post("/v1/sessions", json=fields)
+        assert (answer.status_code, set(answer.json())) == (400, {"statusCode", "error", "message"})
+        assert (at.vendor.sessions, await at.ada.booked()) == ([], [])
+
+
+async def test_a_vendors_refusal_costs_nothing_and_shows_nothing_of_the_account(tmp_path):
+    async with house(tmp_path) as at:
+        at.vendor.next(fails(429))
+        answer = await at.ada.http.post("/v1/sessions", json={})
+        assert answer.status_code == 429
+        assert "concurrent" not in answer.text
+        (entry,) = await at.ada.booked()
+        assert (entry["outcome"], entry["cost"]) == ("upstream_failed", 0)
+        await assert_settled(at, at.ada)
+
+
+# --- what the plan and the budget allow ------------------------------------------------------------------
+
+
+async def test_of_many_racing_creations_as_many_run_as_the_plan_allows(tmp_path):
+    async with house(tmp_path, browsers=3) as at:
+        answers = await asyncio.gather(*(at.ada.http.post("/v1/sessions", json={}) for _ in range(100)))
+        assert sorted(answer.status_code for answer in answers) == [201] * 3 + [429] * 97
+        refused = next(answer for answer in answers if answer.status_code == 429)
+        assert refused.json()["message"] == "Too many browser sessions at once: 3 may run on the test plan."
+        assert refused.headers["x-should-retry"] == "false"
+        assert len(at.vendor.sessions) == 3
+        await created(at.bob)
+        for answer in answers:
+            if answer.status_code == 201:
+                await released(at.ada, answer.json())
+        await released(at.bob, {"id": at.vendor.sessions[-1].id})
+        await until_booked(at, at.ada, 3)
+        await until_booked(at, at.bob)
+
+
+@pytest.mark.parametrize("what", ["minutes", "credits"])
+async def test_a_session_whose_plan_is_used_up_is_ended_within_a_slice(tmp_path, what):
+    limits = {"browser_minutes": 5} if what == "minutes" else {"credits_per_month": 100}
+    async with house(tmp_path, **limits) as at:
+        session = await created(at.ada, timeout=3_600, keepAlive=True)
+        (real,) = at.vendor.sessions
+        left_s = (real.expires_ms - real.created_ms) // 1000
+        assert 290 <= left_s <= 300, "the vendor is told how long is left"
+        real.expires_ms += 3_600_000  # and does not obey
+        async with asyncio.timeout(20):
+            while real.is_live:
+                await at.pass_time(15)
+                await asyncio.sleep(0)
+        entry, *above = await until_booked(at, at.ada)
+        assert [one["kind"] for one in above] in ([], ["overage"])
+        assert entry["outcome"] == "budget_ended"
+        assert 180 <= entry["seconds"] <= 300 + 30
+        assert session["id"] == real.id
+        answer = await at.ada.http.post("/v1/sessions", json={})
+        assert answer.status_code == 402
+
+
+# --- answers that were lost -----------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "lost",
+    [loses_reply(), loses_reply(is_reset=True), fails(500, works=True)],
+    ids=["closed", "reset", "an error"],
+)
+async def test_a_session_of_which_nobody_was_told_is_found_ended_and_billed(tmp_path, lost):
+    async with house(tmp_path) as at:
+        at.vendor.next(lost)
+        answer = await at.ada.http.post("/v1/sessions", json={"timeout": 3_600, "keepAlive": True})
+        assert answer.status_code in {500, 502}
+        assert await at.ada.running() == 1, "held until it is known what became of it"
+        (real,) = at.vendor.sessions
+        async with asyncio.timeout(20):
+            while real.is_live:
+                await at.pass_time(3)
+                await asyncio.sleep(0.01)
+        (entry,) = await until_booked(at, at.ada)
+        assert entry["basis"] == "reported"
+        await assert_settled(at, at.ada)
+
+
+async def test_what_the_vendor_never_began_costs_nothing(tmp_path):
+    async with house(tmp_path) as at:
+        at.vendor.next(drops())
+        assert (await at.ada.http.post("/v1/sessions", json={})).status_code == 502
+        (entry,) = await until_booked(at, at.ada)
+        assert (entry["cost"], entry["seconds"], entry["notes"]) == (0, 0, ["not_found_at_vendor"])
+        await assert_settled(at, at.ada)
+
+
+async def test_a_client_that_leaves_while_its_session_is_made_leaves_none_behind(tmp_path):
+    async with house(tmp_path) as at:
+        at.vendor.next(answers_late(seconds=0.3))
+        with pytest.raises(httpx.ReadTimeout):
+            await at.ada.http.post("/v1/sessions", json={"keepAlive": True, "timeout": 3_600}, timeout=0.1)
+        await at.gateway.until(lambda: at.vendor.sessions and not at.gateway.service.engine.open_exchanges)
+        booked = await until_booked(at, at.ada)
+        assert len(booked) == 1, booked
+        (entry,) = booked
+        assert entry["basis"] == "reported"
+        await assert_settled(at, at.ada)
+
+
+# --- walls ----------------------------------------------------------------------------------------------
+
+
+async def test_each_user_sees_their_own_sessions_only(tmp_path):
+    async with house(tmp_path) as at:
+        mine = await created(at.ada, userMetadata={"k": "v"})
+        theirs = await created(at.bob)
+        listed = (await at.ada.http.get("/v1/sessions")).json()
+        assert [one["id"] for one in listed] == [mine["id"]]
+        assert listed[0]["userMetadata"] == {"k": "v"}
+        for method, path in (
+            ("GET", ""),
+            ("POST", ""),
+            ("GET", "/debug"),
+            ("GET", "/logs"),
+            ("GET", "/downloads"),
+            ("POST", "/uploads"),
+        ):
+            answer = await at.ada.http.request(method, f"/v1/sessions/{theirs['id']}{path}", json={})
+            assert answer.status_code == 404, (method, path)
+        assert (await at.ada.http.get("/v1/projects")).status_code == 404
+        assert (await at.ada.http.get("/v1/downloads")).status_code == 400
+        await released(at.ada, mine)
+        await released(at.bob, theirs)
+        await until_booked(at, at.ada)
+        await until_booked(at, at.bob)
+
+
+async def test_a_session_that_ends_slowly_is_billed_to_its_end(tmp_path):
+    async with house(tmp_path) as at:
+        at.vendor.set_habits(Habits(end_s=40))
+        session = await created(at.ada, keepAlive=True)
+        await at.pass_time(100)
+        await released(at.ada, session)
+        (entry,) = await until_booked(at, at.ada, step_s=5.0)
+        assert entry["seconds"] >= 140
+        await assert_settled(at, at.ada)
