@@ -186,7 +186,7 @@ SURFACE = Surface(
         _free("GET", f"{_ONE}/recording/downloads", b"[]"),
         _free("POST", f"{_ONE}/recording/downloads", b'{"id":"job1"}'),
         _free("GET", f"{_ONE}/downloads", b"PK\x05\x06" + b"\0" * 18, content_type="application/zip"),
-        _free("POST", f"{_ONE}/uploads", b'{"message":"ok"}', b"--x--", takes_any_body=True),
+        _free("POST", f"{_ONE}/uploads", b'{"message":"ok"}', b"{}", takes_any_body=True),
         _free(
             "GET",
             "/v1/downloads",
@@ -226,7 +226,7 @@ SURFACE = Surface(
             "POST",
             "/v1/extensions",
             _EXTENSION_JSON,
-            b"--x--",
+            b"{}",
             names=(),
             hands_out=(HandsOut(EXTENSION, "id"),),
             takes_any_body=True,

@@ -13,6 +13,7 @@ import pytest
 from metering.errors import Reason, Refused
 from metering.objects import ObjectId, Objects
 from metering.rate_state import Standing
+from proxy.json_walk import value_at
 from proxy.mounted import Mounted
 from proxy.ownership import ids_of
 from proxy.surface import ForbiddenField, HeaderKey, Inbound, Operation, QueryKey, Surface, TokenPlace
@@ -104,16 +105,25 @@ class Stage:
         """Kinds and ids of the objects that the example names."""
         example = operation.example
         path, _, query = example.path.partition("?")
-        fields = orjson.loads(example.body) if example.body else {}
+        fields = orjson.loads(example.body) if example.body and not operation.takes_any_body else {}
         _, params = self.mounted.match(operation.method, path.encode())
         inbound = Inbound(operation.method, params, query.encode(), [], example.body, fields)
         return {(name.kind, one) for name in operation.names for one in ids_of(name, inbound)}
+
+    def listed_by_example(self, operation: Operation) -> set[tuple[str, str]]:
+        """Those of the list that it shows what is the user's own of."""
+        keeps = operation.keeps
+        if keeps is None:
+            return set()
+        answer = orjson.loads(operation.example.answer)
+        listed = value_at(answer, keeps.items.split(".")) if keeps.items else answer
+        return {(keeps.kind, one[keeps.id_field]) for one in listed}
 
     async def own_named(self, operation: Operation) -> None:
         objects = Objects(self.gateway.service.store, self.gateway.clock)
         for home in self.surface.homes:
             await objects.bind([ObjectId(self.surface.provider, home.kind, HOME)], "u1", "req_before")
-        for kind, upstream_id in self.named_by_example(operation):
+        for kind, upstream_id in self.named_by_example(operation) | self.listed_by_example(operation):
             await objects.bind([ObjectId(self.surface.provider, kind, upstream_id)], "u1", "req_before")
 
     async def send(self, method: str, target: str) -> RawAnswer:
@@ -189,11 +199,14 @@ def assert_example(operation: Operation, answer: RawAnswer) -> None:
     assert {**answer.json(), "remaining": None} == {**shown, "remaining": None}
 
 
-def without_namespaces(operation: Operation, body: bytes) -> object:
-    """The body but for the fields that become the user's own; the bytes themselves where there are none."""
-    if not operation.namespaced or not body:
+def without_edits(operation: Operation, body: bytes) -> object:
+    """The body but for the fields that are made the user's own, or are ours; the bytes themselves where there are none."""
+    edited = {*operation.namespaced, *(name for name, _ in operation.forces)}
+    if operation.tag is not None:
+        edited.add(operation.tag.field.partition(".")[0])
+    if not edited or not body:
         return body
-    return {name: value for name, value in orjson.loads(body).items() if name not in operation.namespaced}
+    return {name: value for name, value in orjson.loads(body).items() if name not in edited}
 
 
 def with_query(path: str, parameters: list[str]) -> str:
@@ -280,9 +293,7 @@ async def test_the_example_passes_unchanged_and_is_booked_exactly_once(tmp_path,
         assert_example(operation, answer)
         (request,) = stage.vendor.asked
         assert (request.method, request.target) == (operation.method, stage.vendor.upstream_target(operation))
-        assert without_namespaces(operation, request.body) == without_namespaces(
-            operation, operation.example.body
-        )
+        assert without_edits(operation, request.body) == without_edits(operation, operation.example.body)
         entry = await stage.gateway.only_entry()
         assert (entry["kind"], entry["outcome"], entry["basis"]) == ("settle", "completed", "reported")
         assert entry["operation"] == operation.name
