@@ -3,7 +3,7 @@
 import asyncio
 import logging
 import socket
-from collections.abc import AsyncIterator, Collection, Coroutine
+from collections.abc import AsyncIterator, Coroutine
 from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from dataclasses import dataclass
 from typing import Any
@@ -135,11 +135,6 @@ async def running_service(  # noqa: PLR0915 - a statement for each part
         mounted = tuple(Mounted(surface, settings.vendors, bounds) for surface in SURFACES)
         works, calls = DeferredWorks(store, clock), SideCalls(client)
         endings = Endings(works=works, mounted=mounted, calls=calls, telemetry=telemetry)
-
-        def heard(seq: int, changed: Collection[tuple[str, str]] | None) -> None:
-            objects.heard(seq, changed)
-            endings.heard(changed)
-
         authenticator = Authenticator(
             directory,
             plans,
@@ -147,8 +142,9 @@ async def running_service(  # noqa: PLR0915 - a statement for each part
             cache_max=settings.credential_cache_max,
             poll_s=settings.changes_poll_s,
             stale_after_s=settings.changes_stale_after_s,
-            on_changes=heard,
+            on_changes=objects.heard,
         )
+        authenticator.on_changes.append(endings.heard)
         access = Access(authenticator)
         endpoint = settings.notices_endpoint
         notices = Notices(

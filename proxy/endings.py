@@ -44,15 +44,14 @@ class Endings:
         self._calls = calls
         self._telemetry = telemetry
         self._kinds: Mapping[tuple[str, str], tuple[Mounted, Ending]] = {
-            (item.surface.name, operation.name): (item, later.ending)
+            (item.surface.name, operation.name): (item, operation.ending)
             for item in mounted
             for operation in item.surface.operations
-            for later in (operation.deferred, operation.scheduled)
-            if later is not None and later.ending is not None
+            if operation.ending is not None
         }
         self._has_heard = asyncio.Event()
 
-    def heard(self, changed: Collection[tuple[str, str]] | None) -> None:
+    def heard(self, _seq: int, changed: Collection[tuple[str, str]] | None) -> None:
         """Changes (kind, subject) were heard of; None: anything may have changed."""
         if changed is None or any(kind in CHANGES for kind, _ in changed):
             self._has_heard.set()

@@ -4,7 +4,8 @@ What counts is what the vendor says when it is asked, never a webhook alone nor 
 more of there are four cases:
 
 1. Something came of it, under its tag: that is booked, unless another request of ours did it and is charged for it.
-2. A request that ends such work, or we ourselves for a user who may do nothing any more, had its success, or its time had not come: nothing is booked.
+2. A request that ends such work, or we ourselves for a user who may do nothing any more, had its success, or its time had
+   not come: nothing is booked.
 3. One that ends it may have been done, its answer was lost: nothing is booked, as nothing came of it.
 4. Its time came and none of ours can have ended it: it counts as done, as an estimate.
 """

@@ -631,6 +631,12 @@ class Operation:
         return bool(self.namespaced or self.tag or self.forces)
 
     @property
+    def ending(self) -> Ending | None:
+        """How what goes on after its request, or is only scheduled by it, is ended; None where it cannot be."""
+        later = self.deferred or self.scheduled
+        return None if later is None else later.ending
+
+    @property
     def is_repeatable(self) -> bool:
         """The vendor does it once, however often it is asked."""
         return self.is_idempotent or (self.tag is not None and self.tag.makes_once)

@@ -281,7 +281,7 @@ def disable(user_id: UserId, as_json: Json = False) -> None:
 
 def _can_be_ended(surface: str, operation: str) -> bool:
     return any(
-        each.deferred is not None and each.deferred.ending is not None
+        each.ending is not None
         for known in SURFACES
         if known.name == surface
         for each in known.operations

@@ -235,16 +235,22 @@ class Round:
     async def _until_answered(
         self, method: str, path: str, body: dict[str, Any] | None, token: str
     ) -> httpx.Response:
-        """Repeat a request until it has an answer that is no trouble: 404 is one, of a draft whose time has come."""
-        async with asyncio.timeout(GIVEN_UP_AFTER_S):
-            while True:
-                with suppress(httpx.HTTPError):
-                    async with self._client(token) as client:
-                        answer = await client.request(method, path, json=body)
-                    assert answer.status_code in {200, 202, 404, 409, 429, 500, 502, 503, 504}, answer.text
-                    if answer.status_code in {200, 202, 404} or "is done" in answer.text:
-                        return answer
-                await asyncio.sleep(PAUSE_S)
+        """Repeat a request until it has an answer that is no trouble: 404 is one, of a draft whose time has come. What a killed
+        server had begun is 409 until somebody has asked the vendor what became of it."""
+        said = "nothing"
+        try:
+            async with asyncio.timeout(RESOLVED_WITHIN_S):
+                while True:
+                    with suppress(httpx.HTTPError):
+                        async with self._client(token) as client:
+                            answer = await client.request(method, path, json=body)
+                        said = f"{answer.status_code} {answer.text}"
+                        assert answer.status_code in {200, 202, 404, 409, 429, 500, 502, 503, 504}, said
+                        if answer.status_code in {200, 202, 404} or "is done" in answer.text:
+                            return answer
+                    await asyncio.sleep(PAUSE_S)
+        except TimeoutError:
+            raise AssertionError(f"{method} {path} has no other answer than {said}") from None
 
     def _drafts_waiting(self) -> bool:
         return any(

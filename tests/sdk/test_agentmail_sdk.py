@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 
+from metering.tasks import spawn
 from simulators.agentmail import VENDOR_KEY, AgentMailSimulator, fails, loses_reply
 from tests.support.agentmail import House, User, house
 from tests.support.sdk import AGENTMAIL, Said, Sdk, running_sdk
@@ -49,6 +50,11 @@ class Client:
         """Called without pauses."""
         url, token = self.user.gateway.url, self.user.token
         return await self.sdk("call", url, token, pauses=False, method=method, args=list(args))
+
+    async def listen(self, messages: int, **how: Any) -> Said:
+        """What its websocket hears until there are so many."""
+        url, token = self.user.gateway.url, self.user.token
+        return await self.sdk("listen", url, token, pauses=True, messages=messages, **how)
 
 
 @pytest.fixture
@@ -173,3 +179,23 @@ async def test_a_mail_that_has_to_be_tried_again_is_sent_and_charged_once(at, ve
     assert len(said.waits) == 1, "the lost answer is asked for again by us"
     assert len(vendor.sent) == 1
     await at.ada.assert_booked(1)
+
+
+@pytest.mark.parametrize("is_in_query", [False, True])
+async def test_mail_is_heard_of_as_it_comes_by_its_owner_only(at, vendor, ada, is_in_query):
+    """Its websocket dials the base URL with `/v0`; the key stands in the header, and in the query where it is asked to."""
+    mine = await ada("inboxes.create", {"username": "wren"})
+    await at.bob.inbox("lark")
+    how = {"apiKey": at.ada.token} if is_in_query else {}
+    asks = {"eventTypes": ["message.received"]}
+    listening = spawn(ada.listen(3, how=how, asks=asks), name="listening")
+    await at.gateway.until(lambda: vendor.sockets and vendor.sockets[-1].subscriptions)
+    for subject, inbox in (("one", "wren"), ("hers", "lark"), ("two", "wren")):
+        vendor.receive(f"{inbox}@agentmail.to", "ann@x.y", subject)
+    said = await listening
+    assert said.raised is None
+    subscribed, *events = said.seen
+    assert subscribed["type"] == "subscribed"
+    assert [event["message"]["subject"] for event in events] == ["one", "two"]
+    assert {event["message"]["inboxId"] for event in events} == {mine["inboxId"]}
+    await at.gateway.until(lambda: not at.gateway.service.engine.sockets)

@@ -12,6 +12,21 @@ const acts = {
     const holder = way.reduce((part, name) => part[name], client);
     return holder[last](...args);
   },
+  // Subscribes and hears so many messages, then leaves.
+  async listen(client, seen, { messages, how = {}, asks = {} }) {
+    const socket = await client.websockets.connect(how);
+    const heard = new Promise((resolve, reject) => {
+      socket.on("error", reject);
+      socket.on("message", (message) => {
+        seen.push(message);
+        if (seen.length === messages) resolve();
+      });
+    });
+    await socket.waitForOpen(); // a handler of `open` was not called (0.5.27)
+    socket.sendSubscribe({ type: "subscribe", ...asks });
+    await heard;
+    socket.close();
+  },
   send: (client, seen, { inbox, ...more }) => client.inboxes.messages.send(inbox, { to: "ann@x.y", text: "Hi", ...more }),
 };
 

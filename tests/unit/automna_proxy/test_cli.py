@@ -240,15 +240,25 @@ def test_a_user_is_added_once(cli: Cli) -> None:
     assert "exists already" in one_line(result.stderr)
 
 
+DRAFTED = "POST /v0/inboxes/{inbox_id}/drafts"
+"""Schedules mail."""
+
+
 def test_disable_says_what_still_runs_at_vendors(cli: Cli) -> None:
     async def begin() -> None:
         async with open_store(Database(cli.path)) as store:
             works = DeferredWorks(store, SystemClock())
-            for number, operation in enumerate(("POST /v1/responses", "POST /v1/responses", "POST /x")):
+            begun = (
+                ("openai", "POST /v1/responses"),
+                ("openai", "POST /v1/responses"),
+                ("openai", "POST /x"),
+                ("agentmail", DRAFTED),
+            )
+            for number, (surface, operation) in enumerate(begun):
                 hold = Hold("user:alice", OPEN_REQUESTS, NO_PERIOD, 1, 10)
-                intent = Intent(f"req_{number}", "alice", "tok", "openai", operation, None, (hold,))
+                intent = Intent(f"req_{number}", "alice", "tok", surface, operation, None, (hold,))
                 assert isinstance(await Ledger(store, SystemClock(), "wrk_1").reserve(intent), Reservation)
-                work = DeferredWork(intent.id, "openai", operation, f"resp_{number}", "{}")
+                work = DeferredWork(intent.id, surface, operation, f"resp_{number}", "{}")
                 await store.writer.submit(Unit((works.adding(work, poll_in_s=10.0),)))
 
     asyncio.run(begin())
@@ -256,11 +266,13 @@ def test_disable_says_what_still_runs_at_vendors(cli: Cli) -> None:
     assert (shown["status"], shown["running_at_vendors"]) == (
         "disabled",
         [
+            {"surface": "agentmail", "operation": DRAFTED, "count": 1, "is_ended": True},
             {"surface": "openai", "operation": "POST /v1/responses", "count": 2, "is_ended": True},
             {"surface": "openai", "operation": "POST /x", "count": 1, "is_ended": False},
         ],
     )
     assert cli.ok("user", "disable", "alice").splitlines()[1:] == [
+        f"still running at agentmail: 1 of {DRAFTED}, which is ended",
         "still running at openai: 2 of POST /v1/responses, which is ended",
         "still running at openai: 1 of POST /x, which cannot be ended, and runs to its end",
     ]

@@ -17,6 +17,7 @@ ROWS = [
     # reason                     status type                     retry  SDK class
     (Reason.UNKNOWN_OPERATION, 404, "not_found_error", False, "NotFoundError"),
     (Reason.WEBSOCKET_UNAVAILABLE, 426, "invalid_request_error", False, "APIStatusError"),
+    (Reason.WEBSOCKET_REQUIRED, 426, "invalid_request_error", False, "APIStatusError"),
     (Reason.UNAUTHENTICATED, 401, "authentication_error", False, "AuthenticationError"),
     (Reason.FORBIDDEN, 403, "permission_error", False, "PermissionDeniedError"),
     (Reason.BAD_REQUEST, 400, "invalid_request_error", False, "BadRequestError"),
