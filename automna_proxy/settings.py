@@ -5,6 +5,7 @@ The table in README.md is held to this file by a test.
 
 import dataclasses
 import math
+import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -41,6 +42,11 @@ class Settings:
     )
     plans_file: str = _setting("", "a TOML file that replaces the plans that ship with the package")
     prices_file: str = _setting("", "a JSON file that replaces the price table that ships with the package")
+    public_url: str = _setting(
+        "",
+        "where this service is reached from outside (`https://proxy.example.com`, no path): in addresses that it hands out, "
+        "and for vendors to tell it of what ends later; unset, the former name the host that a request was sent to",
+    )
     metrics_token: str = _setting(
         "", "bearer token of `/metrics`; unset, it is open, unless METRICS_PORT is set"
     )
@@ -189,6 +195,11 @@ class Settings:
                 f"LOG_LEVEL: given {settings.log_level!r}, expected debug, info, warning or error"
             )
         _ = settings.notices_endpoint  # raises, where it cannot be used
+        if settings.public_url and _PUBLIC_URL.fullmatch(settings.public_url) is None:
+            raise SettingError(
+                f"PUBLIC_URL: given {settings.public_url!r}, expected scheme and host as in https://proxy.example.com, "
+                "no path and no slash at the end"
+            )
         _ = settings.agentmail_webhook_keys
         if settings.hooks_secret and len(settings.hooks_secret) < HOOKS_SECRET_CHARS_MIN:
             raise SettingError(
@@ -232,6 +243,7 @@ class Settings:
 
 
 HOOKS_SECRET_CHARS_MIN = 32
+_PUBLIC_URL = re.compile(r"https?://(?:[A-Za-z0-9.-]+|\[[0-9A-Fa-f:.]+\])(?::\d{1,5})?")
 
 
 @dataclass(frozen=True, slots=True)

@@ -52,6 +52,8 @@ def test_only_the_variables_that_surfaces_declare_are_kept():
         ("SETTLE_WAIT_S", "nan", "expected a number of s from 0"),
         ("SETTLE_WAIT_S", "inf", "expected a number of s from 0"),
         ("LOG_FORMAT", "xml", "expected console or json"),
+        ("PUBLIC_URL", "proxy.example.com", "expected scheme and host"),
+        ("PUBLIC_URL", "https://proxy.example.com/", "expected scheme and host"),
         ("LOG_LEVEL", "loud", "expected debug, info, warning or error"),
     ],
 )
