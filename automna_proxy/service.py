@@ -30,18 +30,21 @@ from metering.store.database import Database
 from metering.store.serving import serving
 from metering.store.store import Store, open_store
 from metering.tasks import spawn, stop
+from metering.tickets import Tickets
 from metering.users import Directory
 from proxy.access import Access
 from proxy.auth import Authenticator
 from proxy.bounds import Bounds
 from proxy.deferral import Deferrals
 from proxy.endings import Endings
+from proxy.lingering import Lingering
 from proxy.mounted import Mounted
 from proxy.outbox import Courier, webhook_client
 from proxy.pipeline import Engine
 from proxy.preparation import Preparation
 from proxy.running import Running
 from proxy.side_calls import SideCalls
+from proxy.spliced_sockets import SplicedSockets
 from proxy.sweep import Sweeper
 from proxy.telemetry import Telemetry
 from proxy.upstream import UpstreamClient
@@ -203,6 +206,22 @@ async def running_service(  # noqa: PLR0915 - a statement for each part
             hooks=hooks,
             hooks_secret=settings.hooks_secret,
         )
+        lingering = Lingering(
+            calls,
+            client,
+            connect_s=bounds.connect_timeout_s,
+            ping_timeout_s=bounds.client_stall_timeout_s,
+        )
+        spliced = SplicedSockets(
+            store=store,
+            objects=objects,
+            works=works,
+            tickets=Tickets(store, objects, clock),
+            calls=calls,
+            authenticator=authenticator,
+            telemetry=telemetry,
+            lingering=lingering,
+        )
         engine = Engine(
             bounds=bounds,
             authenticator=authenticator,
@@ -216,6 +235,7 @@ async def running_service(  # noqa: PLR0915 - a statement for each part
             deferrals=deferrals,
             preparation=Preparation(objects=objects, repeats=repeats, calls=calls),
             access=access,
+            spliced=spliced,
         )
         stack.push_async_callback(engine.wait_until_idle)
 
@@ -239,6 +259,7 @@ async def running_service(  # noqa: PLR0915 - a statement for each part
         service = Service(settings, engine, mounted, own, store, heartbeat, client, telemetry)
         _in_background(stack, "changes", authenticator.follow_changes())
         _in_background(stack, "lost access", access.keep_looking())
+        _in_background(stack, "spliced websockets", spliced.keep_looking())
         _in_background(stack, "heartbeat", heartbeat.run())
         _in_background(stack, "checkpoints", engine.keep_checkpointing())
         _in_background(stack, "deferred work", deferrals.keep_polling())

@@ -9,6 +9,7 @@ time, by whoever raises `end_attempts` first, and only while that is so. The nex
 """
 
 import asyncio
+from collections.abc import Collection
 from dataclasses import dataclass
 from typing import cast
 
@@ -34,7 +35,7 @@ UPDATE deferred_work SET is_open = 0, is_seen = 0, poll_at_ms = ?2 WHERE reserva
 NOTE_ABSENT = """
 UPDATE deferred_work SET absences = absences + 1, poll_at_ms = ?2 WHERE reservation_id = ?1"""
 NOTE_ENDED = """
-UPDATE deferred_work SET ended_because = ?2, end_told_at_ms = COALESCE(end_told_at_ms, ?3) WHERE reservation_id = ?1"""
+UPDATE deferred_work SET ended_because = ?2 WHERE reservation_id = ?1 AND ended_because = ''"""
 
 COLUMNS = """reservation_id, surface, operation, upstream_id, demand, poll_at_ms, polls, about, scheduled_at_ms,
     is_open, is_seen, absences, end_attempts, end_told_at_ms,
@@ -90,6 +91,11 @@ WHERE reservation_id = ?1 AND end_told_at_ms IS NULL"""
 SELECT_RUNNING = """
 SELECT d.surface, d.operation, COUNT(*) FROM deferred_work d JOIN reservations r ON r.id = d.reservation_id
 WHERE r.user_id = ?1 AND r.state IN ('HELD', 'EXPIRED') GROUP BY d.surface, d.operation ORDER BY d.surface, d.operation"""
+
+IDS_AT_ONCE = 50
+SELECT_STANDING = f"""
+SELECT upstream_id, CASE WHEN ended_because <> '' THEN ended_because WHEN end_told_at_ms IS NULL THEN '' ELSE 'access' END
+FROM deferred_work WHERE surface = ?1 AND upstream_id IN ({", ".join(f"?{n + 2}" for n in range(IDS_AT_ONCE))})"""
 
 DELETE_DEFERRED = "DELETE FROM deferred_work WHERE reservation_id = ?1"
 DELETE_TOUCHES = "DELETE FROM deferred_touches WHERE reservation_id = ?1"
@@ -168,9 +174,10 @@ class DeferredWorks:
         await self._store.writer.submit(Unit((Step(NOTE_ABSENT, params),)))
         return work.absences + 1
 
-    async def ended_for(self, work: DeferredWork, because: str) -> None:
-        """The vendor was told to end it, for a user who may go on. Raises Refused(STORE_UNAVAILABLE)."""
-        params = (work.reservation_id, because, self._clock.now_ms())
+    async def end_for(self, work: DeferredWork, because: str) -> None:
+        """The vendor will be told to end it, for a user who may go on: noted before, as it may be asked about as soon as it has
+        heard. Raises Refused(STORE_UNAVAILABLE)."""
+        params = (work.reservation_id, because)
         await self._store.writer.submit(Unit((Step(NOTE_ENDED, params),)))
 
     async def due(self, *, at_most: int) -> list[DeferredWork]:
@@ -185,6 +192,18 @@ class DeferredWorks:
         now_ms = self._clock.now_ms()
         statement = POLL_ABOUT_NOW if is_about else POLL_NOW
         return Step(statement, (surface, upstream_id, now_ms, now_ms + SKEW_MS))
+
+    async def standing(self, surface: str, upstream_ids: Collection[str]) -> dict[str, str]:
+        """Of those that go on, and are asked about: why the vendor was told to end them, empty where it was not. Raises
+        Refused(STORE_UNAVAILABLE)."""
+        found: dict[str, str] = {}
+        ids = sorted(upstream_ids)
+        for start in range(0, len(ids), IDS_AT_ONCE):
+            batch = ids[start : start + IDS_AT_ONCE]
+            padded = batch + batch[-1:] * (IDS_AT_ONCE - len(batch))
+            rows = await self._store.readers.rows(SELECT_STANDING, (surface, *padded))
+            found.update(cast("list[tuple[str, str]]", rows))
+        return found
 
     async def claim(self, work: DeferredWork, *, next_poll_in_s: float) -> bool:
         """Take a row for one poll; False when another worker has. Raises Refused(STORE_UNAVAILABLE)."""

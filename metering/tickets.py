@@ -1,7 +1,8 @@
 """Tickets: texts that stand for one object of one user for a while, to be put into an address.
 
 Signed by a key that is kept in the store, so every worker knows one that another has minted. What is signed names the
-object's owner, who is not in the text: when an object has changed hands, its old tickets are worth nothing.
+object's owner, who is not in the text: when an object has changed hands, its old tickets are worth nothing. Whoever has one
+may do with the object what the gateway token may that it was minted for, as long as that may.
 """
 
 import base64
@@ -9,6 +10,7 @@ import binascii
 import hashlib
 import hmac
 import secrets
+from typing import NamedTuple
 
 from metering.clock import Clock
 from metering.errors import Reason, Refused
@@ -22,6 +24,7 @@ MAC_BYTES = 18
 TEXT_CHARS_MAX = 1_024
 KEY_NAME = "tickets"
 SPENT = "spent"
+_BETWEEN = "\0"
 
 SELECT_SECRET = "SELECT value FROM secrets WHERE name = ?1"
 INSERT_SECRET = """
@@ -29,6 +32,15 @@ INSERT INTO secrets (name, value, created_at_ms) VALUES (?1, ?2, ?3) ON CONFLICT
 PRUNE_SPENT = "DELETE FROM spent_tickets WHERE until_ms < ?1"
 SPEND = """
 INSERT INTO spent_tickets (ticket, until_ms) VALUES (?1, ?2) ON CONFLICT (ticket) DO NOTHING"""
+
+
+class Ticket(NamedTuple):
+    """What one stands for, and for whom."""
+
+    one: ObjectId
+    user_id: str
+    token_id: str
+    """Of the gateway token that it was minted for."""
 
 
 class Tickets:
@@ -40,22 +52,27 @@ class Tickets:
         self._clock = clock
         self._key = b""
 
-    async def mint(self, one: ObjectId, user_id: str, *, valid_s: float) -> str:
-        """A ticket for an object of the user's; the same for all of a second. Raises Refused(STORE_UNAVAILABLE)."""
-        until_s = int(self._clock.now_ms() / 1000 + valid_s)
-        named = base64.urlsafe_b64encode(one.upstream_id.encode()).decode().rstrip("=")
-        return f"{until_s:x}.{named}.{_signed(await self._secret(), one, user_id, until_s)}"
+    async def prepare(self) -> None:
+        """Have the key at hand, which minting needs. Raises Refused(STORE_UNAVAILABLE)."""
+        await self._secret()
 
-    async def redeem(
-        self, text: str, vendor: str, kind: str, *, is_once: bool = False
-    ) -> tuple[ObjectId, str]:
-        """What a ticket stands for, and whose it is. With `is_once`, for the first to come.
+    def mint(self, one: ObjectId, user_id: str, token_id: str, *, valid_s: float) -> str:
+        """A ticket for an object of the user's; the same for all of a second."""
+        assert self._key, "prepared"
+        until_s = int(self._clock.now_ms() / 1000 + valid_s)
+        named = (
+            base64.urlsafe_b64encode(f"{token_id}{_BETWEEN}{one.upstream_id}".encode()).decode().rstrip("=")
+        )
+        return f"{until_s:x}.{named}.{_signed(self._key, one, user_id, token_id, until_s)}"
+
+    async def redeem(self, text: str, vendor: str, kind: str, *, is_once: bool = False) -> Ticket:
+        """What a ticket stands for, and for whom. With `is_once`, for the first to come.
 
         Raises Refused: UNAUTHENTICATED, whatever is wrong with it; STORE_UNAVAILABLE.
         """
-        until_s, one, mac = _parts(text, vendor, kind)
+        until_s, one, token_id, mac = _parts(text, vendor, kind)
         user_id = (await self._objects.owners({one})).get(one)
-        expected = _signed(await self._secret(), one, user_id or "", until_s)
+        expected = _signed(await self._secret(), one, user_id or "", token_id, until_s)
         if user_id is None or not hmac.compare_digest(mac, expected):
             raise _refused()
         if until_s * 1000 <= self._clock.now_ms():
@@ -65,7 +82,7 @@ class Tickets:
             unit = Unit((Step(PRUNE_SPENT, (now_ms,)), Step(SPEND, params, refusal=SPENT)))
             if isinstance(await self._store.writer.submit(unit), Declined):
                 raise Refused(Reason.UNAUTHENTICATED, "This address was good for once: ask for a new one.")
-        return one, user_id
+        return Ticket(one, user_id, token_id)
 
     async def _secret(self) -> bytes:
         if not self._key:
@@ -79,19 +96,20 @@ class Tickets:
         return self._key
 
 
-def _signed(key: bytes, one: ObjectId, user_id: str, until_s: int) -> str:
-    said = "\0".join((*one, user_id, str(until_s))).encode()
+def _signed(key: bytes, one: ObjectId, user_id: str, token_id: str, until_s: int) -> str:
+    said = _BETWEEN.join((*one, user_id, token_id, str(until_s))).encode()
     digest = hmac.new(key, said, hashlib.sha256).digest()[:MAC_BYTES]
     return base64.urlsafe_b64encode(digest).decode()
 
 
-def _parts(text: str, vendor: str, kind: str) -> tuple[int, ObjectId, str]:
+def _parts(text: str, vendor: str, kind: str) -> tuple[int, ObjectId, str, str]:
     if len(text) > TEXT_CHARS_MAX or not text.isascii():
         raise _refused()
     try:
         until, named, mac = text.split(".")
-        upstream_id = base64.urlsafe_b64decode(named + "=" * (-len(named) % 4)).decode()
-        return int(until, 16), ObjectId(vendor, kind, upstream_id), mac
+        decoded = base64.urlsafe_b64decode(named + "=" * (-len(named) % 4)).decode()
+        token_id, upstream_id = decoded.split(_BETWEEN)
+        return int(until, 16), ObjectId(vendor, kind, upstream_id), token_id, mac
     except (ValueError, binascii.Error):
         raise _refused() from None
 

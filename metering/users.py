@@ -251,9 +251,9 @@ WITH RECURSIVE above (id) AS (
     UNION SELECT t.parent_id FROM above a JOIN gateway_tokens t ON t.id = a.id WHERE t.parent_id IS NOT NULL)
 SELECT t.id FROM above a JOIN gateway_tokens t ON t.id = a.id WHERE t.family = ?2"""
 # The token first, then those it comes from.
-SELECT_CREDENTIAL = """
+_SELECT_CREDENTIAL = """
 WITH RECURSIVE chain (id, depth) AS (
-    SELECT id, 0 FROM gateway_tokens WHERE token_hash = ?1
+    SELECT id, 0 FROM gateway_tokens WHERE {column} = ?1
     UNION ALL SELECT t.parent_id, c.depth + 1 FROM chain c JOIN gateway_tokens t ON t.id = c.id
         WHERE t.parent_id IS NOT NULL AND c.depth < ?2)
 SELECT t.id, u.id, u.plan, u.status, u.plan_until_ms, u.next_plan, COALESCE(a.allowance, 0), u.caps,
@@ -262,6 +262,9 @@ SELECT t.id, u.id, u.plan, u.status, u.plan_until_ms, u.next_plan, COALESCE(a.al
 FROM chain c JOIN gateway_tokens t ON t.id = c.id JOIN users u ON u.id = t.user_id
 LEFT JOIN accounts a ON a.owner = 'user:' || u.id AND a.meter = 'credit' AND a.period = ''
 ORDER BY c.depth"""
+SELECT_CREDENTIAL, SELECT_CREDENTIAL_BY_ID = (
+    _SELECT_CREDENTIAL.format(column=column) for column in ("token_hash", "id")
+)
 INSERT_CHANGE = "INSERT INTO changes (kind, subject, at_ms) VALUES (?1, ?2, ?3)"
 SELECT_CHANGES = "SELECT seq, kind, subject FROM changes WHERE seq >= ?1 ORDER BY seq LIMIT ?2"
 SELECT_LAST_CHANGE = "SELECT COALESCE(MAX(seq), 0) FROM changes"
@@ -477,6 +480,11 @@ class Directory:
 
     async def credential(self, token_hash: str) -> Credential | None:
         rows = await self._store.readers.rows(SELECT_CREDENTIAL, (token_hash, TOKEN_DEPTH_MAX))
+        return _credential(rows) if rows else None
+
+    async def credential_by_id(self, token_id: str) -> Credential | None:
+        """Of a gateway token that we know by its id alone: nobody proves with that who they are."""
+        rows = await self._store.readers.rows(SELECT_CREDENTIAL_BY_ID, (token_id, TOKEN_DEPTH_MAX))
         return _credential(rows) if rows else None
 
     async def last_change(self) -> int:

@@ -12,7 +12,7 @@ from typing import Protocol
 
 from metering.admission import Caller
 from metering.errors import Reason, Refused
-from proxy.auth import Authenticator
+from proxy.auth import AccessKey, Authenticator
 
 LOOK_S = 0.5
 """Between two looks at those who are being served."""
@@ -25,7 +25,7 @@ LOST = frozenset({Reason.UNAUTHENTICATED, Reason.FORBIDDEN, Reason.UNKNOWN_OPERA
 class Guest(Protocol):
     """Somebody who is being served."""
 
-    gateway_token: bytes
+    access_key: AccessKey
 
     def require_access(self, caller: Caller) -> None:
         """Raises Refused where the caller, as it is now, would not be let in to this."""
@@ -62,10 +62,10 @@ class Access:
         for index, guest in enumerate(list(self._guests)):
             if index % LOOKED_AT_PER_TURN == LOOKED_AT_PER_TURN - 1:
                 await asyncio.sleep(0)
-            if not has_news and not self._authenticator.may_end(guest.gateway_token):
+            if not has_news and not self._authenticator.may_end(guest.access_key):
                 continue
             try:
-                guest.require_access(await self._authenticator.authenticate({guest.gateway_token}))
+                guest.require_access(await self._authenticator.let_in(guest.access_key))
             except Refused as refused:
                 if refused.reason is Reason.STORE_UNAVAILABLE:
                     self._news.set()  # for the next look

@@ -29,6 +29,9 @@ GATEWAY_TOKEN_BYTES_MAX = 512
 OnChanges = Callable[[int, Collection[tuple[str, str]] | None], None]
 """Told with every look up to which change was heard, and what (kind, subject) has changed; None: everything may have."""
 
+AccessKey = bytes | str
+"""By what somebody was let in: a gateway token, or the id of one, where a ticket stands for it."""
+
 _TOKEN = re.compile(rf"{TOKEN_PREFIX}[\w-]+", re.ASCII)
 
 
@@ -108,7 +111,7 @@ class Authenticator:
         self._poll_s = poll_s
         self._stale_after_s = stale_after_s
         self.on_changes: list[OnChanges] = [] if on_changes is None else [on_changes]
-        self._cache: OrderedDict[bytes, Credential] = OrderedDict()
+        self._cache: OrderedDict[AccessKey, Credential] = OrderedDict()
         self._seen_seq: int | None = None
         """The newest change that was heard of; None before the first look."""
         self._looked_at_s = self._failed_at_s = -math.inf
@@ -122,19 +125,24 @@ class Authenticator:
                 if tokens
                 else "No API key was sent. Send your gateway token as the API key."
             )
+        (token,) = tokens
+        return await self.let_in(token)
+
+    async def let_in(self, key: AccessKey) -> Caller:
+        """Whoever was let in by this before, as they are now; or whoever has a ticket of the gateway token with this id.
+        Raises as `authenticate`."""
         if self._is_stale():
             await self._catch_up()
-        (token,) = tokens
-        credential = self._cache.get(token)
+        credential = self._cache.get(key)
         if credential is None:
-            credential = await self._look_up(token)
+            credential = await self._look_up(key)
         else:
-            self._cache.move_to_end(token)
+            self._cache.move_to_end(key)
         return self._caller(credential)
 
-    def may_end(self, token: bytes) -> bool:
+    def may_end(self, key: AccessKey) -> bool:
         """Whether what it allows may end without a word in the store; or it is not remembered."""
-        credential = self._cache.get(token)
+        credential = self._cache.get(key)
         return credential is None or not (credential.expires_at_ms is None and credential.next_plan is None)
 
     def _caller(self, credential: Credential) -> Caller:
@@ -155,16 +163,19 @@ class Authenticator:
         has_credit = credential.granted_nanousd > 0
         return Caller(credential.user_id, credential.token_id, plan, credential.terms, has_credit=has_credit)
 
-    async def _look_up(self, token: bytes) -> Credential:
-        if len(token) > GATEWAY_TOKEN_BYTES_MAX:
+    async def _look_up(self, key: AccessKey) -> Credential:
+        if len(key) > GATEWAY_TOKEN_BYTES_MAX:
             raise unauthenticated("invalid x-api-key")
         seq = self._seen_seq
-        credential = await self._directory.credential(hash_of(token.decode("utf-8", "surrogateescape")))
+        if isinstance(key, str):
+            credential = await self._directory.credential_by_id(key)
+        else:
+            credential = await self._directory.credential(hash_of(key.decode("utf-8", "surrogateescape")))
         if credential is None:
             raise unauthenticated("invalid x-api-key")
         # A change that was heard of while we read may be newer than what we read: use it once, keep nothing.
         if seq == self._seen_seq:
-            self._cache[token] = credential
+            self._cache[key] = credential
             if len(self._cache) > self._cache_max:
                 self._cache.popitem(last=False)
         return credential
@@ -234,14 +245,14 @@ class Authenticator:
 
     def _forget(self, changed: set[tuple[str, str]]) -> None:
         stale = [
-            token
-            for token, credential in self._cache.items()
+            key
+            for key, credential in self._cache.items()
             if ("token", credential.token_id) in changed
             or ("user", credential.user_id) in changed
             or any(("token", ancestor) in changed for ancestor in credential.ancestors)
         ]
-        for token in stale:
-            del self._cache[token]
+        for key in stale:
+            del self._cache[key]
 
     async def follow_changes(self) -> None:
         """Look forever."""

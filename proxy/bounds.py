@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Bounds:
-    """Every wait and size of one exchange. Meanings: the settings of the same names."""
+    """Every wait and size of one exchange, and where its client reaches us. Meanings: the settings of the same names."""
 
     body_bytes_max: int
     body_timeout_s: float
@@ -24,4 +24,5 @@ class Bounds:
     output_bytes_per_token: int
     sockets_per_user: int
     sockets_max: int
+    public_url: str
     client_stall_timeout_s: float

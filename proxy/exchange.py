@@ -9,8 +9,10 @@ from metering.errors import Refused
 from metering.ledger import Outcome, Resolved
 from metering.prices import Priced
 from metering.repeats import Repeat
+from proxy.auth import AccessKey
 from proxy.downstream import Connection
 from proxy.handshakes import Handshake, Side, Tally
+from proxy.splice import Splice
 from proxy.surface import NO_DEMAND, Demand, Inbound, Observer, Operation, Surface
 
 Scope = MutableMapping[str, Any]
@@ -23,9 +25,11 @@ class Exchange:
     """One request and its answer, from the first phase to the canonical line."""
 
     __slots__ = (
+        "access_key",
         "access_lost",
         "admitted",
         "admitted_s",
+        "bytes_passed",
         "caller",
         "cause",
         "checkpoint_nanousd",
@@ -45,6 +49,7 @@ class Exchange:
         "is_forwarded",
         "is_lost",
         "is_scheduled",
+        "leads_to",
         "notes",
         "observer",
         "on_access_lost",
@@ -60,6 +65,8 @@ class Exchange:
         "scope",
         "settled",
         "sides",
+        "splice",
+        "splice_ended",
         "started_s",
         "status",
         "surface",
@@ -93,6 +100,10 @@ class Exchange:
         """Where it asks for a websocket: what that takes."""
         self.gateway_token = b""
         """Kept to keep it from going up, wherever the client repeats it; never in a log, row or answer."""
+        self.access_key: AccessKey = b""
+        """By what its caller was let in, and would be again."""
+        self.leads_to = ""
+        """The object that its spliced websocket leads to."""
         self.inbound: Inbound | None = None
         self.demand: Demand = NO_DEMAND
         self.repeat: Repeat | None = None
@@ -118,8 +129,12 @@ class Exchange:
         self.on_access_lost: Callable[[Refused], None] | None = None
         self.sides: tuple[Side, Side] | None = None
         """Of its websocket, once it is open: the client's and the vendor's."""
+        self.splice: Splice | None = None
+        """Of its spliced websocket, once it is open; and what is done when that has ended."""
+        self.splice_ended: asyncio.Future[None] | None = None
         self.tally: Tally | None = None
-        """What passed on its websocket."""
+        """What passed on its websocket; of a spliced one, as bytes up and down."""
+        self.bytes_passed: tuple[int, int] | None = None
         self.client_left = False
         self.on_client_gone: Callable[[], None] | None = None
         """What the connection calls when the client leaves, while the exchange is open."""
@@ -155,7 +170,7 @@ class Exchange:
         """Raises Refused where a caller, as it is now, would not be let in to this. What has been admitted stays so: only
         a websocket, which has no end, depends on plan and scope to the last."""
         operation = self.operation
-        if operation is not None and operation.socket is not None:
+        if operation is not None and operation.is_websocket:
             require_surface(caller, self.surface.name)
             if caller.token is not None:
                 caller.token.require(self.surface.name, operation.name)

@@ -75,15 +75,12 @@ class VendorSide(ClientConnection, Side):
 class AnsweredError(Exception):
     """A vendor answered a handshake with another status than 101, or with a body."""
 
-    def __init__(self, response: Response) -> None:
-        super().__init__(f"status {response.status_code}")
-        self.status = response.status_code
-        self.headers: Headers = [
-            (name.lower().encode("latin-1"), value.encode("latin-1"))
-            for name, value in response.headers.raw_items()
-        ]
+    def __init__(self, status: int, headers: Headers, body: bytes) -> None:
+        super().__init__(f"status {status}")
+        self.status = status
+        self.headers = headers
         self.is_complete = True
-        self._body = bytes(response.body)
+        self._body = body
 
     async def read(self) -> bytes:
         """The body, once; then nothing: as an upstream Answer."""
@@ -158,7 +155,7 @@ async def dial(  # noqa: PLR0917 - as UpstreamClient.open
         if isinstance(error, TimeoutError):
             raise TimedOut("first_byte", f"{origin}: no answer in time", is_sent=True) from error
         if isinstance(error, InvalidStatus):
-            raise AnsweredError(error.response) from None
+            raise _answered(error.response) from None
         if isinstance(error, InvalidHandshake | WebSocketException | OSError | EOFError):
             raise Unreachable(f"{origin}: no handshake: {error}", is_sent=True) from error
         raise
@@ -183,6 +180,14 @@ async def _connect(
         raise Unreachable(f"cannot connect to {origin}: {error}", is_sent=False) from error
     except asyncio.CancelledError as cancelled:
         raise CancelledUnsent from cancelled
+
+
+def _answered(response: Response) -> AnsweredError:
+    headers: Headers = [
+        (name.lower().encode("latin-1"), value.encode("latin-1"))
+        for name, value in response.headers.raw_items()
+    ]
+    return AnsweredError(response.status_code, headers, bytes(response.body))
 
 
 def _bounds(ping_timeout_s: float) -> dict[str, Any]:

@@ -8,7 +8,7 @@ from metering.errors import Reason, Refused
 from proxy.auth import TokenPlaces
 from proxy.bounds import Bounds
 from proxy.headers import answer_filter, request_filter
-from proxy.surface import EventSocket, Headers, Operation, Surface, Upstream
+from proxy.surface import EventSocket, Headers, Operation, Question, Surface, Upstream
 from proxy.upstream import Origin, Timeouts
 
 _UNSAFE = re.compile(rb"%2f|%5c|%00|//|\\|(?:^|/)(?:\.|%2e){1,2}(?:/|$)", re.IGNORECASE)
@@ -60,6 +60,14 @@ class Mounted:
         )
         self.fixed_headers = tuple(
             (name.encode(), value.encode()) for name, value in upstream.fixed_headers.items()
+        )
+        self._has_sockets = any(one.is_websocket for one in surface.operations)
+        self._questions = tuple(
+            {
+                one.spliced.question.path: one.spliced.question
+                for one in surface.operations
+                if one.spliced is not None and one.spliced.question is not None
+            }.values()
         )
         self._exact: dict[tuple[str, bytes], Operation] = {}
         self._templates: list[tuple[str, re.Pattern[bytes], Operation]] = []
@@ -128,12 +136,41 @@ class Mounted:
 
     def is_socket(self, method: str, path: bytes) -> bool:
         """Whether a request there asks for a websocket that is declared."""
-        if not self._socket_origins:
+        if not self._has_sockets:
             return False
         try:
-            return self.match(method, path)[0].socket is not None
+            return self.match(method, path)[0].is_websocket
         except Refused:
             return False
+
+    def asked(self, method: str, path: bytes) -> tuple[bytes, Question | None]:
+        """The path of the websocket that a request asks a question about, and the question; else the path itself."""
+        if method == "GET":
+            for question in self._questions:
+                about = path.removesuffix(b"/").removesuffix(question.path.encode())
+                if len(about) < len(path) - 1 and self.is_socket(method, about):
+                    return about, question
+        return path, None
+
+    def operation(self, name: str) -> Operation:
+        """The operation of this name."""
+        return next(one for one in self.surface.operations if one.name == name)
+
+    def leads_within(self, operation: Operation, url: str) -> tuple[Origin, str] | None:
+        """Where a websocket is that the vendor names, and the path and query there; None where that is not the vendor's."""
+        assert operation.spliced is not None
+        try:
+            parts = urllib.parse.urlsplit(_WS.sub("http", url))
+            origin = Origin.parse(f"{parts.scheme}://{parts.netloc}")
+        except ValueError:
+            return None
+        is_own = origin == self.origin
+        is_under = origin.scheme == "https" and any(
+            origin.host == host or origin.host.endswith(f".{host}") for host in operation.spliced.hosts
+        )
+        if not (is_own or is_under) or not url.isascii() or not url.isprintable() or " " in url:
+            return None
+        return origin, (parts.path or "/") + (f"?{parts.query}" if parts.query else "")
 
     def token_places_of(self, operation: Operation) -> TokenPlaces:
         """Where its gateway token may stand."""

@@ -14,10 +14,10 @@ import asyncio
 import logging
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
-from typing import Any
+from typing import Any, TypeVar
 from urllib.parse import unquote_to_bytes
 
 import orjson
@@ -50,29 +50,38 @@ from proxy.auth import Authenticator, conceal_tokens
 from proxy.bounds import Bounds
 from proxy.decoding import decoder_for
 from proxy.deferral import Deferrals
-from proxy.downstream import BODILESS, CONNECTION, Connection
+from proxy.downstream import BODILESS, CONNECTION, Connection, Successor
 from proxy.exchange import Exchange, Receive, Scope
 from proxy.gate import BodyGate, EventGate, Gate
-from proxy.handshakes import AnsweredError, Handshake, Side, dial, handshake_headers
+from proxy.handshakes import AnsweredError, Handshake, dial, handshake_headers
 from proxy.headers import accepts_gzip, asks_for_websocket, is_said_to_be_json
+from proxy.inner import InnerConnection, inner_scope, nothing_more
 from proxy.limit_headers import limit_headers
+from proxy.links import base_of, relinker, websocket_url
 from proxy.mounted import Mounted
 from proxy.ownership import check_choice, check_owner
 from proxy.preparation import KEY_HEADER, Preparation
+from proxy.query import at_most, value_of
 from proxy.query import check as check_query
 from proxy.relay import Relay, send_body
 from proxy.rewriting import body_of, shown, tag_of
 from proxy.silence import SilenceKeeper
 from proxy.slices import Slices
+from proxy.splice import Splice
+from proxy.splice_handshake import agreed_head, dial_spliced
+from proxy.spliced_sockets import SplicedSockets
 from proxy.surface import (
     NO_DEMAND,
     AnswerHead,
     Demand,
     Headers,
     Inbound,
+    Links,
     Operation,
     Pricing,
+    Question,
     Rendered,
+    SplicedSocket,
     Timed,
 )
 from proxy.telemetry import Telemetry
@@ -80,6 +89,8 @@ from proxy.upstream import Answer, Broken, CancelledUnsent, TimedOut, UpstreamCl
 from proxy.websocket import Sockets
 
 logger = logging.getLogger(__name__)
+T = TypeVar("T")
+S = TypeVar("S", bound=Successor)
 
 ERROR_BODY_BYTES_MAX = 1024 * 1024
 """A vendor's error answer is read whole up to here, to see whether it is about our own account."""
@@ -130,6 +141,7 @@ class Engine:
         deferrals: Deferrals,
         preparation: Preparation,
         access: Access,
+        spliced: SplicedSockets,
     ) -> None:
         self._bounds = bounds
         self._authenticator = authenticator
@@ -143,6 +155,7 @@ class Engine:
         self._deferrals = deferrals
         self._preparation = preparation
         self._access = access
+        self.spliced = spliced
         self.sockets = Sockets(
             objects=objects,
             preparation=preparation,
@@ -161,6 +174,7 @@ class Engine:
         """The process is about to end. A websocket has no end of its own to wait for."""
         self.is_stopping = True
         self.sockets.stop()
+        self.spliced.stop()
 
     # --- one exchange --------------------------------------------------------------------------------
 
@@ -215,39 +229,54 @@ class Engine:
             raise Refused(Reason.DRAINING, "The proxy is restarting; retry shortly.", retry_after_s=2.0)
         await exchange.connection.drain()  # sent ahead: nothing is done for who does not read what it has
         scope = exchange.scope
+        path, question = mounted.asked(scope["method"], path)
         if asks_for_websocket(scope["headers"]) and not mounted.is_socket(scope["method"], path):
             # At once, and by this status: agents (Codex 0.153) try any other several times before they use HTTP.
             message = f"There is no websocket at {exchange.surface.name} here: use HTTP."
             raise Refused(Reason.WEBSOCKET_UNAVAILABLE, message)
         exchange.operation, params = mounted.match(scope["method"], path)
-        places = mounted.token_places_of(exchange.operation)
-        tokens = places.find(scope["headers"], scope["query_string"])
-        exchange.caller = await self._authenticator.authenticate(tokens)
-        (exchange.gateway_token,) = tokens
+        exchange.caller = await self._let_in(exchange, mounted, params)
         if (terms := exchange.caller.token) is not None:
             terms.require(mounted.surface.name, exchange.operation.name)
-        if exchange.operation.socket is None:
+        if question is not None:
+            await self._answer_question(exchange, mounted, path, question)
+            return
+        if not exchange.operation.is_websocket:
             await self._serve_caller(exchange, mounted, path, params)
             return
         exchange.handshake = Handshake.of(scope["headers"], scope["http_version"])
         if not exchange.connection.may_be_handed_over:  # our parser and the library do not read it alike
             raise Refused(Reason.BAD_REQUEST, "This is no handshake of a websocket.")
         with self.sockets.place(exchange.caller.user_id):
+            if exchange.operation.spliced is not None:
+                await self._serve_spliced(exchange, mounted, path, params)
+                return
             await self._serve_caller(exchange, mounted, path, params)
             await self._relay_socket(exchange, mounted)
+
+    async def _let_in(self, exchange: Exchange, mounted: Mounted, params: Mapping[str, str]) -> Caller:
+        """Who is calling, by their gateway token or by a ticket. Raises Refused."""
+        operation, scope = exchange.operation, exchange.scope
+        assert operation is not None
+        if operation.spliced is not None and operation.spliced.ticket_piece:
+            ticket, caller = await self.spliced.let_in(
+                mounted, operation.spliced, params[operation.spliced.ticket_piece]
+            )
+            exchange.access_key, exchange.leads_to = ticket.token_id, ticket.one.upstream_id
+            return caller
+        tokens = mounted.token_places_of(operation).find(scope["headers"], scope["query_string"])
+        caller = await self._authenticator.authenticate(tokens)
+        (exchange.gateway_token,) = tokens
+        exchange.access_key = exchange.gateway_token
+        return caller
 
     async def _serve_caller(
         self, exchange: Exchange, mounted: Mounted, path: bytes, params: Mapping[str, str]
     ) -> None:
         """Of somebody who may ask this: what is left of the phases."""
-        scope = exchange.scope
         assert exchange.operation is not None
         assert exchange.caller is not None
-        query = mounted.token_places_of(exchange.operation).removed(scope["query_string"])
-        if any(exchange.gateway_token in unquote_to_bytes(part) for part in (path, query)):
-            raise Refused(Reason.BAD_REQUEST, "The gateway token does not belong into the URL.")
-        if query and exchange.operation.query is not None:
-            check_query(exchange.operation.query, query)
+        query = self._query_of(exchange, mounted, path)
         credential = mounted.credential(exchange.operation)
         exchange.inbound = await self._read(exchange, params, query)
         owned = await self._check_owned(exchange, mounted)
@@ -276,12 +305,27 @@ class Engine:
             if exchange.connection.is_gone:
                 self._void(exchange)
                 raise ClientLeftError
-            if exchange.handshake is not None:
+            if exchange.operation.spliced is not None:
+                await self._open_spliced(exchange, mounted)
+            elif exchange.handshake is not None:
                 await self._open_socket(exchange, mounted, path, credential)
             else:
                 await self._forward(exchange, mounted, path, credential)
         finally:
             self._leave(exchange)
+
+    def _query_of(self, exchange: Exchange, mounted: Mounted, path: bytes) -> bytes:
+        """The query as it goes up, without the gateway token. Raises Refused(BAD_REQUEST)."""
+        operation, token = exchange.operation, exchange.gateway_token
+        assert operation is not None
+        query = mounted.token_places_of(operation).removed(exchange.scope["query_string"])
+        if token and any(token in unquote_to_bytes(part) for part in (path, query)):
+            raise Refused(Reason.BAD_REQUEST, "The gateway token does not belong into the URL.")
+        if query and operation.query is not None:
+            check_query(operation.query, query)
+        if not operation.at_most_in_query:
+            return query
+        return at_most({name: int(mounted.options[env]) for name, env in operation.at_most_in_query}, query)
 
     async def _check_owned(self, exchange: Exchange, mounted: Mounted) -> Sequence[Claim]:
         """Refuse what names another user's objects. The claim that makes the reservation of what names any of the
@@ -322,6 +366,8 @@ class Engine:
         if operation.looks_up is not None:
             with self._waiting(exchange):
                 await self._preparation.look_up(exchange, mounted, path)
+        if operation.links is not None:
+            await self.spliced.tickets.prepare()
         if operation.keeps is not None:
             await self._preparation.find_own_ids(exchange, mounted)
         if operation.timed is not None:
@@ -748,11 +794,27 @@ class Engine:
         if origin.scheme == "https":
             tls = self._client.tls()
         target = (path + b"?" + inbound.query if inbound.query else path).decode("ascii")
+        stall_s = bounds.client_stall_timeout_s
+        dialling = dial(origin, target, headers, tls, bounds.connect_timeout_s, stall_s)
+        up = await self._dialled(exchange, mounted, dialling)
+        if up is None:
+            return
+        assert exchange.handshake is not None
+        handshake = exchange.handshake
+        try:
+            down = await self._accept(exchange, lambda more: handshake.accept(more, ping_timeout_s=stall_s))
+        except BaseException:
+            up.transport.abort()
+            raise
+        down.start_keepalive()
+        exchange.sides = down, up
+
+    async def _dialled(self, exchange: Exchange, mounted: Mounted, dialling: Awaitable[T]) -> T | None:
+        """What the vendor's side of a websocket is; None where it would not open one, which the client has been told. Raises
+        Refused."""
         exchange.is_forwarded = True
         try:
-            up = await dial(
-                origin, target, headers, tls, bounds.connect_timeout_s, bounds.client_stall_timeout_s
-            )
+            return await dialling
         except UpstreamError as error:
             raise self._no_answer(exchange, error) from error
         except CancelledUnsent:
@@ -760,12 +822,7 @@ class Engine:
             raise
         except AnsweredError as answer:
             await self._answer_handshake(exchange, mounted, answer)
-            return
-        try:
-            await self._accept(exchange, up)
-        except BaseException:
-            up.transport.abort()
-            raise
+            return None
 
     async def _answer_handshake(self, exchange: Exchange, mounted: Mounted, answer: AnsweredError) -> None:
         """The vendor would not open a websocket."""
@@ -776,8 +833,8 @@ class Engine:
             raise Refused(Reason.UPSTREAM_UNREACHABLE, f"{name} answered without a websocket.")
         await self._answer_error(exchange, mounted, answer, AnswerHead(answer.status, answer.headers), None)
 
-    async def _accept(self, exchange: Exchange, up: Side) -> None:
-        assert exchange.handshake is not None
+    async def _accept(self, exchange: Exchange, accept: Callable[[Headers], tuple[bytes, S]]) -> S:
+        """Book that the vendor's websocket is open; then answer the client. What passes on it is no request."""
         assert exchange.caller is not None
         exchange.upstream_status = SWITCHING_PROTOCOLS
         self._settle(exchange, Outcome.CLIENT_LEFT if exchange.client_left else Outcome.COMPLETED, NOTHING)
@@ -785,13 +842,10 @@ class Engine:
         if exchange.connection.is_gone:
             raise ClientLeftError
         headers = [(b"x-automna-request-id", exchange.request_id.encode())]
-        headers += self._limit_headers(exchange, exchange.caller)
-        stall_s = self._bounds.client_stall_timeout_s
-        head, down = exchange.handshake.accept(headers, ping_timeout_s=stall_s)
+        head, down = accept(headers + self._limit_headers(exchange, exchange.caller))
         exchange.head_is_out, exchange.status = True, SWITCHING_PROTOCOLS
         exchange.connection.hand_over(head, down)
-        down.start_keepalive()
-        exchange.sides = down, up
+        return down
 
     async def _relay_socket(self, exchange: Exchange, mounted: Mounted) -> None:
         """Until it ends, which may be in days: it holds no place among requests, and nothing of its handshake."""
@@ -804,6 +858,99 @@ class Engine:
         finally:
             self._access.leave(exchange)
             exchange.sides = None
+
+    # --- spliced websockets ----------------------------------------------------------------------------
+
+    async def _answer_question(
+        self, exchange: Exchange, mounted: Mounted, path: bytes, question: Question
+    ) -> None:
+        """Where the websocket is. The vendor is not asked, and nothing is made for it."""
+        scope = exchange.scope
+        base = base_of(self._bounds.public_url, scope["headers"], scope["scheme"])
+        url = websocket_url(base, mounted, path.decode("ascii"))
+        if scope["query_string"]:
+            url += f"?{scope['query_string'].decode('ascii')}"
+        body = question.says(url)
+        self._begin(exchange, OK, [JSON_TYPE, (b"content-length", b"%d" % len(body))])
+        await send_body(exchange, body, is_last=True)
+
+    async def _serve_spliced(
+        self, exchange: Exchange, mounted: Mounted, path: bytes, params: Mapping[str, str]
+    ) -> None:
+        """A websocket into what the caller names; or into what waits for its next client, or is made now."""
+        operation, caller = exchange.operation, exchange.caller
+        assert operation is not None
+        assert operation.spliced is not None
+        assert caller is not None
+        spliced, lingering = operation.spliced, self.spliced.lingering
+        if spliced.ticket_piece:
+            await self.spliced.spend(mounted, spliced, params[spliced.ticket_piece])
+        elif named := value_of(spliced.id_param, exchange.scope["query_string"]):
+            exchange.leads_to = named
+        elif waiting := lingering.take((mounted.surface.name, caller.token_id)):
+            exchange.leads_to = waiting.upstream_id
+        elif not await self._make_for(exchange, mounted, spliced):
+            return
+        one = self.spliced.leads_to(exchange)
+        assert one is not None
+        try:
+            await self._serve_caller(exchange, mounted, path, params)
+            await self._relay_spliced(exchange)
+        finally:
+            lingering.left(one)
+
+    async def _make_for(self, exchange: Exchange, mounted: Mounted, spliced: SplicedSocket) -> bool:
+        """Make what the client has named nothing of, by a request of its own; where that is refused, so is this, in its words."""
+        method, path = spliced.makes.split(" ", 1)
+        inner = InnerConnection(exchange.connection)
+        await self.handle(mounted, path.encode(), inner_scope(exchange, method, path, inner), nothing_more)
+        if inner.is_whole and OK <= inner.status < REDIRECT:
+            if self.spliced.made(mounted, exchange, bytes(inner.body)):
+                return True
+            raise Refused(
+                Reason.UPSTREAM_UNREACHABLE, f"{mounted.surface.name} did not say what it has made."
+            )
+        if exchange.connection.is_gone or not inner.is_whole:
+            raise ClientLeftError
+        exchange.head_is_out, exchange.status = True, inner.status
+        exchange.connection.begin(inner.status, inner.headers, is_flushed_soon=False)
+        await send_body(exchange, bytes(inner.body), is_last=True)
+        return False
+
+    async def _open_spliced(self, exchange: Exchange, mounted: Mounted) -> None:
+        """Open the vendor's websocket with the client's handshake, and book that; from then on only bytes pass."""
+        inbound, bounds = exchange.inbound, self._bounds
+        assert inbound is not None
+        origin, target = await self.spliced.where(mounted, exchange)
+        tls = self._client.tls() if origin.scheme == "https" else None
+        ended: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        splice = Splice(lambda: ended.set_result(None), stall_s=bounds.client_stall_timeout_s)
+        dialling = dial_spliced(origin, target, inbound.headers, tls, bounds.connect_timeout_s, splice)
+        agreed = await self._dialled(exchange, mounted, dialling)
+        if agreed is None:
+            return
+        try:
+            await self._accept(exchange, lambda more: (agreed_head(agreed, more), splice.client))
+        except BaseException:
+            splice.abort()
+            raise
+        exchange.splice, exchange.splice_ended = splice, ended
+        one = self.spliced.leads_to(exchange)
+        assert one is not None
+        self.spliced.lingering.keep(one, origin, target)
+
+    async def _relay_spliced(self, exchange: Exchange) -> None:
+        """As _relay_socket."""
+        splice, ended = exchange.splice, exchange.splice_ended
+        if splice is None or ended is None:
+            return
+        exchange.inbound = exchange.handshake = None
+        self._access.enter(exchange)
+        try:
+            await self.spliced.relay(exchange, splice, ended)
+        finally:
+            self._access.leave(exchange)
+            exchange.splice = exchange.splice_ended = None
 
     # --- relay and observe -----------------------------------------------------------------------------
 
@@ -838,7 +985,7 @@ class Engine:
         is_head_early = exchange.head_is_out
         decoder = decoder_for(head.header(b"content-encoding"))
         exchange.observer = operation.meter.observe(inbound, exchange.demand, head)
-        gate, slices = self._gate(exchange, inbound, head), self._slices(exchange)
+        gate, slices = self._gate(exchange, mounted, inbound, head), self._slices(exchange)
         inbound.fields = {}  # as its body
         is_decoded = gate is not None and decoder is not None
         headers = _as_framed(mounted.answer_headers(answer.headers), exchange, is_decoded=is_decoded)
@@ -895,7 +1042,7 @@ class Engine:
             upstream_id = inbound.path_params[piece].lower()
             self._objects.mark_gone(ObjectId(exchange.surface.provider, kind, upstream_id), caller.user_id)
 
-    def _gate(self, exchange: Exchange, inbound: Inbound, head: AnswerHead) -> Gate | None:
+    def _gate(self, exchange: Exchange, mounted: Mounted, inbound: Inbound, head: AnswerHead) -> Gate | None:
         """What the answer must pass, where its operation has an added event or hands out ids."""
         operation, vendor = exchange.operation, exchange.surface.provider
         if operation is None or not _has_gate(exchange):
@@ -904,10 +1051,10 @@ class Engine:
         is_stream = exchange.demand.is_streaming and _is_event_stream(head)
         if is_stream and (places or exchange.demand.added_event is not None):
             return EventGate(vendor, exchange.demand.added_event, places)
-        edit = self._edit(exchange)
+        edit = self._edit(exchange, mounted)
         return BodyGate(vendor, places, edit) if places or edit is not None else None
 
-    def _edit(self, exchange: Exchange) -> Callable[[bytes], bytes] | None:
+    def _edit(self, exchange: Exchange, mounted: Mounted) -> Callable[[bytes], bytes] | None:
         """What makes a body of what the vendor said, where its operation declares that."""
         operation, caller, standing = exchange.operation, exchange.caller, exchange.admitted
         assert operation is not None
@@ -916,7 +1063,32 @@ class Engine:
         if not operation.edits_answer:
             return None
         edit, renders = shown(operation, caller.user_id, exchange.own_ids), operation.renders
+        if operation.links is not None:
+            return self._relinked(exchange, mounted, operation.links, caller, edit)
         return edit if renders is None else lambda body: renders(edit(body), standing)
+
+    def _relinked(
+        self,
+        exchange: Exchange,
+        mounted: Mounted,
+        links: Links,
+        caller: Caller,
+        edit: Callable[[bytes], bytes],
+    ) -> Callable[[bytes], bytes]:
+        """With our addresses; and nothing that repeats a key of the platform's."""
+        base = base_of(self._bounds.public_url, exchange.scope["headers"], exchange.scope["scheme"])
+        relink = relinker(links, mounted, self.spliced.tickets, caller, base)
+
+        def relinked(body: bytes) -> bytes:
+            ours = relink(edit(body))
+            if mounted.repeats_key(ours):
+                self._telemetry.account_alarm(mounted.surface.name, OK)
+                raise Refused(
+                    Reason.UPSTREAM_ACCOUNT, f"{mounted.surface.name} answered with what cannot be shown."
+                )
+            return ours
+
+        return relinked
 
     async def _withhold(self, exchange: Exchange, refused: Refused) -> None:
         """Tell the client that nothing more comes of an answer that a gate has stopped, and read on as if it had

@@ -1,10 +1,12 @@
-"""The query of a request: read where it must be, never written anew. Its bytes go up as they came."""
+"""The query of a request: read where it must be, and written anew only where a number of it must be bounded. Else its bytes
+go up as they came."""
 
 import urllib.parse
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterator, Mapping
 
 from metering.errors import Reason, Refused
 
+NUMBER_CHARS_MAX = 18
 NAME_CHARS_MAX = 100
 """Of a parameter's name in an error."""
 
@@ -28,6 +30,26 @@ def check(allowed: Collection[str], query: bytes) -> None:
             raise Refused(
                 Reason.BAD_REQUEST, f"The query parameter {shown!r} is not available through this proxy."
             )
+
+
+def value_of(name: str, query: bytes) -> str:
+    """The first value of a parameter; empty where there is none."""
+    found = next((value for known, value in parameters(query) if known == name), b"")
+    return found.decode("utf-8", "replace")
+
+
+def at_most(most: Mapping[str, int], query: bytes) -> bytes:
+    """The query with whole numbers that are no more than these, and are these where none is given. Raises
+    Refused(BAD_REQUEST)."""
+    given: dict[str, int] = {}
+    for name, value in parameters(query):
+        if name in most:
+            if not value.isdigit() or len(value) > NUMBER_CHARS_MAX or name in given:
+                raise Refused(Reason.BAD_REQUEST, f"The query parameter {name} must be a whole number.")
+            given[name] = int(value)
+    kept = [piece for piece in query.split(b"&") if piece and name_of(piece) not in most]
+    bounded = [f"{name}={min(limit, given.get(name, limit))}".encode() for name, limit in most.items()]
+    return b"&".join((*kept, *bounded))
 
 
 def _decoded(text: bytes) -> bytes:

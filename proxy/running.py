@@ -132,6 +132,7 @@ class Running:
         ending = operation.deferred.ending
         if ending is None:
             return
+        await self._works.end_for(work, because)
         path = ending.path.replace("{id}", quote(work.upstream_id, safe=""))
         status = await self._calls.tell(mounted, ending.method, path.encode(), ending.body)
         logger.warning(
@@ -141,7 +142,6 @@ class Running:
             status,
             because,
         )
-        await self._works.ended_for(work, because)
 
 
 def _named(work: DeferredWork) -> tuple[str, str, str]:

@@ -8,6 +8,7 @@ alone (RFC 6455 section 5.2), so that a close of ours stands between two frames.
 import asyncio
 import struct
 from collections.abc import Callable
+from typing import cast
 
 UNSENT_BYTES_MAX = 256 * 1024
 """Of one direction, beyond what the kernel holds: above that its source is not read. One read may come on top."""
@@ -90,8 +91,7 @@ class Side(asyncio.Protocol):
         """That came from it."""
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        assert isinstance(transport, asyncio.Transport)
-        self.transport = transport
+        self.transport = transport = cast("asyncio.Transport", transport)  # uvloop's is none by its class
         transport.set_write_buffer_limits(high=UNSENT_BYTES_MAX)
         self._splice.made()
 

@@ -529,6 +529,58 @@ class EventSocket:
 
 
 @dataclass(frozen=True, slots=True)
+class Links:
+    """Addresses in an answer that lead past us to what a vendor runs for its user, and keys to that: ours stand in their place.
+
+    In any object of the answer with one of these fields; its `id_field` says what they lead to. `sockets` become the address
+    of our own websocket, `path` with a ticket that is good for the seconds of the option `valid_env`; `keys` become the ticket
+    itself; `others` are emptied. What still holds a key of the platform's after that does not go down.
+    """
+
+    kind: str
+    id_field: str
+    path: str
+    valid_env: str
+    sockets: tuple[str, ...] = ()
+    keys: tuple[str, ...] = ()
+    others: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Question:
+    """What clients ask with a GET below a websocket's own path before they connect: answered here, with its address."""
+
+    path: str
+    says: Callable[[str], bytes]
+    """The answer, of that address."""
+
+
+@dataclass(frozen=True, slots=True)
+class SplicedSocket:
+    """A websocket into what a vendor runs for its user (see Timed): behind the handshake bytes pass as they come.
+
+    What it leads to, an object of `kind`, is named by a ticket in the path, as `{ticket_piece}`; or by `id_param` of the query
+    beside a gateway token. Where neither is there, the operation named `makes` makes one, as if its user had asked for that: kept for
+    the user's next connection for so long after this one as the option `linger_env` says, then ended.
+    `path`: of a GET at the vendor that shows the object; `url_field` of that is the address of its websocket: at the vendor's
+    own host, or under one of `hosts`. `words` are for an object that is none, or goes on no more. The option `once_env` says whether a
+    ticket is good for one connection only.
+    """
+
+    kind: str
+    path: str
+    url_field: str
+    hosts: tuple[str, ...]
+    words: str
+    ticket_piece: str = ""
+    id_param: str = ""
+    makes: str = ""
+    linger_env: str = ""
+    once_env: str = ""
+    question: Question | None = None
+
+
+@dataclass(frozen=True, slots=True)
 class Example:
     """One exchange of an operation: the conformance suite tests every operation from it."""
 
@@ -602,12 +654,23 @@ class Operation:
     surface's own is used."""
     socket: EventSocket | None = None
     """The request asks for a websocket, and what passes on it."""
+    spliced: SplicedSocket | None = None
+    """The request asks for a websocket, and where that leads."""
+    links: Links | None = None
+    at_most_in_query: tuple[tuple[str, str], ...] = ()
+    """Parameters of the query that are whole numbers, each with the option that says how much it may be, and is where it is not
+    given."""
+
+    @property
+    def is_websocket(self) -> bool:
+        return self.socket is not None or self.spliced is not None
 
     @property
     def is_prepared(self) -> bool:
         """Something must be looked up before it is priced."""
         return bool(
             self.is_idempotent
+            or self.links is not None
             or self.looks_up
             or self.at_most
             or self.not_during
@@ -623,7 +686,9 @@ class Operation:
     @property
     def edits_answer(self) -> bool:
         """A success does not go down as the vendor wrote it."""
-        return bool(self.namespaced or self.tag or self.hides or self.renders or self.keeps)
+        return bool(
+            self.namespaced or self.tag or self.hides or self.renders or self.keeps or self.links is not None
+        )
 
     @property
     def edits_body(self) -> bool:

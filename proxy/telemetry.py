@@ -405,6 +405,8 @@ def _fields(exchange: Exchange, outcome: str, operation: str, ended_s: float) ->
         fields["messages_dropped"] = tally.dropped
         if tally.close_code is not None:
             fields["close_code"] = tally.close_code
+    if exchange.bytes_passed is not None:
+        fields["bytes_up"], fields["bytes_down"] = exchange.bytes_passed
     if exchange.operation is None:
         fields["method"], fields["path"] = exchange.scope["method"], shown_path(exchange.scope["raw_path"])
     return fields

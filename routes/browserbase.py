@@ -9,6 +9,8 @@ search). Paths and bodies: the vendor's OpenAPI document and browserbase 1.22.0 
 
 from dataclasses import replace
 
+import orjson
+
 from metering.ledger import OPEN_BROWSERS
 from metering.usage import BROWSER_SECONDS, NOTHING, Usage, UsageLine
 from proxy.meters import Free
@@ -21,10 +23,13 @@ from proxy.surface import (
     HandsOut,
     HeaderKey,
     Keeps,
+    Links,
     Names,
     Operation,
     Option,
     QueryKey,
+    Question,
+    SplicedSocket,
     Surface,
     Swept,
     Tag,
@@ -42,6 +47,8 @@ from routes.browserbase_meter import (
 )
 
 PROJECT_ENV = "BROWSERBASE_PROJECT_ID"
+TICKET_ENV, TICKET_ONCE_ENV = "BROWSERBASE_TICKET_S", "BROWSERBASE_TICKET_ONCE"
+LINGER_ENV, VIEW_ENV = "BROWSERBASE_LINGER_S", "BROWSERBASE_VIEW_S"
 SESSION, CONTEXT, EXTENSION, DOWNLOAD = "session", "context", "extension", "download"
 """Kinds of objects that the vendor keeps."""
 POLL_S, SLICE_S, DUE_S = 15.0, 120, 900.0
@@ -55,6 +62,32 @@ _EXTENSION = Names(EXTENSION, _NOT_FOUND, path_param="extension_id")
 _DOWNLOAD = Names(DOWNLOAD, _NOT_FOUND, path_param="download_id")
 _TAG = Tag("userMetadata.automna")
 """Callers' own metadata stands beside it."""
+
+_LINKS = Links(
+    SESSION,
+    "id",
+    "/connect/{ticket}",
+    TICKET_ENV,
+    sockets=("connectUrl",),
+    keys=("signingKey",),
+    others=("seleniumRemoteUrl",),
+)
+"""A session's own websocket, its key, and its WebDriver, which is not relayed."""
+
+
+def _version(url: str) -> bytes:
+    """As Chromium answers `/json/version`, as far as clients read it (Playwright, Puppeteer, OpenClaw)."""
+    return orjson.dumps({"Browser": "Chrome", "Protocol-Version": "1.3", "webSocketDebuggerUrl": url})
+
+
+_INTO_SESSION = SplicedSocket(
+    SESSION,
+    "/v1/sessions/{id}",
+    "connectUrl",
+    ("browserbase.com",),
+    "The session has ended, or does not exist.",
+    question=Question("/json/version", _version),
+)
 
 _ID = "0b8e5a4c-3f62-4d0e-9a37-5f1f6a0c7d11"
 _SESSION_JSON = (
@@ -78,6 +111,13 @@ _ONE = "/v1/sessions/{session_id}"
 _LISTED = Swept(SESSION, "/v1/sessions?status=RUNNING", "id", tag="userMetadata.automna")
 
 
+def _connecting(path: str, spliced: SplicedSocket, names: tuple[Names, ...] = ()) -> Operation:
+    """The websocket into a browser."""
+    return Operation(
+        "GET", path, meter=Free(), names=names, spliced=spliced, example=Example(path, answer=b"")
+    )
+
+
 def _free(
     method: str,
     path: str,
@@ -95,6 +135,8 @@ def _free(
     keeps: Keeps | None = None,
     ends: tuple[str, str] | None = None,
     forbidden: tuple[ForbiddenField, ...] = (),
+    links: Links | None = None,
+    at_most_in_query: tuple[tuple[str, str], ...] = (),
 ) -> Operation:
     filled = path
     for piece in ("session_id", "context_id", "extension_id", "download_id", "page_id"):
@@ -112,6 +154,8 @@ def _free(
         keeps=keeps,
         ends=ends,
         forbidden=forbidden,
+        links=links,
+        at_most_in_query=at_most_in_query,
         may_lack_body=not body,
         example=Example(
             filled + query, body=body, answer=answer, answer_content_type=content_type, usage=NOTHING
@@ -159,6 +203,7 @@ SURFACE = Surface(
                 by_tag=replace(_LISTED, path="/v1/sessions?q=user_metadata%5B%27automna%27%5D%3A%27{tag}%27"),
             ),
             may_lack_body=True,
+            links=_LINKS,
             example=Example(
                 "/v1/sessions", body=b'{"timeout":300}', answer=_SESSION_JSON, usage=_ONE_SESSION
             ),
@@ -170,10 +215,17 @@ SURFACE = Surface(
             names=(),
             hides=("automna",),
             keeps=Keeps(SESSION, "id"),
+            links=_LINKS,
         ),
-        _free("GET", _ONE, _SESSION_JSON, hides=("automna",)),
-        _free("POST", _ONE, _SESSION_JSON, _RELEASE, hides=("automna",), forces=_PROJECT),
-        _free("GET", f"{_ONE}/debug", b'{"debuggerUrl":"https://debug.example/1","pages":[]}'),
+        _free("GET", _ONE, _SESSION_JSON, hides=("automna",), links=_LINKS),
+        _free("POST", _ONE, _SESSION_JSON, _RELEASE, hides=("automna",), forces=_PROJECT, links=_LINKS),
+        _free(
+            "GET",
+            f"{_ONE}/debug",
+            b'{"debuggerUrl":"https://debug.example/1","pages":[]}',
+            links=_LINKS,
+            at_most_in_query=(("expiresIn", VIEW_ENV),),
+        ),
         _free("GET", f"{_ONE}/logs", b"[]"),
         _free("GET", f"{_ONE}/recording", b"[]"),
         _free("GET", f"{_ONE}/replays", b'{"pages":[]}'),
@@ -239,6 +291,14 @@ SURFACE = Surface(
             names=(_EXTENSION,),
             ends=(EXTENSION, "extension_id"),
         ),
+        _connecting(
+            "/connect/{ticket}", replace(_INTO_SESSION, ticket_piece="ticket", once_env=TICKET_ONCE_ENV)
+        ),
+        _connecting(
+            "/connect",
+            replace(_INTO_SESSION, id_param="sessionId", makes="POST /v1/sessions", linger_env=LINGER_ENV),
+            (Names(SESSION, _NOT_FOUND, query_param="sessionId"),),
+        ),
     ),
     swept=(_LISTED,),
     dialect=BrowserbaseDialect(),
@@ -252,6 +312,17 @@ SURFACE = Surface(
             "100000",
             "What a session is held for that uses the vendor's proxies, for every second of its time.",
             unit="bytes",
+        ),
+        Option(TICKET_ENV, "900", "How long a session's `connectUrl` is good for connecting.", unit="s"),
+        Option(TICKET_ONCE_ENV, "0", "With 1, it is good for one connection.", unit="0 or 1"),
+        Option(
+            LINGER_ENV,
+            "30",
+            "How long a session that `/connect?apiKey=` made waits for its user's next connection; then it is ended.",
+            unit="s",
+        ),
+        Option(
+            VIEW_ENV, "3600", "How long the addresses of a session's live view are good at most.", unit="s"
         ),
     ),
 )

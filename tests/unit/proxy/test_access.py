@@ -19,8 +19,7 @@ class Authenticator:
     asked: list[bytes] = field(default_factory=list)
     on_changes: list[Any] = field(default_factory=list)
 
-    async def authenticate(self, tokens: set[bytes]) -> object:
-        (token,) = tokens
+    async def let_in(self, token: bytes) -> object:
         self.asked.append(token)
         await asyncio.sleep(0)
         if token in self.refuses:
@@ -33,7 +32,7 @@ class Authenticator:
 
 @dataclass(eq=False)
 class Guest:
-    gateway_token: bytes
+    access_key: bytes
     refuses: Refused | None = None
     lost: list[Refused] = field(default_factory=list)
 
