@@ -45,7 +45,7 @@ OPERATIONS = [
     pytest.param((surface, operation), id=f"{surface.name} {operation.name}")
     for surface in SURFACES
     for operation in surface.operations
-    if operation.socket is None
+    if not operation.is_websocket
 ]
 """Those that are answered; of websockets: test_sockets.py."""
 FORBIDDEN = [
@@ -377,7 +377,7 @@ async def test_undeclared_paths_do_not_exist(tmp_path, surface: Surface):
 @each_surface
 async def test_a_path_that_begins_like_a_mount_is_not_below_it(tmp_path, surface: Surface):
     async with staged(surface, tmp_path) as stage:
-        operation = next(one for one in surface.operations if one.socket is None)
+        operation = next(one for one in surface.operations if not one.is_websocket)
         for mount in surface.mounts:
             answer = await stage.ask(operation, mount=f"{mount}x")
             assert answer.status == 404
