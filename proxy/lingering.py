@@ -37,7 +37,7 @@ class Held:
     operation: Operation
     """That makes such."""
     linger_s: float
-    is_used: bool = True
+    clients: int = 0
     timer: asyncio.TimerHandle | None = None
     keeper: "asyncio.Task[None] | None" = None
     side: VendorSide | None = None
@@ -59,19 +59,21 @@ class Lingering:
     def __len__(self) -> int:
         return len(self._held)
 
-    def take(self, key: Key) -> ObjectId | None:
-        """One that waits for its client, for this one; used from now on."""
-        for held in self._held.values():
-            if held.key == key and not held.is_used:
-                held.is_used = True
-                if held.timer is not None:
-                    held.timer.cancel()
-                return held.one
-        return None
+    def waiting(self, key: Key) -> ObjectId | None:
+        """One that waits for its user's next client."""
+        return next((held.one for held in self._held.values() if held.key == key and not held.clients), None)
 
     def made(self, held: Held) -> None:
-        """One was made, and is used."""
+        """One was made for a client that will enter it now."""
         self._held[held.one] = held
+
+    def entered(self, one: ObjectId) -> None:
+        """One client more, whether it has named it or not."""
+        held = self._held.get(one)
+        if held is not None:
+            held.clients += 1
+            if held.timer is not None:
+                held.timer.cancel()
 
     def keep(self, one: ObjectId, origin: Origin, target: str) -> None:
         """Keep it at the vendor beside its client: there is a websocket of it."""
@@ -80,11 +82,13 @@ class Lingering:
             held.keeper = spawn(self._keep(held, origin, target), name="lingering")
 
     def left(self, one: ObjectId) -> None:
-        """Its client has left."""
+        """One client less; without any, it waits."""
         held = self._held.get(one)
         if held is None:
             return
-        held.is_used = False
+        held.clients -= 1
+        if held.clients:
+            return
         held.timer = asyncio.get_running_loop().call_later(held.linger_s, self._expire, held)
 
     def forget(self, one: ObjectId) -> None:
@@ -118,7 +122,7 @@ class Lingering:
             while True:
                 await side.recv()  # whatever it says of what others do there
         held.side = held.keeper = None
-        if not held.is_used:  # it has ended while nobody was there
+        if not held.clients:  # it has ended while nobody was there
             self.forget(held.one)
 
     def _expire(self, held: Held) -> None:

@@ -885,14 +885,16 @@ class Engine:
         spliced, lingering = operation.spliced, self.spliced.lingering
         if spliced.ticket_piece:
             await self.spliced.spend(mounted, spliced, params[spliced.ticket_piece])
-        elif named := value_of(spliced.id_param, exchange.scope["query_string"]):
+        elif (named := value_of(spliced.id_param, exchange.scope["query_string"])) is not None:
             exchange.leads_to = named
-        elif waiting := lingering.take((mounted.surface.name, caller.token_id)):
+        elif (waiting := await self.spliced.waiting(mounted, caller)) is not None:
             exchange.leads_to = waiting.upstream_id
         elif not await self._make_for(exchange, mounted, spliced):
             return
         one = self.spliced.leads_to(exchange)
-        assert one is not None
+        if one is None:
+            raise Refused(Reason.BAD_REQUEST, f"{spliced.id_param}: an id is expected.")
+        lingering.entered(one)
         try:
             await self._serve_caller(exchange, mounted, path, params)
             await self._relay_spliced(exchange)

@@ -301,3 +301,34 @@ async def test_a_restarting_proxy_says_so_and_the_session_is_settled_later(tmp_p
             assert client.socket.close_code == 1001
         await released(at.ada, session)
         await assert_settled(at, at.ada)
+
+
+async def test_what_waits_is_not_ended_under_another_client_of_it(tmp_path):
+    async with house(tmp_path, env={"BROWSERBASE_LINGER_S": "0"}) as at:
+        async with cdp(endpoint(at, at.ada)) as one:
+            (real,) = at.vendor.sessions
+            async with cdp(endpoint(at, at.ada, sessionId=real.id)) as other:
+                await other.call("Browser.getVersion")
+            await one.call("Browser.getVersion")
+            assert real.is_live
+        await until(lambda: not real.is_live)
+        await assert_settled(at, at.ada)
+
+
+async def test_an_empty_id_makes_no_session(tmp_path):
+    async with house(tmp_path) as at:
+        assert await status_of(endpoint(at, at.ada, sessionId="")) == 400
+        assert at.vendor.sessions == []
+
+
+async def test_what_ended_while_it_waited_is_not_given_to_the_next(tmp_path):
+    async with house(tmp_path, env={"BROWSERBASE_LINGER_S": "60"}) as at:
+        async with cdp(endpoint(at, at.ada)) as client:
+            await client.call("Browser.getVersion")
+        await released(at.ada, {"id": at.vendor.sessions[0].id})
+        await until_booked(at, at.ada)
+        async with cdp(endpoint(at, at.ada)) as client:
+            await client.call("Browser.getVersion")
+        assert len(at.vendor.sessions) == 2
+        await released(at.ada, {"id": at.vendor.sessions[1].id})
+        await until_booked(at, at.ada, 2)
