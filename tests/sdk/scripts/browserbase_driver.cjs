@@ -4,12 +4,9 @@ const { Sdk, drive } = require("./driving.cjs");
 
 const PATIENCE_MS = 600_000; // told from a pause by its length; the SDK's own minute is as long as its longest pause
 
-const camel = (name) => name.replace(/_(\w)/g, (_, letter) => letter.toUpperCase());
-// The names of Python's SDK; that of a timeout differs.
-const options = ({ api_timeout: timeout, ...more }) => ({
-  ...(timeout && { timeout }),
-  ...Object.fromEntries(Object.entries(more).map(([name, value]) => [camel(name), value])),
-});
+const KEPT = "api_timeout"; // named as in Python's SDK, unlike all others
+const camel = (name) => (name === KEPT ? name : name.replace(/_(\w)/g, (_, letter) => letter.toUpperCase()));
+const options = (given) => Object.fromEntries(Object.entries(given).map(([name, value]) => [camel(name), value]));
 const base64 = async (response) => Buffer.from(await response.arrayBuffer()).toString("base64");
 const file = (name, text) => Sdk.toFile(Buffer.from(text), name);
 
