@@ -51,7 +51,7 @@ PLANS: Mapping[str, Mapping[str, int]] = {
     "short": {"browsers": 3, "browser_minutes": 6},
     "poor": {"browsers": 3, "credits_per_month": 150},
 }
-"""A user of each in every round."""
+"""A user of each in every round; and one more of the first, who is disabled meanwhile."""
 AGENTS_EACH, ACTS_EACH = 2, 4
 TROUBLE = 0.3
 """Of the vendor's answers to a creation, so many are none; half as many of those to anything else."""
@@ -60,14 +60,17 @@ IMPATIENT = 0.15
 PROXIED = 0.3
 ALIVE_S = (0.05, 1.2)
 """How long a server is left alone before it is stopped."""
+DISABLED_AFTER_S = (0.5, 4.0)
 STOPS, KILLED = (0, 3), 0.8
 """How often in a round; so many of the stops are kills."""
 KNOWN_WITHIN_S, BOOKED_WITHIN_S = 60.0, 90.0
+CONNECTED_S = (0.0, 2.0)
+"""How long a page is looked at."""
 PAUSE_S = 0.1
 VERIFIED_EVERY = 20
 """Rounds between two runs of `ledger verify`, which takes a second to start."""
 SECOND_PICOUSD, BYTE_PICOUSD = 33_333_334, 12_000
-ANSWERED = frozenset({200, 201, 402, 404, 409, 429, 500, 502, 503, 504})
+ANSWERED = frozenset({200, 201, 401, 402, 403, 404, 409, 429, 500, 502, 503, 504})
 """Statuses of what an agent may ask here."""
 SPENT = """
 SELECT e.reservation_id, e.cost_nanousd, e.lines, e.usage FROM entries e
@@ -195,15 +198,15 @@ class Stage:
                 while until is not None and not until():
                     await client.call("Browser.getVersion")
                     await asyncio.sleep(PAUSE_S)
-                await asyncio.sleep(self.dice.uniform(0, 0.6))
+                await asyncio.sleep(self.dice.uniform(*CONNECTED_S))
+                await client.call("Browser.getVersion")
                 if self.dice.random() < 0.5:
                     client.socket.transport.abort()
                     self.figures.sockets["aborted"] += 1
                 else:
                     self.figures.sockets["closed"] += 1
         except InvalidStatus as refused:
-            assert refused.response.status_code in ANSWERED | {401}, refused.response
-            self.figures.sockets[str(refused.response.status_code)] += 1
+            self._note_refusal(refused.response.status_code)
         except ConnectionClosed as cut:
             code = "without a word" if cut.rcvd is None else str(cut.rcvd.code)
             self.figures.sockets[f"cut {code}"] += 1
@@ -211,6 +214,10 @@ class Stage:
             if isinstance(error, TimeoutError):
                 raise
             self.figures.sockets["broken"] += 1
+
+    def _note_refusal(self, status: int) -> None:
+        assert status in ANSWERED, status
+        self.figures.sockets[str(status)] += 1
 
     async def _drive_page(self, client: Cdp, name: str) -> None:
         page, url = await client.attach(), f"https://{name}.example/"
@@ -291,7 +298,9 @@ class Stage:
         seconds, costs, moved = Counter[str](), Counter[str](), Counter[str]()
         for request_id, cost, lines, usage in self.server.rows(SPENT, user.user_id):
             costs[request_id] += cost
-            seconds[request_id] += sum(line[3] for line in orjson.loads(lines) if line[1] == "browser_seconds")
+            seconds[request_id] += sum(
+                line[3] for line in orjson.loads(lines) if line[1] == "browser_seconds"
+            )
             if usage is not None:
                 counts = [line["counts"] for line in orjson.loads(usage)]
                 moved[request_id] = sum(each.get("proxy_bytes", 0) for each in counts)
@@ -370,12 +379,13 @@ class Round:
             )
         )
         stage.vendor.script = self._trouble
-        async with stage.users(self._number, list(PLANS)) as users:
+        async with stage.users(self._number, [*PLANS, next(iter(PLANS))]) as users:
             async with asyncio.TaskGroup() as tasks:
                 for user in users:
                     for agent in range(AGENTS_EACH):
                         tasks.create_task(self._agent(user, f"{user.user_id}a{agent}", users))
                 tasks.create_task(self._stops())
+                tasks.create_task(self._disable(users[-1]))
             await stage.end_all(users, lambda: stage.vendor.sessions[before:])
             await stage.check(users, stage.vendor.sessions[before:])
 
@@ -401,6 +411,12 @@ class Round:
         for _ in range(self._dice.randint(*STOPS)):
             await asyncio.sleep(self._dice.uniform(*ALIVE_S))
             await self._stage.stop_now()
+
+    async def _disable(self, user: User) -> None:
+        """What a disabled user had running is to be ended without them."""
+        await asyncio.sleep(self._dice.uniform(*DISABLED_AFTER_S))
+        async with self._stage.server.directory() as directory:
+            await directory.disable(user.user_id)
 
     async def _agent(self, user: User, name: str, users: Sequence[User]) -> None:
         acts: tuple[Callable[[User, str, Sequence[User]], Coroutine[Any, Any, None]], ...]
@@ -429,11 +445,11 @@ class Round:
             assert answer is None or answer.status_code != httpx.codes.OK, "another one's session"
             await stage.release(other, session["id"])
         if what.endswith("released"):
-            await asyncio.sleep(dice.uniform(0, 0.6))
+            await asyncio.sleep(dice.uniform(0, 1.5))
             await stage.release(user, session["id"])
             await stage.ask(user, "GET", f"/v1/sessions/{session['id']}")
 
-    async def _connect(self, user: User, name: str, users: Sequence[User]) -> None:  # noqa: ARG002 - as _make
+    async def _connect(self, user: User, name: str, users: Sequence[User]) -> None:
         """A session by connecting, which nobody has named."""
         await self._stage.drive(self._stage.endpoint(user), name)
 
