@@ -222,3 +222,15 @@ async def test_a_session_that_ends_slowly_is_billed_to_its_end(tmp_path):
         (entry,) = await until_booked(at, at.ada, step_s=5.0)
         assert entry["seconds"] >= 140
         await assert_settled(at, at.ada)
+
+
+async def test_what_went_through_the_vendors_proxies_is_billed_though_it_shows_late(tmp_path):
+    async with house(tmp_path) as at:
+        at.vendor.set_habits(Habits(proxy_lag_s=20))
+        session = await created(at.ada, keepAlive=True, proxies=True, timeout=600)
+        await at.pass_time(100)
+        at.vendor.move_proxied(at.vendor.sessions[0], 5_000_000)
+        await released(at.ada, session)
+        (entry,) = await until_booked(at, at.ada, step_s=5.0)
+        assert (entry["basis"], entry["cost"]) == ("reported", cost_nanousd(entry["seconds"]) + 60_000_000)
+        assert await at.ada.running() == 0
