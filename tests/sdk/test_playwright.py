@@ -66,7 +66,8 @@ async def at(tmp_path) -> AsyncIterator[House]:
         await assert_settled(running, running.ada)
 
 
-async def visited(client: Sdk, url: str, site: str, saved: Path) -> None:
+async def visited(at: House, client: Sdk, url: str, site: str, saved: Path) -> None:
+    """All of it works, and went through the proxy."""
     pages = {"first": f"{site}/first.html", "second": f"{site}/second.html"}
     said = await client("visit", "", "", endpoint=url, link="#file", saved=str(saved), **pages)
     told = said.result()
@@ -75,18 +76,21 @@ async def visited(client: Sdk, url: str, site: str, saved: Path) -> None:
     assert (picture[:8], len(picture) > PICTURE_BYTES_MIN) == (PNG, True), len(picture)
     if client.name == "1-js":
         assert (told["name"], saved.read_bytes()) == ("file.bin", FILE)
+    await until(lambda: at.gateway.lines[-1]["operation"].startswith("GET /connect"))
+    line = at.gateway.lines[-1]
+    assert (line["outcome"], line["bytes_down"] > PICTURE_BYTES_MIN) == ("completed", True), line
 
 
 async def test_a_session_of_the_sdk_is_driven_by_its_connect_url(at, playwright, site, tmp_path):
     with running_sdk("1-sync", BROWSERBASE) as sdk:
         session = (await sdk("create", at.gateway.url, at.ada.token)).result()
-    await visited(playwright, session["connectUrl"], site, tmp_path / "saved")
+    await visited(at, playwright, session["connectUrl"], site, tmp_path / "saved")
     assert [one.id for one in at.vendor.sessions] == [session["id"]]
 
 
 async def test_a_ticket_is_asked_for_its_websocket_first(at, playwright, site, tmp_path):
     session = await created(at.ada)
-    await visited(playwright, session["connectUrl"].replace("ws://", "http://"), site, tmp_path / "saved")
+    await visited(at, playwright, session["connectUrl"].replace("ws://", "http://"), site, tmp_path / "saved")
     assert len(at.vendor.sessions) == 1
 
 
@@ -95,14 +99,14 @@ async def test_whoever_knows_nothing_but_the_gateway_token_drives_a_browser(
     at, playwright, site, tmp_path, scheme
 ):
     url = endpoint(at, at.ada).replace("ws://", f"{scheme}://")
-    await visited(playwright, url, site, tmp_path / "saved")
+    await visited(at, playwright, url, site, tmp_path / "saved")
     assert len(at.vendor.sessions) == 1
 
 
 async def test_puppeteer_drives_a_session(at, site, tmp_path):
     session = await created(at.ada)
     with running_sdk("25-js", PUPPETEER) as puppeteer:
-        await visited(puppeteer, session["connectUrl"], site, tmp_path / "saved")
+        await visited(at, puppeteer, session["connectUrl"], site, tmp_path / "saved")
     assert len(at.vendor.sessions) == 1
 
 
