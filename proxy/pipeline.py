@@ -883,9 +883,10 @@ class Engine:
         assert operation.spliced is not None
         assert caller is not None
         spliced, lingering = operation.spliced, self.spliced.lingering
+        named = value_of(spliced.id_param, exchange.scope["query_string"]) if spliced.id_param else None
         if spliced.ticket_piece:
             await self.spliced.spend(mounted, spliced, params[spliced.ticket_piece])
-        elif (named := value_of(spliced.id_param, exchange.scope["query_string"])) is not None:
+        elif named is not None:
             exchange.leads_to = named
         elif (waiting := await self.spliced.waiting(mounted, caller)) is not None:
             exchange.leads_to = waiting.upstream_id
@@ -894,12 +895,20 @@ class Engine:
         one = self.spliced.leads_to(exchange)
         if one is None:
             raise Refused(Reason.BAD_REQUEST, f"{spliced.id_param}: an id is expected.")
-        lingering.entered(one)
+        is_client = (
+            not spliced.ticket_piece and named is None
+        )  # whoever names one may have named another user's
+        if is_client:
+            lingering.entered(one)
         try:
             await self._serve_caller(exchange, mounted, path, params)
+            if not is_client and exchange.splice is not None:
+                lingering.entered(one)
+                is_client = True
             await self._relay_spliced(exchange)
         finally:
-            lingering.left(one)
+            if is_client:
+                lingering.left(one)
 
     async def _make_for(self, exchange: Exchange, mounted: Mounted, spliced: SplicedSocket) -> bool:
         """Make what the client has named nothing of, by a request of its own; where that is refused, so is this, in its words."""
