@@ -471,13 +471,24 @@ class Round:
 
 @asynccontextmanager
 async def staged(
-    folder: Path, dice: random.Random, *, haste: float, plans: Mapping[str, Mapping[str, Any]]
+    folder: Path,
+    dice: random.Random,
+    *,
+    haste: float,
+    plans: Mapping[str, Mapping[str, Any]],
+    env: Mapping[str, str] | None = None,
 ) -> AsyncIterator[Stage]:
     clock = HastyClock(haste, SystemClock().now_ms())
     async with BrowserbaseSimulator(clock=clock) as vendor:
         path = folder / "browser_plans.toml"
         path.write_text("".join(plan_table(name, **limits) for name, limits in plans.items()))
-        env = {**variables(vendor), **clock.env(), "PLANS_FILE": str(path), "BROWSERBASE_LINGER_S": "0"}
+        env = {
+            **variables(vendor),
+            **clock.env(),
+            "PLANS_FILE": str(path),
+            "BROWSERBASE_LINGER_S": "0",
+            **(env or {}),
+        }
         module = "tests.support.hasty"
         async with serving(folder, upstream=vendor.url, module=module, env=env) as server:
             yield Stage(server, vendor, clock, plans, dice, Figures())

@@ -6,11 +6,11 @@ from pathlib import Path
 
 import pytest
 
-from tests.chaos import browser_budgets, browsers
+from tests.chaos import browser_awaits, browser_budgets, browsers
 
 pytestmark = pytest.mark.chaos
 
-ROUNDS = 3
+ROUNDS, BUDGETS, DEATHS = 3, 2, 5
 
 
 async def test_whatever_breaks_each_browser_is_known_and_charged_as_the_vendor_bills_it(
@@ -25,5 +25,12 @@ async def test_whatever_breaks_each_browser_is_known_and_charged_as_the_vendor_b
 
 async def test_a_browser_whose_budget_ends_is_ended_within_a_slice_whatever_breaks(tmp_path: Path) -> None:
     seed = random.randrange(10**6)
-    figures = await browser_budgets.play(tmp_path, 2, seed)
+    figures = await browser_budgets.play(tmp_path, BUDGETS, seed)
     assert figures.ended["budget_ended"] > figures.sessions / 2, f"seed {seed}"
+
+
+async def test_whatever_await_it_dies_at_each_browser_is_known_and_charged(tmp_path: Path) -> None:
+    seed = random.randrange(10**6)
+    figures = await browser_awaits.play(tmp_path, DEATHS, seed)
+    assert figures.rounds == DEATHS + 1, f"seed {seed}"
+    assert figures.kills >= DEATHS - 2, "few have hit: few were tried"
