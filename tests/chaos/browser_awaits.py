@@ -9,6 +9,7 @@ import random
 from pathlib import Path
 from typing import Any
 
+from metering.tasks import spawn
 from simulators.browserbase import loses_reply
 from tests.chaos.browsers import PAUSE_S, PLANS, Figures, Stage, User, run, staged
 from tests.support.kill_points import RESUMED, SUSPENDED, Orders
@@ -18,7 +19,6 @@ logger = logging.getLogger(__name__)
 HASTE = 60.0
 LOST_TIMEOUT_S = 61
 """Creations that ask for it have no answer."""
-DIES_WITHIN_S = 20.0
 
 
 class Deaths:
@@ -39,34 +39,31 @@ class Deaths:
 
     async def die_at(self, place: str, moment: str) -> bool:
         """Whether it did."""
+        deaths = self._stage.figures.kills
         self._orders.die_at(place, moment)
-        return await self._play()
+        reviving = spawn(self._revive(), name="reviving")
+        try:
+            await self._play()
+        finally:
+            reviving.cancel()
+        self._orders.none()
+        return self._stage.figures.kills > deaths
 
-    async def _play(self) -> bool:
+    async def _revive(self) -> None:
+        """Start the server again when it has died."""
+        while self._stage.server.workers_alive():
+            await asyncio.sleep(PAUSE_S)
+        self._orders.none()
+        await self._stage.kill_now()
+
+    async def _play(self) -> None:
         stage, self._number = self._stage, self._number + 1
         before = len(stage.vendor.sessions)
         stage.vendor.script = _trouble
         async with stage.users(self._number, ["roomy"]) as (user,):
             await asyncio.gather(self._by_request(user), self._by_socket(user), self._lost(user))
-            has_died = await self._has_died()
             await stage.end_all([user], lambda: stage.vendor.sessions[before:])
-            if not has_died and (has_died := await self._has_died()):  # by the last of its polls
-                await stage.all_booked()
             await stage.check([user], stage.vendor.sessions[before:])
-        return has_died
-
-    async def _has_died(self) -> bool:
-        """Whether it has by now, and is up again; what it is to die at may come until all is booked."""
-        server = self._stage.server
-        open_rows = "SELECT 1 FROM deferred_work WHERE is_seen = 0 LIMIT 1"
-        await server.until(
-            lambda: not server.workers_alive() or not server.rows(open_rows), within_s=DIES_WITHIN_S
-        )
-        if server.workers_alive():
-            return False
-        self._orders.none()
-        await self._stage.kill_now()
-        return True
 
     async def _by_request(self, user: User) -> None:
         stage = self._stage
@@ -96,9 +93,7 @@ async def play(folder: Path, rounds: int, seed: int) -> Figures:
         logger.info("%d places to die at", len(places))
         for place, moment in dice.sample(places, min(rounds, len(places))):
             has_died = await deaths.die_at(place, moment)
-            orders.none()
             logger.info("%s %s %s", "died" if has_died else "lived", moment, place.rpartition(" > ")[2])
-            await asyncio.sleep(PAUSE_S)
         await stage.server.assert_verified()
     return stage.figures
 

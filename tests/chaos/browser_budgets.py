@@ -25,9 +25,10 @@ BUDGET_S = 360
 PLANS: Mapping[str, Mapping[str, Any]] = {
     "minutes": {"browsers": 2, "browser_minutes": BUDGET_S // 60},
     "credits": {"browsers": 2, "credits_per_month": 120},
+    "prepaid": {"browsers": 2, "credits_per_month": 60},
     "soft": {"browsers": 2, "browser_minutes": BUDGET_S // 60, "budget": "soft"},
 }
-"""Each with BUDGET_S of a browser; of minutes, no budget is soft."""
+"""Each with BUDGET_S of a browser, half of the prepaid one's by credit; of minutes, no budget is soft."""
 DISOBEYED_S = 36_000
 LOST = 0.3
 """Of the orders to end a session."""

@@ -25,6 +25,9 @@ import orjson
 from websockets.exceptions import ConnectionClosed, InvalidHandshake, InvalidMessage, InvalidStatus
 
 from metering.clock import SystemClock
+from metering.grants import grant
+from metering.store.database import Database
+from metering.store.store import open_store
 from proxy.rewriting import request_of
 from simulators.browserbase import (
     BrowserbaseSimulator,
@@ -50,8 +53,11 @@ PLANS: Mapping[str, Mapping[str, int]] = {
     "narrow": {"browsers": 2},
     "short": {"browsers": 3, "browser_minutes": 6},
     "poor": {"browsers": 3, "credits_per_month": 150},
+    "prepaid": {"browsers": 3, "credits_per_month": 60},
 }
 """A user of each in every round; and one more of the first, who is disabled meanwhile."""
+PREPAID: Mapping[str, int] = {"prepaid": 6_000_000}
+"""Nano-USD of credit beside the month, by plan."""
 AGENTS_EACH, ACTS_EACH = 2, 4
 TROUBLE = 0.3
 """Of the vendor's answers to a creation, so many are none; half as many of those to anything else."""
@@ -147,12 +153,18 @@ class Stage:
                 user_id = f"r{number}u{index}"
                 await directory.add_user(user_id, plan=plan)
                 token = (await directory.create_token(user_id))[0]
+                if plan in PREPAID:
+                    await self._grant(user_id, PREPAID[plan])
                 users.append(User(user_id, plan, token, self._client(token)))
         try:
             yield users
         finally:
             for user in users:
                 await user.http.aclose()
+
+    async def _grant(self, user_id: str, amount_nanousd: int) -> None:
+        async with open_store(Database(self.server.store, busy_timeout_s=10)) as store:
+            await grant(store, SystemClock(), user_id, amount_nanousd, source=user_id)
 
     def _client(self, token: str) -> httpx.AsyncClient:
         return httpx.AsyncClient(
