@@ -559,7 +559,7 @@ class Ledger:
             row = await self._store.readers.row(SELECT_BOOKED, (reservation_id,))
             if row is None or row[0] != "EXPIRED" or row[3] is not None:
                 return False
-            intent = await self._intent_of(reservation_id)
+            intent = await self.intent_of(reservation_id)
             tokens = await self._store.readers.row(SELECT_EXPIRED_TOKENS, (reservation_id,))
             assert tokens is not None, f"{reservation_id} is EXPIRED without an entry that says so"
             booked = _Booked(cast("int", row[1]), cast("tuple[int, int, int, int]", tokens), str(row[2]))
@@ -591,6 +591,15 @@ class Ledger:
         """
         row = await self._store.readers.row(SELECT_BOOKED, (reservation_id,))
         return row is not None and (row[0] == "HELD" or (row[0] == "EXPIRED" and row[3] is None))
+
+    async def intent_of(self, reservation_id: str) -> Intent:
+        """What a reservation that exists is for, whatever became of it. Raises Refused(STORE_UNAVAILABLE)."""
+        row = await self._store.readers.row(
+            f"SELECT {HELD_COLUMNS} FROM reservations WHERE id = ?1",
+            (reservation_id,),
+        )
+        assert row is not None
+        return _held(row)[0]
 
     # --- inside ----------------------------------------------------------------------------------
 
@@ -679,14 +688,6 @@ class Ledger:
             of_expiry = payment.lines(lambda charge: charge.spent, booked)
         steps.append(entry.step("expire", checkpoint_nanousd, of_expiry))
         return Unit(steps)
-
-    async def _intent_of(self, reservation_id: str) -> Intent:
-        row = await self._store.readers.row(
-            f"SELECT {HELD_COLUMNS} FROM reservations WHERE id = ?1",
-            (reservation_id,),
-        )
-        assert row is not None
-        return _held(row)[0]
 
     async def _adjust(self, intent: Intent, settlement: Settlement, booked: "_Booked") -> bool:
         cost_nanousd = settlement.priced.cost_nanousd

@@ -17,6 +17,8 @@ from tests.support.kill_points import RESUMED, SUSPENDED, Orders
 logger = logging.getLogger(__name__)
 
 HASTE = 60.0
+NTH = (1, 3)
+"""Time that it comes to such a place: agents meet there."""
 LOST_TIMEOUT_S = 61
 """Creations that ask for it have no answer."""
 
@@ -40,10 +42,12 @@ class Deaths:
     async def die_at(self, place: str, moment: str) -> bool:
         """Whether it did."""
         deaths = self._stage.figures.kills
-        self._orders.die_at(place, moment)
+        self._orders.die_at(place, moment, nth=self._stage.dice.randint(*NTH))
         reviving = spawn(self._revive(), name="reviving")
         try:
             await self._play()
+            if not self._stage.server.workers_alive():  # it has died of its last work
+                await reviving
         finally:
             reviving.cancel()
         self._orders.none()

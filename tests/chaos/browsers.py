@@ -46,8 +46,8 @@ from tests.support.process import Serving, serving
 
 logger = logging.getLogger(__name__)
 
-HASTE = 60.0
-"""Seconds in one: a poll every 0.25 s, a slice in 2."""
+HASTE = 40.0
+"""Seconds in one: a poll every 0.4 s, a slice in three."""
 PLANS: Mapping[str, Mapping[str, int]] = {
     "roomy": {"browsers": 50},
     "narrow": {"browsers": 2},
