@@ -6,7 +6,6 @@ Meanwhile a connection of our own keeps the vendor from ending it. Known to one 
 
 import asyncio
 import logging
-from contextlib import suppress
 from dataclasses import dataclass
 from urllib.parse import quote
 
@@ -82,12 +81,16 @@ class Lingering:
             held.keeper = spawn(self._keep(held, origin, target), name="lingering")
 
     def left(self, one: ObjectId) -> None:
-        """One client less; without any, it waits."""
+        """One client less: it has left, or could not be connected. Without any it waits; what no connection of ours keeps is
+        offered to nobody."""
         held = self._held.get(one)
         if held is None:
             return
         held.clients -= 1
         if held.clients:
+            return
+        if held.keeper is None:
+            self._expire(held)
             return
         held.timer = asyncio.get_running_loop().call_later(held.linger_s, self._expire, held)
 
@@ -109,21 +112,18 @@ class Lingering:
     async def _keep(self, held: Held, origin: Origin, target: str) -> None:
         tls = self._client.tls() if origin.scheme == "https" else None
         try:
-            side = await dial(origin, target, [], tls, self._connect_s, self._ping_timeout_s)
+            held.side = await dial(origin, target, [], tls, self._connect_s, self._ping_timeout_s)
+            if self._held.get(held.one) is not held:
+                held.side.transport.abort()
+            while True:
+                await held.side.recv()  # whatever it says of what others do there
+        except ConnectionClosed:
+            pass
         except (UpstreamError, AnsweredError, CancelledUnsent) as error:
             logger.warning("%s is not kept for its user's next connection: %s", held.one, error)
-            held.keeper = None
-            return
-        held.side = side
-        if self._held.get(held.one) is not held:
-            side.transport.abort()
-            return
-        with suppress(ConnectionClosed):
-            while True:
-                await side.recv()  # whatever it says of what others do there
         held.side = held.keeper = None
-        if not held.clients:  # it has ended while nobody was there
-            self.forget(held.one)
+        if self._held.get(held.one) is held and not held.clients:  # nobody is there, nothing keeps it
+            self._expire(held)
 
     def _expire(self, held: Held) -> None:
         self.forget(held.one)

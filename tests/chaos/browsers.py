@@ -1,6 +1,6 @@
 """Browser sessions under every trouble at once: creations whose answer is lost or that fail, releases, agents that drive a
 page and leave without a word, a server that is killed and started again. `python -m tests.chaos.browsers --rounds 200
---seed 1`; with `--budgets`, budgets that end in mid-session (tests/chaos/browser_budgets.py).
+--seed 1`. Budgets that end in mid-session: tests/chaos/browser_budgets.py.
 
 Time flies (tests/support/hasty.py), for the vendor too. What the ledger charged must be what the vendor bills, to the second
 and the byte, and whatever runs there must be known to its user, and to nobody else.
@@ -25,6 +25,9 @@ import orjson
 from websockets.exceptions import ConnectionClosed, InvalidHandshake, InvalidMessage, InvalidStatus
 
 from metering.clock import SystemClock
+from metering.grants import grant
+from metering.store.database import Database
+from metering.store.store import open_store
 from proxy.rewriting import request_of
 from simulators.browserbase import (
     BrowserbaseSimulator,
@@ -43,15 +46,18 @@ from tests.support.process import Serving, serving
 
 logger = logging.getLogger(__name__)
 
-HASTE = 60.0
-"""Seconds in one: a poll every 0.25 s, a slice in 2."""
+HASTE = 40.0
+"""Seconds in one: a poll every 0.4 s, a slice in three."""
 PLANS: Mapping[str, Mapping[str, int]] = {
     "roomy": {"browsers": 50},
     "narrow": {"browsers": 2},
     "short": {"browsers": 3, "browser_minutes": 6},
     "poor": {"browsers": 3, "credits_per_month": 150},
+    "prepaid": {"browsers": 3, "credits_per_month": 60},
 }
 """A user of each in every round; and one more of the first, who is disabled meanwhile."""
+PREPAID: Mapping[str, int] = {"prepaid": 6_000_000}
+"""Nano-USD of credit beside the month, by plan."""
 AGENTS_EACH, ACTS_EACH = 2, 4
 TROUBLE = 0.3
 """Of the vendor's answers to a creation, so many are none; half as many of those to anything else."""
@@ -70,7 +76,7 @@ PAUSE_S = 0.1
 VERIFIED_EVERY = 20
 """Rounds between two runs of `ledger verify`, which takes a second to start."""
 SECOND_PICOUSD, BYTE_PICOUSD = 33_333_334, 12_000
-ANSWERED = frozenset({200, 201, 401, 402, 403, 404, 409, 429, 500, 502, 503, 504})
+ANSWERED = frozenset({200, 201, 401, 402, 403, 404, 409, 410, 429, 500, 502, 503, 504})
 """Statuses of what an agent may ask here."""
 SPENT = """
 SELECT e.reservation_id, e.cost_nanousd, e.lines, e.usage FROM entries e
@@ -109,26 +115,31 @@ class User:
     """Ids of sessions that they know from an answer to their creation."""
 
 
+@dataclass
 class Stage:
-    """A server that is stopped and started again, before one vendor."""
+    """A server that is stopped and started again, before one vendor. `plans`: of its users, by name."""
 
-    def __init__(
-        self, server: Serving, vendor: BrowserbaseSimulator, dice: random.Random, figures: Figures
-    ) -> None:
-        self.server = server
-        self.vendor = vendor
-        self.dice = dice
-        self.figures = figures
+    server: Serving
+    vendor: BrowserbaseSimulator
+    clock: HastyClock
+    plans: Mapping[str, Mapping[str, Any]]
+    dice: random.Random
+    figures: Figures
+
+    async def kill_now(self) -> None:
+        """And start it again."""
+        await self.server.kill_all()
+        self.figures.kills += 1
+        await self._start()
 
     async def stop_now(self) -> None:
-        """Kill the server, or stop it as an operator does, and start it again."""
-        if self.dice.random() < KILLED:
-            await self.server.kill_all()
-            self.figures.kills += 1
-        else:
-            self.server.signal(signal.SIGTERM)
-            assert await self.server.exit_status(30) == 0, self.server.log()
-            self.figures.stops += 1
+        """As an operator does, and start it again."""
+        self.server.signal(signal.SIGTERM)
+        assert await self.server.exit_status(30) == 0, self.server.log()
+        self.figures.stops += 1
+        await self._start()
+
+    async def _start(self) -> None:
         self.server.port = int(self.server.url.rpartition(":")[2])
         self.server.env = {**self.server.env, "BROWSERBASE_LINGER_S": self.dice.choice("01")}
         await self.server.start()
@@ -142,12 +153,18 @@ class Stage:
                 user_id = f"r{number}u{index}"
                 await directory.add_user(user_id, plan=plan)
                 token = (await directory.create_token(user_id))[0]
+                if plan in PREPAID:
+                    await self._grant(user_id, PREPAID[plan])
                 users.append(User(user_id, plan, token, self._client(token)))
         try:
             yield users
         finally:
             for user in users:
                 await user.http.aclose()
+
+    async def _grant(self, user_id: str, amount_nanousd: int) -> None:
+        async with open_store(Database(self.server.store, busy_timeout_s=10)) as store:
+            await grant(store, SystemClock(), user_id, amount_nanousd, source=user_id)
 
     def _client(self, token: str) -> httpx.AsyncClient:
         return httpx.AsyncClient(
@@ -171,10 +188,10 @@ class Stage:
         assert answer.status_code in ANSWERED, answer.text
         return answer
 
-    async def created(self, user: User, **fields: Any) -> dict[str, Any] | None:
-        """A session, if its creation was answered so."""
+    async def created(self, user: User, *, impatient: float = 0.0, **fields: Any) -> dict[str, Any] | None:
+        """A session, if its creation was answered so; `impatient`: how probably its client does not wait for that."""
         more: dict[str, Any] = {}
-        if is_impatient := self.dice.random() < IMPATIENT:
+        if is_impatient := self.dice.random() < impatient:
             more["timeout"] = self.dice.uniform(0.005, 0.1)
         answer = await self.ask(user, "POST", "/v1/sessions", fields, **more)
         if answer is None:
@@ -241,7 +258,6 @@ class Stage:
 
     async def end_all(self, users: Sequence[User], sessions: Callable[[], Sequence[Session]]) -> None:
         """Wait until users see in their lists whatever still runs, have them end it, and wait until all is booked."""
-        self.vendor.script = None
         async with asyncio.timeout(KNOWN_WITHIN_S):
             while unknown := await self._unknown(users, sessions()):
                 logger.debug("nobody knows %s", unknown)
@@ -249,12 +265,16 @@ class Stage:
         for user in users:
             for session_id in await self._listed(user):
                 await self.release(user, session_id)
+        await self.all_booked()
+
+    async def all_booked(self) -> None:
+        """Wait until nothing is held, and nothing asked about."""
+        asked = (
+            "SELECT 1 FROM reservations WHERE state = 'HELD' LIMIT 1",
+            "SELECT 1 FROM deferred_work LIMIT 1",
+        )
         await self.server.until(
-            lambda: (
-                not self.server.rows("SELECT 1 FROM reservations WHERE state = 'HELD' LIMIT 1")
-                and not self.server.rows("SELECT 1 FROM deferred_work LIMIT 1")
-            ),
-            within_s=BOOKED_WITHIN_S,
+            lambda: not any(self.server.rows(one) for one in asked), within_s=BOOKED_WITHIN_S
         )
 
     async def _unknown(self, users: Sequence[User], sessions: Sequence[Session]) -> list[str]:
@@ -311,16 +331,22 @@ class Stage:
         }
         billed = {name: _billed(session) for name, session in sessions.items()}
         assert booked == billed, (user, _differing(booked, billed), self.history(booked, billed))
-        at_once = PLANS[user.plan]["browsers"]
+        at_once = self.plans[user.plan]["browsers"]
         assert _most_at_once(list(sessions.values())) <= at_once, f"more than {at_once} at once for {user}"
         self.figures.seconds += sum(one[0] for one in billed.values())
         self.figures.proxy_bytes += sum(one[1] for one in billed.values())
-        outcomes = self.server.rows(
-            "SELECT outcome FROM entries WHERE user_id = ?1 AND kind IN ('settle', 'expire') "
-            "AND operation = 'POST /v1/sessions'",
-            user.user_id,
-        )
-        self.figures.ended.update(outcome for (outcome,) in outcomes)
+        self.figures.ended.update(self.outcomes(user))
+
+    def outcomes(self, user: User) -> list[str]:
+        """Of a user's creations."""
+        return [
+            outcome
+            for (outcome,) in self.server.rows(
+                "SELECT outcome FROM entries WHERE user_id = ?1 AND kind IN ('settle', 'expire') "
+                "AND operation = 'POST /v1/sessions'",
+                user.user_id,
+            )
+        ]
 
     def history(self, booked: Mapping[str, Any], billed: Mapping[str, Any]) -> list[Any]:
         """What stands in the ledger of requests that were not booked as they were billed."""
@@ -386,6 +412,7 @@ class Round:
                         tasks.create_task(self._agent(user, f"{user.user_id}a{agent}", users))
                 tasks.create_task(self._stops())
                 tasks.create_task(self._disable(users[-1]))
+            stage.vendor.script = None
             await stage.end_all(users, lambda: stage.vendor.sessions[before:])
             await stage.check(users, stage.vendor.sessions[before:])
 
@@ -410,7 +437,7 @@ class Round:
     async def _stops(self) -> None:
         for _ in range(self._dice.randint(*STOPS)):
             await asyncio.sleep(self._dice.uniform(*ALIVE_S))
-            await self._stage.stop_now()
+            await (self._stage.kill_now() if self._dice.random() < KILLED else self._stage.stop_now())
 
     async def _disable(self, user: User) -> None:
         """What a disabled user had running is to be ended without them."""
@@ -433,7 +460,7 @@ class Round:
             fields["keepAlive"] = True
         if dice.random() < PROXIED:
             fields["proxies"] = True
-        session = await stage.created(user, **fields)
+        session = await stage.created(user, impatient=IMPATIENT, **fields)
         if session is None:
             return
         what = dice.choice(("left", "released", "driven", "driven", "driven and released", "shown to others"))
@@ -455,30 +482,45 @@ class Round:
 
 
 @asynccontextmanager
-async def staged(folder: Path, dice: random.Random, figures: Figures, haste: float) -> AsyncIterator[Stage]:
+async def staged(
+    folder: Path,
+    dice: random.Random,
+    *,
+    haste: float,
+    plans: Mapping[str, Mapping[str, Any]],
+    env: Mapping[str, str] | None = None,
+) -> AsyncIterator[Stage]:
     clock = HastyClock(haste, SystemClock().now_ms())
     async with BrowserbaseSimulator(clock=clock) as vendor:
-        plans = folder / "browser_plans.toml"
-        plans.write_text("".join(plan_table(name, **limits) for name, limits in PLANS.items()))
-        env = {**variables(vendor), **clock.env(), "PLANS_FILE": str(plans), "BROWSERBASE_LINGER_S": "0"}
+        path = folder / "browser_plans.toml"
+        path.write_text("".join(plan_table(name, **limits) for name, limits in plans.items()))
+        env = {
+            **variables(vendor),
+            **clock.env(),
+            "PLANS_FILE": str(path),
+            "BROWSERBASE_LINGER_S": "0",
+            **(env or {}),
+        }
         module = "tests.support.hasty"
         async with serving(folder, upstream=vendor.url, module=module, env=env) as server:
-            yield Stage(server, vendor, dice, figures)
+            yield Stage(server, vendor, clock, plans, dice, Figures())
 
 
 async def play(folder: Path, rounds: int, seed: int) -> Figures:
     """Rounds on one server that is stopped again and again."""
-    dice, figures = random.Random(seed), Figures()
-    async with staged(folder, dice, figures, HASTE) as stage:
+    async with staged(folder, random.Random(seed), haste=HASTE, plans=PLANS) as stage:
         for number in range(rounds):
             await Round(stage, number).play()
-            logger.info("%s", figures)
+            logger.info("%s", stage.figures)
         await stage.server.assert_verified()
-    return figures
+    return stage.figures
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(prog="python -m tests.chaos.browsers", description=__doc__)
+def run(
+    played: Callable[[Path, int, int], Coroutine[Any, Any, Figures]], module: str, words: str | None
+) -> None:
+    """The command of a module of such rounds."""
+    parser = argparse.ArgumentParser(prog=f"python -m {module}", description=words)
     parser.add_argument("--rounds", type=int, default=200)
     parser.add_argument("--seed", type=int, default=random.randrange(10**6))
     options = parser.parse_args()
@@ -486,8 +528,8 @@ def main() -> None:
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     logging.getLogger("httpx").setLevel(logging.WARNING)
     with tempfile.TemporaryDirectory() as folder, suppress(KeyboardInterrupt):
-        sys.stdout.write(f"{asyncio.run(play(Path(folder), options.rounds, options.seed))}\n")
+        sys.stdout.write(f"{asyncio.run(played(Path(folder), options.rounds, options.seed))}\n")
 
 
 if __name__ == "__main__":
-    main()
+    run(play, "tests.chaos.browsers", __doc__)
