@@ -25,6 +25,7 @@ from metering.plans import load_plans
 from metering.prices import PriceTable
 from metering.rate_limits import RateLimits
 from metering.repeats import Repeats
+from metering.return_addresses import ReturnAddresses
 from metering.scheduled import ScheduledWorks
 from metering.store.database import Database
 from metering.store.serving import serving
@@ -194,6 +195,7 @@ async def running_service(  # noqa: PLR0915 - a statement for each part
             tokens=rate_limits.tokens,
         )
         hooks, repeats = Hooks(store, clock), Repeats(store, clock)
+        addresses = ReturnAddresses(store, clock)
         endpoints = {} if endpoint is None else {ENDPOINT: endpoint}
         courier = Courier(
             Outbox(store, clock),
@@ -233,7 +235,7 @@ async def running_service(  # noqa: PLR0915 - a statement for each part
             clock=clock,
             objects=objects,
             deferrals=deferrals,
-            preparation=Preparation(objects=objects, repeats=repeats, calls=calls),
+            preparation=Preparation(objects=objects, repeats=repeats, calls=calls, addresses=addresses),
             access=access,
             spliced=spliced,
         )

@@ -297,6 +297,18 @@ class Names:
 
 
 @dataclass(frozen=True, slots=True)
+class Fills:
+    """A field at the top of a body that stands for an object of the user's: their oldest of `kind` where the request names none;
+    named, it must be theirs (404 in `others`). Who has none is refused in `words`.
+    """
+
+    kind: str
+    field: str
+    words: str
+    others: str
+
+
+@dataclass(frozen=True, slots=True)
 class Chooses:
     """The id that a request chooses for what it makes, in lower case: None where the vendor chooses. One that is another
     user's, or was before it was deleted, is refused in `words`: an id never changes hands.
@@ -649,6 +661,10 @@ class Operation:
     forces: tuple[tuple[str, str], ...] = ()
     """Fields at the top of the body that the operator decides: the option whose value stands there whatever the caller says;
     without a value, nothing does."""
+    fills: tuple[Fills, ...] = ()
+    told_at: tuple[str, str] | None = None
+    """A field at the top of the body that is ours alone: the address, below PUBLIC_URL, at which the vendor shall tell of this
+    one request; the path ends with what names it. Without PUBLIC_URL, the vendor is told none."""
     takes_any_body: bool = False
     """The body goes up as it came, whatever it is: nothing in it is looked at."""
     keeps: Keeps | None = None
@@ -684,6 +700,7 @@ class Operation:
             or self.not_during
             or self.keeps is not None
             or self.timed is not None
+            or self.told_at is not None
         )
 
     @property
@@ -701,7 +718,7 @@ class Operation:
     @property
     def edits_body(self) -> bool:
         """What goes up is not what the client sent."""
-        return bool(self.namespaced or self.tag or self.forces)
+        return bool(self.namespaced or self.tag or self.forces or self.fills or self.told_at)
 
     @property
     def ending(self) -> Ending | None:
