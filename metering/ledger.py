@@ -65,7 +65,9 @@ REQUESTS = "requests"
 """How many requests were sent to a vendor: caps on their number."""
 OPEN_BROWSERS = "open_browsers"
 """How many browsers run at a vendor."""
-GAUGES = frozenset({OPEN_REQUESTS, OPEN_BROWSERS})
+OPEN_CALLS = "open_calls"
+"""How many phone calls run at a vendor."""
+GAUGES = frozenset({OPEN_REQUESTS, OPEN_BROWSERS, OPEN_CALLS})
 """Meters that are held while something runs and given back whole."""
 NO_PERIOD = ""
 """The period of a gauge: it never ends."""

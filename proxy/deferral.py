@@ -61,6 +61,8 @@ OPEN_STATES = frozenset({"HELD", "EXPIRED"})
 """Of reservations to which a report is still booked."""
 NOTE_LOST = "lost_at_vendor"
 """The vendor knows nothing of the work any more: it is booked at its estimate."""
+NOTE_OTHER_PRICE = "vendor_price_differs"
+"""The vendor says itself what the work cost, and it is not what the price table says."""
 LOOKED_FOR_AFTER_S = 2.0
 """After a request whose answer was lost, before what it started is looked for."""
 ABSENCES_MAX = 3
@@ -223,9 +225,9 @@ class Deferrals:
             await self._works.keep(work, due_in_s=deferred.due_s)
             if kind.operation.timed is not None:
                 budget = _budget_in(work.demand)
-                await self._running.go_on(
-                    kind.mounted, kind.operation, kind.operation.timed, work, demand, budget
-                )
+                timed = kind.operation.timed
+                waited_s = timed.waited_s(observer)
+                await self._running.go_on(kind.mounted, kind.operation, timed, work, demand, budget, waited_s)
         elif observer is not None and observer.is_complete:
             told = await self._told(deferred, work, found)
             await self._book(kind, work, observer.usage(), status, told)
@@ -245,7 +247,7 @@ class Deferrals:
 
     async def _found(self, kind: _Kind, deferred: Deferred, work: DeferredWork) -> str:
         """The id of what a request began whose answer was lost; empty where there is none, which is booked when it is sure."""
-        found = await self._running.look_for(kind.mounted, deferred, work)
+        found = await self._running.look_for(kind.mounted, deferred, work, _sought_in(work.demand))
         if found is None and await self._works.absent(work, poll_in_s=deferred.poll_s) >= ABSENCES_MAX:
             await self._book(kind, work, NEVER_BEGUN, 0)
         return found or ""
@@ -327,11 +329,22 @@ class Deferrals:
     ) -> None:
         """Settle, or adjust what has expired meanwhile; with what is told of it. Only then is the row forgotten."""
         priced = self._prices.price(kind.mounted.surface.provider, usage, at_ms=self._clock.now_ms())
+        notes = usage.notes
+        if usage.told_nanousd is not None and usage.told_nanousd != priced.cost_nanousd:
+            notes = (*notes, NOTE_OTHER_PRICE)
+            self._telemetry.told_other_price(kind.mounted.surface.name)
+            logger.error(
+                "%s says that %s cost %d nano-USD, by the price table it is %d",
+                kind.mounted.surface.name,
+                work.reservation_id,
+                usage.told_nanousd,
+                priced.cost_nanousd,
+            )
         settlement = Settlement(
             Outcome.BUDGET_ENDED if work.ended_because == FOR_BUDGET else Outcome.COMPLETED,
             priced,
             is_reported=usage.is_exact,
-            notes=usage.notes,
+            notes=notes,
             amounts=quotas_used(usage, kind.operation.quotas),
             price_version=self._prices.version,
             upstream_status=status,
@@ -413,6 +426,7 @@ def _encoded(demand: Demand, rates: Sequence[tuple[str, int]], *, budget: str = 
             "rates": rates,
             "budget": budget,
             "models": demand.models,
+            "sought": dict(demand.sought),
             "ceiling": [_line_as_json(line) for line in demand.ceiling.lines],
             "floor": [_line_as_json(line) for line in demand.floor.lines],
         }
@@ -431,6 +445,12 @@ def _rates_in(text: str) -> Sequence[tuple[str, int]]:
 def _budget_in(text: str) -> str:
     """Rows of before there were any have none."""
     return str(orjson.loads(text).get("budget", HARD))
+
+
+def _sought_in(text: str) -> Mapping[str, str]:
+    """Rows of before there was any have none."""
+    sought: Mapping[str, str] = orjson.loads(text).get("sought", {})
+    return sought
 
 
 def _decoded(text: str) -> Demand:

@@ -70,6 +70,8 @@ class Upstream:
     pool_idle_s: float = 30.0
     fixed_headers: Mapping[str, str] = field(default_factory=dict)
     """Sent when the client sent none of that name."""
+    secret_headers: Mapping[str, str] = field(default_factory=dict)
+    """Further keys of the platform's, by header: the option that has it. Sent where it is set, whatever the client sent."""
 
 
 # --- what a request asks for, and what its answer used ------------------------------------------------
@@ -167,6 +169,8 @@ class Demand:
     """What goes up instead of the client's body, where a stream tells its usage only when asked to."""
     fields: Mapping[str, Any] | None = None
     """What the body says instead of what the client's does, where the request must be bounded."""
+    sought: Mapping[str, str] = field(default_factory=dict)
+    """What narrows the list in which its trace is looked for: pieces of its path (see Deferred.by_tag)."""
     added_event: AddedEvent | None = None
     """What such a stream then has too much."""
     is_deferred: bool = False
@@ -354,13 +358,15 @@ class Timed:
     """What a request starts costs by the second, and goes on by itself until somebody ends it.
 
     `product` and `unit`: a second in the price table. It is held in slices of `slice_s`, never fewer than the vendor bills at
-    least, of the operation's quotas and of money; on `gauge` instead of the requests in flight.
+    least, of the operation's quotas and of money; on `gauge` instead of the requests in flight. `waited_s`: how many seconds it
+    has waited before it began to cost, by what a poll's observer was told; None while it waits.
     """
 
     product: str
     unit: str
     gauge: str
     slice_s: int
+    waited_s: Callable[[Observer], float | None] = lambda _: 0.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -389,7 +395,8 @@ class Swept:
     `path`: of a GET at the vendor. `items`: the field of the answer with the list; empty where the answer is the list.
     Fields of an item, keys joined by dots: `id_field` has its id; `tag` a tag of ours (see Tag); `within` the id of an object
     of the vendor's that it lies in, with the kind of that: it belongs to whom that does. `page`: the field of the answer with the
-    token of the next page, and the query parameter that takes it.
+    token of the next page, and the query parameter that takes it. `details`: of a GET that shows the item with its id for {id}
+    whole, where the list does not show its tag.
     """
 
     kind: str
@@ -401,6 +408,7 @@ class Swept:
     page: tuple[str, str] | None = None
     is_caseless: bool = False
     """As HandsOut."""
+    details: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -483,7 +491,7 @@ class Deferred:
     poll's: whether the work goes on. Times in seconds: a poll every `poll_s`; a hold of which nothing was heard
     for `due_s` expires (a report that comes later adjusts it); given up after so many polls as `given_up_after_s`
     has room for. `ending`: how it is ended for a user who may do nothing any more; None where it cannot be. `by_tag`: where it
-    is looked for when its answer was lost, by the tag of its request ({tag} in the path).
+    is looked for when its answer was lost, by the tag of its request ({tag} in the path, and what its demand has `sought`).
     """
 
     kind: str

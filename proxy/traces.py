@@ -1,13 +1,17 @@
 """What the items of a vendor's list tell of where they come from, as `Swept` declares it."""
 
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
+from urllib.parse import quote
 
 from metering.objects import ObjectId
 from metering.orphans import Trace
 from proxy.json_walk import value_at
+from proxy.mounted import Mounted
 from proxy.ownership import ID_CHARS_MAX
 from proxy.rewriting import request_of
+from proxy.side_calls import SideCalls
 from proxy.surface import Swept
 
 
@@ -16,6 +20,14 @@ def traces(vendor: str, swept: Swept, answer: Any) -> list[Trace]:
     items = value_at(answer, swept.items.split(".")) if swept.items else answer
     found = [trace_of(vendor, swept, item) for item in items] if isinstance(items, list) else []
     return [trace for trace in found if trace is not None]
+
+
+async def whole(calls: SideCalls, mounted: Mounted, swept: Swept, trace: Trace) -> Trace:
+    """With the tag that the list does not show. Raises Refused."""
+    if not swept.details or trace.request_id is not None:
+        return trace
+    path = swept.details.replace("{id}", quote(trace.one.upstream_id, safe=""))
+    return replace(trace, request_id=request_of(_text(await calls.get(mounted, path.encode()), swept.tag)))
 
 
 def trace_of(vendor: str, swept: Swept, item: Any) -> Trace | None:
