@@ -68,7 +68,7 @@ LOOKED_FOR_AFTER_S = 2.0
 ABSENCES_MAX = 3
 """What is not found so often was never begun: not all of a vendor's machines may know at once."""
 NEVER_BEGUN = Usage((), is_exact=True, notes=("not_found_at_vendor",))
-"""Of a request whose answer was lost."""
+"""Of a request whose answer was lost, or was an error that may have been too late."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -341,7 +341,7 @@ class Deferrals:
                 priced.cost_nanousd,
             )
         settlement = Settlement(
-            Outcome.BUDGET_ENDED if work.ended_because == FOR_BUDGET else Outcome.COMPLETED,
+            _outcome(work, usage),
             priced,
             is_reported=usage.is_exact,
             notes=notes,
@@ -393,6 +393,13 @@ def adoption(
         maker.request_id, maker.surface, maker.operation, one.upstream_id, _encoded(demand, ())
     )
     return (works.adding(work, poll_in_s=0.0),)
+
+
+def _outcome(work: DeferredWork, usage: Usage) -> Outcome:
+    """How a request ended whose work is booked."""
+    if usage is NEVER_BEGUN:
+        return Outcome.UPSTREAM_FAILED
+    return Outcome.BUDGET_ENDED if work.ended_because == FOR_BUDGET else Outcome.COMPLETED
 
 
 def _kinds_of(deferred: Deferred | Scheduled) -> tuple[str, ...]:

@@ -37,10 +37,17 @@ class Held:
     operation: Operation
     """That makes such."""
     linger_s: float
-    is_used: bool = True
+    clients: int = 1
+    """Connected, or about to be."""
     timer: asyncio.TimerHandle | None = None
     keeper: "asyncio.Task[None] | None" = None
     side: VendorSide | None = None
+
+    def take(self) -> None:
+        """It has one client more."""
+        self.clients += 1
+        if self.timer is not None:
+            self.timer.cancel()
 
 
 class Lingering:
@@ -62,10 +69,8 @@ class Lingering:
     def take(self, key: Key) -> ObjectId | None:
         """One that waits for its client, for this one; used from now on."""
         for held in self._held.values():
-            if held.key == key and not held.is_used:
-                held.is_used = True
-                if held.timer is not None:
-                    held.timer.cancel()
+            if held.key == key and not held.clients:
+                held.take()
                 return held.one
         return None
 
@@ -79,12 +84,20 @@ class Lingering:
         if held is not None and held.linger_s > 0 and held.keeper is None:
             held.keeper = spawn(self._keep(held, origin, target), name="lingering")
 
+    def joined(self, one: ObjectId) -> None:
+        """It has a client who named it."""
+        held = self._held.get(one)
+        if held is not None:
+            held.take()
+
     def left(self, one: ObjectId) -> None:
-        """Its client has left."""
+        """One of its clients has left."""
         held = self._held.get(one)
         if held is None:
             return
-        held.is_used = False
+        held.clients -= 1
+        if held.clients > 0:
+            return
         held.timer = asyncio.get_running_loop().call_later(held.linger_s, self._expire, held)
 
     def forget(self, one: ObjectId) -> None:
@@ -118,7 +131,7 @@ class Lingering:
             while True:
                 await side.recv()  # whatever it says of what others do there
         held.side = held.keeper = None
-        if not held.is_used:  # it has ended while nobody was there
+        if not held.clients:  # it has ended while nobody was there
             self.forget(held.one)
 
     def _expire(self, held: Held) -> None:

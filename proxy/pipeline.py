@@ -888,9 +888,10 @@ class Engine:
         assert operation.spliced is not None
         assert caller is not None
         spliced, lingering = operation.spliced, self.spliced.lingering
+        named = value_of(spliced.id_param, exchange.scope["query_string"]) if spliced.id_param else ""
         if spliced.ticket_piece:
             await self.spliced.spend(mounted, spliced, params[spliced.ticket_piece])
-        elif named := value_of(spliced.id_param, exchange.scope["query_string"]):
+        elif named:
             exchange.leads_to = named
         elif waiting := lingering.take((mounted.surface.name, caller.token_id)):
             exchange.leads_to = waiting.upstream_id
@@ -898,11 +899,16 @@ class Engine:
             return
         one = self.spliced.leads_to(exchange)
         assert one is not None
+        is_client = not spliced.ticket_piece and not named  # whoever names one may have named another user's
         try:
             await self._serve_caller(exchange, mounted, path, params)
+            if not is_client and exchange.splice is not None:
+                lingering.joined(one)
+                is_client = True
             await self._relay_spliced(exchange)
         finally:
-            lingering.left(one)
+            if is_client:
+                lingering.left(one)
 
     async def _make_for(self, exchange: Exchange, mounted: Mounted, spliced: SplicedSocket) -> bool:
         """Make what the client has named nothing of, by a request of its own; where that is refused, so is this, in its words."""

@@ -44,7 +44,7 @@ def at_most(most: Mapping[str, int], query: bytes) -> bytes:
     given: dict[str, int] = {}
     for name, value in parameters(query):
         if name in most:
-            if not value.isdigit() or len(value) > NUMBER_CHARS_MAX or name in given:
+            if not (value.isascii() and value.isdigit()) or len(value) > NUMBER_CHARS_MAX or name in given:
                 raise Refused(Reason.BAD_REQUEST, f"The query parameter {name} must be a whole number.")
             given[name] = int(value)
     kept = [piece for piece in query.split(b"&") if piece and name_of(piece) not in most]

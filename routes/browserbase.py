@@ -92,8 +92,8 @@ _INTO_SESSION = SplicedSocket(
 _ID = "0b8e5a4c-3f62-4d0e-9a37-5f1f6a0c7d11"
 _SESSION_JSON = (
     b'{"id":"0b8e5a4c-3f62-4d0e-9a37-5f1f6a0c7d11","createdAt":"2026-11-20T12:00:00.000Z",'
-    b'"updatedAt":"2026-11-20T12:05:00.000Z","startedAt":"2026-11-20T12:00:00.000Z",'
-    b'"expiresAt":"2026-11-20T12:15:00.000Z","endedAt":"2026-11-20T12:05:00.000Z","status":"COMPLETED",'
+    b'"updatedAt":"2026-11-20T12:01:30.000Z","startedAt":"2026-11-20T12:00:00.000Z",'
+    b'"expiresAt":"2026-11-20T12:15:00.000Z","endedAt":"2026-11-20T12:01:30.000Z","status":"COMPLETED",'
     b'"proxyBytes":0,"keepAlive":false,"region":"us-west-2","contextId":null,"userMetadata":{}}'
 )
 _CONTEXT_JSON = (
@@ -105,7 +105,7 @@ _DOWNLOADS_JSON = (
     b'"filename":"a.pdf"}],"total":1,"limit":10,"offset":0}'
 )
 _RELEASE = b'{"status":"REQUEST_RELEASE"}'
-_ONE_SESSION = Usage((UsageLine(PRODUCT, {BROWSER_SECONDS: 300}),))
+_ONE_SESSION = Usage((UsageLine(PRODUCT, {BROWSER_SECONDS: 90}),))
 
 _ONE = "/v1/sessions/{session_id}"
 _LISTED = Swept(SESSION, "/v1/sessions?status=RUNNING", "id", tag="userMetadata.automna")

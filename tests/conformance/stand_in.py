@@ -2,6 +2,9 @@
 
 from collections.abc import Sequence
 
+import orjson
+
+from proxy.json_walk import value_at
 from proxy.mounted import Mounted
 from proxy.surface import Operation, Surface
 from simulators.script import Ready, Script, head
@@ -31,19 +34,24 @@ class StandIn(SimulatorServer):
         """Instead of every answer, an error or not."""
         self.answers_any_path_of: Operation | None = None
         """Answer with this one's example, whatever ids stand in the path."""
+        self.has_begun = False
+        """What costs by the second is found by the tag of its request."""
 
     @property
     def asked(self) -> list[ReceivedRequest]:
-        """The requests that were forwarded; without what was looked up for them."""
-        return [request for request in self.requests if not self._is_look_up(request)]
+        """The requests that were forwarded; without what was looked up for them, or asked about their work."""
+        aside = (self._is_look_up, self._is_about_work)
+        return [request for request in self.requests if not any(is_so(request) for is_so in aside)]
 
     def answer(self, request: ReceivedRequest) -> Ready | Script:
         if self._is_look_up(request):
             return self._says(self._looked_up().example.answer, "application/json")
-        if self.answers_with is not None:
+        if self._is_list_by_tag(request):
+            return self._says(self._listed_by_tag(), "application/json")
+        if self.answers_with is not None and not self._is_about_work(request):
             return self.answers_with
         example = (self.answers_any_path_of or self._operation(request)).example
-        if self.fails_with is not None:
+        if self.fails_with is not None and not self._is_about_work(request):
             status, body = self.fails_with
             return self._says(body, "application/json", status=status)
         return self._says(example.answer, example.answer_content_type)
@@ -63,6 +71,43 @@ class StandIn(SimulatorServer):
 
     def _is_look_up(self, request: ReceivedRequest) -> bool:
         return self.about is not None and self.about.looks_up is not None and request.method == "GET"
+
+    def _is_list_by_tag(self, request: ReceivedRequest) -> bool:
+        """Asked by the proxy itself, about work whose answer was lost."""
+        listed = [one.deferred.by_tag.path for one in self._timed() if one.deferred and one.deferred.by_tag]
+        return request.method == "GET" and any(
+            request.target.startswith(path.partition("{tag}")[0]) for path in listed
+        )
+
+    def _is_about_work(self, request: ReceivedRequest) -> bool:
+        """As above, or about the work itself, once it is found."""
+        is_found = self.about in self._timed() and request.method == "GET"
+        return self._is_list_by_tag(request) or is_found
+
+    def _listed_by_tag(self) -> bytes:
+        """What the last request about it has begun."""
+        operation = self.about
+        assert operation is not None
+        assert operation.deferred is not None
+        assert operation.deferred.by_tag is not None
+        assert operation.tag is not None
+        listed = operation.deferred.by_tag
+        found: object = []
+        if self.has_begun:
+            asked = orjson.loads(self.asked[-1].body)
+            item = orjson.loads(operation.example.answer)
+            *way, last = listed.tag.split(".")
+            holder = item
+            for key in way:
+                holder = holder.setdefault(key, {})
+            holder[last] = value_at(asked, operation.tag.field.split("."))
+            found = [item]
+        for key in reversed(listed.items.split(".") if listed.items else []):
+            found = {key: found}
+        return orjson.dumps(found)
+
+    def _timed(self) -> list[Operation]:
+        return [one for one in self.surface.operations if one.timed is not None]
 
     def _looked_up(self) -> Operation:
         assert self.about is not None

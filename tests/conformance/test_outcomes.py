@@ -11,6 +11,7 @@ from proxy.surface import Surface
 from simulators.script import Disconnect, Gate, Reset, Script, Send, WaitFor
 from tests.conformance.test_surfaces import (
     ANY_TEXT,
+    OPERATIONS,
     Case,
     Stage,
     assert_shape,
@@ -99,7 +100,28 @@ async def test_a_vendor_that_hangs_up_before_it_answers_is_booked_once_and_told_
             assert keys == [b""], "nobody knows what the vendor did: it is not asked twice"
         entry = await only_entry(stage)
         assert (entry["kind"], entry["outcome"]) == ("settle", "upstream_failed")
-        assert entry["basis"] == ("reported" if operation.meter.is_free else "estimated")
+        is_known = operation.meter.is_free or operation.timed is not None
+        assert entry["basis"] == ("reported" if is_known else "estimated")
+
+
+@pytest.mark.parametrize("case", [one for one in OPERATIONS if one.values[0][1].timed is not None])
+@pytest.mark.parametrize("end", [Disconnect(), Reset(), None], ids=["closed", "reset", "an error"])
+async def test_what_began_although_its_answer_was_lost_is_found_and_billed_as_reported(
+    tmp_path, case: Case, end: Disconnect | Reset | None
+):
+    surface, operation = case
+    async with staged(surface, tmp_path) as stage:
+        stage.vendor.has_begun = True
+        if end is None:
+            stage.vendor.fails_with = (500, b"{}")
+        else:
+            stage.vendor.answers_with = Script(before=(end,))
+        assert (await stage.ask(operation)).status >= 500
+        entry = await only_entry(stage)
+        assert (entry["kind"], entry["outcome"], entry["basis"]) == ("settle", "completed", "reported")
+        counts = [line["counts"] for line in orjson.loads(str(entry["usage"]))]
+        assert counts == [dict(line.counts) for line in operation.example.usage.lines]
+        assert [line["outcome"] for line in stage.gateway.lines] == ["deferred", "completed"]
 
 
 @each_operation

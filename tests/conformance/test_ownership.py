@@ -16,6 +16,7 @@ NAMING = [
     pytest.param((surface, operation, name), id=f"{surface.name} {operation.name} {where}")
     for surface in SURFACES
     for operation in surface.operations
+    if not operation.is_websocket
     for name in operation.names
     for where in [name.path_param or name.query_param or f"{name.body_field} {name.may_be_unknown}"]
 ]

@@ -81,6 +81,7 @@ async def test_the_live_view_is_good_for_as_long_as_the_operator_says(tmp_path):
             ("", 200),
             ("?expiresIn=9999", 200),
             ("?expiresIn=x", 400),
+            ("?expiresIn=%C2%B2", 400),
             ("?expiresIn=30", 200),
         ):
             answer = await at.ada.http.get(f"/v1/sessions/{session['id']}/debug{query}")
