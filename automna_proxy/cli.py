@@ -10,7 +10,18 @@ from typing import Annotated, Any
 import typer
 from typer.core import TyperGroup
 
-from automna_proxy.commands import backup, catalog, credit, ledger, notices, objects, running, tokens, users
+from automna_proxy.commands import (
+    backup,
+    catalog,
+    credit,
+    ledger,
+    notices,
+    objects,
+    phones,
+    running,
+    tokens,
+    users,
+)
 from automna_proxy.commands.session import Status, status_of
 from automna_proxy.terminal import PROGRAM, note, say
 
@@ -55,6 +66,7 @@ app.add_typer(users.app, name="user", rich_help_panel="Operate")
 app.add_typer(tokens.app, name="token", rich_help_panel="Operate")
 app.add_typer(credit.app, name="credit", rich_help_panel="Operate")
 app.add_typer(objects.app, name="objects", rich_help_panel="Operate")
+app.add_typer(phones.app, name="phone", rich_help_panel="Operate")
 app.add_typer(notices.app, name="notices", rich_help_panel="Operate")
 app.add_typer(notices.outbox_app, name="outbox", rich_help_panel="Operate")
 app.command(rich_help_panel="Operate")(ledger.usage)

@@ -21,7 +21,7 @@ from genai_prices import types as genai
 from genai_prices.data import providers
 from genai_prices.data_units import unit_data
 
-from metering.prices import SCHEMA
+from metering.prices import SCHEMA, TERMS
 
 GENAI = "genai-prices"
 """The id of the source that every price without a rule of ours comes from."""
@@ -108,6 +108,8 @@ def products_of(products: Iterable[Json]) -> tuple[Json, list[Json]]:
     for product in products:
         name, prices = product["product"], product["usd_per_1000"]
         units = {unit: whole_picousd(name, unit, Fraction(usd) / 1000) for unit, usd in prices.items()}
+        terms = {term: product[f"{term}_usd"] for term in TERMS if f"{term}_usd" in product}
+        units |= {term: whole_picousd(name, term, Fraction(usd)) for term, usd in terms.items()}
         models.append(
             {
                 "id": name,
@@ -118,6 +120,7 @@ def products_of(products: Iterable[Json]) -> tuple[Json, list[Json]]:
             }
         )
         what = ", ".join(f"{unit} at USD {usd} per 1,000" for unit, usd in prices.items())
+        what += "".join(f", {term.replace('_', ' ')} USD {usd}" for term, usd in terms.items())
         applied.append({"what": what, "models": [name], "source": product["source"]})
     return {"models": models, "sources": [], "standard_values": {}, "version_suffix": "(?!)"}, applied
 

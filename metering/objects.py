@@ -76,6 +76,19 @@ SET user_id = excluded.user_id, released_at_ms = excluded.released_at_ms"""
 DELETE_OBJECT = """
 DELETE FROM owned_objects WHERE vendor = ?1 AND kind = ?2 AND upstream_id = ?3 AND user_id = ?4"""
 
+# A request that begins what goes on by itself is not held on the account of requests in flight.
+CHECK_BEGINS_NOTHING = """
+SELECT 1 WHERE NOT EXISTS (
+    SELECT 1 FROM deferred_work d JOIN reservations r ON r.id = d.reservation_id
+    WHERE d.is_open = 1 AND r.user_id = ?1 AND r.state = 'HELD')"""
+# Of objects that pass from one user to another, who had them when (metering/phone_numbers.py).
+END_TERM = """
+UPDATE object_terms SET until_ms = ?4 WHERE vendor = ?1 AND kind = ?2 AND upstream_id = ?3 AND until_ms IS NULL"""
+
+SELECT_AT = """
+SELECT user_id FROM object_terms WHERE vendor = ?1 AND kind = ?2 AND upstream_id = ?3
+AND from_ms <= ?4 AND (until_ms IS NULL OR until_ms > ?4)"""
+
 _COLUMNS = "vendor, kind, upstream_id, user_id, reservation_id, created_at_ms, gone_at_ms"
 SELECT_OBJECT = f"SELECT {_COLUMNS} FROM owned_objects WHERE vendor = ?1 AND kind = ?2 AND upstream_id = ?3"
 
@@ -173,15 +186,7 @@ class Objects:
         Raises NoSuchObjectError: it is not this user's (any more); ObjectsError: the user has requests under way, which
         may be about it; Refused(STORE_UNAVAILABLE).
         """
-        now_ms = self._clock.now_ms()
-        unit = Unit(
-            (
-                Step(CHECK_IDLE, (owner_of(user_id), OPEN_REQUESTS, NO_PERIOD), refusal=_IN_USE),
-                Step(DELETE_OBJECT, (*one, user_id), refusal=_MISSING),
-                Step(INSERT_RELEASED, (*one, user_id, now_ms)),
-                Step(INSERT_CHANGE, (OBJECT_CHANGE, user_id, now_ms)),
-            )
-        )
+        unit = Unit(releasing(one, user_id, self._clock.now_ms()))
         result = await self._store.writer.submit(unit)
         if not isinstance(result, Declined):
             return
@@ -195,6 +200,11 @@ class Objects:
     async def first_of(self, vendor: str, kind: str, user_id: str) -> str | None:
         """The id of a user's oldest object of a kind; None without any. Raises Refused(STORE_UNAVAILABLE)."""
         row = await self._store.readers.row(SELECT_FIRST, (user_id, vendor, kind))
+        return None if row is None else str(row[0])
+
+    async def owner_at(self, one: ObjectId, at_ms: int) -> str | None:
+        """Who had at an instant what passes from one user to another; None: nobody. Raises Refused(STORE_UNAVAILABLE)."""
+        row = await self._store.readers.row(SELECT_AT, (*one, at_ms))
         return None if row is None else str(row[0])
 
     async def ids_of(self, vendor: str, kind: str, user_id: str) -> frozenset[str]:
@@ -261,6 +271,18 @@ class Objects:
         self._known.move_to_end(one)
         if len(self._known) > KNOWN_MAX:
             self._known.popitem(last=False)
+
+
+def releasing(one: ObjectId, user_id: str, now_ms: int) -> tuple[Step, ...]:
+    """The steps that take an object from its owner, refused while a request of theirs is under way."""
+    return (
+        Step(CHECK_IDLE, (owner_of(user_id), OPEN_REQUESTS, NO_PERIOD), refusal=_IN_USE),
+        Step(CHECK_BEGINS_NOTHING, (user_id,), refusal=_IN_USE),
+        Step(DELETE_OBJECT, (*one, user_id), refusal=_MISSING),
+        Step(END_TERM, (*one, now_ms)),
+        Step(INSERT_RELEASED, (*one, user_id, now_ms)),
+        Step(INSERT_CHANGE, (OBJECT_CHANGE, user_id, now_ms)),
+    )
 
 
 async def owned(readers: Readers, one: ObjectId) -> OwnedObject:

@@ -35,6 +35,7 @@ class Plan:
     concurrent_browsers: int
     emails_per_day: int
     call_minutes_per_month: int
+    concurrent_calls: int = 2
     surfaces: tuple[str, ...] = ("*",)
     models: tuple[str, ...] = ("*",)
     budget: str = HARD
@@ -73,6 +74,8 @@ def load_plans(path: Path | None = None) -> Plans:
 
 _PATTERNS = ("surfaces", "models")
 _COUNTS = tuple(field.name for field in fields(Plan) if field.name not in {"name", "budget", *_PATTERNS})
+_MAY_LACK = frozenset({"concurrent_calls"})
+"""Counts that files of before they were known do not have."""
 
 
 def _plan(name: str, table: Any) -> Plan:
@@ -80,7 +83,9 @@ def _plan(name: str, table: Any) -> Plan:
         raise PlansFileError(f"plans.{name}: given {table!r}, expected a table")
     if unknown := set(table) - {*_COUNTS, *_PATTERNS, "budget"}:
         raise PlansFileError(f"plans.{name}: unknown key {min(unknown)!r}")
-    values: dict[str, Any] = {key: _count(name, key, table) for key in _COUNTS}
+    values: dict[str, Any] = {
+        key: _count(name, key, table) for key in _COUNTS if key in table or key not in _MAY_LACK
+    }
     values |= {key: _strings(name, key, table[key]) for key in _PATTERNS if key in table}
     budget = table.get("budget", HARD)
     if budget not in {HARD, SOFT}:

@@ -75,6 +75,11 @@ Special kinds are charged like text of their side. Cached tokens without a cache
 that is priced apart at that kind's rate, because the text's discount was not given for it. A cache write has
 no such line: it costs more than input, and how much more only the vendor can say."""
 
+ROUNDED_TO, AT_LEAST = "rounded_to", "at_least"
+TERMS = (ROUNDED_TO, AT_LEAST)
+"""Beside the units of a product, in pico-USD: what a line costs is rounded to a multiple of the first, half up, and is then no
+less than the second, however little was used."""
+
 _TOKENS = "_tokens"
 _ALWAYS_MS = -(1 << 62)
 
@@ -100,7 +105,8 @@ class ModelInfo:
 
 @dataclass(frozen=True, slots=True)
 class PricedLine:
-    """One model's counts and the pico-USD per unit each was charged at; both have the same keys."""
+    """One model's counts and the pico-USD per unit each was charged at; both have the same keys, but for TERMS, which
+    count nothing."""
 
     model: str
     counts: Mapping[str, int]
@@ -177,7 +183,12 @@ class PriceFileError(Exception):
 def recompute(lines: Iterable[PricedLine]) -> int:
     """The cost in nano-USD of lines as they were stored with an entry."""
     return nanousd_of_picousd(
-        sum(count * line.unit_prices[unit] for line in lines for unit, count in line.counts.items())
+        sum(
+            _on_terms(
+                sum(count * line.unit_prices[unit] for unit, count in line.counts.items()), line.unit_prices
+            )
+            for line in lines
+        )
     )
 
 
@@ -274,6 +285,7 @@ class PriceTable:
         lines: list[PricedLine] = []
         flags: list[str] = []
         for line in usage.lines:
+            line_picousd = 0
             resolved = _at(self._resolve(provider, line.model, line.modifiers), at_ms)
             counts = {unit: count for unit, count in line.counts.items() if count > 0}
             if len(resolved.tiers) == 1:
@@ -288,7 +300,11 @@ class PriceTable:
                     flags.append(f"unpriced_unit:{unit}")
                     unit_price = self._dearest_rate(provider, unit)
                 unit_prices[unit] = unit_price
-                picousd += count * unit_price
+                line_picousd += count * unit_price
+            if ROUNDED_TO in units or AT_LEAST in units:
+                unit_prices |= {term: units[term] for term in TERMS if term in units}
+                line_picousd = _on_terms(line_picousd, unit_prices)
+            picousd += line_picousd
             lines.append(PricedLine(line.model, counts, dict(line.modifiers), unit_prices))
         unique_flags = tuple(dict.fromkeys(flags)) if flags else ()
         return Priced(nanousd_of_picousd(picousd), tuple(lines), unique_flags)
@@ -409,6 +425,14 @@ def _at(resolved: tuple[_Resolved, ...], at_ms: int) -> _Resolved:
         if one.from_ms <= at_ms:
             break
     return one
+
+
+def _on_terms(picousd: int, unit_prices: Mapping[str, int]) -> int:
+    """What a line costs whose counts come to so much."""
+    step = unit_prices.get(ROUNDED_TO)
+    if step:
+        picousd = (2 * picousd + step) // (2 * step) * step
+    return max(picousd, unit_prices.get(AT_LEAST, 0))
 
 
 def _tier_for(tiers: Sequence[Tier], prompt_tokens: int) -> Tier:

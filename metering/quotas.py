@@ -10,11 +10,11 @@ from dataclasses import dataclass
 from metering.caps import HELD_RETRY_AFTER_S, TITLES
 from metering.clock import date_of, instant, period_end_ms
 from metering.errors import Reason, Refused
-from metering.ledger import NO_PERIOD, OPEN_BROWSERS, Balance, Hold
+from metering.ledger import NO_PERIOD, OPEN_BROWSERS, OPEN_CALLS, Balance, Hold
 from metering.plans import Plan
 from metering.rate_state import QuotaState
 from metering.terms import CapPeriod
-from metering.usage import BROWSER_SECONDS, RECIPIENTS, SEARCHES, Usage
+from metering.usage import BROWSER_SECONDS, CALL_SECONDS, RECIPIENTS, SEARCHES, Usage
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,6 +48,14 @@ QUOTAS: Mapping[str, Quota] = {
             title="browser minutes",
             units_per_title=60,
         ),
+        Quota(
+            "call_seconds",
+            CALL_SECONDS,
+            CapPeriod.MONTH,
+            "call_minutes_per_month",
+            title="call minutes",
+            units_per_title=60,
+        ),
     )
 }
 """By meter."""
@@ -67,7 +75,11 @@ class Concurrency:
 
 
 CONCURRENCIES: Mapping[str, Concurrency] = {
-    one.meter: one for one in (Concurrency(OPEN_BROWSERS, "concurrent_browsers", "browser sessions"),)
+    one.meter: one
+    for one in (
+        Concurrency(OPEN_BROWSERS, "concurrent_browsers", "browser sessions"),
+        Concurrency(OPEN_CALLS, "concurrent_calls", "phone calls"),
+    )
 }
 """By meter. What runs under one of them is no request in flight any more, however long it runs."""
 

@@ -9,7 +9,6 @@ import base64
 import binascii
 import hashlib
 import hmac
-import secrets
 from typing import NamedTuple
 
 from metering.clock import Clock
@@ -17,8 +16,8 @@ from metering.errors import Reason, Refused
 from metering.objects import ObjectId, Objects
 from metering.store.store import Store
 from metering.store.writer import Declined, Step, Unit
+from metering.stored_keys import StoredKey
 
-KEY_BYTES = 32
 MAC_BYTES = 18
 """Of the signature, in the text: 144 bits."""
 TEXT_CHARS_MAX = 1_024
@@ -26,9 +25,6 @@ KEY_NAME = "tickets"
 SPENT = "spent"
 _BETWEEN = "\0"
 
-SELECT_SECRET = "SELECT value FROM secrets WHERE name = ?1"
-INSERT_SECRET = """
-INSERT INTO secrets (name, value, created_at_ms) VALUES (?1, ?2, ?3) ON CONFLICT (name) DO NOTHING"""
 PRUNE_SPENT = "DELETE FROM spent_tickets WHERE until_ms < ?1"
 SPEND = """
 INSERT INTO spent_tickets (ticket, until_ms) VALUES (?1, ?2) ON CONFLICT (ticket) DO NOTHING"""
@@ -50,20 +46,19 @@ class Tickets:
         self._store = store
         self._objects = objects
         self._clock = clock
-        self._key = b""
+        self._key = StoredKey(store, clock, KEY_NAME)
 
     async def prepare(self) -> None:
         """Have the key at hand, which minting needs. Raises Refused(STORE_UNAVAILABLE)."""
-        await self._secret()
+        await self._key.get()
 
     def mint(self, one: ObjectId, user_id: str, token_id: str, *, valid_s: float) -> str:
         """A ticket for an object of the user's; the same for all of a second."""
-        assert self._key, "prepared"
         until_s = int(self._clock.now_ms() / 1000 + valid_s)
         named = (
             base64.urlsafe_b64encode(f"{token_id}{_BETWEEN}{one.upstream_id}".encode()).decode().rstrip("=")
         )
-        return f"{until_s:x}.{named}.{_signed(self._key, one, user_id, token_id, until_s)}"
+        return f"{until_s:x}.{named}.{_signed(self._key.at_hand, one, user_id, token_id, until_s)}"
 
     async def redeem(self, text: str, vendor: str, kind: str, *, is_once: bool = False) -> Ticket:
         """What a ticket stands for, and for whom. With `is_once`, for the first to come.
@@ -72,7 +67,7 @@ class Tickets:
         """
         until_s, one, token_id, mac = _parts(text, vendor, kind)
         user_id = (await self._objects.owners({one})).get(one)
-        expected = _signed(await self._secret(), one, user_id or "", token_id, until_s)
+        expected = _signed(await self._key.get(), one, user_id or "", token_id, until_s)
         if user_id is None or not hmac.compare_digest(mac, expected):
             raise _refused()
         if until_s * 1000 <= self._clock.now_ms():
@@ -83,17 +78,6 @@ class Tickets:
             if isinstance(await self._store.writer.submit(unit), Declined):
                 raise Refused(Reason.UNAUTHENTICATED, "This address was good for once: ask for a new one.")
         return Ticket(one, user_id, token_id)
-
-    async def _secret(self) -> bytes:
-        if not self._key:
-            made = (KEY_NAME, secrets.token_hex(KEY_BYTES), self._clock.now_ms())
-            row = await self._store.readers.row(SELECT_SECRET, (KEY_NAME,))
-            if row is None:
-                await self._store.writer.submit(Unit((Step(INSERT_SECRET, made),)))
-                row = await self._store.readers.row(SELECT_SECRET, (KEY_NAME,))
-            assert row is not None, "a secret that was written is there"
-            self._key = bytes.fromhex(str(row[0]))
-        return self._key
 
 
 def _signed(key: bytes, one: ObjectId, user_id: str, token_id: str, until_s: int) -> str:

@@ -53,13 +53,15 @@ BROWSER_SECONDS = "browser_seconds"
 """Seconds that a browser ran at a vendor, as that vendor bills them."""
 PROXY_BYTES = "proxy_bytes"
 """Bytes that a browser moved through its vendor's proxies."""
+CALL_SECONDS = "call_seconds"
+"""Seconds that a phone call was connected, as its vendor bills them."""
 
 INPUT_UNITS = (INPUT, INPUT_AUDIO, INPUT_IMAGE, INPUT_VIDEO)
 CACHE_READ_UNITS = (CACHE_READ, CACHE_AUDIO_READ, CACHE_IMAGE_READ, CACHE_VIDEO_READ)
 CACHE_WRITE_UNITS = (CACHE_WRITE_5M, CACHE_WRITE_1H, CACHE_WRITE_30M, CACHE_WRITE_12H)
 OUTPUT_UNITS = (OUTPUT, OUTPUT_AUDIO, OUTPUT_IMAGE, OUTPUT_VIDEO)
 SEARCH_UNITS = (WEB_SEARCHES, WEB_SEARCHES_PREVIEW, MAPS_SEARCHES, STORAGE_SEARCHES)
-TIME_UNITS = (BROWSER_SECONDS,)
+TIME_UNITS = (BROWSER_SECONDS, CALL_SECONDS)
 """What goes on by itself until somebody ends it, in seconds."""
 PROMPT_UNITS = (*INPUT_UNITS, *CACHE_READ_UNITS, *CACHE_WRITE_UNITS)
 """The buckets whose sum is the length of the prompt: what long-context price tiers look at."""
@@ -82,12 +84,14 @@ class UsageLine:
 class Usage:
     """All that one exchange used. `is_exact` is false where any count is our estimate.
 
-    `notes` name what was odd (`"cache_write_ttl_assumed_1h"`): they are kept with the entry.
+    `notes` name what was odd (`"cache_write_ttl_assumed_1h"`): they are kept with the entry. `told_nanousd`: what the vendor
+    says that it costs, where it says so; not what is booked.
     """
 
     lines: tuple[UsageLine, ...] = ()
     is_exact: bool = True
     notes: tuple[str, ...] = ()
+    told_nanousd: int | None = None
 
     def with_output_at_most(self, tokens: int) -> "Usage":
         """The same, with no more than so many tokens of each kind of output in each line."""

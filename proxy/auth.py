@@ -41,11 +41,13 @@ class TokenPlaces:
     __slots__ = ("_headers", "_parameters")
 
     def __init__(self, places: Sequence[TokenPlace]) -> None:
-        self._headers = [
+        headers = [
             (place.name.encode(), place.scheme.encode().lower())
             for place in places
             if isinstance(place, HeaderKey)
         ]
+        self._headers = sorted(headers, key=lambda header: not header[1])
+        """A value after a scheme is no bare one, where both may stand."""
         self._parameters = frozenset(place.name for place in places if isinstance(place, QueryKey))
 
     def find(self, headers: Headers, query: bytes) -> set[bytes]:
@@ -58,6 +60,7 @@ class TokenPlaces:
                         found.add(value.strip())
                     elif value[: len(scheme)].lower() == scheme:
                         found.add(value[len(scheme) :].strip())
+                        break
         if self._parameters and query:
             found.update(value for name, value in parameters(query) if name in self._parameters)
         found.discard(b"")

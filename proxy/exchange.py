@@ -62,6 +62,7 @@ class Exchange:
         "refused",
         "repeat",
         "request_id",
+        "says",
         "scope",
         "settled",
         "sides",
@@ -110,6 +111,8 @@ class Exchange:
         """How it stands to the same request before, where it must not be done twice."""
         self.own_ids: Collection[str] = ()
         """What of the list that it asks for is its user's."""
+        self.says: dict[str, str] = {}
+        """Fields at the top of its body that go up beside its client's, or instead of them."""
         self.admitted: Admitted | None = None
 
         self.admitted_s: float | None = None

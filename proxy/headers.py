@@ -77,6 +77,7 @@ class HeaderFilter:
 def request_filter(surface: Surface) -> HeaderFilter:
     """For headers on their way up."""
     names, prefixes = _split(surface.dropped_request_headers)
+    names |= {name.encode() for name in surface.upstream.secret_headers}
     places = [place for place in surface.token_places if isinstance(place, HeaderKey)]
     tokens = {place.name.lower().encode() for place in places}
     return HeaderFilter(

@@ -42,7 +42,13 @@ class Mounted:
             name: variables.get(name, "")
             for name in (upstream.key_env, *(one.key_env for one in surface.operations if one.key_env))
         }
+        self._more_keys = {
+            name.encode(): variables[option].encode()
+            for name, option in upstream.secret_headers.items()
+            if variables.get(option)
+        }
         self._secrets = [key.encode() for key in dict.fromkeys(self._keys.values()) if key]
+        self._secrets += self._more_keys.values()
         self.answer_filter = answer_filter(surface)
         self.options = {name: variables.get(name, default) for name, default, _, _ in surface.options}
         self.origin = _origin(upstream.url_env, variables.get(upstream.url_env, upstream.base_url))
@@ -58,8 +64,9 @@ class Mounted:
             pool_idle_s=bounds.pool_idle_s,
             answer_s=bounds.answer_timeout_s,
         )
-        self.fixed_headers = tuple(
-            (name.encode(), value.encode()) for name, value in upstream.fixed_headers.items()
+        self.fixed_headers = (
+            *((name.encode(), value.encode()) for name, value in upstream.fixed_headers.items()),
+            *self._more_keys.items(),
         )
         self._has_sockets = any(one.is_websocket for one in surface.operations)
         self._questions = tuple(

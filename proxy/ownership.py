@@ -11,7 +11,7 @@ from metering.errors import Reason, Refused
 from metering.objects import ObjectId, Objects
 from proxy.json_walk import values_at
 from proxy.query import parameters
-from proxy.surface import Chooses, HandsOut, Home, Inbound, Names, Surface
+from proxy.surface import Chooses, Fills, HandsOut, Home, Inbound, Names, Surface
 
 ID_CHARS_MAX = 512
 """Longer ones are no vendor's: they are refused before they are looked up."""
@@ -48,6 +48,27 @@ async def check_owner(
                 facts={"kind": one.kind, **name.facts},
             )
     return True
+
+
+async def fill(
+    objects: Objects, vendor: str, user_id: str, fills: Sequence[Fills], inbound: Inbound
+) -> dict[str, str]:
+    """What stands for the user's own objects where a request names none, by field; what it does name must be theirs.
+    Raises Refused: BAD_REQUEST, OBJECT_NOT_FOUND, STORE_UNAVAILABLE."""
+    filled: dict[str, str] = {}
+    for one in fills:
+        if (given := inbound.fields.get(one.field)) is not None:
+            if not isinstance(given, str):
+                raise Refused(Reason.BAD_REQUEST, f"{one.field}: must be a text.")
+            await check_owner(
+                objects, vendor, user_id, (Names(one.kind, one.others, body_field=one.field),), inbound
+            )
+            continue
+        own = await objects.first_of(vendor, one.kind, user_id)
+        if own is None:
+            raise Refused(Reason.BAD_REQUEST, one.words, facts={"kind": one.kind})
+        filled[one.field] = own
+    return filled
 
 
 async def check_choice(

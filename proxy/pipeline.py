@@ -59,7 +59,7 @@ from proxy.inner import InnerConnection, inner_scope, nothing_more
 from proxy.limit_headers import limit_headers
 from proxy.links import base_of, relinker, websocket_url
 from proxy.mounted import Mounted
-from proxy.ownership import check_choice, check_owner
+from proxy.ownership import check_choice, check_owner, fill
 from proxy.preparation import KEY_HEADER, Preparation
 from proxy.query import at_most, value_of
 from proxy.query import check as check_query
@@ -337,12 +337,14 @@ class Engine:
         if operation.chooses is not None:
             vendor = mounted.surface.provider
             await check_choice(self._objects, vendor, caller.user_id, operation.chooses, inbound)
-        if not operation.names and not operation.homes:
+        if not (operation.names or operation.homes or operation.fills):
             return ()
-        heard_seq, user_id = self._objects.heard_seq, caller.user_id
-        is_naming = await check_owner(
-            self._objects, mounted.surface.provider, user_id, operation.names, inbound
-        )
+        heard_seq, user_id, vendor = self._objects.heard_seq, caller.user_id, mounted.surface.provider
+        is_naming = await check_owner(self._objects, vendor, user_id, operation.names, inbound)
+        if operation.fills:
+            exchange.says |= await fill(self._objects, vendor, user_id, operation.fills, inbound)
+            inbound.fields = {**inbound.fields, **exchange.says}
+            is_naming = True
         if not is_naming and not operation.homes:
             return ()
         return (Claim(self._objects.unchanged(user_id, heard_seq), OwnersChangedError()),)
@@ -366,6 +368,8 @@ class Engine:
         if operation.looks_up is not None:
             with self._waiting(exchange):
                 await self._preparation.look_up(exchange, mounted, path)
+        if operation.told_at is not None:
+            await self._preparation.tell_where(exchange, operation.told_at, self._bounds.public_url)
         if operation.links is not None:
             await self.spliced.tickets.prepare()
         if operation.keeps is not None:
@@ -486,6 +490,7 @@ class Engine:
                 user_id=caller.user_id,
                 request_id=exchange.request_id,
                 options=mounted.options,
+                says=exchange.says,
             )
             if said is None and demand.fields is not None:
                 said = orjson.dumps(demand.fields)

@@ -8,6 +8,7 @@ from metering.admission import Claim, repeat_running
 from metering.errors import Reason, Refused
 from metering.objects import Objects
 from metering.repeats import Repeat, Repeats, is_unsure, key_of
+from metering.return_addresses import ReturnAddresses
 from proxy.exchange import Exchange
 from proxy.homes import Homes, user_tag
 from proxy.mounted import Mounted
@@ -23,7 +24,10 @@ _KEY_CHARS = frozenset(b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz012
 class Preparation:
     """The steps before admission and forwarding that some operations declare."""
 
-    def __init__(self, *, objects: Objects, repeats: Repeats, calls: SideCalls) -> None:
+    def __init__(
+        self, *, objects: Objects, repeats: Repeats, calls: SideCalls, addresses: ReturnAddresses
+    ) -> None:
+        self._addresses = addresses
         self._objects = objects
         self._repeats = repeats
         self._calls = calls
@@ -131,6 +135,16 @@ class Preparation:
         that answer does not tell whether it was done."""
         if repeat.key.is_made and status is not None and not is_unsure(status):
             self._repeats.forget(repeat.key, repeat.upstream_key)
+
+    async def tell_where(self, exchange: Exchange, told_at: tuple[str, str], public_url: str) -> None:
+        """Say where the vendor shall tell of this request. Raises Refused: BAD_REQUEST, STORE_UNAVAILABLE."""
+        field, path = told_at
+        assert exchange.inbound is not None
+        if exchange.inbound.fields.get(field) is not None:
+            raise Refused(Reason.BAD_REQUEST, f"{field}: is the gateway's own.")
+        if public_url:
+            piece = await self._addresses.piece_of(exchange.request_id)
+            exchange.says[field] = f"{public_url}{path}/{piece}"
 
     async def find_own_ids(self, exchange: Exchange, mounted: Mounted) -> None:
         """What of the list that a request asks for is its user's. Raises Refused(STORE_UNAVAILABLE)."""

@@ -45,10 +45,13 @@ def body_of(
     user_id: str,
     request_id: str,
     options: Mapping[str, str] = NO_OPTIONS,
+    says: Mapping[str, str] = NO_OPTIONS,
 ) -> bytes | None:
-    """What goes up instead of the body with these fields; None where that goes up as it is. Raises Refused(BAD_REQUEST): a name
+    """What goes up instead of the body with these fields and what it `says` beside them; None where that goes up as it is. Raises Refused(BAD_REQUEST): a name
     that is no text, of which a vendor may make one; what is ours to say."""
     said = _namespaced(fields, operation.namespaced, user_id)
+    if says:
+        said = {**said, **says}
     if operation.forces:
         forced = {name: options[option] for name, option in operation.forces}
         said = {name: value for name, value in {**said, **forced}.items() if value or name not in forced}

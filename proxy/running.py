@@ -2,11 +2,13 @@
 nobody knows of it. Knows no vendor.
 
 A slice is held durably before it is used. What is held of the operation's first quota says how much is granted; how much
-is used is told by our clock, from the reservation on, which is never less than the vendor's.
+is used is told by our clock, from the reservation on, which is never less than the vendor's, without what the work waited before it
+began to cost.
 """
 
 import logging
 import math
+from collections.abc import Mapping
 from urllib.parse import quote
 
 from metering.admission import Admission
@@ -21,7 +23,7 @@ from proxy.mounted import Mounted
 from proxy.rewriting import tag_of
 from proxy.side_calls import SideCalls
 from proxy.surface import Deferred, Demand, Operation, Timed
-from proxy.traces import traces
+from proxy.traces import traces, whole
 
 logger = logging.getLogger(__name__)
 
@@ -53,15 +55,25 @@ class Running:
         self._calls = calls
         self._clock = clock
 
-    async def look_for(self, mounted: Mounted, deferred: Deferred, work: DeferredWork) -> str | None:
+    async def look_for(
+        self, mounted: Mounted, deferred: Deferred, work: DeferredWork, sought: Mapping[str, str]
+    ) -> str | None:
         """The id of what a request began whose answer was lost, by its tag; bound to its user. None where the vendor has
         none. Raises Refused."""
         if deferred.by_tag is None:
             return None
         tag = tag_of(work.reservation_id)
         path = deferred.by_tag.path.replace("{tag}", quote(tag, safe=""))
-        answer = await self._calls.read(mounted, path.encode())
-        for trace in traces(mounted.surface.provider, deferred.by_tag, answer):
+        for name, value in sought.items():
+            path = path.replace(f"{{{name}}}", quote(value, safe=""))
+        listed = traces(
+            mounted.surface.provider, deferred.by_tag, await self._calls.read(mounted, path.encode())
+        )
+        owners = await self._objects.stored_owners([trace.one for trace in listed])
+        for each in listed:
+            if each.one in owners:
+                continue
+            trace = await whole(self._calls, mounted, deferred.by_tag, each)
             if trace.request_id == work.reservation_id:
                 return await self._adopted(trace.one, work)
         return None
@@ -82,12 +94,17 @@ class Running:
         work: DeferredWork,
         demand: Demand,
         budget: str,
+        waited_s: float | None,
     ) -> None:
-        """Grant the next slice, or end it. Raises Refused."""
+        """Grant the next slice, or end it; `waited_s` as Timed says. Raises Refused."""
         because = work.ended_because
         if not because and not work.is_seen:
             because = FOR_NOBODY
-        if not because and not await self._is_granted(mounted, operation, timed, work, demand, budget):
+        if (
+            not because
+            and waited_s is not None
+            and not await self._is_granted(mounted, operation, timed, work, demand, budget, waited_s)
+        ):
             because = FOR_BUDGET
         if because:
             await self._end(mounted, operation, work, because)
@@ -100,13 +117,14 @@ class Running:
         work: DeferredWork,
         demand: Demand,
         budget: str,
+        waited_s: float,
     ) -> bool:
         reservation = await self._ledger.held(work.reservation_id)
         if reservation is None:
             return True  # it has expired: nothing more can be held, a report adjusts it
         (meter, *_) = operation.quotas
         granted_s = sum(line.amount for line in reservation.lines if line.meter == meter)
-        used_s = math.ceil((self._clock.now_ms() - reservation.created_at_ms) / 1000)
+        used_s = math.ceil((self._clock.now_ms() - reservation.created_at_ms) / 1000 - waited_s)
         until_s = min(used_s + timed.slice_s, demand.ceiling.seconds)
         if granted_s - used_s > timed.slice_s // GRANTED_WHEN_LEFT:
             return True

@@ -70,6 +70,8 @@ class Upstream:
     pool_idle_s: float = 30.0
     fixed_headers: Mapping[str, str] = field(default_factory=dict)
     """Sent when the client sent none of that name."""
+    secret_headers: Mapping[str, str] = field(default_factory=dict)
+    """Further keys of the platform's, by header: the option that has it. Sent where it is set, whatever the client sent."""
 
 
 # --- what a request asks for, and what its answer used ------------------------------------------------
@@ -167,6 +169,8 @@ class Demand:
     """What goes up instead of the client's body, where a stream tells its usage only when asked to."""
     fields: Mapping[str, Any] | None = None
     """What the body says instead of what the client's does, where the request must be bounded."""
+    sought: Mapping[str, str] = field(default_factory=dict)
+    """What narrows the list in which its trace is looked for: pieces of its path (see Deferred.by_tag)."""
     added_event: AddedEvent | None = None
     """What such a stream then has too much."""
     is_deferred: bool = False
@@ -293,6 +297,18 @@ class Names:
 
 
 @dataclass(frozen=True, slots=True)
+class Fills:
+    """A field at the top of a body that stands for an object of the user's: their oldest of `kind` where the request names none;
+    named, it must be theirs (404 in `others`). Who has none is refused in `words`.
+    """
+
+    kind: str
+    field: str
+    words: str
+    others: str
+
+
+@dataclass(frozen=True, slots=True)
 class Chooses:
     """The id that a request chooses for what it makes, in lower case: None where the vendor chooses. One that is another
     user's, or was before it was deleted, is refused in `words`: an id never changes hands.
@@ -342,13 +358,15 @@ class Timed:
     """What a request starts costs by the second, and goes on by itself until somebody ends it.
 
     `product` and `unit`: a second in the price table. It is held in slices of `slice_s`, never fewer than the vendor bills at
-    least, of the operation's quotas and of money; on `gauge` instead of the requests in flight.
+    least, of the operation's quotas and of money; on `gauge` instead of the requests in flight. `waited_s`: how many seconds it
+    has waited before it began to cost, by what a poll's observer was told; None while it waits.
     """
 
     product: str
     unit: str
     gauge: str
     slice_s: int
+    waited_s: Callable[[Observer], float | None] = lambda _: 0.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -377,7 +395,8 @@ class Swept:
     `path`: of a GET at the vendor. `items`: the field of the answer with the list; empty where the answer is the list.
     Fields of an item, keys joined by dots: `id_field` has its id; `tag` a tag of ours (see Tag); `within` the id of an object
     of the vendor's that it lies in, with the kind of that: it belongs to whom that does. `page`: the field of the answer with the
-    token of the next page, and the query parameter that takes it.
+    token of the next page, and the query parameter that takes it. `details`: of a GET that shows the item with its id for {id}
+    whole, where the list does not show its tag.
     """
 
     kind: str
@@ -389,6 +408,7 @@ class Swept:
     page: tuple[str, str] | None = None
     is_caseless: bool = False
     """As HandsOut."""
+    details: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -471,7 +491,7 @@ class Deferred:
     poll's: whether the work goes on. Times in seconds: a poll every `poll_s`; a hold of which nothing was heard
     for `due_s` expires (a report that comes later adjusts it); given up after so many polls as `given_up_after_s`
     has room for. `ending`: how it is ended for a user who may do nothing any more; None where it cannot be. `by_tag`: where it
-    is looked for when its answer was lost, by the tag of its request ({tag} in the path).
+    is looked for when its answer was lost, by the tag of its request ({tag} in the path, and what its demand has `sought`).
     """
 
     kind: str
@@ -482,6 +502,26 @@ class Deferred:
     due_s: float = 900.0
     given_up_after_s: float = 86_400.0
     by_tag: Swept | None = None
+    tells: Callable[[Mapping[str, Any]], tuple[str, dict[str, Any]] | None] | None = None
+    """Of the object that a poll found ended, what its user's agent is told, once: the kind of the message, and its document."""
+
+
+@dataclass(frozen=True, slots=True)
+class Arrives:
+    """Work that begins at the vendor with no request of ours, at something that an operator has assigned to a user: theirs, and
+    billed to them, if they had that when it began.
+
+    `name`: as what it stands in the ledger. `operation`: the name of the one as whose work it is asked about, ended and booked.
+    `listed`: where such work is listed, newest first; what it is `within` is what it arrives at. `began`: the field of an item
+    that says when (ISO 8601). `is_one`: whether an item is such. `demand`: what one may use, by the surface's options.
+    """
+
+    name: str
+    operation: str
+    listed: Swept
+    began: str
+    is_one: Callable[[Mapping[str, Any]], bool]
+    demand: Callable[[Mapping[str, str]], Demand]
 
 
 @dataclass(frozen=True, slots=True)
@@ -641,6 +681,10 @@ class Operation:
     forces: tuple[tuple[str, str], ...] = ()
     """Fields at the top of the body that the operator decides: the option whose value stands there whatever the caller says;
     without a value, nothing does."""
+    fills: tuple[Fills, ...] = ()
+    told_at: tuple[str, str] | None = None
+    """A field at the top of the body that is ours alone: the address, below PUBLIC_URL, at which the vendor shall tell of this
+    one request; the path ends with what names it. Without PUBLIC_URL, the vendor is told none."""
     takes_any_body: bool = False
     """The body goes up as it came, whatever it is: nothing in it is looked at."""
     keeps: Keeps | None = None
@@ -676,6 +720,7 @@ class Operation:
             or self.not_during
             or self.keeps is not None
             or self.timed is not None
+            or self.told_at is not None
         )
 
     @property
@@ -693,7 +738,7 @@ class Operation:
     @property
     def edits_body(self) -> bool:
         """What goes up is not what the client sent."""
-        return bool(self.namespaced or self.tag or self.forces)
+        return bool(self.namespaced or self.tag or self.forces or self.fills or self.told_at)
 
     @property
     def ending(self) -> Ending | None:
@@ -781,3 +826,11 @@ class Surface:
     options: tuple[Option, ...] = ()
     homes: tuple[Home, ...] = ()
     swept: tuple[Swept, ...] = ()
+    arrivals: tuple[Arrives, ...] = ()
+
+    @property
+    def works(self) -> list[tuple[str, Operation]]:
+        """What may go on without a request: its name in the ledger, and the operation that says how it is asked about."""
+        own = [(one.name, one) for one in self.operations if one.deferred or one.scheduled]
+        by_name = dict(own)
+        return [*own, *((one.name, by_name[one.operation]) for one in self.arrivals)]

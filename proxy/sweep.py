@@ -21,7 +21,7 @@ from proxy.mounted import Mounted
 from proxy.side_calls import SideCalls
 from proxy.surface import Swept
 from proxy.telemetry import Telemetry
-from proxy.traces import traces
+from proxy.traces import traces, whole
 
 logger = logging.getLogger(__name__)
 
@@ -72,7 +72,8 @@ class Sweeper:
             answer = await self._calls.read(mounted, _page(swept, token))
             listed = list(traces(vendor, swept, answer))
             looked_at += len(listed)
-            for trace in await self._orphans.among(listed):
+            for ownerless in await self._orphans.among(listed):
+                trace = await whole(self._calls, mounted, swept, ownerless)
                 orphan = await self._orphans.look_at(trace, makers)
                 if orphan.state is State.ATTRIBUTABLE and not is_dry:
                     orphan = await self._bound(mounted, orphan, makers)

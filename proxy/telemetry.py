@@ -215,6 +215,12 @@ class Telemetry:
             registry=self.registry,
             multiprocess_mode="livemostrecent",  # of the worker that swept last
         )
+        self._other_prices = Counter(
+            "automna_vendor_price_differences",
+            "Entries whose vendor says itself what the work cost, and says something else than the price table.",
+            ["surface"],
+            registry=self.registry,
+        )
         self._endings = Counter(
             "automna_endings",
             "Attempts to end work at a vendor whose user may do nothing any more, by what became of them.",
@@ -266,6 +272,10 @@ class Telemetry:
         """After each sweep of a list."""
         self._orphans_bound.labels(surface, kind).inc(bound)
         self._orphans.labels(surface, kind).set(unknown)
+
+    def told_other_price(self, surface: str) -> None:
+        """A vendor's own price of what was just booked is another one."""
+        self._other_prices.labels(surface).inc()
 
     def ending_attempt(self, surface: str, outcome: str) -> None:
         """`told`, `failed` (it is tried again) or `gave_up`."""

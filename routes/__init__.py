@@ -7,7 +7,7 @@ here does no I/O and knows no other vendor.
 """
 
 from proxy.surface import Surface
-from routes import agentmail, anthropic, brave, browserbase, email, gemini, openai
+from routes import agentmail, anthropic, bland, brave, browserbase, email, gemini, openai
 
 SURFACES: tuple[Surface, ...] = (
     anthropic.SURFACE,
@@ -16,5 +16,6 @@ SURFACES: tuple[Surface, ...] = (
     brave.SURFACE,
     agentmail.SURFACE,
     browserbase.SURFACE,
+    bland.SURFACE,
     email.SURFACE,
 )

@@ -4,14 +4,14 @@ went through the vendor's proxies. Told by the session itself, whoever asks for 
 
 import math
 from collections.abc import Mapping
-from datetime import UTC, datetime
+from datetime import datetime
 from email.utils import parsedate_to_datetime
 from typing import Any
 
 from metering.errors import Reason, Refused
 from metering.usage import BROWSER_SECONDS, PROXY_BYTES, Usage, UsageLine
-from proxy.surface import PASS_ALL, AnswerHead, Demand, Inbound, Observer, Pricing
-from routes.counting import object_of
+from proxy.surface import AnswerHead, Demand, Inbound, Observer, Pricing
+from routes.told_object import ToldObject, instant_of
 
 PRODUCT = "session"
 """Its name in the price table."""
@@ -22,8 +22,6 @@ PROXY_LAG_S = 30
 SESSION_S_MIN, SESSION_S_MAX = 60, 21_600
 """What the vendor takes as a `timeout`; and the shortest session that it bills."""
 RUNNING = frozenset({"PENDING", "RUNNING"})
-BODY_BYTES_MAX = 1024 * 1024
-"""Of a session as the vendor tells it: about a kilobyte."""
 NOTE_NO_END = "end_not_told"
 """The vendor says that a session has ended, but not when: what it last changed stands for it."""
 
@@ -71,64 +69,43 @@ class SessionMeter:
         return max(SESSION_S_MIN, min(asked, most))
 
 
-class SessionReport:
-    """Reads a session as the vendor tells it."""
+class SessionReport(ToldObject):
+    """Reads a session as the vendor tells it: about a kilobyte."""
 
-    __slots__ = ("_body", "_demand", "_has_ended", "_session", "_told_at")
+    __slots__ = ("_told_at",)
 
     def __init__(self, demand: Demand, answer: AnswerHead) -> None:
-        self._demand = demand
-        self._body = bytearray()
-        self._session: Mapping[str, Any] | None = None
-        self._has_ended = False
+        super().__init__(demand)
         self._told_at = _date_of(answer)
 
-    def feed(self, chunk: bytes) -> int:
-        if len(self._body) <= BODY_BYTES_MAX:
-            self._body += chunk
-        return PASS_ALL
-
-    def end(self) -> None:
-        self._has_ended = True
-        found = object_of(bytes(self._body)) if len(self._body) <= BODY_BYTES_MAX else {}
-        self._session = found if isinstance(found.get("status"), str) else None
-
-    @property
-    def is_complete(self) -> bool:
-        return self._has_ended and self._session is not None
-
-    @property
-    def at_boundary(self) -> bool:
-        return False
-
-    @property
-    def error(self) -> str | None:
-        return None
+    @staticmethod
+    def is_one(told: Mapping[str, Any]) -> bool:
+        return isinstance(told.get("status"), str)
 
     @property
     def is_running(self) -> bool:
         """Not at its end yet, or too shortly after it for the bytes of its proxies to be counted."""
-        session = self._session or {}
+        session = self.told or {}
         if session.get("status") in RUNNING:
             return True
-        ended = _instant(session.get("endedAt"))
-        if not self._demand.ceiling.total(PROXY_BYTES) or ended is None or self._told_at is None:
+        ended = instant_of(session.get("endedAt"))
+        if not self.demand.ceiling.total(PROXY_BYTES) or ended is None or self._told_at is None:
             return False
         # A date further off than that, on either side, is no clock to wait by.
         return abs((self._told_at - ended).total_seconds()) < PROXY_LAG_S
 
     def usage(self) -> Usage:
         """Of a session that has ended, exact where its end is told; of another one, its least."""
-        session = self._session
+        session = self.told
         if session is None or session.get("status") in RUNNING:
-            return self._demand.floor
-        began = _instant(session.get("startedAt")) or _instant(session.get("createdAt"))
-        ended = _instant(session.get("endedAt"))
+            return self.demand.floor
+        began = instant_of(session.get("startedAt")) or instant_of(session.get("createdAt"))
+        ended = instant_of(session.get("endedAt"))
         notes: tuple[str, ...] = ()
         if ended is None:
-            ended, notes = _instant(session.get("updatedAt")), (NOTE_NO_END,)
+            ended, notes = instant_of(session.get("updatedAt")), (NOTE_NO_END,)
         if began is None or ended is None:
-            return self._demand.floor
+            return self.demand.floor
         seconds = max(SESSION_S_MIN, math.ceil((ended - began).total_seconds()))
         counts = {BROWSER_SECONDS: seconds}
         moved = session.get("proxyBytes")
@@ -146,17 +123,6 @@ def uses_proxies(fields: Mapping[str, Any]) -> bool:
 def is_running(observer: Observer) -> bool:
     """Whether a session goes on, by what was last told of it."""
     return isinstance(observer, SessionReport) and observer.is_running
-
-
-def _instant(text: Any) -> datetime | None:
-    """Of a text as the vendor writes it; without a zone it is UTC."""
-    if not isinstance(text, str):
-        return None
-    try:
-        found = datetime.fromisoformat(text)
-    except ValueError:
-        return None
-    return found if found.tzinfo is not None else found.replace(tzinfo=UTC)
 
 
 def _date_of(answer: AnswerHead) -> datetime | None:

@@ -110,7 +110,8 @@ class Stage:
         fields = orjson.loads(example.body) if example.body and not operation.takes_any_body else {}
         _, params = self.mounted.match(operation.method, path.encode())
         inbound = Inbound(operation.method, params, query.encode(), [], example.body, fields)
-        return {(name.kind, one) for name in operation.names for one in ids_of(name, inbound)}
+        named = {(name.kind, one) for name in operation.names for one in ids_of(name, inbound)}
+        return named | {(one.kind, fields.get(one.field, HOME)) for one in operation.fills}
 
     def listed_by_example(self, operation: Operation) -> set[tuple[str, str]]:
         """Those of the list that it shows what is the user's own of."""
@@ -204,8 +205,11 @@ def assert_example(operation: Operation, answer: RawAnswer) -> None:
 def without_edits(operation: Operation, body: bytes) -> object:
     """The body but for the fields that are made the user's own, or are ours; the bytes themselves where there are none."""
     edited = {*operation.namespaced, *(name for name, _ in operation.forces)}
+    edited |= {one.field for one in operation.fills}
     if operation.tag is not None:
         edited.add(operation.tag.field.partition(".")[0])
+    if operation.told_at is not None:
+        edited.add(operation.told_at[0])
     if not edited or not body:
         return body
     return {name: value for name, value in orjson.loads(body).items() if name not in edited}

@@ -4,7 +4,7 @@ from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import httpx
 import orjson
@@ -37,6 +37,9 @@ class User:
     token: str
     gateway: Gateway
     http: httpx.AsyncClient
+    operation: ClassVar[str] = "POST /v1/sessions"
+    unit: ClassVar[str] = "browser_seconds"
+    gauge: ClassVar[str] = "open_browsers"
 
     async def account(self, meter: str, period: str = "2026-11") -> tuple[int, int]:
         """Spent and held."""
@@ -47,19 +50,19 @@ class User:
         return row or (0, 0)  # type: ignore[return-value]  # two integers
 
     async def seconds(self) -> tuple[int, int]:
-        """Of browsers: spent and held."""
-        return await self.account("browser_seconds")
+        """Of what runs: spent and held."""
+        return await self.account(self.unit)
 
     async def running(self) -> int:
-        """Browsers that are held."""
-        return (await self.account("open_browsers", ""))[1]
+        """How much is held as running."""
+        return (await self.account(self.gauge, ""))[1]
 
     async def booked(self) -> list[dict[str, Any]]:
-        """What stands in the ledger of sessions: outcome, cost, seconds, notes."""
+        """What stands in the ledger of what ran: outcome, cost, seconds, notes."""
         rows = await self.gateway.service.store.readers.rows(
             "SELECT kind, outcome, basis, cost_nanousd, usage, notes FROM entries WHERE user_id = ?1 "
-            "AND operation = 'POST /v1/sessions' ORDER BY seq",
-            (self.user_id,),
+            "AND operation = ?2 ORDER BY seq",
+            (self.user_id, self.operation),
         )
         return [
             {
@@ -67,9 +70,7 @@ class User:
                 "outcome": outcome,
                 "basis": basis,
                 "cost": cost,
-                "seconds": sum(
-                    line["counts"].get("browser_seconds", 0) for line in orjson.loads(usage or "[]")
-                ),
+                "seconds": sum(line["counts"].get(self.unit, 0) for line in orjson.loads(usage or "[]")),
                 "notes": orjson.loads(notes or "[]"),
             }
             for kind, outcome, basis, cost, usage, notes in rows

@@ -66,7 +66,8 @@ searches_per_month = {searches}
 browser_minutes_per_month = {browser_minutes}
 concurrent_browsers = {browsers}
 emails_per_day = {emails}
-call_minutes_per_month = 0
+call_minutes_per_month = {call_minutes}
+concurrent_calls = {calls}
 models = {models}
 surfaces = {surfaces}
 budget = "{budget}"
@@ -84,6 +85,8 @@ def plan_table(
     emails: int = 1_000_000,
     browser_minutes: int = 1_000_000,
     browsers: int = 1_000_000,
+    call_minutes: int = 1_000_000,
+    calls: int = 1_000_000,
     models: tuple[str, ...] = ("*",),
     surfaces: tuple[str, ...] = ("*",),
     budget: str = "hard",
@@ -99,6 +102,8 @@ def plan_table(
         emails=emails,
         browser_minutes=browser_minutes,
         browsers=browsers,
+        call_minutes=call_minutes,
+        calls=calls,
         models=json.dumps(list(models)),
         surfaces=json.dumps(list(surfaces)),
         budget=budget,

@@ -156,6 +156,8 @@ def test_the_first_user_makes_the_store_and_says_so_on_standard_error(fresh: Cli
         ("ledger", "tail"),
         ("objects", "list"),
         ("objects", "sweep"),
+        ("phone", "list"),
+        ("phone", "assign", "alice", "+14155550100"),
     ],
 )
 def test_other_commands_make_no_store(fresh: Cli, args: tuple[str, ...]) -> None:
@@ -428,6 +430,8 @@ def test_a_plan_that_is_gone_is_shown_as_such(cli: Cli, tmp_path: Path) -> None:
         ("objects", "list", "bob"),
         ("objects", "show", "openai", "response", "resp_1"),
         ("objects", "release", "openai", "response", "resp_1", "--yes"),
+        ("phone", "assign", "bob", "+14155550100"),
+        ("phone", "release", "+14155550100"),
         ("prices", "show", "claude-nothing"),
     ],
 )
@@ -435,7 +439,9 @@ def test_what_is_not_there_is_status_3_and_named(cli: Cli, args: tuple[str, ...]
     result = cli.run(*args)
     assert (result.exit_code, result.stdout) == (3, "")
     name = next(
-        arg for arg in args if arg in {"bob", "tok_1", "amp_123456", "req_1", "resp_1", "claude-nothing"}
+        arg
+        for arg in args
+        if arg in {"bob", "tok_1", "amp_123456", "req_1", "resp_1", "+14155550100", "claude-nothing"}
     )
     assert name in one_line(result.stderr)
 
@@ -1095,6 +1101,29 @@ def test_a_server_with_half_of_an_endpoint_does_not_start(cli: Cli) -> None:
     assert one_line(refused.stderr).startswith(
         "automna-proxy: NOTICES_SECRET: unset, though NOTICES_URL is set"
     )
+
+
+# --- phone numbers ------------------------------------------------------------------------------------
+
+
+def test_a_phone_number_is_assigned_listed_and_released(cli: Cli) -> None:
+    cli.ok("user", "add", "bob", "--plan", "pro")
+    number, other = "+14155550100", "+14155550101"
+    assert cli.json("phone", "list") == {"phone_numbers": []}
+    assert cli.ok("phone", "assign", "alice", number).strip() == f"{number} is alice's"
+    for args in (("phone", "assign", "bob", number), ("phone", "assign", "alice", other)):
+        refused = cli.run(*args)
+        assert (refused.exit_code, number in one_line(refused.stderr)) == (1, True)
+    assert cli.json("phone", "assign", "alice", other, "--replace")["replaced"] == number
+    assert "in full" in one_line(cli.run("phone", "assign", "bob", "415").stderr)
+    cli.ok("phone", "assign", "bob", number)
+    (now,) = [one for one in cli.json("phone", "list")["phone_numbers"] if one["user"] == "bob"]
+    assert (now["phone_number"], now["until"]) == (number, None)
+    assert cli.ok("phone", "release", number).startswith(f"released {number}, which was bob's since ")
+    shown = {(one["phone_number"], one["user"]) for one in cli.json("phone", "list")["phone_numbers"]}
+    assert shown == {(other, "alice")}
+    assert len(cli.ok("phone", "list", "--all").splitlines()) == 4
+    assert cli.json("phone", "release", other) == {"user": "alice", "phone_number": other}
 
 
 # --- objects ------------------------------------------------------------------------------------------

@@ -60,6 +60,12 @@ def test_the_plans_that_ship_are_those_of_the_table() -> None:
     )
 
 
+def test_a_file_of_before_calls_were_counted_says_nothing_of_them(tmp_path: Path) -> None:
+    assert load_plans(written(tmp_path, WHOLE))["pro"].concurrent_calls == 2
+    more = WHOLE + "concurrent_calls = 10\n"
+    assert load_plans(written(tmp_path, more))["pro"].concurrent_calls == 10
+
+
 def test_a_file_replaces_all_plans(tmp_path: Path) -> None:
     text = WHOLE + 'surfaces = ["anthropic"]\nmodels = ["claude-*"]\nbudget = "soft"\n'
     plans = load_plans(written(tmp_path, text))

@@ -31,6 +31,7 @@ from metering.usage import (
     CACHE_WRITE_5M,
     CACHE_WRITE_12H,
     CACHE_WRITE_30M,
+    CALL_SECONDS,
     INPUT,
     INPUT_AUDIO,
     INPUT_IMAGE,
@@ -703,6 +704,34 @@ def test_using_more_never_costs_less(
         for each in (counts, more)
     ]
     assert costs[0] <= costs[1]
+
+
+@pytest.mark.parametrize(
+    ("product", "seconds", "millis"),
+    [
+        ("call", 0, 15),
+        ("call", 6, 15),
+        ("call", 7, 16),  # 16.33
+        ("call", 8, 19),  # 18.67
+        ("call", 60, 140),
+        ("call", 3_600, 8_400),
+        ("byot_call", 0, 0),
+        ("byot_call", 1, 2),  # 2.33
+        ("byot_call", 2, 5),  # 4.67
+    ],
+)
+def test_what_is_told_in_thousandths_and_has_a_minimum_is_booked_so(
+    product: str, seconds: int, millis: int
+) -> None:
+    priced = TABLE.price("bland", usage(product, {CALL_SECONDS: seconds}), at_ms=AT_MS)
+    assert (priced.cost_nanousd, priced.flags) == (millis * USD // 1_000, ())
+    assert recompute(priced.lines) == priced.cost_nanousd
+
+
+def test_half_a_step_is_rounded_up_and_each_line_for_itself() -> None:
+    line = PricedLine("m", {CALL_SECONDS: 3}, {}, {CALL_SECONDS: 500_000, "rounded_to": 1_000_000})
+    assert recompute((line,)) == 2_000
+    assert recompute((line, line)) == 4_000
 
 
 def test_stored_lines_recompute_without_the_table() -> None:

@@ -27,6 +27,21 @@ def said(operation: Operation, fields: dict[str, Any]) -> Any:
     return None if body is None else orjson.loads(body)
 
 
+def test_what_a_request_says_beside_its_client_goes_up_in_the_clients_place():
+    body = body_of(
+        PLAIN,
+        {"from": None, "task": "a"},
+        user_id="ada",
+        request_id=REQUEST,
+        says={"from": "+14155550100", "webhook": "https://proxy.example/1"},
+    )
+    assert orjson.loads(body or b"") == {
+        "from": "+14155550100",
+        "task": "a",
+        "webhook": "https://proxy.example/1",
+    }
+
+
 @pytest.mark.parametrize(
     ("operation", "fields", "expected"),
     [

@@ -1,0 +1,102 @@
+"""The proxy before the simulated Bland, and users who have calls dialled by it."""
+
+from collections.abc import AsyncIterator, Mapping
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, ClassVar
+
+import httpx
+
+from metering.phone_numbers import PhoneNumbers
+from simulators.bland import BYOT_KEY, START, VENDOR_KEY, BlandSimulator, Call
+from tests.support import browserbase
+from tests.support.bland import TO
+from tests.support.gateway import DatedClock, Gateway, running_gateway
+
+MOUNT = "/api/bland"
+NUMBERS = {"ada": "+14155550111", "bob": "+14155550122"}
+
+
+@dataclass
+class Caller(browserbase.User):
+    """One user, on connections of their own, with a number."""
+
+    operation: ClassVar[str] = "POST /v1/calls"
+    unit: ClassVar[str] = "call_seconds"
+    gauge: ClassVar[str] = "open_calls"
+
+    async def dials(self, to: str = TO, **more: Any) -> httpx.Response:
+        return await self.http.post("/v1/calls", json={"phone_number": to, "task": "Say hello.", **more})
+
+
+@dataclass
+class Exchange:
+    """A gateway with its vendor, which read the same clock."""
+
+    vendor: BlandSimulator
+    gateway: Gateway
+    clock: DatedClock
+    users: dict[str, Caller]
+
+    @property
+    def ada(self) -> Caller:
+        return self.users["ada"]
+
+    @property
+    def bob(self) -> Caller:
+        return self.users["bob"]
+
+    async def dialled(self, user: Caller, to: str = TO, **more: Any) -> Call:
+        """A call that was asked for and accepted."""
+        answer = await user.dials(to, **more)
+        assert answer.status_code == 200, answer.text
+        return self.vendor.call(answer.json()["call_id"])
+
+    async def pass_time(self, seconds: float) -> None:
+        """Time passes, and whatever is due to be asked about is."""
+        self.clock.advance(seconds)
+        self.vendor.advance(0)
+        while await self.gateway.service.engine._deferrals.poll_due():
+            pass
+
+
+@asynccontextmanager
+async def caller(gateway: Gateway, user_id: str) -> AsyncIterator[Caller]:
+    token = await gateway.new_token(user_id)
+    await PhoneNumbers(gateway.service.store, gateway.clock).assign(user_id, NUMBERS[user_id])
+    async with httpx.AsyncClient(
+        base_url=gateway.url + MOUNT,
+        headers={"authorization": token},
+        limits=httpx.Limits(max_connections=200),
+        trust_env=False,
+        timeout=30,
+    ) as http:
+        yield Caller(user_id, token, gateway, http)
+
+
+def variables(vendor: BlandSimulator) -> dict[str, str]:
+    return {"BLAND_API_KEY": VENDOR_KEY, "BLAND_UPSTREAM_URL": vendor.url}
+
+
+@asynccontextmanager
+async def exchange(
+    folder: Path,
+    *,
+    env: Mapping[str, str] | None = None,
+    is_byot: bool = False,
+    simulated: Mapping[str, Any] | None = None,
+    **plan: Any,
+) -> AsyncIterator[Exchange]:
+    """Ada and Bob before one account; what they leave behind is clean."""
+    clock = DatedClock(2026, 11, 20)
+    async with BlandSimulator(
+        **{"clock": clock, "tariff": START, "fate_of": lambda _: None, **(simulated or {})}
+    ) as vendor:
+        for number in NUMBERS.values():
+            vendor.add_number(number, is_byot=is_byot)
+        settings = {**variables(vendor), **({"BLAND_BYOT_KEY": BYOT_KEY} if is_byot else {}), **(env or {})}
+        async with running_gateway(folder, env=settings, clock=clock, **plan) as gateway:
+            async with caller(gateway, "ada") as ada, caller(gateway, "bob") as bob:
+                yield Exchange(vendor, gateway, clock, {"ada": ada, "bob": bob})
+            await gateway.assert_clean()
