@@ -34,6 +34,7 @@ from metering.tasks import spawn, stop
 from metering.tickets import Tickets
 from metering.users import Directory
 from proxy.access import Access
+from proxy.arrivals import Arrivals
 from proxy.auth import Authenticator
 from proxy.bounds import Bounds
 from proxy.deferral import Deferrals
@@ -182,7 +183,9 @@ async def running_service(  # noqa: PLR0915 - a statement for each part
             calls=calls,
             clock=clock,
         )
+        hooks, repeats = Hooks(store, clock), Repeats(store, clock)
         deferrals = Deferrals(
+            hooks=hooks,
             running=running,
             works=works,
             scheduled=ScheduledWorks(store, ledger, clock),
@@ -194,7 +197,19 @@ async def running_service(  # noqa: PLR0915 - a statement for each part
             clock=clock,
             tokens=rate_limits.tokens,
         )
-        hooks, repeats = Hooks(store, clock), Repeats(store, clock)
+        arrivals = Arrivals(
+            mounted=mounted,
+            admission=admission,
+            works=works,
+            objects=objects,
+            orphans=Orphans(store, clock),
+            directory=directory,
+            plans=plans,
+            prices=prices,
+            calls=calls,
+            readers=store.readers,
+            clock=clock,
+        )
         addresses = ReturnAddresses(store, clock)
         endpoints = {} if endpoint is None else {ENDPOINT: endpoint}
         courier = Courier(
@@ -256,7 +271,10 @@ async def running_service(  # noqa: PLR0915 - a statement for each part
             metrics_token=settings.metrics_token,
             metrics_port=settings.metrics_port,
             agentmail_webhook_keys=settings.agentmail_webhook_keys,
+            bland_webhook_keys=settings.bland_webhook_keys,
             reported=deferrals.reported,
+            reported_of=deferrals.reported_of,
+            arrived=arrivals.heard,
         )
         service = Service(settings, engine, mounted, own, store, heartbeat, client, telemetry)
         _in_background(stack, "changes", authenticator.follow_changes())
@@ -266,6 +284,7 @@ async def running_service(  # noqa: PLR0915 - a statement for each part
         _in_background(stack, "checkpoints", engine.keep_checkpointing())
         _in_background(stack, "deferred work", deferrals.keep_polling())
         sweeper = Sweeper(mounted=mounted, orphans=Orphans(store, clock), works=works, calls=calls)
+        _in_background(stack, "arrivals", arrivals.keep_looking(every_s=settings.sweep_every_s))
         _in_background(stack, "endings", endings.keep_ending())
         _in_background(stack, "sweeps", sweeper.keep_sweeping(telemetry, every_s=settings.sweep_every_s))
         _in_background(stack, "notices", notices.keep_looking())

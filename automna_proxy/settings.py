@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from proxy.outbox import Endpoint, EndpointError, parse_secrets, parse_url
+from proxy.outbox import SECRETS_MAX, Endpoint, EndpointError, parse_secrets, parse_url
 from proxy.surface import Option
 from routes import SURFACES
 
@@ -161,9 +161,15 @@ class Settings:
         "signs what AgentMail tells (`whsec_...`, two while one replaces the other); unset, it is answered 503",
         unit="",
     )
+    bland_webhook_secret: str = _setting(
+        "",
+        "signs what Bland tells of calls (two while one replaces the other); unset, it is answered 503, and calls are only asked "
+        "about",
+        unit="",
+    )
     hooks_secret: str = _setting(
         "",
-        "makes the tokens under which users' agents are told of mail (`user set-hook`); unset, they are not",
+        "makes the tokens under which users' agents are told of mail and calls (`user set-hook`); unset, they are not",
         unit="",
     )
 
@@ -201,6 +207,10 @@ class Settings:
                 "no path and no slash at the end"
             )
         _ = settings.agentmail_webhook_keys
+        if len(settings.bland_webhook_keys) > SECRETS_MAX:
+            raise SettingError(
+                f"BLAND_WEBHOOK_SECRET: expected {SECRETS_MAX} at most, separated by a space (what was given is not shown)"
+            )
         if settings.hooks_secret and len(settings.hooks_secret) < HOOKS_SECRET_CHARS_MIN:
             raise SettingError(
                 f"HOOKS_SECRET: expected {HOOKS_SECRET_CHARS_MIN} characters or more, as `openssl rand -base64 32` makes "
@@ -232,6 +242,11 @@ class Settings:
             return parse_secrets(self.agentmail_webhook_secret)
         except EndpointError as error:
             raise SettingError(f"AGENTMAIL_WEBHOOK_SECRET: {error}") from None
+
+    @property
+    def bland_webhook_keys(self) -> tuple[bytes, ...]:
+        """What verifies Bland's webhooks; none: nothing is taken."""
+        return tuple(secret.encode() for secret in self.bland_webhook_secret.split())
 
     @property
     def plans_path(self) -> Path | None:

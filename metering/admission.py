@@ -2,7 +2,7 @@
 of a vendor. The order is: what the plan includes, how fast, how much; the last is durable."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import NamedTuple
 
 from metering.caps import HELD_RETRY_AFTER_S, cap_holds, cap_of, cap_refusal
@@ -20,6 +20,7 @@ from metering.credit import CREDIT
 from metering.errors import Reason, Refused
 from metering.ledger import (
     CHARGED,
+    GAUGES,
     MONEY,
     NO_PERIOD,
     OPEN_REQUESTS,
@@ -44,7 +45,7 @@ from metering.quotas import (
 from metering.rate_limits import RateLimits
 from metering.rate_state import QuotaState, RateState, Standing
 from metering.store.writer import Declined, Step
-from metering.terms import OwnedLimits, Terms, TokenLimits
+from metering.terms import OwnedCap, OwnedLimits, Terms, TokenLimits
 from metering.tokens_per_minute import counted_tokens
 
 NOT_ALONE = "not_alone"
@@ -316,6 +317,34 @@ class Admission:
         return Admitted(
             requests, tokens, concurrent, allowance, remaining, began_ms, ends_ms, quotas, reservation
         )
+
+    async def take_on(self, caller: Caller, caps: Sequence[OwnedCap], request: Request, *steps: Step) -> bool:
+        """Hold what `request` may cost that is under way already at the vendor, with `steps` in the same unit, and without a place
+        among what the user may run at once: as far as it was asked for, or nothing where not so much is left. It costs what it
+        costs either way. `caps` are the user's. False when it was taken on before, or one of `steps` refused.
+
+        Raises Refused(STORE_UNAVAILABLE).
+        """
+        period, _, _ = self._current_month()
+        holds = [hold for hold in self._holds(caller, request, period) if hold.meter not in GAUGES]
+        holds += cap_holds(caps, self._periods.names(), request.hold_nanousd)
+        intent = Intent(
+            id=request.id,
+            user_id=caller.user_id,
+            token_id=caller.token_id,
+            surface=request.surface,
+            operation=request.operation,
+            model=None,
+            holds=holds,
+            floor_nanousd=request.floor_nanousd,
+            due_at_ms=self._clock.now_ms() + round((request.due_in_s or 0.0) * 1000),
+            is_under_way=True,
+        )
+        reservation = await self._ledger.reserve(intent, *steps)
+        if isinstance(reservation, Declined) and declined_hold(holds, reservation) is not None:
+            nothing = [hold._replace(amount=0) for hold in holds]
+            reservation = await self._ledger.reserve(replace(intent, holds=nothing), *steps)
+        return not isinstance(reservation, Declined)
 
     def _holds(self, caller: Caller, request: Request, period: str) -> list[Hold]:
         """On every account that has a say."""

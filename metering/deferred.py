@@ -60,6 +60,9 @@ POLL_NOW = """
 UPDATE deferred_work SET poll_at_ms = ?3
 WHERE surface = ?1 AND upstream_id = ?2 AND is_open = 0 AND poll_at_ms > ?3
 AND (scheduled_at_ms IS NULL OR scheduled_at_ms <= ?4)"""
+POLL_REQUEST_NOW = """
+UPDATE deferred_work SET poll_at_ms = ?3
+WHERE reservation_id = ?1 AND upstream_id IN (?2, '') AND is_open = 0 AND poll_at_ms > ?3 AND scheduled_at_ms IS NULL"""
 POLL_ABOUT_NOW = """
 UPDATE deferred_work SET poll_at_ms = ?3
 WHERE surface = ?1 AND about = ?2 AND is_open = 0 AND poll_at_ms > ?3 AND scheduled_at_ms <= ?4"""
@@ -192,6 +195,10 @@ class DeferredWorks:
         now_ms = self._clock.now_ms()
         statement = POLL_ABOUT_NOW if is_about else POLL_NOW
         return Step(statement, (surface, upstream_id, now_ms, now_ms + SKEW_MS))
+
+    def poll_request_now(self, reservation_id: str, upstream_id: str) -> Step:
+        """The same for what one request began, under this id or one that is not known yet."""
+        return Step(POLL_REQUEST_NOW, (reservation_id, upstream_id, self._clock.now_ms()))
 
     async def standing(self, surface: str, upstream_ids: Collection[str]) -> dict[str, str]:
         """Of those that go on, and are asked about: why the vendor was told to end them, empty where it was not. Raises

@@ -73,6 +73,7 @@ NO_PERIOD = ""
 """The period of a gauge: it never ends."""
 
 ALREADY_RESOLVED = "already_resolved"
+ALREADY_RESERVED = "already_reserved"
 
 NOT_FROM_USAGE = "cost_not_from_usage"
 """The note on an entry whose cost was meant to differ from its usage times unit prices."""
@@ -144,6 +145,9 @@ class Intent:
     due_at_ms: int | None = None
     shown: Collection[str] = ()
     """Further meters, of one account each, whose balance is wanted."""
+    is_under_way: bool = False
+    """The vendor does it already: a hold of nothing is granted whatever is left, and a second reservation of its id refused as
+    ALREADY_RESERVED."""
 
 
 @dataclass(slots=True)
@@ -185,6 +189,8 @@ class Settlement:
     price_version: str | None = None
     upstream_status: int | None = None
     upstream_request_id: str | None = None
+    more: tuple[Step, ...] = ()
+    """What is written in the unit of its entry, whichever that is."""
 
 
 class Resolved(enum.StrEnum):
@@ -218,6 +224,8 @@ INSERT_RESERVATION = """
 INSERT INTO reservations (id, state, worker_id, user_id, token_id, surface, operation, model, lines,
     hold_nanousd, checkpoint_nanousd, created_at_ms, due_at_ms)
 VALUES (?1, 'HELD', ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11, ?12)"""
+
+INSERT_RESERVATION_ONCE = f"{INSERT_RESERVATION} ON CONFLICT (id) DO NOTHING"
 
 EXTEND_RESERVATION = """
 UPDATE reservations SET lines = ?2, hold_nanousd = ?3 WHERE id = ?1 AND state = 'HELD' RETURNING id"""
@@ -268,6 +276,8 @@ WHERE state = 'HELD' AND due_at_ms IS NOT NULL AND due_at_ms < ?1 ORDER BY id LI
 SELECT_HELD = f"""
 SELECT {HELD_COLUMNS} FROM reservations WHERE id = ?1 AND state = 'HELD'"""
 
+SELECT_USER_OF = "SELECT user_id FROM reservations WHERE id = ?1"
+
 SELECT_BOOKED = """
 SELECT state, booked_nanousd, lines, adjusted_at_ms FROM reservations WHERE id = ?1"""
 
@@ -315,10 +325,10 @@ class Ledger:
         lines = tuple([Line(*hold[:4]) for hold in holds])
         hold_nanousd = _money(lines)
         now_ms = self._clock.now_ms()
-        steps, held_lines = _hold_steps(holds, lines)
+        steps, held_lines = _hold_steps(holds, lines, is_under_way=intent.is_under_way)
         steps.append(
             Step(
-                INSERT_RESERVATION,
+                INSERT_RESERVATION_ONCE if intent.is_under_way else INSERT_RESERVATION,
                 with_lines(
                     (
                         intent.id,
@@ -337,6 +347,7 @@ class Ledger:
                         intent.due_at_ms,
                     ),
                 ),
+                refusal=ALREADY_RESERVED if intent.is_under_way else None,
             )
         )
 
@@ -489,6 +500,7 @@ class Ledger:
         steps.append(entry.step("settle", within_nanousd, of_settle))
         if above_nanousd:
             steps.append(entry.step("overage", above_nanousd, of_overage, with_usage=False))
+        steps += settlement.more
 
         def charged() -> None:
             if cost_nanousd:
@@ -584,6 +596,11 @@ class Ledger:
             return None
         intent, lines, _, _, created_at_ms = _held(row)
         return Reservation(intent, lines, created_at_ms, {}, found=str(row[6]))
+
+    async def user_of(self, reservation_id: str) -> str | None:
+        """Whose a reservation is; None where there is none. Raises Refused(STORE_UNAVAILABLE)."""
+        row = await self._store.readers.row(SELECT_USER_OF, (reservation_id,))
+        return None if row is None else str(row[0])
 
     async def awaits_report(self, reservation_id: str) -> bool:
         """Whether an exact report would still be booked: it is held, or expired and not adjusted yet.
@@ -703,6 +720,7 @@ class Ledger:
             ),
             *moves,
             entry.step("adjust", difference_nanousd, moved),
+            *settlement.more,
         ]
         is_done = isinstance(await self._store.writer.submit(Unit(steps, must_keep=True)), Done)
         if is_done:
@@ -828,11 +846,13 @@ STEPS_OF_CREDIT = 2
 
 
 def _hold_steps(
-    holds: Sequence[Hold], lines: tuple[Line, ...], *, is_more: bool = False
+    holds: Sequence[Hold], lines: tuple[Line, ...], *, is_more: bool = False, is_under_way: bool = False
 ) -> tuple[list[Step], _Lines]:
     """The steps that hold, and the lines that are held then. `lines`: of the holds, as they were asked for."""
     purse = _purse(holds)
     statement = HOLD_MORE if is_more else HOLD_ACCOUNT
+    if is_under_way:
+        statement = HOLD_BESIDE_CREDIT  # what holds nothing is granted
     if purse is None:
         return [Step(statement, _hold_params(hold), refusal=hold.meter) for hold in holds], lines
     credit, money = purse

@@ -85,6 +85,10 @@ SELECT 1 WHERE NOT EXISTS (
 END_TERM = """
 UPDATE object_terms SET until_ms = ?4 WHERE vendor = ?1 AND kind = ?2 AND upstream_id = ?3 AND until_ms IS NULL"""
 
+SELECT_AT = """
+SELECT user_id FROM object_terms WHERE vendor = ?1 AND kind = ?2 AND upstream_id = ?3
+AND from_ms <= ?4 AND (until_ms IS NULL OR until_ms > ?4)"""
+
 _COLUMNS = "vendor, kind, upstream_id, user_id, reservation_id, created_at_ms, gone_at_ms"
 SELECT_OBJECT = f"SELECT {_COLUMNS} FROM owned_objects WHERE vendor = ?1 AND kind = ?2 AND upstream_id = ?3"
 
@@ -196,6 +200,11 @@ class Objects:
     async def first_of(self, vendor: str, kind: str, user_id: str) -> str | None:
         """The id of a user's oldest object of a kind; None without any. Raises Refused(STORE_UNAVAILABLE)."""
         row = await self._store.readers.row(SELECT_FIRST, (user_id, vendor, kind))
+        return None if row is None else str(row[0])
+
+    async def owner_at(self, one: ObjectId, at_ms: int) -> str | None:
+        """Who had at an instant what passes from one user to another; None: nobody. Raises Refused(STORE_UNAVAILABLE)."""
+        row = await self._store.readers.row(SELECT_AT, (*one, at_ms))
         return None if row is None else str(row[0])
 
     async def ids_of(self, vendor: str, kind: str, user_id: str) -> frozenset[str]:

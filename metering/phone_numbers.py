@@ -29,9 +29,6 @@ BEGIN_TERM = """
 INSERT INTO object_terms (vendor, kind, upstream_id, user_id, from_ms) VALUES (?1, ?2, ?3, ?4, ?5)"""
 SELECT_NOW = """
 SELECT upstream_id FROM object_terms WHERE vendor = ?1 AND kind = ?2 AND user_id = ?3 AND until_ms IS NULL"""
-SELECT_AT = """
-SELECT user_id FROM object_terms WHERE vendor = ?1 AND kind = ?2 AND upstream_id = ?3
-AND from_ms <= ?4 AND (until_ms IS NULL OR until_ms > ?4)"""
 SELECT_TERMS = """
 SELECT upstream_id, user_id, from_ms, until_ms FROM object_terms WHERE vendor = ?1 AND kind = ?2
 ORDER BY until_ms IS NOT NULL, seq DESC LIMIT ?3"""
@@ -94,11 +91,6 @@ class PhoneNumbers:
     async def of(self, user_id: str) -> str | None:
         """The number that a user has; None without one."""
         row = await self._store.readers.row(SELECT_NOW, (VENDOR, KIND, user_id))
-        return None if row is None else str(row[0])
-
-    async def owner_at(self, phone_number: str, at_ms: int) -> str | None:
-        """Who had a number at an instant; None: nobody."""
-        row = await self._store.readers.row(SELECT_AT, (VENDOR, KIND, phone_number, at_ms))
         return None if row is None else str(row[0])
 
     async def terms(self, *, at_most: int = LISTED_MAX) -> list[Term]:

@@ -18,9 +18,11 @@ from metering.admission import Caller, token_rates_of
 from metering.clock import Clock
 from metering.deferred import DeferredWork, DeferredWorks
 from metering.errors import Refused
+from metering.hooks import Hooks, endpoint_of
 from metering.ledger import Ledger, Outcome, Reservation, Resolved, Settlement, bounded
 from metering.objects import ObjectId
 from metering.orphans import Maker
+from metering.outbox import adding, new_message
 from metering.plans import HARD
 from metering.prices import PriceTable
 from metering.quotas import quotas_used
@@ -53,6 +55,8 @@ UNKNOWN_POLL_S, UNKNOWN_POLLS_MAX = 600.0, 144
 OK, NOT_FOUND = 200, 404
 LOST_AFTER_POLLS = 3
 """Work is lost when the vendor has said so often: right after it began, not all of its machines may know of it."""
+ARRIVED = "in_"
+"""Begins the ids of reservations of what nobody has asked for: the vendor's own id follows."""
 OPEN_STATES = frozenset({"HELD", "EXPIRED"})
 """Of reservations to which a report is still booked."""
 NOTE_LOST = "lost_at_vendor"
@@ -92,7 +96,9 @@ class Deferrals:
         clock: Clock,
         tokens: TokensPerMinute,
         running: Running,
+        hooks: Hooks,
     ) -> None:
+        self._hooks = hooks
         self._running = running
         self._works = works
         self._ledger = ledger
@@ -103,9 +109,9 @@ class Deferrals:
         self._tokens = tokens
         self.scheduling = Scheduling(scheduled, SideCalls(client), clock, encoded=_encoded)
         self._kinds: Mapping[tuple[str, str], _Kind] = {
-            (item.surface.name, operation.name): _Kind(item, operation, deferred)
+            (item.surface.name, name): _Kind(item, operation, deferred)
             for item in mounted
-            for operation in item.surface.operations
+            for name, operation in item.surface.works
             if (deferred := operation.deferred or operation.scheduled) is not None
         }
 
@@ -153,6 +159,10 @@ class Deferrals:
             self._works.poll_now(surface, one.upstream_id, is_about=is_about)
             for surface, is_about in sorted(ways)
         ]
+
+    def reported_of(self, request_id: str, upstream_id: str) -> Step:
+        """The same of one request, whose work goes on under this id, or under one that nobody knows yet."""
+        return self._works.poll_request_now(request_id, upstream_id)
 
     async def keep_polling(self) -> None:
         """Look forever; a store in trouble is waited out."""
@@ -206,7 +216,7 @@ class Deferrals:
             work = replace(work, upstream_id=await self._found(kind, deferred, work))
         if not work.upstream_id:
             return True
-        status, observer = await self._ask(kind, deferred, work, demand)
+        status, observer, found = await self._ask(kind, deferred, work, demand)
         if status == NOT_FOUND:
             if work.polls + 1 >= LOST_AFTER_POLLS:
                 lost = Usage(demand.floor.lines, is_exact=False, notes=(NOTE_LOST,))
@@ -219,8 +229,21 @@ class Deferrals:
                 waited_s = timed.waited_s(observer)
                 await self._running.go_on(kind.mounted, kind.operation, timed, work, demand, budget, waited_s)
         elif observer is not None and observer.is_complete:
-            await self._book(kind, work, observer.usage(), status)
+            told = await self._told(deferred, work, found)
+            await self._book(kind, work, observer.usage(), status, told)
         return True
+
+    async def _told(self, deferred: Deferred, work: DeferredWork, found: bytes) -> tuple[Step, ...]:
+        """What tells the agent of its user, where that has said where, that the work has ended: for the unit of its entry."""
+        user_id = None if deferred.tells is None else await self._ledger.user_of(work.reservation_id)
+        if deferred.tells is None or user_id is None or await self._hooks.of(user_id) is None:
+            return ()
+        ended = orjson.loads(found)
+        told = deferred.tells(ended) if isinstance(ended, dict) else None
+        if told is None:
+            return ()
+        kind, document = told
+        return (adding(new_message(kind, endpoint_of(user_id), document, self._clock.now_ms())),)
 
     async def _found(self, kind: _Kind, deferred: Deferred, work: DeferredWork) -> str:
         """The id of what a request began whose answer was lost; empty where there is none, which is booked when it is sure."""
@@ -253,8 +276,8 @@ class Deferrals:
 
     async def _ask(
         self, kind: _Kind, deferred: Deferred, work: DeferredWork, demand: Demand
-    ) -> tuple[int, Observer | None]:
-        """The vendor's status, and the observer of a good answer; (0, None) when there was none."""
+    ) -> tuple[int, Observer | None, bytes]:
+        """The vendor's status, and the observer and body of a good answer; (0, None, b"") when there was none."""
         mounted = kind.mounted
         path = deferred.path.replace("{id}", urllib.parse.quote(work.upstream_id, safe=""))
         headers = [
@@ -273,7 +296,7 @@ class Deferrals:
             answer = await self._client.open(mounted.origin, b"GET", path.encode(), headers, b"", patience)
         except UpstreamError as error:
             logger.warning("%s was not asked about deferred work: %s", mounted.surface.name, error)
-            return 0, None
+            return 0, None, b""
         try:
             if answer.status != OK:
                 logger.warning(
@@ -282,26 +305,29 @@ class Deferrals:
                     answer.status,
                     work.reservation_id,
                 )
-                return answer.status, None
+                return answer.status, None, b""
             head = AnswerHead(answer.status, answer.headers)
             observer = kind.operation.meter.observe(Inbound("GET", {}, b"", [], b"", {}), demand, head)
-            size = 0
+            pieces, size = [], 0
             while chunk := await answer.read():
                 size += len(chunk)
                 if size > ANSWER_BYTES_MAX:
-                    return answer.status, None
+                    return answer.status, None, b""
+                pieces.append(chunk)
                 observer.feed(chunk)
             observer.end()
         except UpstreamError as error:
             logger.warning("%s broke off its word of deferred work: %s", mounted.surface.name, error)
-            return 0, None
+            return 0, None, b""
         else:
-            return answer.status, observer
+            return answer.status, observer, b"".join(pieces)
         finally:
             answer.close()
 
-    async def _book(self, kind: _Kind, work: DeferredWork, usage: Usage, status: int) -> None:
-        """Settle, or adjust what has expired meanwhile. Only then is the row forgotten."""
+    async def _book(
+        self, kind: _Kind, work: DeferredWork, usage: Usage, status: int, told: tuple[Step, ...] = ()
+    ) -> None:
+        """Settle, or adjust what has expired meanwhile; with what is told of it. Only then is the row forgotten."""
         priced = self._prices.price(kind.mounted.surface.provider, usage, at_ms=self._clock.now_ms())
         notes = usage.notes
         if usage.told_nanousd is not None and usage.told_nanousd != priced.cost_nanousd:
@@ -322,6 +348,7 @@ class Deferrals:
             amounts=quotas_used(usage, kind.operation.quotas),
             price_version=self._prices.version,
             upstream_status=status,
+            more=told,
         )
 
         def settle(reservation: Reservation) -> "asyncio.Future[Resolved]":
@@ -387,6 +414,14 @@ def _work(exchange: Exchange, demand: Demand, caller: Caller, upstream_id: str) 
     written = _encoded(demand, token_rates_of(caller), budget=caller.plan.budget)
     return DeferredWork(
         exchange.request_id, exchange.surface.name, exchange.operation.name, upstream_id, written
+    )
+
+
+def arrived(mounted: Mounted, name: str, one: ObjectId, demand: Demand, budget: str) -> DeferredWork:
+    """Work that nobody has asked for, which stands as `name` in the ledger."""
+    written = _encoded(demand, (), budget=budget)
+    return DeferredWork(
+        f"{ARRIVED}{one.upstream_id}", mounted.surface.name, name, one.upstream_id, written, is_seen=1
     )
 
 

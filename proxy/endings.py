@@ -44,9 +44,9 @@ class Endings:
         self._calls = calls
         self._telemetry = telemetry
         self._kinds: Mapping[tuple[str, str], tuple[Mounted, Ending]] = {
-            (item.surface.name, operation.name): (item, operation.ending)
+            (item.surface.name, name): (item, operation.ending)
             for item in mounted
-            for operation in item.surface.operations
+            for name, operation in item.surface.works
             if operation.ending is not None
         }
         self._has_heard = asyncio.Event()

@@ -502,6 +502,26 @@ class Deferred:
     due_s: float = 900.0
     given_up_after_s: float = 86_400.0
     by_tag: Swept | None = None
+    tells: Callable[[Mapping[str, Any]], tuple[str, dict[str, Any]] | None] | None = None
+    """Of the object that a poll found ended, what its user's agent is told, once: the kind of the message, and its document."""
+
+
+@dataclass(frozen=True, slots=True)
+class Arrives:
+    """Work that begins at the vendor with no request of ours, at something that an operator has assigned to a user: theirs, and
+    billed to them, if they had that when it began.
+
+    `name`: as what it stands in the ledger. `operation`: the name of the one as whose work it is asked about, ended and booked.
+    `listed`: where such work is listed, newest first; what it is `within` is what it arrives at. `began`: the field of an item
+    that says when (ISO 8601). `is_one`: whether an item is such. `demand`: what one may use, by the surface's options.
+    """
+
+    name: str
+    operation: str
+    listed: Swept
+    began: str
+    is_one: Callable[[Mapping[str, Any]], bool]
+    demand: Callable[[Mapping[str, str]], Demand]
 
 
 @dataclass(frozen=True, slots=True)
@@ -806,3 +826,11 @@ class Surface:
     options: tuple[Option, ...] = ()
     homes: tuple[Home, ...] = ()
     swept: tuple[Swept, ...] = ()
+    arrivals: tuple[Arrives, ...] = ()
+
+    @property
+    def works(self) -> list[tuple[str, Operation]]:
+        """What may go on without a request: its name in the ledger, and the operation that says how it is asked about."""
+        own = [(one.name, one) for one in self.operations if one.deferred or one.scheduled]
+        by_name = dict(own)
+        return [*own, *((one.name, by_name[one.operation]) for one in self.arrivals)]

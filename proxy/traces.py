@@ -18,7 +18,7 @@ from proxy.surface import Swept
 def traces(vendor: str, swept: Swept, answer: Any) -> list[Trace]:
     """Of the items of a page; what has no id is none."""
     items = value_at(answer, swept.items.split(".")) if swept.items else answer
-    found = [_trace(vendor, swept, item) for item in items] if isinstance(items, list) else []
+    found = [trace_of(vendor, swept, item) for item in items] if isinstance(items, list) else []
     return [trace for trace in found if trace is not None]
 
 
@@ -30,7 +30,8 @@ async def whole(calls: SideCalls, mounted: Mounted, swept: Swept, trace: Trace) 
     return replace(trace, request_id=request_of(_text(await calls.get(mounted, path.encode()), swept.tag)))
 
 
-def _trace(vendor: str, swept: Swept, item: Any) -> Trace | None:
+def trace_of(vendor: str, swept: Swept, item: Any) -> Trace | None:
+    """Of one item; None of what has no id."""
     upstream_id = _text(item, swept.id_field)
     if upstream_id is None:
         return None

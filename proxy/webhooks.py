@@ -1,5 +1,5 @@
 """Webhooks that come in: who sent one is known by its signature alone (Standard Webhooks; Svix has the same under names of
-its own)."""
+its own; others sign the body alone)."""
 
 import base64
 import binascii
@@ -37,6 +37,14 @@ def verified_id(keys: tuple[bytes, ...], headers: Mapping[str, str], body: bytes
         if any(hmac.compare_digest(expected, one) for one in given):
             return delivery_id
     raise ForgedError("its signature is not its sender's")
+
+
+def verify_body(keys: tuple[bytes, ...], given: str, body: bytes) -> None:
+    """Of senders that sign nothing but the body: HMAC-SHA256 in lower-case hexadecimal. It says nothing of when, so what it
+    says must do nothing twice. Raises ForgedError."""
+    expected = [hmac.new(key, body, hashlib.sha256).hexdigest().encode() for key in keys]
+    if not any(hmac.compare_digest(one, given.encode()) for one in expected):
+        raise ForgedError("its signature is not its sender's" if given else "it is not signed")
 
 
 def _decoded(text: str) -> bytes:

@@ -15,6 +15,7 @@ from metering.usage import CALL_SECONDS, NOTHING, Usage, UsageLine
 from proxy.meters import Free
 from proxy.surface import (
     BEARER,
+    Arrives,
     Deferred,
     Ending,
     Example,
@@ -39,9 +40,11 @@ from routes.bland_meter import (
     MINUTES_MAX_ENV,
     PRODUCT,
     CallMeter,
+    inbound_demand,
     is_running,
     waited_s,
 )
+from routes.bland_notices import call_completed
 from routes.bland_requests import ABROAD, DESTINATIONS_ENV, NOT_DESTINATIONS_ENV
 
 CALL, NUMBER = "call", "number"
@@ -78,6 +81,15 @@ _TO_NUMBER = Swept(
     details="/v1/calls/{id}",
 )
 """The newest first; a number is not dialled twice within ten seconds."""
+
+_INBOUND = Arrives(
+    "inbound call",
+    "POST /v1/calls",
+    Swept(CALL, "/v1/calls?inbound=true&limit=1000", "call_id", items="calls", within=(NUMBER, "to")),
+    "created_at",
+    lambda call: call.get("inbound") is True,
+    inbound_demand,
+)
 
 _ID = "0b8e5a4c-3f62-4d0e-9a37-5f1f6a0c7d11"
 _CALL_JSON = (
@@ -149,6 +161,7 @@ SURFACE = Surface(
                 due_s=DUE_S,
                 given_up_after_s=GIVEN_UP_AFTER_S,
                 by_tag=_TO_NUMBER,
+                tells=call_completed,
             ),
             example=Example(
                 "/v1/calls",
@@ -186,6 +199,7 @@ SURFACE = Surface(
         ),
     ),
     swept=(_RUNNING,),
+    arrivals=(_INBOUND,),
     dialect=BlandDialect(),
     options=(
         Option(

@@ -61,6 +61,16 @@ class CallMeter:
         return CallReport(demand)
 
 
+def inbound_demand(options: Mapping[str, str]) -> Demand:  # noqa: ARG001 - as Arrives.demand
+    """What a call that comes in may use: as long as the vendor lets one be, and without the minimum of one that is dialled,
+    which is the price of the operator's own telephony."""
+    return Demand(
+        ceiling=_used(BYOT_PRODUCT, CALL_SECONDS_MAX, is_exact=False),
+        floor=_used(BYOT_PRODUCT, 0, is_exact=False),
+        is_deferred=True,
+    )
+
+
 class CallReport(ToldObject):
     """Reads a call as the vendor tells it, with all that was said; and the answer to the request for it, which has its id
     alone."""

@@ -24,6 +24,7 @@ from metering.ids import new_id
 from metering.objects import ObjectId, Objects
 from metering.rate_limits import RateLimits
 from metering.rate_state import Standing
+from metering.return_addresses import ReturnAddresses
 from metering.store.store import Store
 from metering.store.writer import Step
 from metering.users import Directory
@@ -32,6 +33,7 @@ from proxy.errors import PLAIN_JSON
 from proxy.limit_headers import limit_headers, with_own_limit
 from proxy.surface import Headers
 from proxy.telemetry import OWN_EXCHANGE, OwnExchange, Telemetry
+from routes.bland_webhooks import CallReceiver, call_webhook_routes
 from routes.callers import Callers
 from routes.health import health_routes
 from routes.tokens import Children, token_routes
@@ -61,8 +63,11 @@ class OwnContext:
     bytes_per_output_token: int
     metrics_token: str
     reported: Callable[[ObjectId], Sequence[Step]]
+    reported_of: Callable[[str, str], Step]
+    arrived: Callable[[ObjectId], Awaitable[None]]
     metrics_port: int = 0
     agentmail_webhook_keys: tuple[bytes, ...] = ()
+    bland_webhook_keys: tuple[bytes, ...] = ()
 
 
 def own_app(context: OwnContext) -> Starlette:
@@ -83,6 +88,13 @@ def own_app(context: OwnContext) -> Starlette:
         Objects(context.store, context.clock),
         context.clock,
         context.reported,
+    )
+    call_receiver = CallReceiver(
+        receiver,
+        context.bland_webhook_keys,
+        ReturnAddresses(context.store, context.clock),
+        context.reported_of,
+        context.arrived,
     )
     senders = (
         Sender(
@@ -115,6 +127,7 @@ def own_app(context: OwnContext) -> Starlette:
             *usage_routes(reports),
             *token_routes(children),
             *webhook_routes(receiver, senders),
+            *call_webhook_routes(call_receiver),
         ],
         middleware=[Middleware(CanonicalLines, context=context)],
         exception_handlers={Refused: refuse, HTTPException: _no_such_route, Exception: _defect},

@@ -49,7 +49,10 @@ async def test_a_number_is_assigned_released_and_another_users_then(house: House
     clock.ms += 1_000
     await numbers.assign("bob", ONE)
     assert await house.owners() == {ONE: "bob"}
-    owners = [await numbers.owner_at(ONE, NOW_MS + ms) for ms in (-1, 0, 999, 1_000, 1_999, 2_000, 10**9)]
+    number = ObjectId("bland", "number", ONE)
+    owners = [
+        await house.objects.owner_at(number, NOW_MS + ms) for ms in (-1, 0, 999, 1_000, 1_999, 2_000, 10**9)
+    ]
     assert owners == [None, "ann", "ann", None, None, "bob", "bob"]
     assert [(term.user_id, term.until_ms) for term in await numbers.terms()] == [
         ("bob", None),
