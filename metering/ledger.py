@@ -613,12 +613,18 @@ class Ledger:
 
     async def intent_of(self, reservation_id: str) -> Intent:
         """What a reservation that exists is for, whatever became of it. Raises Refused(STORE_UNAVAILABLE)."""
-        row = await self._store.readers.row(
-            f"SELECT {HELD_COLUMNS} FROM reservations WHERE id = ?1",
-            (reservation_id,),
-        )
+        return _held(await self._any(reservation_id))[0]
+
+    async def age_s(self, reservation_id: str) -> float:
+        """Since a reservation that exists was made. Raises Refused(STORE_UNAVAILABLE)."""
+        *_, created_at_ms = _held(await self._any(reservation_id))
+        return (self._clock.now_ms() - created_at_ms) / 1000
+
+    async def _any(self, reservation_id: str) -> Row:
+        sql = f"SELECT {HELD_COLUMNS} FROM reservations WHERE id = ?1"
+        row = await self._store.readers.row(sql, (reservation_id,))
         assert row is not None
-        return _held(row)[0]
+        return row
 
     # --- inside ----------------------------------------------------------------------------------
 

@@ -207,8 +207,8 @@ class Deferrals:
     async def _poll_going_on(self, kind: _Kind, deferred: Deferred, work: DeferredWork) -> bool:
         if not await self._works.claim(work, next_poll_in_s=deferred.poll_s):
             return False
-        is_old = work.polls * deferred.poll_s > deferred.given_up_after_s
-        if is_old or not await self._ledger.awaits_report(work.reservation_id):
+        is_awaited = await self._ledger.awaits_report(work.reservation_id)
+        if not is_awaited or await self._is_given_up(deferred, work):
             await self._works.forget(work)
             return False
         demand = _decoded(work.demand)
@@ -218,7 +218,7 @@ class Deferrals:
             return True
         status, observer, found = await self._ask(kind, deferred, work, demand)
         if status == NOT_FOUND:
-            if work.polls + 1 >= LOST_AFTER_POLLS:
+            if await self._works.absent(work, poll_in_s=deferred.poll_s) >= LOST_AFTER_POLLS:
                 lost = Usage(demand.floor.lines, is_exact=False, notes=(NOTE_LOST,))
                 await self._book(kind, work, lost, status)
         elif observer is not None and deferred.is_running(observer):
@@ -244,6 +244,11 @@ class Deferrals:
             return ()
         kind, document = told
         return (adding(new_message(kind, endpoint_of(user_id), document, self._clock.now_ms())),)
+
+    async def _is_given_up(self, deferred: Deferred, work: DeferredWork) -> bool:
+        """By its age: what others have had asked about in between makes no work old, but tells when to look."""
+        may_be = work.polls * deferred.poll_s > deferred.given_up_after_s
+        return may_be and await self._ledger.age_s(work.reservation_id) > deferred.given_up_after_s
 
     async def _found(self, kind: _Kind, deferred: Deferred, work: DeferredWork) -> str:
         """The id of what a request began whose answer was lost; empty where there is none, which is booked when it is sure."""

@@ -489,9 +489,10 @@ class Deferred:
     `kind`: of the object under which it goes on (handed out by the same operation). `path`: where the vendor
     is asked about it, {id} is replaced. `is_running` reads the observer of the first answer, and of every
     poll's: whether the work goes on. Times in seconds: a poll every `poll_s`; a hold of which nothing was heard
-    for `due_s` expires (a report that comes later adjusts it); given up after so many polls as `given_up_after_s`
-    has room for. `ending`: how it is ended for a user who may do nothing any more; None where it cannot be. `by_tag`: where it
-    is looked for when its answer was lost, by the tag of its request ({tag} in the path, and what its demand has `sought`).
+    for `due_s` expires (a report that comes later adjusts it); given up when it is `given_up_after_s` old, and
+    was asked about as often as that has room for. `ending`: how it is ended for a user who may do nothing any more; None where it
+    cannot be. `by_tag`: where it is looked for when its answer was lost, by the tag of its request ({tag} in the path, and what its
+    demand has `sought`).
     """
 
     kind: str

@@ -5,6 +5,7 @@ import asyncio
 import httpx
 import pytest
 
+from metering.store.writer import Step, Unit
 from simulators.browserbase import PROJECT_ID, Habits, answers_late, drops, fails, loses_reply
 from tests.support.browserbase import cost_nanousd, house
 
@@ -204,6 +205,33 @@ async def test_a_client_that_leaves_while_its_session_is_made_leaves_none_behind
         assert len(booked) == 1, booked
         (entry,) = booked
         assert entry["basis"] == "reported"
+        await assert_settled(at, at.ada)
+
+
+async def test_a_session_that_was_asked_about_often_is_not_given_up(tmp_path):
+    async with house(tmp_path) as at:
+        session = await created(at.ada, keepAlive=True, timeout=3_600)
+        often = Step("UPDATE deferred_work SET polls = 100000", ())
+        await at.gateway.service.store.writer.submit(Unit((often,)))
+        for _ in range(10):
+            await at.pass_time(15)
+        assert (await at.ada.seconds())[1] > SLICE_S, "slices are granted still"
+        await released(at.ada, session)
+        await until_booked(at, at.ada)
+        await assert_settled(at, at.ada)
+
+
+async def test_a_vendor_that_does_not_know_a_session_for_once_does_not_end_it(tmp_path):
+    async with house(tmp_path) as at:
+        session = await created(at.ada, keepAlive=True, timeout=3_600)
+        for _ in range(4):
+            await at.pass_time(15)
+        at.vendor.next_on(f"GET /v1/sessions/{session['id']}", fails(404))
+        await at.pass_time(15)
+        assert (await at.ada.booked(), await at.ada.running()) == ([], 1)
+        await released(at.ada, session)
+        (entry,) = await until_booked(at, at.ada)
+        assert (entry["basis"], entry["seconds"] >= 75) == ("reported", True)
         await assert_settled(at, at.ada)
 
 
