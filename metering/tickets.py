@@ -55,10 +55,8 @@ class Tickets:
     def mint(self, one: ObjectId, user_id: str, token_id: str, *, valid_s: float) -> str:
         """A ticket for an object of the user's; the same for all of a second."""
         until_s = int(self._clock.now_ms() / 1000 + valid_s)
-        named = (
-            base64.urlsafe_b64encode(f"{token_id}{_BETWEEN}{one.upstream_id}".encode()).decode().rstrip("=")
-        )
-        return f"{until_s:x}.{named}.{_signed(self._key.at_hand, one, user_id, token_id, until_s)}"
+        mac = _signed(self._key.at_hand, one, user_id, token_id, until_s)
+        return f"{until_s:x}.{_named(token_id, one.upstream_id)}.{mac}"
 
     async def redeem(self, text: str, vendor: str, kind: str, *, is_once: bool = False) -> Ticket:
         """What a ticket stands for, and for whom. With `is_once`, for the first to come.
@@ -93,9 +91,16 @@ def _parts(text: str, vendor: str, kind: str) -> tuple[int, ObjectId, str, str]:
         until, named, mac = text.split(".")
         decoded = base64.urlsafe_b64decode(named + "=" * (-len(named) % 4)).decode()
         token_id, upstream_id = decoded.split(_BETWEEN)
-        return int(until, 16), ObjectId(vendor, kind, upstream_id), token_id, mac
+        until_s = int(until, 16)
     except (ValueError, binascii.Error):
         raise _refused() from None
+    if (until, named) != (f"{until_s:x}", _named(token_id, upstream_id)):  # one ticket has one spelling
+        raise _refused()
+    return until_s, ObjectId(vendor, kind, upstream_id), token_id, mac
+
+
+def _named(token_id: str, upstream_id: str) -> str:
+    return base64.urlsafe_b64encode(f"{token_id}{_BETWEEN}{upstream_id}".encode()).decode().rstrip("=")
 
 
 def _refused() -> Refused:
