@@ -189,7 +189,7 @@ SURFACE = Surface(
         _free("GET", _ONE, _CALL_JSON),
         _free("GET", f"{_ONE}/correct", b'{"status":"success","corrected":[],"aligned":[]}'),
         _free("POST", f"{_ONE}/stop", b'{"status":"success","message":"Call ended successfully."}'),
-        _free("GET", "/v1/event_stream/{call_id}", b"[]"),
+        _free("GET", "/v1/event_stream/{call_id}", b"[]", is_shown_whole=True),
         _free(
             "GET",
             "/v1/recordings/{call_id}",

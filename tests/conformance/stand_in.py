@@ -76,7 +76,7 @@ class StandIn(SimulatorServer):
         """Asked by the proxy itself, about work whose answer was lost."""
         listed = [one.deferred.by_tag.path for one in self._timed() if one.deferred and one.deferred.by_tag]
         return request.method == "GET" and any(
-            request.target.startswith(path.partition("{tag}")[0]) for path in listed
+            request.target.startswith(path.partition("{")[0]) for path in listed
         )
 
     def _is_about_work(self, request: ReceivedRequest) -> bool:

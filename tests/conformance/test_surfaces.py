@@ -162,6 +162,10 @@ def assert_shape(expected: Any, actual: Any, messages: list[str]) -> None:
         assert list(actual) == list(expected)
         for key, value in expected.items():
             assert_shape(value, actual[key], messages)
+    elif isinstance(expected, list) and expected:
+        assert isinstance(actual, list)
+        for one, other in zip(expected, actual, strict=True):
+            assert_shape(one, other, messages)
     elif expected == ANY_TEXT:
         assert isinstance(actual, str)
         assert actual
