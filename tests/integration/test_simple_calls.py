@@ -196,3 +196,30 @@ async def test_a_status_needs_a_call_and_its_id_is_no_path(tmp_path):
         for call_id in ("..", "a/b", "active", "%2e%2e", "x" * 600):
             assert (await ada.get(f"/api/user/call/status?call_id={call_id}")).status_code in {400, 404}
         assert not [one for one in at.vendor.requests if one.method == "GET"]
+
+
+@pytest.mark.parametrize("path", ["/api/user/call/usage", "/api/call/usage"])
+async def test_what_was_called_is_told_by_the_ledger_to_whom_it_was_called_for(tmp_path, path):
+    async with stage(tmp_path, call_minutes=60) as (at, ada, bob):
+        call_id = (await dial(ada)).json()["call_id"]
+        at.vendor.pick_up(at.vendor.call(call_id))
+        at.vendor.end(at.vendor.call(call_id), seconds=90)
+        await at.pass_time(20)
+        told = (await ada.get(path)).json()
+        assert (told["phone_number"], told["plan"]) == (NUMBERS["ada"], "test")
+        assert told["usage"] == {
+            "used_minutes": 2,
+            "limit_minutes": 60,
+            "remaining_minutes": 58,
+            "total_calls": 1,
+            "total_cost_cents": 21,
+        }
+        (recent,) = told["recent_calls"]
+        assert (recent["call_id"], recent["direction"], recent["status"]) == (
+            call_id,
+            "outbound",
+            "completed",
+        )
+        others = (await bob.get(path)).json()
+        assert (others["usage"]["total_calls"], others["recent_calls"]) == (0, [])
+        assert (await ada.get(path, headers={"authorization": ""})).status_code == 401
