@@ -53,7 +53,7 @@ image-test: install ## run the Dockerfile's steps in a folder, and what they mak
 chaos: install ## kill -9 the server ROUNDS times, in every way in turn (SEED= repeats, FIGURES= takes the counts)
 	$(BIN)/python -m tests.chaos --rounds $(ROUNDS) $(if $(SEED),--seed $(SEED)) $(if $(FIGURES),--figures $(FIGURES))
 
-openclaw: $(AGENT)/node_modules/.installed ## the real agent, the JavaScript SDK and their Node, 0.9 GB (any npm)
+openclaw: $(AGENT)/node_modules/.installed ## the real agent, the JavaScript SDKs, Playwright and their Node, 0.9 GB (any npm)
 
 openclaw-test: install openclaw ## the real agent against the proxy, with the tests that take minutes
 	$(BIN)/python -m pytest $(AGENT) -m openclaw -rP $(ARGS)

@@ -20,11 +20,13 @@ from types import FrameType
 from typing import Any
 
 from automna_proxy.demo_apis import CHAT, SEARCH
+from automna_proxy.demo_browser import Browsing, BrowsingError, Visit
 from automna_proxy.demo_clients import AnthropicSdk, Client, Curl, Request, Seen, StandardLibrary
 from automna_proxy.demo_ledger import cost_of, counts_of, settled_entries, table_of
 from automna_proxy.demo_page import Page
 from automna_proxy.demo_scenes import (
     ADA,
+    BROWSER_METER,
     EMAIL_NANOUSD,
     EMAILS_METER,
     FLASH,
@@ -42,9 +44,19 @@ from metering.errors import Refused
 from metering.money import credits_of, usd
 from metering.prices import PriceTable
 from metering.reports import Entry
-from metering.usage import CACHE_READ, CACHE_WRITE_5M, INPUT, OUTPUT, RECIPIENTS, SEARCHES, WEB_SEARCHES
+from metering.usage import (
+    BROWSER_SECONDS,
+    CACHE_READ,
+    CACHE_WRITE_5M,
+    INPUT,
+    OUTPUT,
+    RECIPIENTS,
+    SEARCHES,
+    WEB_SEARCHES,
+)
 from simulators.agentmail import Sent
 from simulators.behaviour import Behaviour
+from simulators.browserbase import Billed, Session
 from simulators.script import Gate
 from simulators.vendor import Answered
 
@@ -58,6 +70,7 @@ HOSTS: Mapping[str, str] = {
     "gemini": "generativelanguage.googleapis.com",
     "brave": "api.search.brave.com",
     "agentmail": "api.agentmail.to",
+    "browserbase": "api.browserbase.com",
 }
 OWN_ENDPOINTS = (
     "/health",
@@ -75,6 +88,7 @@ UNIT_NAMES: Mapping[str, str] = {
     WEB_SEARCHES: "searches",
     SEARCHES: "searches",
     RECIPIENTS: "e-mails",
+    BROWSER_SECONDS: "browser seconds",
 }
 """How people call what is counted, in the order of the table."""
 LIMIT_NAMES: Mapping[str, str] = {"emails": "e-mails"}
@@ -84,6 +98,7 @@ SINGULAR: Mapping[str, str] = {
     "credits": "credit",
     "e-mails": "e-mail",
     "mails": "mail",
+    "browsers": "browser",
 }
 
 
@@ -105,7 +120,7 @@ def _play(page: Page, stage: Stage, *, once: bool) -> int:
         if not demo.failures and not once:
             _stay(page, stage, demo.tokens[ADA])
         demo.claim("the server stopped cleanly", stage.stop_server() == 0, is_quiet=True)
-    except (StageError, Refused, subprocess.SubprocessError) as error:
+    except (StageError, BrowsingError, Refused, subprocess.SubprocessError) as error:
         demo.failures.append(str(error))
     if not demo.failures:
         return 0
@@ -163,6 +178,7 @@ class _Demo:
         self._stage = stage
         self._prices = PriceTable.load()
         self._played: list[_Played] = []
+        self._visits = 0
         self._clients: dict[str, Client] = {}
         self._object_id = ""
         """Of the last answer that had one."""
@@ -184,6 +200,8 @@ class _Demo:
                 if ask.user not in self.tokens:
                     self._welcome(ask.user)
                 self._perform(ask)
+            for visit in scene.visits:
+                self._drive(visit)
         self._show_ledger()
         self._check()
 
@@ -265,6 +283,44 @@ class _Demo:
         for name, used in ask.used.items():
             self._show_limit(ask, name, used)
 
+    def _drive(self, visit: Visit) -> None:
+        """Send a browser somewhere; its time is held while it runs, and booked when it has ended."""
+        page, stage = self._page, self._stage
+        page.paste(
+            '>>> session = Browserbase(base_url=URL + "/api/browserbase", api_key=TOKEN).sessions.create()'
+        )
+        page.paste(">>> browser = playwright.chromium.connect_over_cdp(session.connect_url)")
+        entries_before = {entry.seq for entry in settled_entries(stage.database)}
+        browsing = Browsing(stage.url, self.tokens[visit.user])
+        session = browsing.create()
+        page.fact(visit.user, f"a browser, please, for {visit.url}")
+        page.fact("vendor", f"runs {session['id']}")
+        with browsing.connected(session) as socket:
+            visited = browsing.visit(socket, session, visit.url)
+            page.fact("browser", f"{visited.title}, {visited.screenshot_bytes:,} bytes of screenshot")
+            page.fact("over", visited.address)
+            running = stage.meter(BROWSER_METER, self.tokens[visit.user])
+            page.fact("limits", f"while it runs: {running['held']:,} seconds held, {running['used']:,} used")
+        entries = [one for one in settled_entries(stage.database) if one.seq not in entries_before]
+        self._visits += 1
+        booked = [entry for entry in entries if entry.usage]
+        for entry in booked:
+            page.fact("ledger", _booked_in_words(entry))
+        ended = stage.meter(BROWSER_METER, self.tokens[visit.user])
+        page.fact("limits", f"when it has ended: {ended['held']:,} seconds held, {ended['used']:,} used")
+        billed = [one.seconds for one in map(_billed, stage.browsers[-1:]) if one is not None]
+        counted = [counts_of(entry).get(BROWSER_SECONDS) for entry in booked]
+        self.claim(
+            f"{visit.url}: it was there, and the vendor's {sum(billed)} seconds are booked once",
+            visited.title == visit.title
+            and running["held"] > 0
+            and ended["held"] == 0
+            and len(billed) == 1
+            and billed == counted == [ended["used"] - running["used"]],
+            found=(visited, running, ended, billed, counted),
+            is_quiet=True,
+        )
+
     def _reached(self) -> int:
         """Requests that any vendor got so far."""
         return sum(vendor.requests_total for vendor in self._stage.vendors.values())
@@ -311,13 +367,19 @@ class _Demo:
         self._page.heading("What was promised")
         stage, vendors = self._stage, self._stage.vendors.values()
         entries = settled_entries(stage.database)
+        browsed = [entry for entry in entries if entry.surface == "browserbase"]
+        entries = [entry for entry in entries if entry not in browsed]
         told = [
             (played.ask.api.surface, played.answer.request_id)
             for played in self._played
             if played.answer is not None
         ]
         lost = sum(played.lost for played in self._played)
-        answers_total = sum(len(vendor.answers_of(Answered)) for vendor in vendors)
+        answers_total = sum(
+            len(vendor.answers_of(Answered))
+            for name, vendor in stage.vendors.items()
+            if name != "browserbase"
+        )
         answers = f"{answers_total - lost} answers of the vendors" + (f" (and {lost} lost)" if lost else "")
         self.claim("every count is what the vendor reported, every cost exact", not self.failures)
         upstream_ids = [(entry.surface, entry.upstream_request_id or "") for entry in entries if entry.usage]
@@ -346,6 +408,8 @@ class _Demo:
             found=[_cost(entry) for entry in searches],
         )
         self._check_mails(entries)
+        if self._visits:
+            self._check_browsers(browsed)
         refused = [played for played in self._played if played.ask.behaviour is None]
         self.claim(
             f"{len(refused)} refusals: the vendor was not asked, nothing is booked",
@@ -364,6 +428,28 @@ class _Demo:
             f"{' '.join(OWN_ENDPOINTS)} answer",
             set(statuses.values()) == {OK},
             found=statuses,
+        )
+
+    def _check_browsers(self, browsed: Sequence[Entry]) -> None:
+        billed = [one for one in map(_billed, self._stage.browsers) if one is not None]
+        costs = [_cost(entry) for entry in browsed if entry.usage]
+        seconds = sum(one.seconds for one in billed)
+        self.claim(
+            f"{_amount(self._visits, 'browsers')}: none runs any more, and {seconds} seconds at USD 0.12 an hour are booked",
+            len(billed) == len(self._stage.browsers) == self._visits == len(costs)
+            and not any(session.is_live for session in self._stage.browsers)
+            and sum(costs)
+            == sum(
+                cost_of(
+                    self._prices,
+                    "browserbase",
+                    "session",
+                    {BROWSER_SECONDS: one.seconds},
+                    at_ms=browsed[0].at_ms,
+                )
+                for one in billed
+            ),
+            found=(billed, costs),
         )
 
     def _check_mails(self, entries: Sequence[Entry]) -> None:
@@ -447,6 +533,11 @@ def _entry_problems(played: _Played, answer: Answered, entry: Entry, prices: Pri
     for name, (found, wanted) in expected.items():
         if found != wanted:
             yield f"expected the {name} {wanted!r}, found {found!r}"
+
+
+def _billed(session: Session) -> Billed | None:
+    """What the vendor bills of one that has ended."""
+    return session.billed()
 
 
 def _cost(entry: Entry | None) -> int:

@@ -7,6 +7,7 @@ from typing import Any
 from urllib.parse import quote_plus
 
 from automna_proxy.demo_apis import CHAT, EMAIL, GEMINI, MESSAGES, RESPONSE, RESPONSES, SEARCH, Api
+from automna_proxy.demo_browser import Visit
 from simulators import agentmail, behaviour, brave, gemini, openai
 from simulators.anthropic import Behaviour, streams
 from simulators.vendor import Answered
@@ -32,6 +33,7 @@ call_minutes_per_month = 0
 """A plan for one: 100 credits are $0.01, which two searches cost; it includes one, and an e-mail a day."""
 SEARCHES_METER, EMAILS_METER = "searches_per_month", "emails_per_day"
 """Of a plan, and of `/api/user/limits`."""
+BROWSER_METER = "browser_seconds_per_month"
 SEARCH_NANOUSD = 5_000_000
 """What a search costs, said once more: whatever the price list says."""
 EMAIL_NANOUSD = 2_000_000
@@ -99,10 +101,11 @@ class Ask:
 
 @dataclass(frozen=True, slots=True)
 class Scene:
-    """Requests that belong together under one heading."""
+    """Requests that belong together under one heading; or what a browser is sent to."""
 
     title: str
-    asks: tuple[Ask, ...]
+    asks: tuple[Ask, ...] = ()
+    visits: tuple[Visit, ...] = ()
 
 
 def _about_handbook(question: str, text: str, **usage: int) -> Ask:
@@ -406,6 +409,10 @@ SCENES = (
                 used={EMAILS_METER: 1},
             ),
         ),
+    ),
+    Scene(
+        "A browser at Browserbase, driven through the proxy: held while it runs, billed by the second",
+        visits=(Visit(ADA, "https://ponds.example/", "Simulated page at https://ponds.example/"),),
     ),
     Scene(
         "Refused: a model that nobody offers",

@@ -23,7 +23,7 @@ import automna_proxy
 from automna_proxy.demo_scenes import PACE_S, PLAN_TINY
 from metering.plans import Plan, load_plans
 from metering.store.database import Database
-from simulators import agentmail, anthropic, brave, gemini, openai
+from simulators import agentmail, anthropic, brave, browserbase, gemini, openai
 from simulators.server import running_in_thread
 from simulators.vendor import VendorSimulator
 
@@ -44,8 +44,15 @@ VENDOR_KEYS = {
     "GEMINI_API_KEY": gemini.VENDOR_KEY,
     "BRAVE_API_KEY": brave.VENDOR_KEY,
     "AGENTMAIL_API_KEY": agentmail.VENDOR_KEY,
+    "BROWSERBASE_API_KEY": browserbase.VENDOR_KEY,
 }
-SETTINGS = {"DRAIN_NOTICE_S": "0", "DRAIN_STREAMS_S": "5", "LOG_FORMAT": "console", "LOG_LEVEL": "info"}
+SETTINGS = {
+    "DRAIN_NOTICE_S": "0",
+    "DRAIN_STREAMS_S": "5",
+    "LOG_FORMAT": "console",
+    "LOG_LEVEL": "info",
+    "BROWSERBASE_PROJECT_ID": browserbase.PROJECT_ID,
+}
 
 
 Vendor = VendorSimulator[Any, Any]
@@ -91,6 +98,14 @@ class Stage:
         """Every mail that really went out, in order."""
         mailers = (each for each in self.vendors.values() if isinstance(each, agentmail.AgentMailSimulator))
         return [sent for mailer in mailers for sent in mailer.sent]
+
+    @property
+    def browsers(self) -> list[browserbase.Session]:
+        """Every browser session that was made, in order."""
+        makers = (
+            each for each in self.vendors.values() if isinstance(each, browserbase.BrowserbaseSimulator)
+        )
+        return [session for maker in makers for session in maker.sessions]
 
     def last_log_lines(self) -> list[str]:
         if not self.log.exists():
@@ -199,6 +214,7 @@ def staged() -> Iterator[Stage]:
             "gemini": gemini.GeminiSimulator(default=gemini.Behaviour(pace_s=PACE_S)),
             "brave": brave.BraveSimulator(default=brave.Behaviour(pace_s=PACE_S)),
             "agentmail": agentmail.AgentMailSimulator(),
+            "browserbase": browserbase.BrowserbaseSimulator(),
         }
         urls = {name: stack.enter_context(running_in_thread(vendor)) for name, vendor in vendors.items()}
         environment = _environment(os.environ, folder, urls)

@@ -563,7 +563,8 @@ class Ledger:
         return await self._expire(rows)
 
     async def report_late(self, reservation_id: str, settlement: Settlement) -> bool:
-        """An exact report for a reservation that expired: append an `adjust` for the difference, once.
+        """An exact report for a reservation that expired: append an `adjust` for the difference, of money and of what was
+        counted, once.
 
         False when it is unknown, was not expired, or has been adjusted already. What it was repriced to meanwhile
         is part of what is booked. Raises Refused(STORE_UNAVAILABLE).
@@ -572,7 +573,7 @@ class Ledger:
             row = await self._store.readers.row(SELECT_BOOKED, (reservation_id,))
             if row is None or row[0] != "EXPIRED" or row[3] is not None:
                 return False
-            intent = await self._intent_of(reservation_id)
+            intent = await self.intent_of(reservation_id)
             tokens = await self._store.readers.row(SELECT_EXPIRED_TOKENS, (reservation_id,))
             assert tokens is not None, f"{reservation_id} is EXPIRED without an entry that says so"
             booked = _Booked(cast("int", row[1]), cast("tuple[int, int, int, int]", tokens), str(row[2]))
@@ -609,6 +610,15 @@ class Ledger:
         """
         row = await self._store.readers.row(SELECT_BOOKED, (reservation_id,))
         return row is not None and (row[0] == "HELD" or (row[0] == "EXPIRED" and row[3] is None))
+
+    async def intent_of(self, reservation_id: str) -> Intent:
+        """What a reservation that exists is for, whatever became of it. Raises Refused(STORE_UNAVAILABLE)."""
+        row = await self._store.readers.row(
+            f"SELECT {HELD_COLUMNS} FROM reservations WHERE id = ?1",
+            (reservation_id,),
+        )
+        assert row is not None
+        return _held(row)[0]
 
     # --- inside ----------------------------------------------------------------------------------
 
@@ -698,19 +708,14 @@ class Ledger:
         steps.append(entry.step("expire", checkpoint_nanousd, of_expiry))
         return Unit(steps)
 
-    async def _intent_of(self, reservation_id: str) -> Intent:
-        row = await self._store.readers.row(
-            f"SELECT {HELD_COLUMNS} FROM reservations WHERE id = ?1",
-            (reservation_id,),
-        )
-        assert row is not None
-        return _held(row)[0]
-
     async def _adjust(self, intent: Intent, settlement: Settlement, booked: "_Booked") -> bool:
         cost_nanousd = settlement.priced.cost_nanousd
         difference_nanousd = cost_nanousd - booked.cost_nanousd
         now_ms = self._clock.now_ms()
-        moves, moved = correction_steps(intent.id, decode_lines(booked.lines), difference_nanousd)
+        lines = decode_lines(booked.lines)
+        moves, moved = correction_steps(
+            intent.id, lines, difference_nanousd, beside=_recounted(lines, settlement.amounts)
+        )
         entry = _Entry(intent, settlement, now_ms, None, tokens_before=booked.tokens)
         steps = [
             Step(
@@ -724,7 +729,7 @@ class Ledger:
         ]
         is_done = isinstance(await self._store.writer.submit(Unit(steps, must_keep=True)), Done)
         if is_done:
-            self._note(decode_lines(booked.lines))
+            self._note(lines)
         return is_done
 
     def _note(self, lines: Sequence[Line], *, spent_nanousd: int = 0) -> None:
@@ -806,13 +811,17 @@ def _payment(reservation_id: str, lines: Sequence[Line], cost_nanousd: int, *, a
 
 
 def correction_steps(
-    reservation_id: str, lines: Sequence[Line], difference_nanousd: int
+    reservation_id: str, lines: Sequence[Line], difference_nanousd: int, *, beside: Sequence[Line] = ()
 ) -> tuple[list[Step], _Lines]:
-    """The steps that move a difference on the accounts that paid at first, and the lines of its entry.
+    """The steps that move a difference on the accounts that paid at first, and the lines of its entry. `beside`: what moves on
+    accounts that count no money.
 
     They are to follow one step, which returns the reservation's `credit_nanousd`.
     """
-    moved = [line._replace(amount=difference_nanousd) for line in lines if line.meter in CHARGED]
+    moved = [
+        *(line._replace(amount=difference_nanousd) for line in lines if line.meter in CHARGED),
+        *beside,
+    ]
     purse = _purse(lines)
     if purse is None:
         return [_move_only(line) for line in moved], moved
@@ -822,9 +831,9 @@ def correction_steps(
         return corrected_on(difference_nanousd, credit_charged, money=money_row, credit=credit_row)
 
     payment = _Payment(reservation_id, purse[0].owner, purse[1].period, Split(0, 0), 1, split)
-    beside = [line for line in moved if not payment.is_on(line.owner, line.meter)]
-    steps = [*payment.steps, *(_move_only(line) for line in beside)]
-    return steps, payment.lines(lambda charge: charge.spent, beside)
+    others = [line for line in moved if not payment.is_on(line.owner, line.meter)]
+    steps = [*payment.steps, *(_move_only(line) for line in others)]
+    return steps, payment.lines(lambda charge: charge.spent, others)
 
 
 _Amount = TypeVar("_Amount", Hold, Line)
@@ -1122,6 +1131,13 @@ def _expired(line: Line, checkpoint_nanousd: int) -> int:
     if line.meter in CHARGED:
         return checkpoint_nanousd
     return 0 if line.meter in GAUGES else line.amount
+
+
+def _recounted(lines: Sequence[Line], amounts: Mapping[str, int]) -> list[Line]:
+    """What an expiry has counted as it was held, by how much the report differs from that."""
+    counted = [line for line in lines if line.meter in amounts and line.meter not in CHARGED | GAUGES]
+    differences = [line._replace(amount=amounts[line.meter] - line.amount) for line in counted]
+    return [line for line in differences if line.amount]
 
 
 def _added(lines: Sequence[Line], more: Sequence[Hold | Line]) -> tuple[Line, ...]:

@@ -21,6 +21,8 @@ KEYS_MAX = 100_000
 LIMITS_MAX = 1_000
 """Different limits remembered: plans have a few, but users choose those of their own tokens."""
 WINDOW_S, WINDOW_MS = 60, 60_000
+INTO_S_MIN = 0.01
+"""So far into a window the one before it weighs less than whole, whatever the clocks' and floats' grain."""
 
 
 class BoundedStorage(Storage, SlidingWindowCounterSupport):
@@ -147,5 +149,8 @@ class RateLimits:
 def _wait_s(limit: int, previous: int, current: int, left_s: float) -> float:
     """Seconds until one more request passes if nothing else comes: the previous window's weight fades."""
     if current >= limit:
-        return left_s + 1.0
+        # A second into the next window, which begins with this one at its full weight. As far into it as we are in this one
+        # is enough, too, and no longer than a minute: the SDKs of OpenAI and Browserbase heed no longer wait.
+        into_s = WINDOW_S - left_s
+        return left_s + (into_s if INTO_S_MIN < into_s < 1.0 else 1.0)
     return min(left_s, left_s - (limit - current) * WINDOW_S / previous + 1.0) if previous else 1.0

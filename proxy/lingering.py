@@ -6,7 +6,6 @@ Meanwhile a connection of our own keeps the vendor from ending it. Known to one 
 
 import asyncio
 import logging
-from contextlib import suppress
 from dataclasses import dataclass
 from urllib.parse import quote
 
@@ -37,17 +36,10 @@ class Held:
     operation: Operation
     """That makes such."""
     linger_s: float
-    clients: int = 1
-    """Connected, or about to be."""
+    clients: int = 0
     timer: asyncio.TimerHandle | None = None
     keeper: "asyncio.Task[None] | None" = None
     side: VendorSide | None = None
-
-    def take(self) -> None:
-        """It has one client more."""
-        self.clients += 1
-        if self.timer is not None:
-            self.timer.cancel()
 
 
 class Lingering:
@@ -66,17 +58,21 @@ class Lingering:
     def __len__(self) -> int:
         return len(self._held)
 
-    def take(self, key: Key) -> ObjectId | None:
-        """One that waits for its client, for this one; used from now on."""
-        for held in self._held.values():
-            if held.key == key and not held.clients:
-                held.take()
-                return held.one
-        return None
+    def waiting(self, key: Key) -> ObjectId | None:
+        """One that waits for its user's next client."""
+        return next((held.one for held in self._held.values() if held.key == key and not held.clients), None)
 
     def made(self, held: Held) -> None:
-        """One was made, and is used."""
+        """One was made for a client that will enter it now."""
         self._held[held.one] = held
+
+    def entered(self, one: ObjectId) -> None:
+        """One client more, whether it has named it or not."""
+        held = self._held.get(one)
+        if held is not None:
+            held.clients += 1
+            if held.timer is not None:
+                held.timer.cancel()
 
     def keep(self, one: ObjectId, origin: Origin, target: str) -> None:
         """Keep it at the vendor beside its client: there is a websocket of it."""
@@ -84,19 +80,17 @@ class Lingering:
         if held is not None and held.linger_s > 0 and held.keeper is None:
             held.keeper = spawn(self._keep(held, origin, target), name="lingering")
 
-    def joined(self, one: ObjectId) -> None:
-        """It has a client who named it."""
-        held = self._held.get(one)
-        if held is not None:
-            held.take()
-
     def left(self, one: ObjectId) -> None:
-        """One of its clients has left."""
+        """One client less: it has left, or could not be connected. Without any it waits; what no connection of ours keeps is
+        offered to nobody."""
         held = self._held.get(one)
         if held is None:
             return
         held.clients -= 1
-        if held.clients > 0:
+        if held.clients:
+            return
+        if held.keeper is None:
+            self._expire(held)
             return
         held.timer = asyncio.get_running_loop().call_later(held.linger_s, self._expire, held)
 
@@ -118,21 +112,18 @@ class Lingering:
     async def _keep(self, held: Held, origin: Origin, target: str) -> None:
         tls = self._client.tls() if origin.scheme == "https" else None
         try:
-            side = await dial(origin, target, [], tls, self._connect_s, self._ping_timeout_s)
+            held.side = await dial(origin, target, [], tls, self._connect_s, self._ping_timeout_s)
+            if self._held.get(held.one) is not held:
+                held.side.transport.abort()
+            while True:
+                await held.side.recv()  # whatever it says of what others do there
+        except ConnectionClosed:
+            pass
         except (UpstreamError, AnsweredError, CancelledUnsent) as error:
             logger.warning("%s is not kept for its user's next connection: %s", held.one, error)
-            held.keeper = None
-            return
-        held.side = side
-        if self._held.get(held.one) is not held:
-            side.transport.abort()
-            return
-        with suppress(ConnectionClosed):
-            while True:
-                await side.recv()  # whatever it says of what others do there
         held.side = held.keeper = None
-        if not held.clients:  # it has ended while nobody was there
-            self.forget(held.one)
+        if self._held.get(held.one) is held and not held.clients:  # nobody is there, nothing keeps it
+            self._expire(held)
 
     def _expire(self, held: Held) -> None:
         self.forget(held.one)

@@ -679,7 +679,7 @@ class Engine:
         if exchange.operation is not None and exchange.operation.upstream_path:
             pieces = dict(await self._preparation.homes_of(exchange, mounted))
             if exchange.operation.in_path:
-                pieces |= {name: value_of(name, inbound.query) for name in exchange.operation.in_path}
+                pieces |= {name: value_of(name, inbound.query) or "" for name in exchange.operation.in_path}
                 inbound.query = without(exchange.operation.in_path, inbound.query)
             path = mounted.upstream_path(exchange.operation, path, pieces)
         await self._look_again(exchange, mounted, path)
@@ -891,22 +891,27 @@ class Engine:
         assert operation.spliced is not None
         assert caller is not None
         spliced, lingering = operation.spliced, self.spliced.lingering
-        named = value_of(spliced.id_param, exchange.scope["query_string"]) if spliced.id_param else ""
+        named = value_of(spliced.id_param, exchange.scope["query_string"]) if spliced.id_param else None
         if spliced.ticket_piece:
             await self.spliced.spend(mounted, spliced, params[spliced.ticket_piece])
-        elif named:
+        elif named is not None:
             exchange.leads_to = named
-        elif waiting := lingering.take((mounted.surface.name, caller.token_id)):
+        elif (waiting := await self.spliced.waiting(mounted, caller)) is not None:
             exchange.leads_to = waiting.upstream_id
         elif not await self._make_for(exchange, mounted, spliced):
             return
         one = self.spliced.leads_to(exchange)
-        assert one is not None
-        is_client = not spliced.ticket_piece and not named  # whoever names one may have named another user's
+        if one is None:
+            raise Refused(Reason.BAD_REQUEST, f"{spliced.id_param}: an id is expected.")
+        is_client = (
+            not spliced.ticket_piece and named is None
+        )  # whoever names one may have named another user's
+        if is_client:
+            lingering.entered(one)
         try:
             await self._serve_caller(exchange, mounted, path, params)
             if not is_client and exchange.splice is not None:
-                lingering.joined(one)
+                lingering.entered(one)
                 is_client = True
             await self._relay_spliced(exchange)
         finally:

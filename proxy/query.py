@@ -32,10 +32,10 @@ def check(allowed: Collection[str], query: bytes) -> None:
             )
 
 
-def value_of(name: str, query: bytes) -> str:
-    """The first value of a parameter; empty where there is none."""
-    found = next((value for known, value in parameters(query) if known == name), b"")
-    return found.decode("utf-8", "replace")
+def value_of(name: str, query: bytes) -> str | None:
+    """The first value of a parameter."""
+    found = next((value for known, value in parameters(query) if known == name), None)
+    return None if found is None else found.decode("utf-8", "replace")
 
 
 def without(names: Collection[str], query: bytes) -> bytes:

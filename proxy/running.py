@@ -79,13 +79,10 @@ class Running:
         return None
 
     async def _adopted(self, one: ObjectId, work: DeferredWork) -> str | None:
-        reservation = await self._ledger.held(work.reservation_id)
-        if reservation is None:
-            return None
+        intent = await self._ledger.intent_of(work.reservation_id)  # of one that has expired, too
         adding = self._works.adding(DeferredWork(*_named(work), one.upstream_id, work.demand), poll_in_s=0.0)
-        user_id = reservation.intent.user_id
-        if isinstance(await self._objects.bind([one], user_id, work.reservation_id, adding), Declined):
-            logger.error("%s is another user's than %s's, who had it made", one, user_id)
+        if isinstance(await self._objects.bind([one], intent.user_id, work.reservation_id, adding), Declined):
+            logger.error("%s is another user's than %s's, who had it made", one, intent.user_id)
             return None
         return one.upstream_id
 

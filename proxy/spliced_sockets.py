@@ -8,6 +8,7 @@ import asyncio
 import logging
 from collections.abc import Mapping
 from contextlib import suppress
+from urllib.parse import quote
 
 import orjson
 from websockets.frames import CloseCode
@@ -100,11 +101,9 @@ class SplicedSockets:
         assert operation.spliced is not None
         spliced, one = operation.spliced, self.leads_to(exchange)
         over = Refused(Reason.OBJECT_NOT_FOUND, spliced.words)
-        if one is None or await self._works.standing(mounted.surface.name, {one.upstream_id}) != {
-            one.upstream_id: ""
-        }:
+        if one is None or not await self._goes_on(mounted.surface.name, one):
             raise over
-        path = spliced.path.replace("{id}", one.upstream_id)
+        path = spliced.path.replace("{id}", quote(one.upstream_id, safe=""))
         found = await self._calls.get(mounted, path.encode())
         url = (found or {}).get(spliced.url_field)
         if not isinstance(url, str):
@@ -142,6 +141,18 @@ class SplicedSockets:
         key = (mounted.surface.name, caller.token_id)
         self.lingering.made(Held(key, one, mounted, maker, linger_s))
         return True
+
+    async def waiting(self, mounted: Mounted, caller: Caller) -> ObjectId | None:
+        """What was made for a client of the caller's before, and still goes on. Raises Refused(STORE_UNAVAILABLE)."""
+        surface = mounted.surface.name
+        while (one := self.lingering.waiting((surface, caller.token_id))) is not None:
+            if await self._goes_on(surface, one):
+                return one
+            self.lingering.forget(one)
+        return None
+
+    async def _goes_on(self, surface: str, one: ObjectId) -> bool:
+        return await self._works.standing(surface, {one.upstream_id}) == {one.upstream_id: ""}
 
     # --- while it is open ------------------------------------------------------------------------------
 

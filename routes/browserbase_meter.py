@@ -91,7 +91,8 @@ class SessionReport(ToldObject):
         ended = instant_of(session.get("endedAt"))
         if not self.demand.ceiling.total(PROXY_BYTES) or ended is None or self._told_at is None:
             return False
-        return (self._told_at - ended).total_seconds() < PROXY_LAG_S
+        # A date further off than that, on either side, is no clock to wait by.
+        return abs((self._told_at - ended).total_seconds()) < PROXY_LAG_S
 
     def usage(self) -> Usage:
         """Of a session that has ended, exact where its end is told; of another one, its least."""

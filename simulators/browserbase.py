@@ -250,7 +250,7 @@ class BrowserbaseSimulator(VendorSimulator[Behaviour, Turn]):
         call = Call(turn.request, ids)
         answer = handler(call)
         turn.report(call)
-        return turn.give(answer)
+        return turn.give(answer, self.project.now_ms())
 
     # connecting
 
@@ -265,7 +265,7 @@ class BrowserbaseSimulator(VendorSimulator[Behaviour, Turn]):
         call = Call(turn.request, {})
         if dial.is_question:
             self._check_dial(dial)
-            return turn.give(given(self._version(turn.request)))
+            return turn.give(given(self._version(turn.request)), self.project.now_ms())
         session = self._dialled_session(call, dial)
         turn.report(call)
         if not (turn.is_ordinary and turn.behaviour.is_burst):
@@ -323,7 +323,7 @@ class BrowserbaseSimulator(VendorSimulator[Behaviour, Turn]):
         if turn.request.path not in self._links:
             raise errors.no_route("GET", turn.request.path)
         content, content_type = self._links[turn.request.path]
-        return turn.give(Given(content, 200, content_type))
+        return turn.give(Given(content, 200, content_type), self.project.now_ms())
 
 
 def _path(request: ReceivedRequest) -> str:

@@ -89,12 +89,8 @@ class Turn(stateful.Turn[Behaviour]):
 
     @classmethod
     def headers(cls, content_type: str, request_id: str) -> tuple[tuple[str, str], ...]:
-        """What heads the vendor sends is not known; these are usual ones."""
-        return (
-            ("Date", formatdate(0, usegmt=True)),
-            ("Content-Type", content_type),
-            ("x-request-id", request_id),
-        )
+        """What heads the vendor sends is not known; these are usual ones, and a date where an endpoint answers."""
+        return ("Content-Type", content_type), ("x-request-id", request_id)
 
     def error_body(self) -> bytes:
         behaviour = self.behaviour
@@ -111,11 +107,12 @@ class Turn(stateful.Turn[Behaviour]):
         """The vendor streams nothing."""
         return self.error_body()
 
-    def give(self, answer: Given) -> Script | Ready:
-        """The endpoint's answer, unless the behaviour has something else to say."""
+    def give(self, answer: Given, now_ms: int) -> Script | Ready:
+        """The endpoint's answer, unless the behaviour has something else to say. `now_ms` is the account's time."""
         if not self.is_ordinary:
             return self.json(answer.body)
-        headers = (*answer.headers, *self.behaviour.headers)
+        date = ("Date", formatdate(now_ms // 1000, usegmt=True))
+        headers = (date, *answer.headers, *self.behaviour.headers)
         self.behaviour = replace(self.behaviour, status=answer.status, headers=headers)
         if answer.status == EMPTY and self.behaviour.is_burst:
             # RFC 9110 section 8.6: no content-length here.

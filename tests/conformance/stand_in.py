@@ -63,7 +63,7 @@ class StandIn(SimulatorServer):
         if operation.upstream_path:
             assert self.mounted is not None
             pieces = dict.fromkeys(operation.homes, HOME)
-            pieces |= {name: value_of(name, query.encode()) for name in operation.in_path}
+            pieces |= {name: value_of(name, query.encode()) or "" for name in operation.in_path}
             query = without(operation.in_path, query.encode()).decode()
             path = self.mounted.upstream_path(operation, path.encode(), pieces).decode()
             joint = joint if query else ""

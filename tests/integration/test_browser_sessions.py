@@ -163,6 +163,28 @@ async def test_a_session_of_which_nobody_was_told_is_found_ended_and_billed(tmp_
         await assert_settled(at, at.ada)
 
 
+async def test_a_session_that_is_found_only_after_its_hold_has_expired_is_ended_and_billed(tmp_path):
+    async with house(tmp_path) as at:
+        at.vendor.next(loses_reply())
+        await at.ada.http.post("/v1/sessions", json={"timeout": 3_600, "keepAlive": True})
+        at.vendor.script = lambda request: fails(500) if request.method == "GET" else None
+        async with asyncio.timeout(20):
+            while await at.ada.running():
+                await at.pass_time(100)
+                await asyncio.sleep(0.05)
+        assert [entry["kind"] for entry in await at.ada.booked()] == ["expire"]
+        (real,) = at.vendor.sessions
+        assert real.is_live
+        at.vendor.script = None
+        expired, adjusted = await until_booked(at, at.ada, 2)
+        assert not real.is_live
+        billed = real.billed().seconds
+        assert (adjusted["kind"], adjusted["seconds"]) == ("adjust", billed)
+        assert expired["cost"] + adjusted["cost"] == cost_nanousd(billed)
+        assert await at.ada.seconds() == (billed, 0)
+        assert (await at.ada.http.get(f"/v1/sessions/{real.id}")).status_code == 200
+
+
 async def test_what_the_vendor_never_began_costs_nothing(tmp_path):
     async with house(tmp_path) as at:
         at.vendor.next(drops())
@@ -222,3 +244,15 @@ async def test_a_session_that_ends_slowly_is_billed_to_its_end(tmp_path):
         (entry,) = await until_booked(at, at.ada, step_s=5.0)
         assert entry["seconds"] >= 140
         await assert_settled(at, at.ada)
+
+
+async def test_what_went_through_the_vendors_proxies_is_billed_though_it_shows_late(tmp_path):
+    async with house(tmp_path) as at:
+        at.vendor.set_habits(Habits(proxy_lag_s=20))
+        session = await created(at.ada, keepAlive=True, proxies=True, timeout=600)
+        await at.pass_time(100)
+        at.vendor.move_proxied(at.vendor.sessions[0], 5_000_000)
+        await released(at.ada, session)
+        (entry,) = await until_booked(at, at.ada, step_s=5.0)
+        assert (entry["basis"], entry["cost"]) == ("reported", cost_nanousd(entry["seconds"]) + 60_000_000)
+        assert await at.ada.running() == 0

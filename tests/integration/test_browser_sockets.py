@@ -246,6 +246,32 @@ async def test_short_looks_share_one_session_which_is_ended_after_a_while(tmp_pa
         assert len(await at.ada.booked()) == 2
 
 
+async def test_a_session_that_has_ended_is_not_kept_for_the_next_connection(tmp_path):
+    async with house(tmp_path, env={"BROWSERBASE_LINGER_S": "60"}) as at:
+        async with cdp(endpoint(at, at.ada)) as client:
+            await client.call("Browser.getVersion")
+            await until(lambda: len([peer for peer in at.vendor.peers if peer.is_open]) == 2)
+            at.vendor.crash(at.vendor.sessions[0])
+            await client.socket.wait_closed()
+        async with cdp(endpoint(at, at.ada)) as client:
+            await client.call("Browser.getVersion")
+            assert len(at.vendor.sessions) == 2
+            at.vendor.crash(at.vendor.sessions[1])
+        await assert_settled(at, at.ada)
+
+
+async def test_a_session_that_could_not_be_connected_to_is_ended_and_not_tried_again(tmp_path):
+    async with house(tmp_path, env={"BROWSERBASE_LINGER_S": "60"}) as at:
+        at.vendor.next_on("GET /v1/sessions/[^/]+", fails(500))
+        assert await status_of(endpoint(at, at.ada)) == 502
+        await until(lambda: not at.vendor.sessions[0].is_live)
+        async with cdp(endpoint(at, at.ada)) as client:
+            await client.call("Browser.getVersion")
+            assert len(at.vendor.sessions) == 2
+            at.vendor.crash(at.vendor.sessions[1])
+        await assert_settled(at, at.ada)
+
+
 async def test_what_the_plan_refuses_is_refused_to_whoever_connects(tmp_path):
     async with house(tmp_path, env=LINGER, browsers=1) as at:
         session = await created(at.ada, keepAlive=True)
@@ -302,3 +328,34 @@ async def test_a_restarting_proxy_says_so_and_the_session_is_settled_later(tmp_p
             assert client.socket.close_code == 1001
         await released(at.ada, session)
         await assert_settled(at, at.ada)
+
+
+async def test_what_waits_is_not_ended_under_another_client_of_it(tmp_path):
+    async with house(tmp_path, env={"BROWSERBASE_LINGER_S": "0"}) as at:
+        async with cdp(endpoint(at, at.ada)) as one:
+            (real,) = at.vendor.sessions
+            async with cdp(endpoint(at, at.ada, sessionId=real.id)) as other:
+                await other.call("Browser.getVersion")
+            await one.call("Browser.getVersion")
+            assert real.is_live
+        await until(lambda: not real.is_live)
+        await assert_settled(at, at.ada)
+
+
+async def test_an_empty_id_makes_no_session(tmp_path):
+    async with house(tmp_path) as at:
+        assert await status_of(endpoint(at, at.ada, sessionId="")) == 400
+        assert at.vendor.sessions == []
+
+
+async def test_what_ended_while_it_waited_is_not_given_to_the_next(tmp_path):
+    async with house(tmp_path, env={"BROWSERBASE_LINGER_S": "60"}) as at:
+        async with cdp(endpoint(at, at.ada)) as client:
+            await client.call("Browser.getVersion")
+        await released(at.ada, {"id": at.vendor.sessions[0].id})
+        await until_booked(at, at.ada)
+        async with cdp(endpoint(at, at.ada)) as client:
+            await client.call("Browser.getVersion")
+        assert len(at.vendor.sessions) == 2
+        await released(at.ada, {"id": at.vendor.sessions[1].id})
+        await until_booked(at, at.ada, 2)

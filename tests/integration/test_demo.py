@@ -48,6 +48,13 @@ LOST = r"""
     ledger   1 e-mail = \$0.002000000, 20 credits
     limits   3 of 50 e-mails
 """
+BROWSED = r"""
+    browser  Simulated page at https://ponds.example/, [\d,]+ bytes of screenshot
+    over     ws://127.0.0.1:\d+/api/browserbase/connect/...
+    limits   while it runs: 120 seconds held, 0 used
+    ledger   60 browser seconds = \$0.002000000, 20 credits
+    limits   when it has ended: 0 seconds held, 60 used
+"""
 ALL_MAILS = (
     "ok 3 mails at USD 0.002000000 a recipient, each sent exactly once: "
     "plan, ledger and vendor count the same 4 recipients"
@@ -111,6 +118,7 @@ def test_it_runs_once_and_takes_nothing_from_its_environment(tmp_path):
             "GEMINI_API_KEY": "AIza-somebodys-third-key",
             "BRAVE_API_KEY": "BSA-somebodys-fourth-key",
             "AGENTMAIL_API_KEY": "am_somebodys_fifth_key",
+            "BROWSERBASE_API_KEY": "bb_somebodys_sixth_key",
         }
         settings = {
             "HOME": str(tmp_path / "home"),
@@ -120,6 +128,7 @@ def test_it_runs_once_and_takes_nothing_from_its_environment(tmp_path):
             "GEMINI_UPSTREAM_URL": elsewhere,
             "BRAVE_UPSTREAM_URL": elsewhere,
             "AGENTMAIL_UPSTREAM_URL": elsewhere,
+            "BROWSERBASE_UPSTREAM_URL": elsewhere,
             "DATABASE_URL": "sqlite:////nowhere/at/all.db",
             "PLANS_FILE": "/nowhere/plans.toml",
             "LOG_LEVEL": "shouting",
@@ -129,7 +138,7 @@ def test_it_runs_once_and_takes_nothing_from_its_environment(tmp_path):
     assert (done.returncode, done.stderr) == (0, "")
     assert "FAILED" not in done.stdout
     assert "16 answers of the vendors (and 1 lost), 16 entries in the ledger" in done.stdout
-    assert "clean: 8 accounts, 17 reservations, 17 entries" in done.stdout
+    assert "clean: 10 accounts, 19 reservations, 19 entries" in done.stdout
     assert re.search(r"ada +haiku-4-5 .* client left +reported", done.stdout)
     assert "402 billing_error: Monthly usage limit reached" in done.stdout
     assert re.search(r"bob +\(reads it too\)\n +curl +404 ", done.stdout)
@@ -141,6 +150,7 @@ def test_it_runs_once_and_takes_nothing_from_its_environment(tmp_path):
     assert "ok       5 refusals: the vendor was not asked, nothing is booked" in done.stdout
     assert re.search(MAILED, done.stdout)
     assert re.search(LOST, done.stdout)
+    assert re.search(BROWSED, done.stdout)
     assert (
         "429 Daily email limit reached: Daily usage limit reached (1 of 1 emails). Resets on " in done.stdout
     )
@@ -185,6 +195,14 @@ BROKEN = {
     "the plan counts something else than the scene says": (
         "demo.SCENES = (replace(scene, asks=(replace(ask, used={'searches_per_month': 1}),)),)",
         "expected searches_per_month {'limit': 5000, 'used': 1, 'held': 0, 'left': 4999}, found {'limit': 5000, 'used': 0,",
+    ),
+    "a browser sees another page than promised": (
+        f"{only('A browser')}demo.SCENES = [replace(demo.SCENES[0], visits=(replace(demo.SCENES[0].visits[0], title='No'),))]",
+        "https://ponds.example/: it was there, and the vendor's 60 seconds are booked once (found",
+    ),
+    "a browser's seconds are booked under another name": (
+        f"{only('A browser')}demo.BROWSER_SECONDS = 'seconds'",
+        "https://ponds.example/: it was there, and the vendor's 60 seconds are booked once (found",
     ),
     "the limits tell nothing of what the scene has a word on": (
         "demo.SCENES = (replace(scene, asks=(replace(ask, used={'pigeons_per_month': 1}),)),)",

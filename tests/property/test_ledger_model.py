@@ -197,6 +197,7 @@ class LedgerMachine(RuleBasedStateMachine):
             return multiple()
         assert isinstance(granted, Reservation)
         purse.open += 1
+        month.allow(purse.plan)
         exchange = Exchange(granted, user, worker, month_name, has_credit, has_cap, 0, 0, min(floor, amount))
         self._hold(exchange, amount - on_credit, on_credit)
         self.known.append(exchange)
@@ -228,20 +229,20 @@ class LedgerMachine(RuleBasedStateMachine):
         is_granted = self.run(self.ledgers[exchange.worker].extend(exchange.reservation, more)) is None
         on_credit = min(amount, purse.credit.left) if exchange.has_credit else 0
         month = purse.months[exchange.month]
-        fits = self._fits(month, purse.plan, amount - on_credit, has_credit=exchange.has_credit)
+        # By what the month's newest hold was allowed: a plan that has changed counts from the next request on.
+        fits = self._fits(month, month.allowed, amount - on_credit, has_credit=exchange.has_credit)
         fits_cap = not exchange.has_cap or purse.cap.spent + purse.cap.held + amount <= CAP
         assert is_granted is (fits and fits_cap and exchange.state == "HELD")
         if is_granted:
             self._hold(exchange, amount - on_credit, on_credit)
 
     @staticmethod
-    def _fits(month: Account, plan: int, on_month: int, *, has_credit: bool) -> bool:
+    def _fits(month: Account, allowed: int, on_month: int, *, has_credit: bool) -> bool:
         """Whether the month takes its part; nothing is too much only for who has no credit."""
-        return month.spent + month.held + on_month <= plan or (has_credit and not on_month)
+        return month.spent + month.held + on_month <= allowed or (has_credit and not on_month)
 
     def _hold(self, exchange: Exchange, on_month: int, on_credit: int) -> None:
         purse = self.purses[exchange.user]
-        purse.months[exchange.month].allow(purse.plan)
         purse.months[exchange.month].held += on_month
         purse.credit.held += on_credit
         purse.cap.held += on_month + on_credit if exchange.has_cap else 0

@@ -116,11 +116,13 @@ async def user_of(gateway: Gateway, user_id: str) -> AsyncIterator[User]:
 
 
 @asynccontextmanager
-async def house(folder: Path, *, env: Mapping[str, str] | None = None, **plan: Any) -> AsyncIterator[House]:
-    """Ada and Bob before one project; what they leave behind is clean."""
+async def house(
+    folder: Path, *, env: Mapping[str, str] | None = None, chromium: Path | None = None, **plan: Any
+) -> AsyncIterator[House]:
+    """Ada and Bob before one project; what they leave behind is clean. `chromium`: what is behind each session."""
     clock = DatedClock(2026, 11, 20)
     plan = {"browser_minutes": 600, "browsers": 4, **plan}
-    async with BrowserbaseSimulator(clock=clock) as vendor:
+    async with BrowserbaseSimulator(clock=clock, chromium=chromium) as vendor:
         settings = {**variables(vendor), **(env or {})}
         async with running_gateway(folder, env=settings, clock=clock, **plan) as gateway:
             async with user_of(gateway, "ada") as ada, user_of(gateway, "bob") as bob:

@@ -38,6 +38,9 @@ class Package:
 ANTHROPIC = Package("anthropic", "/api/llm", Path("@anthropic-ai", "sdk"), old="0")
 OPENAI = Package("openai", "/api/openai/v1", Path("openai"), old="2")
 AGENTMAIL = Package("agentmail", "/api/agentmail", Path("agentmail"), old="none")
+BROWSERBASE = Package("browserbase", "/api/browserbase", Path("@browserbasehq", "sdk"), old="none")
+PLAYWRIGHT = Package("playwright", "", Path("playwright-core"), old="none")
+PUPPETEER = Package("puppeteer", "", Path("puppeteer-core"), old="none")
 GEMINI = Package("gemini", "/api/gemini", Path("@google", "genai"), old="none")
 
 

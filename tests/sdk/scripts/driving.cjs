@@ -14,13 +14,14 @@ const PAUSE_MS_MAX = 120_000; // longer ones are the SDK's timeouts of whole req
 function raised(error) {
   const classes = [];
   for (let kind = error.constructor; kind?.name; kind = Object.getPrototypeOf(kind)) classes.push(kind.name);
+  const headers = error.headers ?? error.rawResponse?.headers ?? {}; // a plain object in older SDKs
   return {
     classes,
     message: String(error.message),
     status: error.status ?? error.statusCode ?? null,
     body: error.error ?? error.body ?? null,
     request_id: error.requestID ?? null,
-    headers: Object.fromEntries(error.headers ?? error.rawResponse?.headers ?? []),
+    headers: Object.fromEntries(Symbol.iterator in headers ? headers : Object.entries(headers)),
   };
 }
 

@@ -41,6 +41,7 @@ from tests.support.ledger import (
     intent,
     money,
     open_bench,
+    prepaid,
     priced,
     request_id,
     settlement,
@@ -533,6 +534,25 @@ async def test_a_settle_that_waits_for_an_extension_at_the_end_is_written(tmp_pa
         resolved = bench.ledger.settle(reservation, settlement(60))
     assert await extending == [None]
     assert resolved.result() is Resolved.DONE
+
+
+@pytest.mark.parametrize("credit", [(), (prepaid(),)], ids=["month", "credit"])
+@pytest.mark.parametrize("searches", [0, 3, 7])
+async def test_a_late_report_corrects_the_counts_that_were_booked_as_held(
+    bench: Bench, credit: tuple[Hold, ...], searches: int
+) -> None:
+    if credit:
+        await bench.grant(50)
+    reservation = await bench.reserve(
+        money(100), money(3, of=10)._replace(meter="searches"), gauge(), *credit, floor=30
+    )
+    await bench.ledger.expire_worker("wrk_a")
+    assert await bench.ledger.report_late(reservation.id, settlement(20, searches=searches))
+    assert await bench.account(meter="searches") == (searches, 0)
+    *_, (kind, lines) = await bench.lines(reservation.id)
+    assert (kind, lines.get("searches", 0)) == ("adjust", searches - 3)
+    assert await bench.account() == (20, 0)
+    await bench.assert_clean()
 
 
 async def test_late_reports_that_race_adjust_once(bench: Bench) -> None:

@@ -69,6 +69,15 @@ def test_waiting_as_told_is_enough_and_never_long(
     assert rate.hit("user:ada", limit).is_allowed
 
 
+@pytest.mark.parametrize(("at_s", "wait_s"), [(0.5, 60.0), (0.9, 60.0), (1.5, 59.5), (59.0, 2.0)])
+def test_no_wait_is_longer_than_a_minute(at_s: float, wait_s: float) -> None:
+    rate, clock = limits(at_s=at_s)
+    assert rate.hit("user:ada", 1).is_allowed
+    assert rate.hit("user:ada", 1).retry_after_s == pytest.approx(wait_s)
+    clock.advance(wait_s)
+    assert rate.hit("user:ada", 1).is_allowed
+
+
 @given(
     limit=st.integers(1, 20),
     waits=st.lists(st.floats(0, 30), min_size=1, max_size=200),

@@ -113,6 +113,16 @@ def test_bytes_of_proxies_are_waited_for():
     )
 
 
+def test_bytes_of_proxies_are_not_waited_for_by_a_date_that_is_none():
+    asked = demand({"proxies": True})
+    slightly_behind, nonsense = b"Fri, 20 Nov 2026 12:09:55 GMT", b"Thu, 01 Jan 1970 00:00:00 GMT"
+    for date, waits in ((slightly_behind, True), (nonsense, False)):
+        report = told(
+            asked, AnswerHead(200, [(b"date", date)]), status="COMPLETED", endedAt="2026-11-20T12:10:00Z"
+        )
+        assert is_running(report) is waits
+
+
 @pytest.mark.parametrize(
     "body", [b"", b"{", b"[]", b"null", b'{"status":7}', b'"x"', b"{}" + b" " * 2_000_000]
 )
