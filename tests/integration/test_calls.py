@@ -7,9 +7,20 @@ import httpx
 import orjson
 import pytest
 
-from simulators.bland import FATES, Fate, answers_late, drops, fails, loses_reply
+from metering.users import Directory
+from simulators.bland import (
+    FATES,
+    START,
+    BlandSimulator,
+    Fate,
+    answers_late,
+    drops,
+    fails,
+    loses_reply,
+)
 from tests.support.bland import OTHER, TO
-from tests.support.calls import NUMBERS, exchange
+from tests.support.calls import NUMBERS, before, exchange, variables
+from tests.support.gateway import DatedClock
 
 SLICE_S = 120
 
@@ -238,6 +249,8 @@ async def test_a_call_is_cut_to_what_the_plan_has_left(tmp_path):
     async with exchange(tmp_path, call_minutes=3) as at:
         call = await at.dialled(at.ada, max_duration=30)
         assert call.max_duration_minutes == 3
+        for _ in range(20):  # it rings longer than it may talk, which is not its user's loss
+            await at.pass_time(10)
         at.vendor.pick_up(call)
         entry = (await until_booked(at, at.ada))[0]
         assert (entry["seconds"], call.ended_by) in {(180, "ASSISTANT"), (180, "API")} or entry[
@@ -320,6 +333,44 @@ async def test_a_client_that_leaves_while_its_call_is_dialled_leaves_none_behind
         assert entry["basis"] == "reported"
         assert len(at.vendor.dialled) == 1
         await assert_settled(at, at.ada)
+
+
+async def test_a_call_outlives_the_service(tmp_path):
+    clock = DatedClock(2026, 11, 20)
+    async with BlandSimulator(clock=clock, tariff=START, fate_of=lambda _: None) as vendor:
+        for number in NUMBERS.values():
+            vendor.add_number(number, is_byot=False)
+        async with before(vendor, tmp_path, clock, env=variables(vendor)) as at:
+            call = await at.dialled(at.ada)
+            vendor.pick_up(call)
+            vendor.next(loses_reply())
+            assert (await at.bob.dials(OTHER)).status_code == 502
+        clock.advance(60)
+        async with before(vendor, tmp_path, clock, env=variables(vendor)) as at:
+            unknown = vendor.dialled[-1]
+            assert (await at.ada.http.get(f"/v1/calls/{call.call_id}")).status_code == 200
+            async with asyncio.timeout(20):
+                while not unknown.is_over:
+                    await at.pass_time(3)
+                    await asyncio.sleep(0.01)
+            assert not call.is_over
+            vendor.end(call)
+            await until_booked(at, at.ada)
+            await assert_settled(at, at.ada, at.bob)
+            assert len(vendor.dialled) == 2
+            await at.gateway.assert_clean()
+
+
+async def test_the_call_of_a_disabled_user_is_stopped_and_that_of_others_goes_on(tmp_path):
+    async with exchange(tmp_path) as at:
+        call, theirs = await at.dialled(at.ada), await at.dialled(at.bob, OTHER)
+        at.vendor.pick_up(call)
+        await Directory(at.gateway.service.store, at.clock).disable("ada")
+        await at.gateway.until(lambda: call.is_over)
+        assert (call.ended_by, theirs.is_over) == ("API", False)
+        at.vendor.end(theirs)
+        await until_booked(at, at.ada)
+        await assert_settled(at, at.ada, at.bob)
 
 
 # --- walls ----------------------------------------------------------------------------------------------

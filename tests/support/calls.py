@@ -96,7 +96,19 @@ async def exchange(
         for number in NUMBERS.values():
             vendor.add_number(number, is_byot=is_byot)
         settings = {**variables(vendor), **({"BLAND_BYOT_KEY": BYOT_KEY} if is_byot else {}), **(env or {})}
-        async with running_gateway(folder, env=settings, clock=clock, **plan) as gateway:
-            async with caller(gateway, "ada") as ada, caller(gateway, "bob") as bob:
-                yield Exchange(vendor, gateway, clock, {"ada": ada, "bob": bob})
-            await gateway.assert_clean()
+        async with before(vendor, folder, clock, env=settings, **plan) as at:
+            yield at
+            await at.gateway.assert_clean()
+
+
+@asynccontextmanager
+async def before(
+    vendor: BlandSimulator, folder: Path, clock: DatedClock, *, env: Mapping[str, str], **plan: Any
+) -> AsyncIterator[Exchange]:
+    """Ada and Bob before an account that is there already."""
+    async with (
+        running_gateway(folder, env=env, clock=clock, **plan) as gateway,
+        caller(gateway, "ada") as ada,
+        caller(gateway, "bob") as bob,
+    ):
+        yield Exchange(vendor, gateway, clock, {"ada": ada, "bob": bob})

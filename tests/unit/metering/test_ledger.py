@@ -6,6 +6,7 @@ import sqlite3
 import threading
 from collections.abc import AsyncIterator
 from contextlib import closing
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -27,6 +28,7 @@ from metering.ledger import (
     Resolved,
     Settlement,
 )
+from metering.outbox import adding, new_message
 from metering.prices import Priced, PricedLine
 from metering.store import writer as writer_module
 from metering.store.writer import Declined, Done
@@ -854,3 +856,34 @@ async def test_two_processes_on_one_store_keep_one_budget(bench: Bench) -> None:
             if isinstance(reservation, Reservation):
                 assert await other.ledger.settle(reservation, settlement(100)) is Resolved.DONE
     assert await bench.account() == (1_000, 0)
+
+
+# --- what is written with an entry ----------------------------------------------------------------------
+
+
+async def told(bench: Bench) -> int:
+    (row,) = await bench.store.readers.rows("SELECT COUNT(*) FROM outbox")
+    return int(str(row[0]))
+
+
+def telling(bench: Bench, cost: int) -> Settlement:
+    step = adding(new_message("call.completed", "hook:ada", {}, bench.clock.now_ms()))
+    return replace(settlement(cost), more=(step,))
+
+
+async def test_what_goes_with_an_entry_is_written_once_with_a_settle(bench: Bench) -> None:
+    reservation = await bench.reserve(money(100))
+    for _ in range(3):
+        await bench.ledger.settle(reservation, telling(bench, 10))
+    assert await told(bench) == 1
+
+
+async def test_and_once_with_the_adjust_of_a_report_that_comes_late(bench: Bench) -> None:
+    reservation = await bench.reserve(money(100), due_at_ms=bench.clock.now_ms())
+    bench.clock.ms += 1
+    assert await bench.ledger.expire_overdue() == 1
+    assert await told(bench) == 0
+    await bench.ledger.settle(reservation, telling(bench, 10))
+    assert await told(bench) == 1
+    assert not await bench.ledger.report_late(reservation.id, telling(bench, 10))
+    assert await told(bench) == 1
