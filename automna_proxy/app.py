@@ -15,8 +15,12 @@ from proxy.exchange import Message, Receive, Scope, Send
 from proxy.mounted import Mounted, by_mount
 from proxy.surface import Rendered
 from routes.own import own_app
+from routes.usage import CALL_PATHS
 
 logger = logging.getLogger(__name__)
+
+OWN_BELOW_MOUNTS = frozenset(path.encode() for path in CALL_PATHS)
+"""Endpoints of our own whose paths begin with a surface's mount."""
 
 
 class App:
@@ -41,7 +45,7 @@ class App:
         assert service is not None
         assert own is not None
         raw_path: bytes = scope["raw_path"]
-        for mount, mounted in self._mounts:
+        for mount, mounted in () if raw_path in OWN_BELOW_MOUNTS else self._mounts:
             if raw_path.startswith(mount) and raw_path[len(mount) : len(mount) + 1] in {b"/", b""}:
                 await service.engine.handle(mounted, raw_path[len(mount) :], scope, receive)
                 return

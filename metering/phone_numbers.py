@@ -10,6 +10,7 @@ from typing import Any, cast
 
 from metering.clock import Clock, instant
 from metering.objects import BIND_OBJECT, OWNED_BY_ANOTHER, ObjectId, ObjectsError, releasing
+from metering.store.readers import Readers
 from metering.store.store import Store
 from metering.store.writer import Declined, Step, Unit
 from metering.users import NotFoundError
@@ -90,13 +91,18 @@ class PhoneNumbers:
 
     async def of(self, user_id: str) -> str | None:
         """The number that a user has; None without one."""
-        row = await self._store.readers.row(SELECT_NOW, (VENDOR, KIND, user_id))
-        return None if row is None else str(row[0])
+        return await number_of(self._store.readers, user_id)
 
     async def terms(self, *, at_most: int = LISTED_MAX) -> list[Term]:
         """Who has, and then who had, which number; the newest first."""
         rows = await self._store.readers.rows(SELECT_TERMS, (VENDOR, KIND, at_most))
         return [Term(*cast("tuple[str, str, int, int | None]", row)) for row in rows]
+
+
+async def number_of(readers: Readers, user_id: str) -> str | None:
+    """The number that a user has; None without one. Raises Refused(STORE_UNAVAILABLE)."""
+    row = await readers.row(SELECT_NOW, (VENDOR, KIND, user_id))
+    return None if row is None else str(row[0])
 
 
 def _not_assigned(refusal: str | None, user_id: str, phone_number: str, old: str | None) -> Exception:

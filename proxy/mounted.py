@@ -116,11 +116,11 @@ class Mounted:
         return any(secret in body for secret in self._secrets)
 
     def match(self, method: str, path: bytes) -> tuple[Operation, Mapping[str, str]]:
-        """The operation that `path` (raw, below the mount) names, and its path parameters, decoded.
+        """The operation that `path` (raw, below the mount) names, and its path parameters, decoded. The mount itself is `/`.
 
         Raises Refused(UNKNOWN_OPERATION): only what is declared exists.
         """
-        operation = self._exact.get((method, path))
+        operation = self._exact.get((method, path or b"/"))
         if operation is not None:
             return operation, {}
         is_safe = not _UNSAFE.search(path)
@@ -187,10 +187,12 @@ class Mounted:
         """Where the vendor's side of an operation's websocket is."""
         return self._socket_origins[operation.name]
 
-    def upstream_path(self, operation: Operation, path: bytes, homes: Mapping[str, str]) -> bytes:
+    def upstream_path(self, operation: Operation, path: bytes, pieces: Mapping[str, str]) -> bytes:
         """Where a request to `path` goes at the vendor: pieces of the path stand there as they came."""
         return (
-            self._filled(operation, operation.upstream_path, path, homes) if operation.upstream_path else path
+            self._filled(operation, operation.upstream_path, path, pieces)
+            if operation.upstream_path
+            else path
         )
 
     def look_up_path(

@@ -61,7 +61,7 @@ from proxy.links import base_of, relinker, websocket_url
 from proxy.mounted import Mounted
 from proxy.ownership import check_choice, check_owner, fill
 from proxy.preparation import KEY_HEADER, Preparation
-from proxy.query import at_most, value_of
+from proxy.query import at_most, value_of, without
 from proxy.query import check as check_query
 from proxy.relay import Relay, send_body
 from proxy.rewriting import body_of, shown, tag_of
@@ -677,8 +677,11 @@ class Engine:
         ):
             headers.append((KEY_HEADER, exchange.repeat.upstream_key.encode()))
         if exchange.operation is not None and exchange.operation.upstream_path:
-            homes = await self._preparation.homes_of(exchange, mounted)
-            path = mounted.upstream_path(exchange.operation, path, homes)
+            pieces = dict(await self._preparation.homes_of(exchange, mounted))
+            if exchange.operation.in_path:
+                pieces |= {name: value_of(name, inbound.query) or "" for name in exchange.operation.in_path}
+                inbound.query = without(exchange.operation.in_path, inbound.query)
+            path = mounted.upstream_path(exchange.operation, path, pieces)
         await self._look_again(exchange, mounted, path)
         if exchange.is_scheduled:
             self._mark(exchange)
@@ -1081,6 +1084,9 @@ class Engine:
         edit, renders = shown(operation, caller.user_id, exchange.own_ids), operation.renders
         if operation.links is not None:
             return self._relinked(exchange, mounted, operation.links, caller, edit)
+        if operation.replies is not None and exchange.inbound is not None:
+            replies, asked = operation.replies, exchange.inbound.fields
+            return lambda body: replies(edit(body), standing, asked)
         return edit if renders is None else lambda body: renders(edit(body), standing)
 
     def _relinked(
@@ -1224,7 +1230,8 @@ class Engine:
         if refused is None and mounted.repeats_key(plain):
             refused = Refused(Reason.UPSTREAM_ACCOUNT, f"{name} answered with an error that cannot be shown.")
         if refused is not None:
-            self._telemetry.account_alarm(name, status)
+            if refused.reason is not Reason.UPSTREAM_UNREACHABLE:
+                self._telemetry.account_alarm(name, status)
             raise refused
 
     async def _error_body(self, answer: Answer) -> tuple[bytes, bool]:

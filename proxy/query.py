@@ -38,6 +38,11 @@ def value_of(name: str, query: bytes) -> str | None:
     return None if found is None else found.decode("utf-8", "replace")
 
 
+def without(names: Collection[str], query: bytes) -> bytes:
+    """The query, but for these parameters."""
+    return b"&".join(piece for piece in query.split(b"&") if piece and name_of(piece) not in names)
+
+
 def at_most(most: Mapping[str, int], query: bytes) -> bytes:
     """The query with whole numbers that are no more than these, and are these where none is given. Raises
     Refused(BAD_REQUEST)."""

@@ -693,6 +693,10 @@ class Operation:
     """Further keys under which its answers have tags of ours, which are taken out."""
     renders: Callable[[bytes, Standing], bytes] | None = None
     """The body of a success as its caller is shown it, where that is not the vendor's own."""
+    replies: Callable[[bytes, Standing, Mapping[str, Any]], bytes] | None = None
+    """The same, by what its own body said beside what it is filled with."""
+    in_path: tuple[str, ...] = ()
+    """Parameters of the query that are pieces of `upstream_path`, and stand in no query there. Each is one that it `names`."""
     key_env: str = ""
     """The variable of the vendor's key for this operation, where the vendor sells keys by product; unset, the
     surface's own is used."""
@@ -732,7 +736,13 @@ class Operation:
     def edits_answer(self) -> bool:
         """A success does not go down as the vendor wrote it."""
         return bool(
-            self.namespaced or self.tag or self.hides or self.renders or self.keeps or self.links is not None
+            self.namespaced
+            or self.tag
+            or self.hides
+            or self.renders
+            or self.replies
+            or self.keeps
+            or self.links is not None
         )
 
     @property
@@ -786,7 +796,8 @@ class Dialect(Protocol):
         """A vendor's error answer, told inside a stream whose 200 we had to send before it came."""
 
     def account_problem(self, status: int, body: bytes, headers: Headers) -> Refused | None:
-        """The refusal to send instead, when the vendor's error is about our own account and not the request."""
+        """The refusal to send instead, when the vendor's error is about our own account and not the request; or, as
+        UPSTREAM_UNREACHABLE, when the vendor failed, and callers know another status for that."""
 
     def shown_error(self, body: bytes) -> bytes | None:
         """A vendor's error without what it says of our account (its plan, its quotas, its other objects); None where

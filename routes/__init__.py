@@ -7,7 +7,7 @@ here does no I/O and knows no other vendor.
 """
 
 from proxy.surface import Surface
-from routes import agentmail, anthropic, bland, brave, browserbase, email, gemini, openai
+from routes import agentmail, anthropic, bland, brave, browserbase, call, email, gemini, openai
 
 SURFACES: tuple[Surface, ...] = (
     anthropic.SURFACE,
@@ -18,4 +18,5 @@ SURFACES: tuple[Surface, ...] = (
     browserbase.SURFACE,
     bland.SURFACE,
     email.SURFACE,
+    call.SURFACE,
 )

@@ -16,13 +16,15 @@ from starlette.responses import Response
 from starlette.routing import Route
 
 from metering.admission import Caller, owner_of
+from metering.call_records import NANOUSD_PER_CENT, recent_of, totals_of
 from metering.caps import states_of
 from metering.clock import Clock, day_of, instant, month_of
 from metering.errors import Reason, Refused
 from metering.exports import CSV_TYPE, usage_csv
 from metering.grants import prepaid_credit
-from metering.ledger import MONEY
-from metering.quotas import quota_limits
+from metering.ledger import MONEY, balance_of
+from metering.phone_numbers import number_of
+from metering.quotas import QUOTAS, quota_limits
 from metering.reports import (
     USAGE_TIMEOUT_S,
     GroupBy,
@@ -56,6 +58,9 @@ TURN_TIMEOUT_S = 5.0
 """For a turn: only a store that hangs lets a report wait so long, or many long reports of one user."""
 REPORTS = OwnRate("reports", "usage reports", 60)
 """Per user, and per token that was handed on."""
+CALL_PATHS = ("/api/user/call/usage", "/api/call/usage")
+"""Below mounts of a surface, and our own all the same."""
+CALL_METER, SECONDS_PER_MINUTE = "call_seconds", 60
 USAGE_PARAMETERS = ("from", "to", "by", "format")
 REQUESTS_PARAMETERS = ("limit", "before", "surface", "model", "outcome", "token")
 FORMATS = ("json", "csv")
@@ -136,6 +141,34 @@ class Reports:
             "at": instant(now_ms),
         }
 
+    async def calls(self, caller: Caller) -> dict[str, Any]:
+        """What the service before said of a user's phone calls. What only the vendors know is null; who has a token that was
+        handed on sees no calls. Raises Refused."""
+        now_ms, month = self._clock.now_ms(), month_of(self._clock.now_ms())
+        async with self._readers(caller) as readers:
+            number = await number_of(readers, caller.user_id)
+            used = await balance_of(readers, owner_of(caller.user_id), CALL_METER, month)
+            is_whole = await _tokens_seen(readers, caller) is None
+            calls, cost_nanousd = await totals_of(readers, caller.user_id) if is_whole else (None, None)
+            recent = await recent_of(readers, caller.user_id) if is_whole else []
+        limit = QUOTAS[CALL_METER].of(caller.plan)
+        left = max(0, limit - used.spent - used.held)
+        return {
+            "phone_number": number,
+            "voice_id": None,
+            "agent_name": None,
+            "plan": caller.plan.name,
+            "usage": {
+                "used_minutes": -(-used.spent // SECONDS_PER_MINUTE),
+                "limit_minutes": limit // SECONDS_PER_MINUTE,
+                "remaining_minutes": left // SECONDS_PER_MINUTE,
+                "total_calls": calls,
+                "total_cost_cents": None if cost_nanousd is None else -(-cost_nanousd // NANOUSD_PER_CENT),
+            },
+            "recent_calls": recent,
+            "at": instant(now_ms),
+        }
+
     async def requests(self, caller: Caller, query: Query) -> RequestsPage:
         """The page of the caller's requests that the query asks for. Raises Refused."""
         limit = _understood(limit_of, query.get("limit", str(REQUESTS_SHOWN)))
@@ -199,7 +232,7 @@ class _Turns:
 
 
 def usage_routes(reports: Reports) -> list[Route]:
-    """`/api/user/usage`, `/api/user/limits` and `/api/user/requests`."""
+    """`/api/user/usage`, `/api/user/limits` and `/api/user/requests`; and what was called (CALL_PATHS)."""
 
     async def usage(request: Request) -> Response:
         caller = await reports.caller(request)
@@ -219,7 +252,13 @@ def usage_routes(reports: Reports) -> list[Route]:
         page = await reports.requests(caller, _query_of(request, REQUESTS_PARAMETERS))
         return private(page.as_json())
 
+    async def calls(request: Request) -> Response:
+        caller = await reports.caller(request)
+        _query_of(request, ())
+        return private(await reports.calls(caller))
+
     return [
+        *(Route(path, calls, methods=["GET"]) for path in CALL_PATHS),
         Route("/api/user/usage", usage, methods=["GET"]),
         Route("/api/user/limits", limits, methods=["GET"]),
         Route("/api/user/requests", requests, methods=["GET"]),

@@ -6,6 +6,7 @@ import orjson
 
 from proxy.json_walk import value_at
 from proxy.mounted import Mounted
+from proxy.query import value_of, without
 from proxy.surface import Operation, Surface
 from simulators.script import Ready, Script, head
 from simulators.server import ReceivedRequest, SimulatorServer
@@ -61,8 +62,11 @@ class StandIn(SimulatorServer):
         path, joint, query = operation.example.path.partition("?")
         if operation.upstream_path:
             assert self.mounted is not None
-            homes = dict.fromkeys(operation.homes, HOME)
-            path = self.mounted.upstream_path(operation, path.encode(), homes).decode()
+            pieces = dict.fromkeys(operation.homes, HOME)
+            pieces |= {name: value_of(name, query.encode()) for name in operation.in_path}
+            query = without(operation.in_path, query.encode()).decode()
+            path = self.mounted.upstream_path(operation, path.encode(), pieces).decode()
+            joint = joint if query else ""
         return path + joint + query
 
     def _says(self, body: bytes, content_type: str, *, status: int = 200) -> Ready:

@@ -149,7 +149,9 @@ async def test_what_is_handed_out_belongs_to_the_user_who_asked(tmp_path, case: 
     assert {kind for kind, _ in ids} == kinds, "an example that leaves out a kind"
     async with staged(surface, tmp_path) as stage:
         answer = await stage.ask(operation)
-        assert (answer.status, answer.body) == (200, operation.example.answer)
+        assert answer.status == 200
+        if operation.replies is None:
+            assert answer.body == operation.example.answer
         found = await owners(stage)
         assert {key: owner for key, owner in found.items() if key in ids} == dict.fromkeys(ids, "u1")
 
