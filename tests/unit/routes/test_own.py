@@ -31,6 +31,7 @@ from metering.ledger import (
     Reservation,
     Settlement,
 )
+from metering.objects import ObjectId
 from metering.plans import load_plans
 from metering.prices import Priced, PricedLine, PriceTable
 from metering.rate_limits import RateLimits
@@ -40,6 +41,7 @@ from metering.store.database import Database
 from metering.store.migrate import migrate
 from metering.store.readers import Readers
 from metering.store.store import open_store
+from metering.store.writer import Step
 from metering.users import Directory
 from proxy.auth import Authenticator
 from proxy.errors import BUSY_RETRY_AFTER_MAX_S, PLAIN_JSON, RETRY_CANNOT_HELP, STATUS
@@ -108,6 +110,9 @@ async def own(tmp_path: Path) -> AsyncIterator[Own]:
         async def not_ready() -> str | None:
             return reasons[0] if reasons else None
 
+        async def arrived(_: ObjectId) -> None:
+            """Nothing does."""
+
         context = OwnContext(
             authenticator=authenticator,
             store=store,
@@ -119,6 +124,8 @@ async def own(tmp_path: Path) -> AsyncIterator[Own]:
             bytes_per_output_token=3,
             metrics_token="",
             reported=lambda _: (),
+            reported_of=lambda *_: Step("SELECT 1"),
+            arrived=arrived,
         )
         yield Own(context, clock, directory, Ledger(store, clock, "wrk_1"), gateway_token, reasons)
 
@@ -353,7 +360,13 @@ async def test_limits_show_every_account_of_the_day_and_the_month(own: Own) -> N
     assert isinstance(await own.ledger.reserve(intent), Reservation)
     meters = (await own.ask("/api/user/limits")).json()["meters"]
     assert list(meters) == [
-        *("credits", "searches_per_month", "emails_per_day", "browser_seconds_per_month"),
+        *(
+            "credits",
+            "searches_per_month",
+            "emails_per_day",
+            "browser_seconds_per_month",
+            "call_seconds_per_month",
+        ),
         *("requests_per_month", "credits_per_day", "prepaid_credit"),
     ]
     assert meters["searches_per_month"] == {
