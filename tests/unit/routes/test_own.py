@@ -40,6 +40,7 @@ from metering.store.database import Database
 from metering.store.migrate import migrate
 from metering.store.readers import Readers
 from metering.store.store import open_store
+from metering.store.writer import Step
 from metering.users import Directory
 from proxy.auth import Authenticator
 from proxy.errors import BUSY_RETRY_AFTER_MAX_S, PLAIN_JSON, RETRY_CANNOT_HELP, STATUS
@@ -119,6 +120,8 @@ async def own(tmp_path: Path) -> AsyncIterator[Own]:
             bytes_per_output_token=3,
             metrics_token="",
             reported=lambda _: (),
+            reported_of=lambda *_: Step("SELECT 1"),
+            arrived=lambda _: not_ready(),
         )
         yield Own(context, clock, directory, Ledger(store, clock, "wrk_1"), gateway_token, reasons)
 
