@@ -357,7 +357,7 @@ async def test_limits_show_every_account_of_the_day_and_the_month(own: Own) -> N
     meters = (await own.ask("/api/user/limits")).json()["meters"]
     assert list(meters) == [
         *("credits", "searches_per_month", "emails_per_day", "browser_seconds_per_month"),
-        *("requests_per_month", "credits_per_day", "prepaid_credit"),
+        *("call_seconds_per_month", "requests_per_month", "credits_per_day", "prepaid_credit"),
     ]
     assert meters["searches_per_month"] == {
         "unit": "searches",
