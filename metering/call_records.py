@@ -3,9 +3,10 @@
 from typing import Any, cast
 
 from metering.clock import instant
+from metering.deferred import ARRIVED
 from metering.store.readers import Readers
 
-VENDOR, CALL, ARRIVED = "bland", "call", "in_"
+VENDOR, CALL = "bland", "call"
 RECENT_MAX = 10
 NANOUSD_PER_CENT = 10_000_000
 

@@ -19,6 +19,8 @@ from metering.store.store import Store
 from metering.store.writer import Declined, Result, Step, Unit
 
 TAKEN = "taken"
+ARRIVED = "in_"
+"""Begins the ids of reservations of what nobody has asked for: the vendor's own id follows."""
 NEVER_MS = 2**53
 """When an open row is to be asked about: only when its worker is dead."""
 

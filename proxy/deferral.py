@@ -16,7 +16,7 @@ import orjson
 
 from metering.admission import Caller, token_rates_of
 from metering.clock import Clock
-from metering.deferred import DeferredWork, DeferredWorks
+from metering.deferred import ARRIVED, DeferredWork, DeferredWorks
 from metering.errors import Refused
 from metering.hooks import Hooks, endpoint_of
 from metering.ledger import Ledger, Outcome, Reservation, Resolved, Settlement, bounded
@@ -55,8 +55,6 @@ UNKNOWN_POLL_S, UNKNOWN_POLLS_MAX = 600.0, 144
 OK, NOT_FOUND = 200, 404
 LOST_AFTER_POLLS = 3
 """Work is lost when the vendor has said so often: right after it began, not all of its machines may know of it."""
-ARRIVED = "in_"
-"""Begins the ids of reservations of what nobody has asked for: the vendor's own id follows."""
 OPEN_STATES = frozenset({"HELD", "EXPIRED"})
 """Of reservations to which a report is still booked."""
 NOTE_LOST = "lost_at_vendor"
