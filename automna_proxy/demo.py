@@ -21,12 +21,14 @@ from typing import Any
 
 from automna_proxy.demo_apis import CHAT, SEARCH
 from automna_proxy.demo_browser import Browsing, BrowsingError, Visit
+from automna_proxy.demo_calls import Dial, DialError, dialled, status_of
 from automna_proxy.demo_clients import AnthropicSdk, Client, Curl, Request, Seen, StandardLibrary
 from automna_proxy.demo_ledger import cost_of, counts_of, settled_entries, table_of
 from automna_proxy.demo_page import Page
 from automna_proxy.demo_scenes import (
     ADA,
     BROWSER_METER,
+    CALL_METER,
     EMAIL_NANOUSD,
     EMAILS_METER,
     FLASH,
@@ -48,6 +50,7 @@ from metering.usage import (
     BROWSER_SECONDS,
     CACHE_READ,
     CACHE_WRITE_5M,
+    CALL_SECONDS,
     INPUT,
     OUTPUT,
     RECIPIENTS,
@@ -71,6 +74,7 @@ HOSTS: Mapping[str, str] = {
     "brave": "api.search.brave.com",
     "agentmail": "api.agentmail.to",
     "browserbase": "api.browserbase.com",
+    "bland": "api.bland.ai",
 }
 OWN_ENDPOINTS = (
     "/health",
@@ -89,16 +93,20 @@ UNIT_NAMES: Mapping[str, str] = {
     SEARCHES: "searches",
     RECIPIENTS: "e-mails",
     BROWSER_SECONDS: "browser seconds",
+    CALL_SECONDS: "call seconds",
 }
 """How people call what is counted, in the order of the table."""
 LIMIT_NAMES: Mapping[str, str] = {"emails": "e-mails"}
 """How people call what is limited, where `/api/user/limits` has another word."""
+LATER = frozenset({"browserbase", "bland"})
+"""Vendors whose bill comes after their answer: they are checked by what they bill."""
 SINGULAR: Mapping[str, str] = {
     "searches": "search",
     "credits": "credit",
     "e-mails": "e-mail",
     "mails": "mail",
     "browsers": "browser",
+    "calls": "call",
 }
 
 
@@ -120,7 +128,7 @@ def _play(page: Page, stage: Stage, *, once: bool) -> int:
         if not demo.failures and not once:
             _stay(page, stage, demo.tokens[ADA])
         demo.claim("the server stopped cleanly", stage.stop_server() == 0, is_quiet=True)
-    except (StageError, BrowsingError, Refused, subprocess.SubprocessError) as error:
+    except (StageError, BrowsingError, DialError, Refused, subprocess.SubprocessError) as error:
         demo.failures.append(str(error))
     if not demo.failures:
         return 0
@@ -179,6 +187,7 @@ class _Demo:
         self._prices = PriceTable.load()
         self._played: list[_Played] = []
         self._visits = 0
+        self._dials = 0
         self._clients: dict[str, Client] = {}
         self._object_id = ""
         """Of the last answer that had one."""
@@ -202,6 +211,8 @@ class _Demo:
                 self._perform(ask)
             for visit in scene.visits:
                 self._drive(visit)
+            for dial in scene.dials:
+                self._dial(dial)
         self._show_ledger()
         self._check()
 
@@ -321,6 +332,36 @@ class _Demo:
             is_quiet=True,
         )
 
+    def _dial(self, dial: Dial) -> None:
+        """Call somebody; the vendor tells of the end, and is asked what it cost."""
+        page, stage, token = self._page, self._stage, self.tokens[dial.user]
+        self._command("phone", "assign", dial.user, dial.own)
+        page.paste('$ curl $URL/api/user/call -H "authorization: Bearer $TOKEN" \\')
+        page.paste("""    -H "content-type: application/json" -d '{"to": "+12025550100", "task": ...}'""")
+        entries_before = {entry.seq for entry in settled_entries(stage.database)}
+        page.fact(dial.user, dial.task)
+        told = dialled(stage.url, token, dial)
+        page.fact("call", f"{told['status']}: from {told['from']} to {told['to']}")
+        running = stage.meter(CALL_METER, token)
+        page.fact("limits", f"while it runs: {running['held']:,} seconds held, {running['used']:,} used")
+        booked = [one for one in settled_entries(stage.database) if one.seq not in entries_before]
+        self._dials += 1
+        ended = status_of(stage.url, token, told["call_id"])
+        page.fact("call", f"{ended['status']} after {ended['duration_seconds']} seconds: {ended['summary']}")
+        for entry in booked:
+            page.fact("ledger", _booked_in_words(entry))
+        meter = stage.meter(CALL_METER, token)
+        page.fact("limits", f"when it has ended: {meter['held']:,} seconds held, {meter['used']:,} used")
+        billed = stage.calls[-1:]
+        wanted = [(one.seconds, one.price_nanousd) for one in billed]
+        found = [(counts_of(entry).get(CALL_SECONDS), _cost(entry)) for entry in booked]
+        self.claim(
+            f"{dial.to}: called, and the vendor's {sum(one.seconds for one in billed)} seconds and price are booked once",
+            len(wanted) == 1 and wanted == found and running["held"] > 0 and meter["held"] == 0,
+            found=(wanted, found, running, meter),
+            is_quiet=True,
+        )
+
     def _reached(self) -> int:
         """Requests that any vendor got so far."""
         return sum(vendor.requests_total for vendor in self._stage.vendors.values())
@@ -368,7 +409,8 @@ class _Demo:
         stage, vendors = self._stage, self._stage.vendors.values()
         entries = settled_entries(stage.database)
         browsed = [entry for entry in entries if entry.surface == "browserbase"]
-        entries = [entry for entry in entries if entry not in browsed]
+        called = [entry for entry in entries if entry.surface == "call"]
+        entries = [entry for entry in entries if entry not in (*browsed, *called)]
         told = [
             (played.ask.api.surface, played.answer.request_id)
             for played in self._played
@@ -376,9 +418,7 @@ class _Demo:
         ]
         lost = sum(played.lost for played in self._played)
         answers_total = sum(
-            len(vendor.answers_of(Answered))
-            for name, vendor in stage.vendors.items()
-            if name != "browserbase"
+            len(vendor.answers_of(Answered)) for name, vendor in stage.vendors.items() if name not in LATER
         )
         answers = f"{answers_total - lost} answers of the vendors" + (f" (and {lost} lost)" if lost else "")
         self.claim("every count is what the vendor reported, every cost exact", not self.failures)
@@ -410,6 +450,8 @@ class _Demo:
         self._check_mails(entries)
         if self._visits:
             self._check_browsers(browsed)
+        if self._dials:
+            self._check_calls(called)
         refused = [played for played in self._played if played.ask.behaviour is None]
         self.claim(
             f"{len(refused)} refusals: the vendor was not asked, nothing is booked",
@@ -428,6 +470,15 @@ class _Demo:
             f"{' '.join(OWN_ENDPOINTS)} answer",
             set(statuses.values()) == {OK},
             found=statuses,
+        )
+
+    def _check_calls(self, called: Sequence[Entry]) -> None:
+        billed = self._stage.calls
+        costs = [_cost(entry) for entry in called if entry.usage]
+        self.claim(
+            f"{_amount(self._dials, 'calls')}: dialled once, over, and booked at the vendor's own price",
+            len(billed) == self._dials and costs == [one.price_nanousd for one in billed],
+            found=(billed, costs),
         )
 
     def _check_browsers(self, browsed: Sequence[Entry]) -> None:

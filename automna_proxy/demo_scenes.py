@@ -8,6 +8,7 @@ from urllib.parse import quote_plus
 
 from automna_proxy.demo_apis import CHAT, EMAIL, GEMINI, MESSAGES, RESPONSE, RESPONSES, SEARCH, Api
 from automna_proxy.demo_browser import Visit
+from automna_proxy.demo_calls import Dial
 from simulators import agentmail, behaviour, brave, gemini, openai
 from simulators.anthropic import Behaviour, streams
 from simulators.vendor import Answered
@@ -33,6 +34,9 @@ call_minutes_per_month = 0
 """A plan for one: 100 credits are $0.01, which two searches cost; it includes one, and an e-mail a day."""
 SEARCHES_METER, EMAILS_METER = "searches_per_month", "emails_per_day"
 """Of a plan, and of `/api/user/limits`."""
+OWN_NUMBER = "+14155550111"
+"""The phone number that Ada calls from."""
+CALL_METER = "call_seconds_per_month"
 BROWSER_METER = "browser_seconds_per_month"
 SEARCH_NANOUSD = 5_000_000
 """What a search costs, said once more: whatever the price list says."""
@@ -101,11 +105,12 @@ class Ask:
 
 @dataclass(frozen=True, slots=True)
 class Scene:
-    """Requests that belong together under one heading; or what a browser is sent to."""
+    """Requests that belong together under one heading; or what a browser is sent to, and who is called."""
 
     title: str
     asks: tuple[Ask, ...] = ()
     visits: tuple[Visit, ...] = ()
+    dials: tuple[Dial, ...] = ()
 
 
 def _about_handbook(question: str, text: str, **usage: int) -> Ask:
@@ -413,6 +418,10 @@ SCENES = (
     Scene(
         "A browser at Browserbase, driven through the proxy: held while it runs, billed by the second",
         visits=(Visit(ADA, "https://ponds.example/", "Simulated page at https://ponds.example/"),),
+    ),
+    Scene(
+        "A phone call at Bland: dialled once, billed by the connected second when the vendor tells of its end",
+        dials=(Dial(ADA, OWN_NUMBER, "+12025550100", "Ask whether the pond is open on Friday."),),
     ),
     Scene(
         "Refused: a model that nobody offers",

@@ -7,6 +7,7 @@ import re
 import shutil
 import signal
 import site
+import socket
 import subprocess
 import sys
 import tempfile
@@ -20,10 +21,10 @@ from typing import Any
 from urllib.parse import urlsplit
 
 import automna_proxy
-from automna_proxy.demo_scenes import PACE_S, PLAN_TINY
+from automna_proxy.demo_scenes import OWN_NUMBER, PACE_S, PLAN_TINY
 from metering.plans import Plan, load_plans
 from metering.store.database import Database
-from simulators import agentmail, anthropic, brave, browserbase, gemini, openai
+from simulators import agentmail, anthropic, bland, brave, browserbase, gemini, openai
 from simulators.server import running_in_thread
 from simulators.vendor import VendorSimulator
 
@@ -45,6 +46,7 @@ VENDOR_KEYS = {
     "BRAVE_API_KEY": brave.VENDOR_KEY,
     "AGENTMAIL_API_KEY": agentmail.VENDOR_KEY,
     "BROWSERBASE_API_KEY": browserbase.VENDOR_KEY,
+    "BLAND_API_KEY": bland.VENDOR_KEY,
 }
 SETTINGS = {
     "DRAIN_NOTICE_S": "0",
@@ -52,6 +54,7 @@ SETTINGS = {
     "LOG_FORMAT": "console",
     "LOG_LEVEL": "info",
     "BROWSERBASE_PROJECT_ID": browserbase.PROJECT_ID,
+    "BLAND_WEBHOOK_SECRET": bland.WEBHOOK_SECRET,
 }
 
 
@@ -74,8 +77,11 @@ class Said:
 class Stage:
     """A running proxy before simulated vendors, and the commands of its operator."""
 
-    def __init__(self, folder: Path, environment: Mapping[str, str], vendors: Mapping[str, Vendor]) -> None:
+    def __init__(
+        self, folder: Path, environment: Mapping[str, str], vendors: Mapping[str, Vendor], port: int
+    ) -> None:
         self.folder = folder
+        self._port = port
         self.environment = environment
         self.vendors = vendors
         """By their names in the price list."""
@@ -100,6 +106,12 @@ class Stage:
         return [sent for mailer in mailers for sent in mailer.sent]
 
     @property
+    def calls(self) -> list[bland.Billed]:
+        """What every call cost that is over, in the order of their ends."""
+        companies = (each for each in self.vendors.values() if isinstance(each, bland.BlandSimulator))
+        return [billed for company in companies for billed in company.billed]
+
+    @property
     def browsers(self) -> list[browserbase.Session]:
         """Every browser session that was made, in order."""
         makers = (
@@ -113,10 +125,10 @@ class Stage:
         return self.log.read_text(errors="replace").splitlines()[-LOG_LINES_SHOWN:]
 
     def start_server(self) -> None:
-        """Start `automna-proxy serve` on a free port, in a session of its own: Ctrl-C is for us alone."""
+        """Start `automna-proxy serve`, in a session of its own: Ctrl-C is for us alone."""
         with self.log.open("wb") as log:
             self._server = subprocess.Popen(  # noqa: S603 - our own interpreter and module
-                _automna_proxy("serve", "--host", "127.0.0.1", "--port", "0"),
+                _automna_proxy("serve", "--host", "127.0.0.1", "--port", str(self._port)),
                 env=dict(self.environment),
                 cwd=self.folder,
                 stdin=subprocess.DEVNULL,
@@ -215,11 +227,13 @@ def staged() -> Iterator[Stage]:
             "brave": brave.BraveSimulator(default=brave.Behaviour(pace_s=PACE_S)),
             "agentmail": agentmail.AgentMailSimulator(),
             "browserbase": browserbase.BrowserbaseSimulator(),
+            "bland": _phone_company(),
         }
         urls = {name: stack.enter_context(running_in_thread(vendor)) for name, vendor in vendors.items()}
-        environment = _environment(os.environ, folder, urls)
+        port = _free_port()
+        environment = _environment(os.environ, folder, urls, port)
         stack.enter_context(_only(environment))
-        stage = Stage(folder, environment, vendors)
+        stage = Stage(folder, environment, vendors, port)
         stack.callback(_remove, stage)
         _write_plans(folder)
         stack.callback(stage.stop_server)
@@ -227,7 +241,23 @@ def staged() -> Iterator[Stage]:
         yield stage
 
 
-def _environment(outer: Mapping[str, str], folder: Path, urls: Mapping[str, str]) -> dict[str, str]:
+def _free_port() -> int:
+    """The vendors must be told where the proxy is before it is there."""
+    with socket.socket() as found:
+        found.bind(("127.0.0.1", 0))
+        port: int = found.getsockname()[1]
+        return port
+
+
+def _phone_company() -> bland.BlandSimulator:
+    company = bland.BlandSimulator(tariff=bland.START)
+    company.add_number(OWN_NUMBER, is_byot=False)
+    return company
+
+
+def _environment(
+    outer: Mapping[str, str], folder: Path, urls: Mapping[str, str], port: int
+) -> dict[str, str]:
     return {
         **{name: outer[name] for name in KEPT if name in outer},
         **_python_path(outer),
@@ -235,6 +265,7 @@ def _environment(outer: Mapping[str, str], folder: Path, urls: Mapping[str, str]
         "HOME": str(folder),
         "DATABASE_URL": f"sqlite:///{folder / 'ledger.db'}",
         "PLANS_FILE": str(folder / PLANS_FILE),
+        "PUBLIC_URL": f"http://127.0.0.1:{port}",
         **VENDOR_KEYS,
         **{f"{name.upper()}_UPSTREAM_URL": url for name, url in urls.items()},
     }

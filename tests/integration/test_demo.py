@@ -55,6 +55,14 @@ BROWSED = r"""
     ledger   60 browser seconds = \$0.002000000, 20 credits
     limits   when it has ended: 0 seconds held, 60 used
 """
+CALLED = r"""
+    ada      Ask whether the pond is open on Friday.
+    call     initiated: from \+14155550111 to \+12025550100
+    limits   while it runs: 120 seconds held, 0 used
+    call     completed after 42 seconds: A call of 42 seconds.
+    ledger   42 call seconds = \$0.098000000, 980 credits
+    limits   when it has ended: 0 seconds held, 42 used
+"""
 ALL_MAILS = (
     "ok 3 mails at USD 0.002000000 a recipient, each sent exactly once: "
     "plan, ledger and vendor count the same 4 recipients"
@@ -119,6 +127,7 @@ def test_it_runs_once_and_takes_nothing_from_its_environment(tmp_path):
             "BRAVE_API_KEY": "BSA-somebodys-fourth-key",
             "AGENTMAIL_API_KEY": "am_somebodys_fifth_key",
             "BROWSERBASE_API_KEY": "bb_somebodys_sixth_key",
+            "BLAND_API_KEY": "sk-somebodys-seventh-key",
         }
         settings = {
             "HOME": str(tmp_path / "home"),
@@ -129,6 +138,8 @@ def test_it_runs_once_and_takes_nothing_from_its_environment(tmp_path):
             "BRAVE_UPSTREAM_URL": elsewhere,
             "AGENTMAIL_UPSTREAM_URL": elsewhere,
             "BROWSERBASE_UPSTREAM_URL": elsewhere,
+            "BLAND_UPSTREAM_URL": elsewhere,
+            "PUBLIC_URL": elsewhere,
             "DATABASE_URL": "sqlite:////nowhere/at/all.db",
             "PLANS_FILE": "/nowhere/plans.toml",
             "LOG_LEVEL": "shouting",
@@ -138,7 +149,7 @@ def test_it_runs_once_and_takes_nothing_from_its_environment(tmp_path):
     assert (done.returncode, done.stderr) == (0, "")
     assert "FAILED" not in done.stdout
     assert "16 answers of the vendors (and 1 lost), 16 entries in the ledger" in done.stdout
-    assert "clean: 10 accounts, 19 reservations, 19 entries" in done.stdout
+    assert "clean: 12 accounts, 21 reservations, 21 entries" in done.stdout
     assert re.search(r"ada +haiku-4-5 .* client left +reported", done.stdout)
     assert "402 billing_error: Monthly usage limit reached" in done.stdout
     assert re.search(r"bob +\(reads it too\)\n +curl +404 ", done.stdout)
@@ -151,6 +162,7 @@ def test_it_runs_once_and_takes_nothing_from_its_environment(tmp_path):
     assert re.search(MAILED, done.stdout)
     assert re.search(LOST, done.stdout)
     assert re.search(BROWSED, done.stdout)
+    assert re.search(CALLED, done.stdout)
     assert (
         "429 Daily email limit reached: Daily usage limit reached (1 of 1 emails). Resets on " in done.stdout
     )
@@ -203,6 +215,10 @@ BROKEN = {
     "a browser's seconds are booked under another name": (
         f"{only('A browser')}demo.BROWSER_SECONDS = 'seconds'",
         "https://ponds.example/: it was there, and the vendor's 60 seconds are booked once (found",
+    ),
+    "a call has another price": (
+        f"{only('A phone call')}demo.CALL_SECONDS = 'seconds'",
+        "+12025550100: called, and the vendor's 42 seconds and price are booked once (found",
     ),
     "the limits tell nothing of what the scene has a word on": (
         "demo.SCENES = (replace(scene, asks=(replace(ask, used={'pigeons_per_month': 1}),)),)",
