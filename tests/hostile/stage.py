@@ -14,7 +14,7 @@ from urllib.parse import unquote_to_bytes, urlsplit
 
 import orjson
 
-from routes import anthropic, brave, gemini, openai
+from routes import anthropic, brave, browserbase, gemini, openai
 from simulators.anthropic import ReportedUsage
 from simulators.anthropic_messages import Content, Message, message_json
 from simulators.brave import VENDOR_KEY as BRAVE_KEY
@@ -22,6 +22,7 @@ from simulators.brave_answers import Reply as BraveReply
 from simulators.brave_answers import ReportedUsage as BraveUsage
 from simulators.brave_answers import Tags
 from simulators.brave_answers import chat_json as brave_json
+from simulators.browserbase import VENDOR_KEY as BROWSERBASE_KEY
 from simulators.gemini import VENDOR_KEY as GEMINI_KEY
 from simulators.openai import VENDOR_KEY as OPENAI_KEY
 from simulators.openai_shapes import Reply, chat_json
@@ -33,6 +34,7 @@ MESSAGES = b"/api/llm/v1/messages"
 CHAT, RESPONSES = b"/api/openai/v1/chat/completions", b"/api/openai/v1/responses"
 GENERATE = b"/api/gemini/v1beta/models/gemini-2.5-flash:generateContent"
 STREAM = b"/api/gemini/v1beta/models/gemini-2.5-flash:streamGenerateContent"
+EXTENSIONS = b"/api/browserbase/v1/extensions"
 SEARCH, ANSWERS = b"/api/brave/res/v1/web/search", b"/api/brave/res/v1/chat/completions"
 MOUNTS = {
     b"/api/llm": "anthropic",
@@ -40,6 +42,7 @@ MOUNTS = {
     b"/api/gemini": "gemini",
     b"/api/brave": "brave",
     b"/api/search": "brave",
+    b"/api/browserbase": "browserbase",
 }
 CREDENTIAL = {
     b"/api/llm": b"x-api-key: ",
@@ -47,11 +50,12 @@ CREDENTIAL = {
     b"/api/gemini": b"x-goog-api-key: ",
     b"/api/brave": b"x-subscription-token: ",
     b"/api/search": b"x-subscription-token: ",
+    b"/api/browserbase": b"x-bb-api-key: ",
 }
 """Where each surface's own clients put their key."""
 EXAMPLES = {
     operation.example.path.partition("?")[0].encode(): operation.example
-    for surface in (anthropic.SURFACE, openai.SURFACE, gemini.SURFACE, brave.SURFACE)
+    for surface in (anthropic.SURFACE, openai.SURFACE, gemini.SURFACE, brave.SURFACE, browserbase.SURFACE)
     for operation in surface.operations
 }
 UNSTREAMED = message_json(
@@ -387,7 +391,7 @@ def assert_subsequence(reached: Sequence[reference.Request], sent: Iterable[refe
 OURS = frozenset(
     {
         *(b"host", b"connection", b"content-length", b"accept-encoding", b"anthropic-version"),
-        *(b"x-api-key", b"authorization", b"x-goog-api-key", b"x-subscription-token"),
+        *(b"x-api-key", b"authorization", b"x-goog-api-key", b"x-subscription-token", b"x-bb-api-key"),
     }
 )
 
@@ -466,6 +470,8 @@ def others_at(url: str) -> dict[str, str]:
         "GEMINI_UPSTREAM_URL": url,
         "BRAVE_API_KEY": BRAVE_KEY,
         "BRAVE_UPSTREAM_URL": url,
+        "BROWSERBASE_API_KEY": BROWSERBASE_KEY,
+        "BROWSERBASE_UPSTREAM_URL": url,
     }
 
 
