@@ -301,14 +301,14 @@ async def test_a_correction_between_the_look_and_the_entry_of_a_late_report_is_s
 ) -> None:
     reservation = await expired(bench, 30)
     ledger, looked = bench.ledger, []
-    intent_of = ledger._intent_of
+    intent_of = ledger.intent_of
 
     async def corrected_meanwhile(reservation_id: str) -> Any:
         if not looked:
             looked.append(await reprice(bench.store, double, PROVIDERS, EVER, bench.clock))
         return await intent_of(reservation_id)
 
-    monkeypatch.setattr(ledger, "_intent_of", corrected_meanwhile)
+    monkeypatch.setattr(ledger, "intent_of", corrected_meanwhile)
     assert await ledger.report_late(reservation.id, settlement(45))
     assert await bench.entries(reservation.id) == [("expire", 30), ("adjust", 30), ("adjust", -15)]
     assert await bench.account() == (45, 0)
