@@ -50,7 +50,7 @@ class CallDialect(PlainJson):
                 }
             else:
                 status, more = FORBIDDEN, {"upgrade_url": UPGRADE_URL}
-        elif refused.reason in {Reason.UPSTREAM_ACCOUNT, Reason.UPSTREAM_TIMEOUT}:
+        elif refused.reason is Reason.UPSTREAM_TIMEOUT:
             status = BAD_GATEWAY
         body = {"error": refused.message, **more, "request_id": request_id}
         headers = [(b"content-type", b"application/json"), *retry_headers(refused)]

@@ -179,12 +179,12 @@ async def test_used_up_minutes_are_429_with_how_many(tmp_path):
         }
 
 
-@pytest.mark.parametrize("status", [401, 402, 500, 503])
-async def test_a_failure_of_the_vendors_is_502(tmp_path, status):
+@pytest.mark.parametrize(("status", "shown"), [(401, 503), (402, 503), (500, 502), (503, 502)])
+async def test_a_failure_of_the_vendors_is_502_and_one_of_our_account_503(tmp_path, status, shown):
     async with stage(tmp_path) as (at, ada, _):
         at.vendor.next(fails(status))
         refused = await dial(ada)
-        assert (refused.status_code, isinstance(refused.json()["error"], str)) == (502, True)
+        assert (refused.status_code, isinstance(refused.json()["error"], str)) == (shown, True)
         async with asyncio.timeout(20):  # until it is sure that nothing was dialled
             while await at.ada.seconds() != (0, 0):
                 await at.pass_time(10)
