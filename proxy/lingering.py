@@ -36,7 +36,8 @@ class Held:
     operation: Operation
     """That makes such."""
     linger_s: float
-    clients: int = 0
+    clients: int = 1
+    """That it was made for, to begin with."""
     timer: asyncio.TimerHandle | None = None
     keeper: "asyncio.Task[None] | None" = None
     side: VendorSide | None = None
@@ -58,12 +59,15 @@ class Lingering:
     def __len__(self) -> int:
         return len(self._held)
 
-    def waiting(self, key: Key) -> ObjectId | None:
-        """One that waits for its user's next client."""
-        return next((held.one for held in self._held.values() if held.key == key and not held.clients), None)
+    def take(self, key: Key) -> ObjectId | None:
+        """One that waits for its user's next client, for this one, who has entered it with that."""
+        one = next((held.one for held in self._held.values() if held.key == key and not held.clients), None)
+        if one is not None:
+            self.entered(one)
+        return one
 
     def made(self, held: Held) -> None:
-        """One was made for a client that will enter it now."""
+        """One was made for a client that enters it now."""
         self._held[held.one] = held
 
     def entered(self, one: ObjectId) -> None:

@@ -896,18 +896,15 @@ class Engine:
             await self.spliced.spend(mounted, spliced, params[spliced.ticket_piece])
         elif named is not None:
             exchange.leads_to = named
-        elif (waiting := await self.spliced.waiting(mounted, caller)) is not None:
+        elif (waiting := await self.spliced.take(mounted, caller)) is not None:
             exchange.leads_to = waiting.upstream_id
         elif not await self._make_for(exchange, mounted, spliced):
             return
         one = self.spliced.leads_to(exchange)
         if one is None:
             raise Refused(Reason.BAD_REQUEST, f"{spliced.id_param}: an id is expected.")
-        is_client = (
-            not spliced.ticket_piece and named is None
-        )  # whoever names one may have named another user's
-        if is_client:
-            lingering.entered(one)
+        # What waited, or was made, has this client already; whoever names one may have named another user's.
+        is_client = not spliced.ticket_piece and named is None
         try:
             await self._serve_caller(exchange, mounted, path, params)
             if not is_client and exchange.splice is not None:

@@ -7,6 +7,7 @@ import base64
 import hashlib
 import socket
 import ssl
+from collections.abc import Mapping
 from typing import cast
 
 import h11
@@ -32,6 +33,8 @@ _GOES_UP = frozenset(
     }
 )
 _COMES_DOWN = frozenset({b"sec-websocket-accept", b"sec-websocket-extensions", b"sec-websocket-protocol"})
+_OFFERED = frozenset({b"sec-websocket-extensions", b"sec-websocket-protocol"})
+"""What the vendor may agree to only where the client has offered it (RFC 6455 section 4.1)."""
 _IDLE_S, _BETWEEN_S, _PROBES = 60, 15, 4
 """When a connection that says nothing is asked whether anybody is there, how often, and how many times."""
 
@@ -39,11 +42,16 @@ _IDLE_S, _BETWEEN_S, _PROBES = 60, 15, 4
 class _Greeter(asyncio.Protocol):
     """Reads the vendor's answer to the handshake; then its connection is the splice's."""
 
-    def __init__(self, splice: Splice, head: bytes, reader: h11.Connection, key: bytes) -> None:
+    def __init__(
+        self, splice: Splice, head: bytes, reader: h11.Connection, sent: Mapping[bytes, bytes]
+    ) -> None:
         self._splice = splice
+        self._offered = sent.keys() & _OFFERED
         self._head = head
         self._reader = reader
-        self._accept = base64.b64encode(hashlib.sha1(key + ACCEPT_GUID, usedforsecurity=False).digest())
+        self._accept = base64.b64encode(
+            hashlib.sha1(sent[b"sec-websocket-key"] + ACCEPT_GUID, usedforsecurity=False).digest()
+        )
         self._error: tuple[int, Headers, bytearray] | None = None
         self.transport: asyncio.Transport | None = None
         self.is_sent = False
@@ -126,7 +134,7 @@ async def dial_spliced(  # noqa: PLR0917 - as UpstreamClient.open
     ours = [(b"host", origin.authority.encode()), (b"upgrade", b"websocket"), (b"connection", b"Upgrade")]
     request = h11.Request(method="GET", target=target, headers=[*ours, *passed])
     head = (reader.send(request) or b"") + (reader.send(h11.EndOfMessage()) or b"")
-    greeter = _Greeter(splice, head, reader, dict(passed)[b"sec-websocket-key"])
+    greeter = _Greeter(splice, head, reader, dict(passed))
     try:
         await _connect(origin, greeter, tls, connect_s)
         async with asyncio.timeout(HANDSHAKE_S):
@@ -156,6 +164,12 @@ async def _connect(origin: Origin, greeter: _Greeter, tls: ssl.SSLContext | None
         raise TimedOut("connect", words, is_sent=False) from error
     except (OSError, UnicodeError) as error:  # TLS and DNS errors are OSErrors, IDNA's is not
         raise Unreachable(f"cannot connect to {origin}: {error}", is_sent=False) from error
+
+
+def _upgrades(headers: Headers) -> bool:
+    said = {name: value.lower() for name, value in headers}
+    tokens = {token.strip() for token in said.get(b"connection", b"").split(b",")}
+    return said.get(b"upgrade") == b"websocket" and b"upgrade" in tokens
 
 
 def agreed_head(agreed: Headers, more: Headers) -> bytes:

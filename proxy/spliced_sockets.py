@@ -142,11 +142,17 @@ class SplicedSockets:
         self.lingering.made(Held(key, one, mounted, maker, linger_s))
         return True
 
-    async def waiting(self, mounted: Mounted, caller: Caller) -> ObjectId | None:
-        """What was made for a client of the caller's before, and still goes on. Raises Refused(STORE_UNAVAILABLE)."""
+    async def take(self, mounted: Mounted, caller: Caller) -> ObjectId | None:
+        """What was made for a client of the caller's before, and still goes on, for another one: entered before anybody is
+        asked, or two would get the same. Raises Refused(STORE_UNAVAILABLE)."""
         surface = mounted.surface.name
-        while (one := self.lingering.waiting((surface, caller.token_id))) is not None:
-            if await self._goes_on(surface, one):
+        while (one := self.lingering.take((surface, caller.token_id))) is not None:
+            try:
+                goes_on = await self._goes_on(surface, one)
+            except BaseException:
+                self.lingering.left(one)
+                raise
+            if goes_on:
                 return one
             self.lingering.forget(one)
         return None
@@ -213,6 +219,13 @@ class SplicedSockets:
         """Look forever. While the store cannot say, nobody is cut: what it leads to is ended by its own time."""
         while True:
             await asyncio.sleep(LOOK_S)
-            if self._open:
-                with suppress(Refused):
-                    await self.look()
+            if not self._open:
+                continue
+            try:
+                await self.look()
+            except Refused as refused:
+                logger.debug(
+                    "no look at spliced websockets: %s", refused
+                )  # the store says what is wrong with it
+            except Exception:  # one that cannot be looked at must not leave all others uncut
+                logger.exception("spliced websockets cannot be looked at")

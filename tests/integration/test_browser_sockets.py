@@ -359,3 +359,23 @@ async def test_what_ended_while_it_waited_is_not_given_to_the_next(tmp_path):
         assert len(at.vendor.sessions) == 2
         await released(at.ada, {"id": at.vendor.sessions[1].id})
         await until_booked(at, at.ada, 2)
+
+
+async def test_two_clients_at_once_do_not_get_the_same_waiting_session(tmp_path):
+    async with house(tmp_path, env={"BROWSERBASE_LINGER_S": "30"}) as at:
+        async with cdp(endpoint(at, at.ada)) as client:
+            await client.call("Browser.getVersion")
+            await until(lambda: len([peer for peer in at.vendor.peers if peer.is_open]) == 2)
+        async with asyncio.TaskGroup() as group:
+
+            async def looks():
+                async with cdp(endpoint(at, at.ada)) as client:
+                    await client.call("Browser.getVersion")
+                    await until(lambda: len(at.vendor.sessions) == 3)
+
+            for _ in range(3):
+                group.create_task(looks())
+        assert len(at.vendor.sessions) == 3, "one waited, two were made"
+        for session in at.vendor.sessions:
+            await released(at.ada, {"id": session.id})
+        await until_booked(at, at.ada, 3)
