@@ -18,8 +18,12 @@ from metering.objects import ObjectId, Objects
 from simulators.agentmail import VENDOR_KEY as AGENTMAIL_KEY
 from simulators.agentmail import AgentMailSimulator
 from simulators.anthropic import AnthropicSimulator
+from simulators.bland import VENDOR_KEY as BLAND_KEY
+from simulators.bland import BlandSimulator
 from simulators.brave import VENDOR_KEY as BRAVE_KEY
 from simulators.brave import BraveSimulator
+from simulators.browserbase import VENDOR_KEY as BROWSERBASE_KEY
+from simulators.browserbase import BrowserbaseSimulator
 from simulators.gemini import VENDOR_KEY as GEMINI_KEY
 from simulators.gemini import GeminiSimulator
 from simulators.openai import VENDOR_KEY as OPENAI_KEY
@@ -96,20 +100,28 @@ class Open:
         return self.tasks <= other.tasks and self.descriptors <= other.descriptors
 
 
-def _inbox_of(user_id: str) -> str:
-    return f"{user_id}@agentmail.to"
+def _own(user_id: str) -> dict[str, ObjectId]:
+    """What each user has at vendors, by how a target names it."""
+    return {
+        "inbox": ObjectId("agentmail", "inbox", f"{user_id}@agentmail.to"),
+        "session": ObjectId("browserbase", "session", f"ses-{user_id}"),
+        "call": ObjectId("bland", "call", f"call-{user_id}"),
+    }
 
 
 def target_of(speech: Speech, user_id: str) -> bytes:
     """Where a user asks."""
-    return speech.target.replace(b"{inbox}", _inbox_of(user_id).encode())
+    target = speech.target
+    for name, one in _own(user_id).items():
+        target = target.replace(f"{{{name}}}".encode(), one.upstream_id.encode())
+    return target
 
 
 async def new_token(gateway: Gateway, user_id: str) -> str:
-    """Of a new user, who has an inbox."""
+    """Of a new user, who has something at each vendor that keeps things."""
     token = await gateway.new_token(user_id)
-    inbox = ObjectId("agentmail", "inbox", _inbox_of(user_id))
-    await Objects(gateway.service.store, gateway.clock).bind([inbox], user_id, "home:inbox")
+    objects = Objects(gateway.service.store, gateway.clock)
+    await objects.bind(list(_own(user_id).values()), user_id, "home:inbox")
     return token
 
 
@@ -123,6 +135,8 @@ class House:
             "gemini": GeminiSimulator(),
             "brave": BraveSimulator(),
             "agentmail": AgentMailSimulator(),
+            "browserbase": BrowserbaseSimulator(),
+            "bland": BlandSimulator(),
         }
         self._folder = folder
         self._gateways: dict[str, Gateway] = {}
@@ -191,6 +205,11 @@ class House:
             "BRAVE_UPSTREAM_URL": urls["brave"],
             "AGENTMAIL_API_KEY": AGENTMAIL_KEY,
             "AGENTMAIL_UPSTREAM_URL": urls["agentmail"],
+            "BROWSERBASE_API_KEY": BROWSERBASE_KEY,
+            "BROWSERBASE_UPSTREAM_URL": urls["browserbase"],
+            "BLAND_API_KEY": BLAND_KEY,
+            "BLAND_UPSTREAM_URL": urls["bland"],
+            "SWEEP_EVERY_S": "0",
         }
         started: Any = running_gateway(
             folder, upstream=urls["anthropic"], env={**PATIENT, **SHORT[bounds], **others}

@@ -6,6 +6,7 @@ What must come of an exchange is one rule (tables.py); it asks a speech what it 
 import functools
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from http.client import responses
 from typing import Any
 
 import orjson
@@ -61,7 +62,8 @@ class Dialect:
 
 @dataclass(frozen=True)
 class Speech:
-    """One way to ask. Prices in nano-USD a token, and a piece. `target`: {inbox} stands for the user's own."""
+    """One way to ask. Prices in nano-USD a token, and a piece. `target`: {inbox}, {session} and {call} stand for the
+    user's own."""
 
     name: str
     dialect: Dialect
@@ -396,10 +398,77 @@ MAIL_SEND = _of_mail(
     is_asked_again=True,
 )
 
+# --- Browserbase, Bland ---------------------------------------------------------------------------------
+
+
+def _browserbase_error(status: int) -> bytes:
+    phrase = responses.get(status, "Error")
+    message = "Not found." if status == 404 else "The vendor refused the request."
+    return orjson.dumps({"statusCode": status, "error": phrase, "message": message})
+
+
+_BROWSERBASE = Dialect(
+    "browserbase",
+    b"x-bb-api-key: ",
+    unreachable="Bad Gateway",
+    timeout="Gateway Timeout",
+    account="Service Unavailable",
+    busy="Too Many Requests",
+    word="error",
+    event=b"",
+    error_body=_browserbase_error,
+    wrapper=None,
+)
+_of_what_runs = functools.partial(
+    Speech,
+    fields={},
+    method=b"GET",
+    events=None,
+    counts=(0, 0),
+    is_sold_whole=True,
+    is_free=True,
+    hands_out_ids=True,
+)
+BROWSER = _of_what_runs(
+    "browser session",
+    dialect=_BROWSERBASE,
+    target=b"/api/browserbase/v1/sessions/{session}",
+    whole=lambda serial, words: orjson.dumps(
+        {"id": serial, "status": "RUNNING", "userMetadata": {"words": filler(words)}}
+    ),
+)
+
+
+def _bland_error(status: int) -> bytes:
+    return orjson.dumps({"status": "error", "message": f"Simulated \u2713 {status}", "errors": []})
+
+
+_BLAND = Dialect(
+    "bland",
+    b"authorization: ",
+    unreachable="error",
+    timeout="error",
+    account="error",
+    busy="error",
+    word="status",
+    event=b"",
+    error_body=_bland_error,
+    wrapper=None,
+)
+CALL = _of_what_runs(
+    "phone call",
+    dialect=_BLAND,
+    target=b"/api/bland/v1/calls/{call}",
+    whole=lambda serial, words: orjson.dumps(
+        {"call_id": serial, "status": "completed", "summary": filler(words)}
+    ),
+)
+
 SPEECHES = (
     *(STREAM, WHOLE),
     *(CHAT, CHAT_UNASKED, RESPONSE_STREAM, RESPONSE),
     *(GEMINI_EVENTS, GEMINI_LIST, GEMINI),
     *(SEARCH, ANSWERS, ANSWERS_WHOLE),
     *(MAIL_LIST, MAIL_SEND),
+    *(BROWSER, CALL),
 )
