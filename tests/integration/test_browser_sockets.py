@@ -185,7 +185,7 @@ async def test_a_ticket_ends_with_the_gateway_token_that_it_was_minted_for(tmp_p
             await client.call("Browser.getVersion")
             await at.gateway.service.engine._authenticator._directory.disable("ada")
             await client.socket.wait_closed()
-            assert client.socket.close_code == 1008
+            assert client.socket.close_code in (1001, 1008), "by us, or by the vendor that was told to end it"
         assert await status_of(session["connectUrl"]) in (401, 403)
         await until(lambda: not at.vendor.sessions[0].is_live)
         await assert_settled(at, at.ada)
