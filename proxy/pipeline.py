@@ -879,6 +879,7 @@ class Engine:
         if scope["query_string"]:
             url += f"?{scope['query_string'].decode('ascii')}"
         body = question.says(url)
+        exchange.outcome = Outcome.COMPLETED
         self._begin(exchange, OK, [JSON_TYPE, (b"content-length", b"%d" % len(body))])
         await send_body(exchange, body, is_last=True)
 

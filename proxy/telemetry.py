@@ -383,7 +383,9 @@ def _outcome(exchange: Exchange) -> str:
         return INTERNAL
     if exchange.outcome is not None:
         return exchange.outcome.value
-    return INTERNAL if refused is None else "refused"
+    # Without a refusal of its own: what it had to have made first was refused, and has a line that says why.
+    is_refused = refused is not None or (exchange.admitted is None and exchange.status >= CLIENT_ERROR)
+    return "refused" if is_refused else INTERNAL
 
 
 def _fields(exchange: Exchange, outcome: str, operation: str, ended_s: float) -> dict[str, Any]:

@@ -232,6 +232,10 @@ async def test_short_looks_share_one_session_which_is_ended_after_a_while(tmp_pa
         async with httpx.AsyncClient(trust_env=False) as client:
             asked = (await client.get(url)).json()
         assert asked["webSocketDebuggerUrl"] == endpoint(at, at.ada)
+        assert (at.gateway.lines[-1]["operation"], at.gateway.lines[-1]["outcome"]) == (
+            "GET /connect",
+            "completed",
+        )
         assert at.vendor.sessions == []
         for _ in range(3):
             async with cdp(asked["webSocketDebuggerUrl"]) as client:
@@ -281,6 +285,10 @@ async def test_what_the_plan_refuses_is_refused_to_whoever_connects(tmp_path):
         assert refused.value.response.status_code == 429
         body = orjson.loads(refused.value.response.body)
         assert body["message"] == "Too many browser sessions at once: 1 may run on the test plan."
+        assert [(line["operation"], line["outcome"], line["status"]) for line in at.gateway.lines[-2:]] == [
+            ("POST /v1/sessions", "refused", 429),
+            ("GET /connect", "refused", 429),
+        ]
         at.vendor.next(fails(503))
         assert await status_of(endpoint(at, at.bob)) == 503
         assert len(at.vendor.sessions) == 1
