@@ -404,15 +404,17 @@ class Audit:
         assert spent == sum(entry.cost_nanousd for entry in self._all_entries.values())
 
     def _check_searches(self) -> int:
-        """Each entry counts what its answer used, that of an expiry what was held; their sum is what is spent of the
-        quota, and within it. That sum."""
+        """Each entry counts what its answer used, that of an expiry what was held, and a late report the difference;
+        their sum is what is spent of the quota, and within it. That sum."""
         counted = 0
         for entry in self._all_entries.values():
             held = self._reserved[entry.reservation_id].searches
             if entry.kind == "settle":
                 assert entry.searches == entry.searches_used, entry
             else:
-                assert entry.searches == (held if entry.kind == "expire" else 0), (entry, held)
+                # A late report corrects what the expiry has counted, to what was used.
+                corrects = entry.searches_used - held if entry.kind == "adjust" else 0
+                assert entry.searches == (held if entry.kind == "expire" else corrects), (entry, held)
             counted += entry.searches
         accounts = self._server.rows(SEARCHES_SPENT, f"user:{self._user_id}")
         assert sum(spent for spent, _, _ in accounts) == counted
