@@ -54,7 +54,7 @@ async def test_bodies_in_drips_are_400_within_body_timeout_s(tmp_path, framing):
     async with staged(tmp_path, env={"BODY_TIMEOUT_S": "0.5", "KEEP_ALIVE_S": "1"}) as stage:
         piece = b"1\r\n \r\n" if b"chunked" in framing else b" "
         assert await drip(stage, stage.head(framing), piece) == [[400]] * SLOW_CLIENTS
-        assert stage.gateway.service.engine._bodies == {}
+        assert stage.gateway.service.engine._reading.waiting_by_owner == {}
 
 
 async def test_trailers_in_drips_are_400_within_body_timeout_s(tmp_path):
