@@ -62,8 +62,8 @@ class Dialect:
 
 @dataclass(frozen=True)
 class Speech:
-    """One way to ask. Prices in nano-USD a token, and a piece. `target`: {inbox}, {session} and {call} stand for the
-    user's own."""
+    """One way to ask. Prices in nano-USD a token, and a piece. In `target` and the texts of `fields`, {inbox}, {session} and
+    {call} stand for the user's own, and {to} for whom they call."""
 
     name: str
     dialect: Dialect
@@ -101,6 +101,8 @@ class Speech:
     """Events pass when they are whole, and bodies when they have ended."""
     hidden: bytes | None = None
     """What stands in the event that is there only because we asked for it."""
+    status: int = 200
+    """Of a good answer."""
     ping: bytes = b" "
     error_event: bytes = b""
 

@@ -358,7 +358,7 @@ def _seen_to_the_end(cell: Cell) -> Expected:
         case End.SAYS_NO:
             return _said_no(vendor.error, dialect)
         case End.COMPLETES:
-            return Expected(Outcome.COMPLETED, True, Cost.EXACT, View.CLEAN)
+            return Expected(Outcome.COMPLETED, True, Cost.EXACT, View.CLEAN, cell.speech.status)
         case End.FAILS_INSIDE:
             return Expected(Outcome.UPSTREAM_FAILED, False, Cost.AT_START, View.CLEAN)
         case End.BREAKS:

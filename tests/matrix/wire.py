@@ -76,13 +76,17 @@ def spoken(cell: Cell, gates: Gates, serial: str = "SimMatrix") -> Spoken:
     if vendor.is_gzip:
         headers.append(("Content-Encoding", "gzip"))
     if vendor.act is Act.CUT_CHUNK:
-        wire = (head(200, [*headers, ("Transfer-Encoding", "chunked")]), chunk(b"x" * 1_000)[:50])
+        wire = (
+            head(cell.speech.status, [*headers, ("Transfer-Encoding", "chunked")]),
+            chunk(b"x" * 1_000)[:50],
+        )
         before = (*before, Send(wire[0]), *steps[:-1], Send(wire[1]), steps[-1])
         steps = ()
         sent_second += wire[1].partition(b"\r\n")[2]
     is_length = vendor.framing is tables.Framing.LENGTH
     more_bytes = 500 if vendor.act is Act.CLOSE else 0
     script = Script(
+        status=cell.speech.status,
         headers=tuple(headers),
         before=before,
         steps=steps,
