@@ -466,6 +466,32 @@ CALL = _of_what_runs(
     ),
 )
 
+# --- what goes on after its answer ----------------------------------------------------------------------
+
+_of_what_is_begun = functools.partial(
+    Speech, events=None, counts=(0, 0), is_sold_whole=True, hands_out_ids=True
+)
+"""Nothing in the answer tells a price: what it has begun is asked about."""
+NEW_BROWSER = _of_what_is_begun(
+    "new browser session",
+    dialect=_BROWSERBASE,
+    target=b"/api/browserbase/v1/sessions",
+    fields={"keepAlive": True, "timeout": 3_600},
+    whole=lambda serial, words: orjson.dumps(
+        {"id": serial, "status": "RUNNING", "userMetadata": {"words": filler(words)}}
+    ),
+    status=201,
+)
+NEW_CALL = _of_what_is_begun(
+    "new phone call",
+    dialect=_BLAND,
+    target=b"/api/bland/v1/calls",
+    fields={"phone_number": "{to}", "task": "Say hello.", "max_duration": 30},
+    whole=lambda serial, words: orjson.dumps(
+        {"status": "success", "call_id": serial, "message": filler(words)}
+    ),
+)
+
 SPEECHES = (
     *(STREAM, WHOLE),
     *(CHAT, CHAT_UNASKED, RESPONSE_STREAM, RESPONSE),
