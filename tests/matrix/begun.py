@@ -13,7 +13,9 @@ from tests.matrix.tables import (
     Cell,
     Client,
     End,
+    Error,
     Expected,
+    Part,
     Stage,
     Vendor,
     expected,
@@ -21,7 +23,12 @@ from tests.matrix.tables import (
 )
 from tests.matrix.works import WORKS, Work
 
-SERVER_ERROR = 500
+BEGUN_VENDORS = (
+    *VENDORS,
+    Vendor("completes-saying-nothing", End.COMPLETES, is_mute=True),
+    Vendor("says-408-json", End.SAYS_NO, sends=Part.HEAD, error=Error(408)),
+)
+CLIENT_ERROR, REQUEST_TIMEOUT, SERVER_ERROR = 400, 408, 500
 
 
 @dataclass(frozen=True)
@@ -37,17 +44,26 @@ class BegunCell(Cell):
 
 
 def _may_be_made(client: Client, vendor: Vendor) -> tuple[bool, ...]:
-    """A vendor that hears nothing, or says that a request is wrong, begins nothing; one that says that all is well, and to
-    its end, has begun it. Of all others nobody knows."""
+    """A vendor that hears nothing, or says that a request is wrong, begins nothing; one that says what it has begun, and to the
+    end, has begun it. Of all others nobody knows."""
     is_heard = client.leaves_at is not Stage.ASKING and vendor.end not in (End.REFUSES, End.NEVER_ACCEPTS)
-    if not is_heard or (vendor.error is not None and vendor.error.status < SERVER_ERROR):
+    if not is_heard or _is_refusal(vendor):
         return (False,)
-    return (True,) if vendor.end is End.COMPLETES else (True, False)
+    return (True,) if _tells(vendor) else (True, False)
+
+
+def _is_refusal(vendor: Vendor) -> bool:
+    status = 0 if vendor.error is None else vendor.error.status
+    return CLIENT_ERROR <= status < SERVER_ERROR and status != REQUEST_TIMEOUT
+
+
+def _tells(vendor: Vendor) -> bool:
+    return vendor.end is End.COMPLETES and not vendor.is_mute
 
 
 CELLS = tuple(
     BegunCell(client, vendor, work.speech, work, is_made)
-    for client, vendor, work in product(CLIENTS, VENDORS, WORKS)
+    for client, vendor, work in product(CLIENTS, BEGUN_VENDORS, WORKS)
     if "U" in vendor.kinds and is_possible(client, vendor, WHOLE)  # which meets them all
     for is_made in _may_be_made(client, vendor)
 )
@@ -112,12 +128,10 @@ def begun(cell: BegunCell) -> Begun:
 
 
 def _fate(cell: BegunCell, seen: Expected) -> Fate:
-    vendor = cell.vendor
-    is_refused = vendor.error is not None and vendor.error.status < SERVER_ERROR
-    if is_refused or seen.outcome in (None, Outcome.NOT_SENT):
+    if _is_refusal(cell.vendor) or seen.outcome in (None, Outcome.NOT_SENT):
         return Fate.NONE
     if not cell.is_made:
         return Fate.NOT_FOUND
-    if vendor.end is not End.COMPLETES:
+    if not _tells(cell.vendor):
         return Fate.FOUND
     return Fate.TOLD if cell.client.leaves_at is None else Fate.LEFT
