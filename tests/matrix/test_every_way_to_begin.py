@@ -163,6 +163,11 @@ async def assert_booked(gateway: Gateway, played: Beginning, must: Begun, bill: 
     )
     seconds = sum(line["counts"].get(played.work.unit, 0) for line in orjson.loads(usage or "[]"))
     assert (seconds, cost) == ((0, 0) if bill is None else (bill.seconds, bill.cost_nanousd))
+    counted = await readers.rows(
+        "SELECT meter, spent FROM accounts WHERE owner = ?1 AND meter IN (?2, 'money')",
+        (f"user:{user_id}", played.work.unit),
+    )
+    assert dict(counted) == {played.work.unit: seconds, "money": cost}
     assert line["request"] == request_id
     later = [each["outcome"] for each in gateway.lines if each["request"] == request_id and each is not line]
     assert later == ([] if must.line is not Outcome.DEFERRED else [must.entry])
