@@ -14,7 +14,7 @@ from proxy.bounds import Bounds
 from proxy.deferral import Deferrals
 from proxy.exchange import Exchange
 
-REDIRECT = 300
+REDIRECT, CLIENT_ERROR = 300, 400
 
 
 class Booking:
@@ -179,9 +179,9 @@ def _deferred() -> "asyncio.Future[Resolved]":
 
 
 def _may_run_unknown(exchange: Exchange) -> bool:
-    """Whether the vendor may have begun what goes on by itself, and no answer has told its id."""
+    """Whether the vendor may have begun what goes on by itself, and no answer has told its id: a redirect may lead to it."""
     status = exchange.upstream_status
-    is_refused = status is not None and REDIRECT <= status < SERVER_ERROR and status != REQUEST_TIMEOUT
+    is_refused = status is not None and CLIENT_ERROR <= status < SERVER_ERROR and status != REQUEST_TIMEOUT
     return exchange.is_forwarded and not exchange.is_deferred and not is_refused
 
 
