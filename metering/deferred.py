@@ -27,7 +27,8 @@ NEVER_MS = 2**53
 INSERT_DEFERRED = """
 INSERT INTO deferred_work (reservation_id, surface, operation, upstream_id, demand, poll_at_ms, polls, is_seen)
 VALUES (?1, ?2, ?3, ?4, ?5, ?6, 0, ?7) ON CONFLICT (reservation_id) DO UPDATE
-SET upstream_id = excluded.upstream_id, poll_at_ms = excluded.poll_at_ms, is_seen = excluded.is_seen, is_open = 0
+SET upstream_id = excluded.upstream_id, poll_at_ms = excluded.poll_at_ms, is_seen = excluded.is_seen, is_open = 0,
+    absences = 0
 WHERE deferred_work.upstream_id = ''"""
 INSERT_OPEN = """
 INSERT INTO deferred_work (reservation_id, surface, operation, upstream_id, demand, poll_at_ms, polls, is_open)
@@ -36,6 +37,7 @@ LEAVE_OPEN = """
 UPDATE deferred_work SET is_open = 0, is_seen = 0, poll_at_ms = ?2 WHERE reservation_id = ?1"""
 NOTE_ABSENT = """
 UPDATE deferred_work SET absences = absences + 1, poll_at_ms = ?2 WHERE reservation_id = ?1"""
+NOTE_PRESENT = "UPDATE deferred_work SET absences = 0 WHERE reservation_id = ?1 AND absences <> 0"
 NOTE_ENDED = """
 UPDATE deferred_work SET ended_because = ?2 WHERE reservation_id = ?1 AND ended_because = ''"""
 
@@ -174,7 +176,7 @@ class DeferredWorks:
         return self._store.writer.submit(Unit((Step(LEAVE_OPEN, params),), must_keep=True))
 
     async def absent(self, work: DeferredWork, *, poll_in_s: float) -> int:
-        """Nothing was found of it; how often that is now. Raises Refused(STORE_UNAVAILABLE)."""
+        """Nothing was found of it; how often in a row that is now. Raises Refused(STORE_UNAVAILABLE)."""
         params = (work.reservation_id, self._clock.now_ms() + round(poll_in_s * 1000))
         await self._store.writer.submit(Unit((Step(NOTE_ABSENT, params),)))
         return work.absences + 1
@@ -224,6 +226,13 @@ class DeferredWorks:
         """It goes on: its hold lives for so long from now. Raises Refused(STORE_UNAVAILABLE)."""
         due_at_ms = self._clock.now_ms() + round(due_in_s * 1000)
         await self._store.writer.submit(Unit((Step(MOVE_DUE, (work.reservation_id, due_at_ms)),)))
+
+    async def goes_on(self, work: DeferredWork, *, due_in_s: float) -> None:
+        """The vendor has said so: the same, and what it did not know of before counts no more. Raises
+        Refused(STORE_UNAVAILABLE)."""
+        due_at_ms = self._clock.now_ms() + round(due_in_s * 1000)
+        moved = Step(MOVE_DUE, (work.reservation_id, due_at_ms))
+        await self._store.writer.submit(Unit((moved, Step(NOTE_PRESENT, (work.reservation_id,)))))
 
     async def forget(self, work: DeferredWork) -> None:
         """Its reservation is resolved. Raises Refused(STORE_UNAVAILABLE)."""

@@ -54,7 +54,7 @@ UNKNOWN_POLL_S, UNKNOWN_POLLS_MAX = 600.0, 144
 """Rows of operations that this release does not know are left for the one that does, for a day."""
 OK, NOT_FOUND = 200, 404
 LOST_AFTER_POLLS = 3
-"""Work is lost when the vendor has said so often: right after it began, not all of its machines may know of it."""
+"""Work is lost when the vendor has said so often in a row: right after it began, not all of its machines may know of it."""
 OPEN_STATES = frozenset({"HELD", "EXPIRED"})
 """Of reservations to which a report is still booked."""
 NOTE_LOST = "lost_at_vendor"
@@ -211,7 +211,7 @@ class Deferrals:
             return False
         demand = _decoded(work.demand)
         if not work.upstream_id:
-            work = replace(work, upstream_id=await self._found(kind, deferred, work))
+            work = replace(work, upstream_id=await self._found(kind, deferred, work), absences=0)
         if not work.upstream_id:
             return True
         status, observer, found = await self._ask(kind, deferred, work, demand)
@@ -220,7 +220,7 @@ class Deferrals:
                 lost = Usage(demand.floor.lines, is_exact=False, notes=(NOTE_LOST,))
                 await self._book(kind, work, lost, status)
         elif observer is not None and deferred.is_running(observer):
-            await self._works.keep(work, due_in_s=deferred.due_s)
+            await self._works.goes_on(work, due_in_s=deferred.due_s)
             if kind.operation.timed is not None:
                 budget = _budget_in(work.demand)
                 timed = kind.operation.timed

@@ -6,7 +6,7 @@ import httpx
 import pytest
 
 from metering.store.writer import Step, Unit
-from simulators.browserbase import PROJECT_ID, Habits, answers_late, drops, fails, loses_reply
+from simulators.browserbase import PROJECT_ID, Habits, answers_late, drops, fails, loses_reply, replays
 from tests.support.browserbase import cost_nanousd, house
 
 SLICE_S = 120
@@ -232,6 +232,38 @@ async def test_a_vendor_that_does_not_know_a_session_for_once_does_not_end_it(tm
         await released(at.ada, session)
         (entry,) = await until_booked(at, at.ada)
         assert (entry["basis"], entry["seconds"] >= 75) == ("reported", True)
+        await assert_settled(at, at.ada)
+
+
+async def test_a_session_that_a_vendor_does_not_know_now_and_then_is_not_lost(tmp_path):
+    async with house(tmp_path) as at:
+        session = await created(at.ada, keepAlive=True, timeout=3_600)
+        for _ in range(5):
+            at.vendor.next_on(f"GET /v1/sessions/{session['id']}", fails(404))
+            await at.pass_time(15)
+            await at.pass_time(15)
+        assert (await at.ada.booked(), await at.ada.running()) == ([], 1)
+        await released(at.ada, session)
+        (entry,) = await until_booked(at, at.ada)
+        assert (entry["basis"], entry["seconds"] >= 150) == ("reported", True)
+        await assert_settled(at, at.ada)
+
+
+async def test_a_session_that_was_found_late_is_not_lost_by_the_next_word(tmp_path):
+    async with house(tmp_path) as at:
+        at.vendor.next(loses_reply())
+        await at.ada.http.post("/v1/sessions", json={"timeout": 3_600, "keepAlive": True})
+        (real,) = at.vendor.sessions
+        listed = "GET /v1/sessions"
+        at.vendor.next_on(listed, replays(b"[]", content_type="application/json"))
+        at.vendor.next_on(listed, replays(b"[]", content_type="application/json"))
+        at.vendor.next_on(f"GET /v1/sessions/{real.id}", fails(404))
+        async with asyncio.timeout(20):
+            while real.is_live:
+                await at.pass_time(15)
+                await asyncio.sleep(0.01)
+        (entry,) = await until_booked(at, at.ada)
+        assert entry["basis"] == "reported"
         await assert_settled(at, at.ada)
 
 
