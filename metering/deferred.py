@@ -45,8 +45,12 @@ COLUMNS = """reservation_id, surface, operation, upstream_id, demand, poll_at_ms
     is_open, is_seen, absences, end_attempts, end_told_at_ms,
     ended_because"""
 
+SURFACES_MAX = 32
+"""That one look can leave out; each is a vendor."""
 SELECT_DUE = f"""
-SELECT {COLUMNS} FROM deferred_work WHERE poll_at_ms <= ?1 ORDER BY poll_at_ms LIMIT ?2"""
+SELECT {COLUMNS} FROM deferred_work
+WHERE poll_at_ms <= ?1 AND surface NOT IN ({", ".join(f"?{n + 3}" for n in range(SURFACES_MAX))})
+ORDER BY poll_at_ms LIMIT ?2"""
 
 # Its request is over all the same: it is resolved, or its worker is no more.
 SELECT_LEFT_OPEN = f"""
@@ -187,11 +191,14 @@ class DeferredWorks:
         params = (work.reservation_id, because)
         await self._store.writer.submit(Unit((Step(NOTE_ENDED, params),)))
 
-    async def due(self, *, at_most: int) -> list[DeferredWork]:
-        """What should be asked about by now. Raises Refused(STORE_UNAVAILABLE)."""
-        rows = await self._store.readers.rows(SELECT_DUE, (self._clock.now_ms(), at_most))
+    async def due(self, *, at_most: int, without: Collection[str] = ()) -> list[DeferredWork]:
+        """What should be asked about by now, but for these surfaces; and as much of what requests that are no more left open.
+        Raises Refused(STORE_UNAVAILABLE)."""
+        left_out = sorted(without)[:SURFACES_MAX]
+        padded = left_out + [""] * (SURFACES_MAX - len(left_out))
+        rows = await self._store.readers.rows(SELECT_DUE, (self._clock.now_ms(), at_most, *padded))
         rows = [*rows, *await self._store.readers.rows(SELECT_LEFT_OPEN, (at_most,))]
-        return [DeferredWork(*cast("_Row", row)) for row in rows[:at_most]]
+        return [DeferredWork(*cast("_Row", row)) for row in rows]
 
     def poll_now(self, surface: str, upstream_id: str, *, is_about: bool) -> Step:
         """The step that has work asked about at once, for a unit of the caller's: that under this id, or what belongs
