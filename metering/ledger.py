@@ -290,6 +290,8 @@ SELECT spent, held, allowance FROM accounts WHERE owner = ?1 AND meter = ?2 AND 
 
 COST_NANOUSD_MAX = 10**15
 """A million USD: what claims to cost more is a defect of ours or the vendor's. It keeps sums inside 64 bits."""
+COUNT_BOOKED_MAX = 10**15
+"""The same of anything that is counted."""
 UNBOOKABLE_REPORT = "unbookable_report"
 """The note on an entry that lost its details."""
 EXTEND_TIMEOUT_S = 3.0
@@ -453,8 +455,8 @@ class Ledger:
         def without_details() -> "asyncio.Future[Resolved]":
             return self._settle(reservation, _reduced(settlement, reservation.hold_nanousd))
 
-        if not 0 <= settlement.priced.cost_nanousd <= COST_NANOUSD_MAX:
-            logger.error("cost of %s: %d nano-USD", reservation.id, settlement.priced.cost_nanousd)
+        if not _is_sane(settlement):
+            logger.error("cost of %s: %s", reservation.id, _told(settlement))
             return without_details()
         try:
             return self._settle(reservation, settlement, instead=without_details)
@@ -566,9 +568,12 @@ class Ledger:
         """An exact report for a reservation that expired: append an `adjust` for the difference, of money and of what was
         counted, once.
 
-        False when it is unknown, was not expired, or has been adjusted already. What it was repriced to meanwhile
-        is part of what is booked. Raises Refused(STORE_UNAVAILABLE).
+        False when it is unknown, was not expired, or has been adjusted already; or costs what nothing does: then the
+        estimate stands. What it was repriced to meanwhile is part of what is booked. Raises Refused(STORE_UNAVAILABLE).
         """
+        if not _is_sane(settlement):
+            logger.error("late report of %s: %s", reservation_id, _told(settlement))
+            return False
         for _ in range(LATE_REPORT_ATTEMPTS_MAX):  # It may be repriced between the look and the entry.
             row = await self._store.readers.row(SELECT_BOOKED, (reservation_id,))
             if row is None or row[0] != "EXPIRED" or row[3] is not None:
@@ -1025,16 +1030,25 @@ def _tell(resolved: "asyncio.Future[Resolved]", found: Resolved) -> None:
         resolved.set_result(found)
 
 
+def _is_sane(settlement: Settlement) -> bool:
+    return 0 <= settlement.priced.cost_nanousd <= COST_NANOUSD_MAX and all(
+        0 <= amount <= COUNT_BOOKED_MAX for amount in settlement.amounts.values()
+    )
+
+
+def _told(settlement: Settlement) -> str:
+    return f"{settlement.priced.cost_nanousd} nano-USD, {dict(settlement.amounts)}"
+
+
 def _reduced(settlement: Settlement, hold_nanousd: int) -> Settlement:
-    """What can be booked of a report that no row can take: its cost if that is sane, or the whole hold."""
-    cost_nanousd = settlement.priced.cost_nanousd
-    if not 0 <= cost_nanousd <= COST_NANOUSD_MAX:
-        cost_nanousd = hold_nanousd
+    """What can be booked of a report that no row can take: what it comes to if that is sane, or all that was held."""
+    is_sane = _is_sane(settlement)
     return replace(
         settlement,
-        priced=Priced(cost_nanousd, (), ()),
+        priced=Priced(settlement.priced.cost_nanousd if is_sane else hold_nanousd, (), ()),
         is_reported=False,
         notes=(UNBOOKABLE_REPORT,),
+        amounts=settlement.amounts if is_sane else {},
         upstream_request_id=None,
     )
 
