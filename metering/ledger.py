@@ -47,7 +47,7 @@ from metering.store.readers import Readers
 from metering.store.store import Store
 from metering.store.writer import Declined, Done, Params, Result, Row, Rows, Step, Unit, store_unavailable
 from metering.tasks import spawn
-from metering.usage import CACHE_READ_UNITS, CACHE_WRITE_UNITS, INPUT_UNITS, OUTPUT_UNITS, UsageLine
+from metering.usage import CACHE_READ_UNITS, CACHE_WRITE_UNITS, INPUT_UNITS, OUTPUT_UNITS, Usage, UsageLine
 
 logger = logging.getLogger(__name__)
 
@@ -619,6 +619,14 @@ class Ledger:
     async def intent_of(self, reservation_id: str) -> Intent:
         """What a reservation that exists is for, whatever became of it. Raises Refused(STORE_UNAVAILABLE)."""
         return _held(await self._any(reservation_id))[0]
+
+    async def known_usage(self, reservation_id: str) -> Usage:
+        """What a reservation that exists had used by its last checkpoint. Raises Refused(STORE_UNAVAILABLE)."""
+        _, _, _, usage, _ = _held(await self._any(reservation_id))
+        lines = [
+            UsageLine(one["model"], one["counts"], one["modifiers"]) for one in orjson.loads(usage or "[]")
+        ]
+        return Usage(tuple(lines), is_exact=False)
 
     async def age_s(self, reservation_id: str) -> float:
         """Since a reservation that exists was made. Raises Refused(STORE_UNAVAILABLE)."""

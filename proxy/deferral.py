@@ -377,7 +377,12 @@ class Deferrals:
     async def _book(
         self, kind: _Kind, work: DeferredWork, usage: Usage, status: int, told: tuple[Step, ...] = ()
     ) -> None:
-        """Settle, or adjust what has expired meanwhile; with what is told of it. Only then is the row forgotten."""
+        """Settle, or adjust what has expired meanwhile; with what is told of it. Only then is the row forgotten. What is
+        estimated is no less than the time that it was seen to run."""
+        if not usage.is_exact:
+            known = await self._ledger.known_usage(work.reservation_id)
+            if known.seconds > usage.seconds:
+                usage = replace(usage, lines=known.lines)
         priced = self._prices.price(kind.mounted.surface.provider, usage, at_ms=self._clock.now_ms())
         notes = usage.notes
         if usage.told_nanousd is not None and usage.told_nanousd != priced.cost_nanousd:

@@ -125,6 +125,7 @@ class Running:
         (meter, *_) = operation.quotas
         granted_s = sum(line.amount for line in reservation.lines if line.meter == meter)
         used_s = math.ceil((self._clock.now_ms() - reservation.created_at_ms) / 1000 - waited_s)
+        self._note_used(mounted, reservation, demand, used_s)
         until_s = min(used_s + timed.slice_s, demand.ceiling.seconds)
         if granted_s - used_s > timed.slice_s // GRANTED_WHEN_LEFT:
             return True
@@ -137,6 +138,12 @@ class Running:
             budget=budget,
         )
         return declined is None or granted_s - used_s > timed.slice_s // ENDED_WHEN_LEFT
+
+    def _note_used(self, mounted: Mounted, reservation: Reservation, demand: Demand, used_s: int) -> None:
+        """It has run for so long: booked where nothing more is heard of it. What else it uses, its end tells."""
+        used = demand.ceiling.time_alone(max(used_s, demand.floor.seconds))
+        priced = self._prices.price(mounted.surface.provider, used, at_ms=self._clock.now_ms())
+        self._ledger.checkpoint(reservation, priced)
 
     def _more_nanousd(self, mounted: Mounted, reservation: Reservation, until: Usage) -> int:
         priced = self._prices.price(mounted.surface.provider, until, at_ms=self._clock.now_ms())

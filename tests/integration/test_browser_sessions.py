@@ -3,6 +3,7 @@
 import asyncio
 
 import httpx
+import orjson
 import pytest
 
 from metering.store.writer import Step, Unit
@@ -265,6 +266,55 @@ async def test_a_session_that_was_found_late_is_not_lost_by_the_next_word(tmp_pa
         (entry,) = await until_booked(at, at.ada)
         assert entry["basis"] == "reported"
         await assert_settled(at, at.ada)
+
+
+async def test_a_session_that_is_lost_is_billed_for_the_time_that_it_was_seen_to_run(tmp_path):
+    async with house(tmp_path) as at:
+        session = await created(at.ada, keepAlive=True, timeout=3_600)
+        for _ in range(40):
+            await at.pass_time(15)
+        for _ in range(3):
+            at.vendor.next_on(f"GET /v1/sessions/{session['id']}", fails(404))
+        (entry,) = await until_booked(at, at.ada)
+        assert (entry["basis"], entry["notes"]) == ("estimated", ["lost_at_vendor"])
+        assert 600 <= entry["seconds"] <= 630
+        assert entry["cost"] == cost_nanousd(entry["seconds"])
+        assert (await at.ada.seconds(), await at.ada.running()) == ((entry["seconds"], 0), 0)
+
+
+async def test_a_session_of_which_nothing_is_heard_is_billed_as_it_was_seen_until_its_report_comes(tmp_path):
+    async with house(tmp_path) as at:
+        session = await created(at.ada, keepAlive=True, timeout=3_600)
+        for _ in range(40):
+            await at.pass_time(15)
+        at.vendor.script = lambda request: fails(500) if request.method == "GET" else None
+        async with asyncio.timeout(20):
+            while not (booked := await at.ada.booked()):
+                await at.pass_time(60)
+                await asyncio.sleep(0.02)
+        (entry,) = booked
+        assert (entry["kind"], 600 <= entry["seconds"] <= 630) == ("expire", True)
+        assert entry["cost"] == cost_nanousd(entry["seconds"])
+        at.vendor.script = None
+        await released(at.ada, session)
+        _, adjusted = await until_booked(at, at.ada, 2)
+        (billed,) = [one.billed().seconds for one in at.vendor.sessions]
+        assert (adjusted["seconds"], entry["cost"] + adjusted["cost"]) == (billed, cost_nanousd(billed))
+        assert await at.ada.seconds() == (billed, 0)
+
+
+@pytest.mark.parametrize("ended", ["9999-12-31T23:59:59Z", "1970-01-01T00:00:00Z"])
+async def test_an_end_that_cannot_be_is_not_billed(tmp_path, ended):
+    async with house(tmp_path) as at:
+        session = await created(at.ada, keepAlive=True, timeout=3_600)
+        for _ in range(40):
+            await at.pass_time(15)
+        told = orjson.dumps({**session, "status": "COMPLETED", "endedAt": ended})
+        at.vendor.next_on(f"GET /v1/sessions/{session['id']}", replays(told, "application/json"))
+        (entry,) = await until_booked(at, at.ada)
+        assert (entry["basis"], entry["notes"]) == ("estimated", ["session_times_unsound"])
+        assert 600 <= entry["seconds"] <= 630
+        assert await at.ada.seconds() == (entry["seconds"], 0)
 
 
 # --- walls ----------------------------------------------------------------------------------------------
