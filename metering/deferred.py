@@ -75,6 +75,8 @@ POLL_ABOUT_NOW = """
 UPDATE deferred_work SET poll_at_ms = ?3
 WHERE surface = ?1 AND about = ?2 AND is_open = 0 AND poll_at_ms > ?3 AND scheduled_at_ms <= ?4"""
 
+PUT_OFF_DUE = """
+UPDATE reservations SET due_at_ms = due_at_ms + ?2 WHERE id = ?1 AND state = 'HELD' AND due_at_ms IS NOT NULL"""
 MOVE_DUE = """
 UPDATE reservations SET due_at_ms = ?2
 WHERE id = ?1 AND state = 'HELD' AND due_at_ms IS NOT NULL AND due_at_ms < ?2"""
@@ -111,6 +113,9 @@ FROM deferred_work WHERE surface = ?1 AND upstream_id IN ({", ".join(f"?{n + 2}"
 DELETE_DEFERRED = "DELETE FROM deferred_work WHERE reservation_id = ?1"
 DELETE_TOUCHES = "DELETE FROM deferred_touches WHERE reservation_id = ?1"
 
+NOT_ASKED_MS = 120_000
+"""What is asked about so much later than it should be was not asked about meanwhile: the service stood still, or had too much
+to ask. A vendor that is silent makes a poll late by a minute at most."""
 SKEW_MS = 300_000
 """How far a vendor's clock may be from ours."""
 
@@ -224,10 +229,14 @@ class DeferredWorks:
         return found
 
     async def claim(self, work: DeferredWork, *, next_poll_in_s: float) -> bool:
-        """Take a row for one poll; False when another worker has. Raises Refused(STORE_UNAVAILABLE)."""
-        next_ms = self._clock.now_ms() + round(next_poll_in_s * 1000)
-        step = Step(CLAIM_DEFERRED, (work.reservation_id, work.poll_at_ms, next_ms), refusal=TAKEN)
-        return not isinstance(await self._store.writer.submit(Unit((step,))), Declined)
+        """Take a row for one poll; False when another worker has. The time for which nobody asked is no silence of the
+        vendor's: the hold lives for so much longer. Raises Refused(STORE_UNAVAILABLE)."""
+        now_ms = self._clock.now_ms()
+        next_ms, late_ms = now_ms + round(next_poll_in_s * 1000), now_ms - work.poll_at_ms
+        steps = [Step(CLAIM_DEFERRED, (work.reservation_id, work.poll_at_ms, next_ms), refusal=TAKEN)]
+        if late_ms > NOT_ASKED_MS and work.scheduled_at_ms is None:
+            steps.append(Step(PUT_OFF_DUE, (work.reservation_id, late_ms)))
+        return not isinstance(await self._store.writer.submit(Unit(tuple(steps))), Declined)
 
     async def keep(self, work: DeferredWork, *, due_in_s: float) -> None:
         """It goes on: its hold lives for so long from now. Raises Refused(STORE_UNAVAILABLE)."""

@@ -250,7 +250,8 @@ WHERE id = ?1 AND state = 'HELD' AND lines = ?5 RETURNING id"""
 
 EXPIRE_RESERVATION = """
 UPDATE reservations SET state = 'EXPIRED', booked_nanousd = ?2, resolved_at_ms = ?3
-WHERE id = ?1 AND state = 'HELD' AND checkpoint_nanousd = ?4 AND lines = ?5 RETURNING id"""
+WHERE id = ?1 AND state = 'HELD' AND checkpoint_nanousd = ?4 AND lines = ?5 AND (due_at_ms IS NULL OR due_at_ms < ?3)
+RETURNING id"""
 
 ADJUST_RESERVATION = """
 UPDATE reservations SET booked_nanousd = ?2, adjusted_at_ms = ?3
@@ -269,9 +270,13 @@ SELECT_HELD_OF_WORKER = f"""
 SELECT {HELD_COLUMNS} FROM reservations
 WHERE worker_id = ?1 AND state = 'HELD' AND due_at_ms IS NULL ORDER BY id LIMIT ?2"""
 
+# Silence counts only where somebody has asked: what was to be asked about before then is asked about first.
 SELECT_HELD_OVERDUE = f"""
-SELECT {HELD_COLUMNS} FROM reservations
-WHERE state = 'HELD' AND due_at_ms IS NOT NULL AND due_at_ms < ?1 ORDER BY id LIMIT ?2"""
+SELECT {HELD_COLUMNS} FROM reservations r
+WHERE state = 'HELD' AND due_at_ms IS NOT NULL AND due_at_ms < ?1 AND NOT EXISTS
+    (SELECT 1 FROM deferred_work d WHERE d.reservation_id = r.id AND d.poll_at_ms <= r.due_at_ms
+     AND d.scheduled_at_ms IS NULL)
+ORDER BY id LIMIT ?2"""
 
 SELECT_HELD = f"""
 SELECT {HELD_COLUMNS} FROM reservations WHERE id = ?1 AND state = 'HELD'"""
@@ -560,7 +565,7 @@ class Ledger:
         return await self._expire(rows)
 
     async def expire_overdue(self, *, reservations_max: int = 500) -> int:
-        """Expire what should have been reported by its `due_at`."""
+        """Expire what should have been reported by its `due_at`, and was asked about by then."""
         rows = await self._store.readers.rows(SELECT_HELD_OVERDUE, (self._clock.now_ms(), reservations_max))
         return await self._expire(rows)
 

@@ -7,8 +7,18 @@ import orjson
 import pytest
 
 from metering.store.writer import Step, Unit
-from simulators.browserbase import PROJECT_ID, Habits, answers_late, drops, fails, loses_reply, replays
-from tests.support.browserbase import cost_nanousd, house
+from simulators.browserbase import (
+    PROJECT_ID,
+    BrowserbaseSimulator,
+    Habits,
+    answers_late,
+    drops,
+    fails,
+    loses_reply,
+    replays,
+)
+from tests.support.browserbase import House, cost_nanousd, house, user_of, variables
+from tests.support.gateway import DatedClock, running_gateway
 
 SLICE_S = 120
 
@@ -315,6 +325,26 @@ async def test_an_end_that_cannot_be_is_not_billed(tmp_path, ended):
         assert (entry["basis"], entry["notes"]) == ("estimated", ["session_times_unsound"])
         assert 600 <= entry["seconds"] <= 630
         assert await at.ada.seconds() == (entry["seconds"], 0)
+
+
+async def test_a_session_outlives_a_service_that_stood_still(tmp_path):
+    clock = DatedClock(2026, 11, 20)
+    async with BrowserbaseSimulator(clock=clock) as vendor:
+        serving = {"env": variables(vendor), "clock": clock, "browser_minutes": 600, "browsers": 1}
+        async with running_gateway(tmp_path, **serving) as gateway, user_of(gateway, "ada") as ada:
+            await created(ada, keepAlive=True, timeout=14_400)
+        clock.advance(7_200)
+        async with running_gateway(tmp_path, **serving) as gateway, user_of(gateway, "ada") as ada:
+            at = House(vendor, gateway, clock, {"ada": ada})
+            async with asyncio.timeout(10):
+                while (await ada.seconds())[1] < 7_200:
+                    await asyncio.sleep(0.02)
+            assert (await ada.booked(), await ada.running()) == ([], 1)
+            assert (await ada.http.post("/v1/sessions", json={})).status_code == 429, "it runs still"
+            await released(ada, {"id": vendor.sessions[0].id})
+            (entry,) = await until_booked(at, ada)
+            assert (entry["kind"], entry["basis"]) == ("settle", "reported")
+            await assert_settled(at, ada)
 
 
 # --- walls ----------------------------------------------------------------------------------------------

@@ -8,7 +8,7 @@ from metering.ledger import NO_COST, Outcome, Settlement
 from metering.objects import ObjectId
 from metering.store.writer import Unit
 from proxy import deferral
-from simulators.openai import VENDOR_KEY, Behaviour, OpenAISimulator, fails, hangs, replays, streams
+from simulators.openai import VENDOR_KEY, OpenAISimulator, fails, hangs, replays, streams
 from simulators.script import Gate, WaitFor
 from tests.support.background import BACKGROUND, LATER_S, polled, start, states, works
 from tests.support.calls import exchange
@@ -294,12 +294,12 @@ async def test_work_of_which_the_vendor_knows_nothing_is_booked_as_an_estimate(t
 async def test_work_of_which_nothing_is_heard_expires_and_a_late_report_adjusts_it(tmp_path, clock):
     async with OpenAISimulator() as vendor, serving_openai(tmp_path, vendor, clock=clock) as gateway:
         response_id = await start(gateway, await gateway.new_token())
-        vendor.default = fails(503)
-        clock.advance(1_000)
+        vendor.script = lambda _: fails(503)
         async with asyncio.timeout(10):
             while await states(gateway) != ["EXPIRED"]:
-                await asyncio.sleep(0.01)
-        vendor.default = Behaviour()
+                await polled(gateway, clock, 60)
+                await asyncio.sleep(0.05)
+        vendor.script = None
         vendor.finish(response_id)
         async with asyncio.timeout(10):
             while await works(gateway):
