@@ -100,10 +100,8 @@ class Running:
         because = work.ended_because
         if not because and not work.is_seen:
             because = FOR_NOBODY
-        if (
-            not because
-            and waited_s is not None
-            and not await self._is_granted(mounted, operation, timed, work, demand, budget, waited_s)
+        if not because and not await self._is_granted(
+            mounted, operation, timed, work, demand, budget, waited_s
         ):
             because = FOR_BUDGET
         if because:
@@ -117,15 +115,18 @@ class Running:
         work: DeferredWork,
         demand: Demand,
         budget: str,
-        waited_s: float,
+        waited_s: float | None,
     ) -> bool:
         reservation = await self._ledger.held(work.reservation_id)
         if reservation is None:
             return True  # it has expired: nothing more can be held, a report adjusts it
         (meter, *_) = operation.quotas
         granted_s = sum(line.amount for line in reservation.lines if line.meter == meter)
-        used_s = math.ceil((self._clock.now_ms() - reservation.created_at_ms) / 1000 - waited_s)
-        self._note_used(mounted, reservation, demand, used_s)
+        age_s = (self._clock.now_ms() - reservation.created_at_ms) / 1000
+        waits_s = min(age_s, timed.waits_at_most_s)  # whatever it is said to be
+        used_s = math.ceil(age_s - (waits_s if waited_s is None else min(waits_s, waited_s)))
+        if waited_s is not None:
+            self._note_used(mounted, reservation, demand, used_s)
         until_s = min(used_s + timed.slice_s, demand.ceiling.seconds)
         if granted_s - used_s > timed.slice_s // GRANTED_WHEN_LEFT:
             return True
