@@ -6,6 +6,8 @@ import httpx
 import orjson
 import pytest
 
+from automna_proxy.service import swept_once
+from metering.orphans import State
 from metering.store.writer import Step, Unit
 from simulators.browserbase import (
     PROJECT_ID,
@@ -345,6 +347,26 @@ async def test_a_session_outlives_a_service_that_stood_still(tmp_path):
             (entry,) = await until_booked(at, ada)
             assert (entry["kind"], entry["basis"]) == ("settle", "reported")
             await assert_settled(at, ada)
+
+
+async def test_a_session_that_is_found_after_it_was_booked_as_never_begun_is_ended(tmp_path):
+    async with house(tmp_path) as at:
+        at.vendor.next(loses_reply())
+        await at.ada.http.post("/v1/sessions", json={"timeout": 3_600, "keepAlive": True})
+        for _ in range(3):
+            at.vendor.next_on("GET /v1/sessions", replays(b"[]", "application/json"))
+        (entry,) = await until_booked(at, at.ada)
+        assert entry["notes"] == ["not_found_at_vendor"]
+        (real,) = at.vendor.sessions
+        at.vendor.next_on(f"POST /v1/sessions/{real.id}", fails(500))
+        service = at.gateway.service
+        for state in (State.ATTRIBUTABLE, State.BOUND):
+            found = await swept_once(service.settings, service.store, at.clock, is_dry=False)
+            assert [orphan.state for sweep in found for orphan in sweep.orphans] == [state]
+        at.clock.advance(15)
+        at.vendor.pass_time()
+        assert not real.is_live
+        assert len(await at.ada.booked()) == 1
 
 
 # --- walls ----------------------------------------------------------------------------------------------
