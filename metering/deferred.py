@@ -90,6 +90,7 @@ SELECT d.reservation_id, d.surface, d.operation, d.upstream_id, d.end_attempts, 
 FROM deferred_work d JOIN reservations r ON r.id = d.reservation_id JOIN users u ON u.id = r.user_id
 WHERE d.reservation_id > ?2 AND d.end_told_at_ms IS NULL AND d.end_attempts < ?3 AND COALESCE(d.end_at_ms, 0) <= ?1
 AND d.is_open = 0 AND d.upstream_id <> '' AND r.state IN ('HELD', 'EXPIRED') AND {_HAS_NO_ACCESS}
+AND (?5 = '' OR d.surface = ?5)
 ORDER BY d.reservation_id LIMIT ?4"""
 CLAIM_ENDING = f"""
 UPDATE deferred_work SET end_attempts = end_attempts + 1, end_at_ms = ?4
@@ -255,9 +256,12 @@ class DeferredWorks:
         params = (work.reservation_id,)
         await self._store.writer.submit(Unit((Step(DELETE_DEFERRED, params), Step(DELETE_TOUCHES, params))))
 
-    async def abandoned(self, *, after: str, attempts_max: int, at_most: int) -> list[Abandoned]:
-        """What should be ended by now, in the order of ids, beginning behind one. Raises Refused(STORE_UNAVAILABLE)."""
-        params = (self._clock.now_ms(), after, attempts_max, at_most)
+    async def abandoned(
+        self, *, after: str, attempts_max: int, at_most: int, surface: str = ""
+    ) -> list[Abandoned]:
+        """What should be ended by now, of one surface or all, in the order of ids, beginning behind one. Raises
+        Refused(STORE_UNAVAILABLE)."""
+        params = (self._clock.now_ms(), after, attempts_max, at_most, surface)
         rows = await self._store.readers.rows(SELECT_ABANDONED, params)
         return [Abandoned(*cast("tuple[str, str, str, str, int, str, str]", row)) for row in rows]
 
