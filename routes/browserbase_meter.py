@@ -89,7 +89,7 @@ class SessionReport(ToldObject):
 
     @staticmethod
     def is_one(told: Mapping[str, Any]) -> bool:
-        return isinstance(told.get("status"), str)
+        return isinstance(told.get("id"), str)
 
     @property
     def is_running(self) -> bool:
@@ -142,7 +142,8 @@ class SessionReport(ToldObject):
 
 def _goes_on(session: Mapping[str, Any]) -> bool:
     """Whether it has not ended. A word that is not known ends nothing."""
-    status = session.get("status")
+    told = session.get("status")
+    status = told if isinstance(told, str) else ""
     return status in RUNNING or (status not in OVER and instant_of(session.get("endedAt")) is None)
 
 

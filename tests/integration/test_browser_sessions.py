@@ -349,6 +349,19 @@ async def test_a_session_outlives_a_service_that_stood_still(tmp_path):
             await assert_settled(at, ada)
 
 
+async def test_a_session_that_was_made_without_a_word_of_its_status_is_held_and_billed(tmp_path):
+    async with house(tmp_path) as at:
+        session = await created(at.ada)  # whose vendor keeps it under the id that is told again
+        at.vendor.next_on(
+            "POST /v1/sessions", replays(b'{"id":"%s"}' % session["id"].encode(), "application/json")
+        )
+        assert (await at.ada.http.post("/v1/sessions", json={"keepAlive": True})).status_code == 200
+        assert (await at.ada.booked(), await at.ada.running()) == ([], 2)
+        await released(at.ada, session)
+        booked = await until_booked(at, at.ada, 2)
+        assert [entry["basis"] for entry in booked] == ["reported", "reported"]
+
+
 async def test_a_session_that_is_found_after_it_was_booked_as_never_begun_is_ended(tmp_path):
     async with house(tmp_path) as at:
         at.vendor.next(loses_reply())

@@ -132,7 +132,7 @@ def test_what_uses_no_proxies_need_not_tell_of_them():
     assert usage == Usage(session(100, 13), is_exact=True)
 
 
-@pytest.mark.parametrize("status", ["PAUSED", "running", ""])
+@pytest.mark.parametrize("status", ["PAUSED", "running", "", None, 7, [], {}])
 def test_a_word_that_is_not_known_ends_nothing(status):
     assert is_running(told(status=status))
     assert not is_running(told(status=status, endedAt="2026-11-20T12:01:40Z"))
