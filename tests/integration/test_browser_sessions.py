@@ -131,6 +131,22 @@ async def test_of_many_racing_creations_as_many_run_as_the_plan_allows(tmp_path)
         await until_booked(at, at.bob)
 
 
+async def test_a_session_beyond_the_months_end_is_held_and_billed_in_the_month_that_it_began_in(tmp_path):
+    async with house(tmp_path, browser_minutes=20) as at:
+        at.clock.advance(10 * 86_400 + 23 * 3_600 + 55 * 60)  # five minutes to December
+        at.vendor.pass_time()
+        session = await created(at.ada, timeout=900, keepAlive=True)
+        for _ in range(40):
+            await at.pass_time(15)
+        assert (await at.ada.account("browser_seconds", "2026-12"), await at.ada.running()) == ((0, 0), 1)
+        assert (await at.ada.seconds())[1] > 600
+        await released(at.ada, session)
+        (entry,) = await until_booked(at, at.ada)
+        assert await at.ada.seconds() == (entry["seconds"], 0)
+        assert await at.ada.account("money", "2026-12") == (0, 0)
+        assert await at.ada.account("money") == (entry["cost"], 0)
+
+
 @pytest.mark.parametrize("what", ["minutes", "credits"])
 async def test_a_session_whose_plan_is_used_up_is_ended_within_a_slice(tmp_path, what):
     limits = {"browser_minutes": 5} if what == "minutes" else {"credits_per_month": 100}
