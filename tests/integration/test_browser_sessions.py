@@ -9,6 +9,7 @@ import pytest
 from automna_proxy.service import swept_once
 from metering.orphans import State
 from metering.store.writer import Step, Unit
+from metering.terms import Cap, CapMeter, CapPeriod
 from simulators.browserbase import (
     PROJECT_ID,
     BrowserbaseSimulator,
@@ -167,6 +168,28 @@ async def test_a_session_whose_plan_is_used_up_is_ended_within_a_slice(tmp_path,
         assert session["id"] == real.id
         answer = await at.ada.http.post("/v1/sessions", json={})
         assert answer.status_code == 402
+
+
+async def test_a_session_is_ended_by_a_cap_of_the_token_that_its_own_comes_from(tmp_path):
+    async with house(tmp_path) as at:
+        cap = Cap(CapMeter.CREDITS, CapPeriod.DAY, 100)
+        _, parent = await at.gateway.directory.create_token("ada", caps=(cap,))
+        child = await at.gateway.new_token("ada", parent_id=parent.id)
+        answer = await at.ada.http.post(
+            "/v1/sessions", json={"timeout": 3_600, "keepAlive": True}, headers={"x-bb-api-key": child}
+        )
+        assert answer.status_code == 201
+        (real,) = at.vendor.sessions
+        async with asyncio.timeout(20):
+            while real.is_live:
+                await at.pass_time(15)
+                await asyncio.sleep(0)
+        entry, *above = await until_booked(at, at.ada)
+        assert (entry["outcome"], 180 <= entry["seconds"] <= 330) == ("budget_ended", True)
+        caps = await at.gateway.service.store.readers.rows(
+            "SELECT owner LIKE 'family:%' OR owner LIKE 'token:%', spent, held FROM accounts WHERE meter = 'spend'"
+        )
+        assert caps == [(1, sum(one["cost"] for one in (entry, *above)), 0)]
 
 
 # --- answers that were lost -----------------------------------------------------------------------------
