@@ -45,11 +45,14 @@ COLUMNS = """reservation_id, surface, operation, upstream_id, demand, poll_at_ms
     is_open, is_seen, absences, end_attempts, end_told_at_ms,
     ended_because"""
 
+AHEAD_MS_MAX = 3_600_000
+"""What goes on is never to be asked about later than so: then the clock was set back since."""
 SURFACES_MAX = 32
 """That one look can leave out; each is a vendor."""
 SELECT_DUE = f"""
 SELECT {COLUMNS} FROM deferred_work
-WHERE poll_at_ms <= ?1 AND surface NOT IN ({", ".join(f"?{n + 3}" for n in range(SURFACES_MAX))})
+WHERE (poll_at_ms <= ?1 OR (poll_at_ms > ?1 + {AHEAD_MS_MAX} AND is_open = 0 AND scheduled_at_ms IS NULL))
+AND surface NOT IN ({", ".join(f"?{n + 3}" for n in range(SURFACES_MAX))})
 ORDER BY poll_at_ms LIMIT ?2"""
 
 # Its request is over all the same: it is resolved, or its worker is no more.
