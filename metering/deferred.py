@@ -27,7 +27,8 @@ NEVER_MS = 2**53
 INSERT_DEFERRED = """
 INSERT INTO deferred_work (reservation_id, surface, operation, upstream_id, demand, poll_at_ms, polls, is_seen)
 VALUES (?1, ?2, ?3, ?4, ?5, ?6, 0, ?7) ON CONFLICT (reservation_id) DO UPDATE
-SET upstream_id = excluded.upstream_id, poll_at_ms = excluded.poll_at_ms, is_seen = excluded.is_seen, is_open = 0
+SET upstream_id = excluded.upstream_id, poll_at_ms = excluded.poll_at_ms, is_seen = excluded.is_seen, is_open = 0,
+    absences = 0
 WHERE deferred_work.upstream_id = ''"""
 INSERT_OPEN = """
 INSERT INTO deferred_work (reservation_id, surface, operation, upstream_id, demand, poll_at_ms, polls, is_open)
@@ -36,6 +37,7 @@ LEAVE_OPEN = """
 UPDATE deferred_work SET is_open = 0, is_seen = 0, poll_at_ms = ?2 WHERE reservation_id = ?1"""
 NOTE_ABSENT = """
 UPDATE deferred_work SET absences = absences + 1, poll_at_ms = ?2 WHERE reservation_id = ?1"""
+NOTE_PRESENT = "UPDATE deferred_work SET absences = 0 WHERE reservation_id = ?1 AND absences <> 0"
 NOTE_ENDED = """
 UPDATE deferred_work SET ended_because = ?2 WHERE reservation_id = ?1 AND ended_because = ''"""
 
@@ -43,8 +45,15 @@ COLUMNS = """reservation_id, surface, operation, upstream_id, demand, poll_at_ms
     is_open, is_seen, absences, end_attempts, end_told_at_ms,
     ended_because"""
 
+AHEAD_MS_MAX = 3_600_000
+"""What goes on is never to be asked about later than so: then the clock was set back since."""
+SURFACES_MAX = 32
+"""That one look can leave out; each is a vendor."""
 SELECT_DUE = f"""
-SELECT {COLUMNS} FROM deferred_work WHERE poll_at_ms <= ?1 ORDER BY poll_at_ms LIMIT ?2"""
+SELECT {COLUMNS} FROM deferred_work
+WHERE (poll_at_ms <= ?1 OR (poll_at_ms > ?1 + {AHEAD_MS_MAX} AND is_open = 0 AND scheduled_at_ms IS NULL))
+AND surface NOT IN ({", ".join(f"?{n + 3}" for n in range(SURFACES_MAX))})
+ORDER BY poll_at_ms LIMIT ?2"""
 
 # Its request is over all the same: it is resolved, or its worker is no more.
 SELECT_LEFT_OPEN = f"""
@@ -69,6 +78,8 @@ POLL_ABOUT_NOW = """
 UPDATE deferred_work SET poll_at_ms = ?3
 WHERE surface = ?1 AND about = ?2 AND is_open = 0 AND poll_at_ms > ?3 AND scheduled_at_ms <= ?4"""
 
+PUT_OFF_DUE = """
+UPDATE reservations SET due_at_ms = due_at_ms + ?2 WHERE id = ?1 AND state = 'HELD' AND due_at_ms IS NOT NULL"""
 MOVE_DUE = """
 UPDATE reservations SET due_at_ms = ?2
 WHERE id = ?1 AND state = 'HELD' AND due_at_ms IS NOT NULL AND due_at_ms < ?2"""
@@ -82,6 +93,7 @@ SELECT d.reservation_id, d.surface, d.operation, d.upstream_id, d.end_attempts, 
 FROM deferred_work d JOIN reservations r ON r.id = d.reservation_id JOIN users u ON u.id = r.user_id
 WHERE d.reservation_id > ?2 AND d.end_told_at_ms IS NULL AND d.end_attempts < ?3 AND COALESCE(d.end_at_ms, 0) <= ?1
 AND d.is_open = 0 AND d.upstream_id <> '' AND r.state IN ('HELD', 'EXPIRED') AND {_HAS_NO_ACCESS}
+AND (?5 = '' OR d.surface = ?5)
 ORDER BY d.reservation_id LIMIT ?4"""
 CLAIM_ENDING = f"""
 UPDATE deferred_work SET end_attempts = end_attempts + 1, end_at_ms = ?4
@@ -105,6 +117,9 @@ FROM deferred_work WHERE surface = ?1 AND upstream_id IN ({", ".join(f"?{n + 2}"
 DELETE_DEFERRED = "DELETE FROM deferred_work WHERE reservation_id = ?1"
 DELETE_TOUCHES = "DELETE FROM deferred_touches WHERE reservation_id = ?1"
 
+NOT_ASKED_MS = 120_000
+"""What is asked about so much later than it should be was not asked about meanwhile: the service stood still, or had too much
+to ask. A vendor that is silent makes a poll late by a minute at most."""
 SKEW_MS = 300_000
 """How far a vendor's clock may be from ours."""
 
@@ -174,7 +189,7 @@ class DeferredWorks:
         return self._store.writer.submit(Unit((Step(LEAVE_OPEN, params),), must_keep=True))
 
     async def absent(self, work: DeferredWork, *, poll_in_s: float) -> int:
-        """Nothing was found of it; how often that is now. Raises Refused(STORE_UNAVAILABLE)."""
+        """Nothing was found of it; how often in a row that is now. Raises Refused(STORE_UNAVAILABLE)."""
         params = (work.reservation_id, self._clock.now_ms() + round(poll_in_s * 1000))
         await self._store.writer.submit(Unit((Step(NOTE_ABSENT, params),)))
         return work.absences + 1
@@ -185,11 +200,14 @@ class DeferredWorks:
         params = (work.reservation_id, because)
         await self._store.writer.submit(Unit((Step(NOTE_ENDED, params),)))
 
-    async def due(self, *, at_most: int) -> list[DeferredWork]:
-        """What should be asked about by now. Raises Refused(STORE_UNAVAILABLE)."""
-        rows = await self._store.readers.rows(SELECT_DUE, (self._clock.now_ms(), at_most))
+    async def due(self, *, at_most: int, without: Collection[str] = ()) -> list[DeferredWork]:
+        """What should be asked about by now, but for these surfaces; and as much of what requests that are no more left open.
+        Raises Refused(STORE_UNAVAILABLE)."""
+        left_out = sorted(without)[:SURFACES_MAX]
+        padded = left_out + [""] * (SURFACES_MAX - len(left_out))
+        rows = await self._store.readers.rows(SELECT_DUE, (self._clock.now_ms(), at_most, *padded))
         rows = [*rows, *await self._store.readers.rows(SELECT_LEFT_OPEN, (at_most,))]
-        return [DeferredWork(*cast("_Row", row)) for row in rows[:at_most]]
+        return [DeferredWork(*cast("_Row", row)) for row in rows]
 
     def poll_now(self, surface: str, upstream_id: str, *, is_about: bool) -> Step:
         """The step that has work asked about at once, for a unit of the caller's: that under this id, or what belongs
@@ -215,24 +233,38 @@ class DeferredWorks:
         return found
 
     async def claim(self, work: DeferredWork, *, next_poll_in_s: float) -> bool:
-        """Take a row for one poll; False when another worker has. Raises Refused(STORE_UNAVAILABLE)."""
-        next_ms = self._clock.now_ms() + round(next_poll_in_s * 1000)
-        step = Step(CLAIM_DEFERRED, (work.reservation_id, work.poll_at_ms, next_ms), refusal=TAKEN)
-        return not isinstance(await self._store.writer.submit(Unit((step,))), Declined)
+        """Take a row for one poll; False when another worker has. The time for which nobody asked is no silence of the
+        vendor's: the hold lives for so much longer. Raises Refused(STORE_UNAVAILABLE)."""
+        now_ms = self._clock.now_ms()
+        next_ms, late_ms = now_ms + round(next_poll_in_s * 1000), now_ms - work.poll_at_ms
+        steps = [Step(CLAIM_DEFERRED, (work.reservation_id, work.poll_at_ms, next_ms), refusal=TAKEN)]
+        if late_ms > NOT_ASKED_MS and work.scheduled_at_ms is None:
+            steps.append(Step(PUT_OFF_DUE, (work.reservation_id, late_ms)))
+        return not isinstance(await self._store.writer.submit(Unit(tuple(steps))), Declined)
 
     async def keep(self, work: DeferredWork, *, due_in_s: float) -> None:
         """It goes on: its hold lives for so long from now. Raises Refused(STORE_UNAVAILABLE)."""
         due_at_ms = self._clock.now_ms() + round(due_in_s * 1000)
         await self._store.writer.submit(Unit((Step(MOVE_DUE, (work.reservation_id, due_at_ms)),)))
 
+    async def goes_on(self, work: DeferredWork, *, due_in_s: float) -> None:
+        """The vendor has said so: the same, and what it did not know of before counts no more. Raises
+        Refused(STORE_UNAVAILABLE)."""
+        due_at_ms = self._clock.now_ms() + round(due_in_s * 1000)
+        moved = Step(MOVE_DUE, (work.reservation_id, due_at_ms))
+        await self._store.writer.submit(Unit((moved, Step(NOTE_PRESENT, (work.reservation_id,)))))
+
     async def forget(self, work: DeferredWork) -> None:
         """Its reservation is resolved. Raises Refused(STORE_UNAVAILABLE)."""
         params = (work.reservation_id,)
         await self._store.writer.submit(Unit((Step(DELETE_DEFERRED, params), Step(DELETE_TOUCHES, params))))
 
-    async def abandoned(self, *, after: str, attempts_max: int, at_most: int) -> list[Abandoned]:
-        """What should be ended by now, in the order of ids, beginning behind one. Raises Refused(STORE_UNAVAILABLE)."""
-        params = (self._clock.now_ms(), after, attempts_max, at_most)
+    async def abandoned(
+        self, *, after: str, attempts_max: int, at_most: int, surface: str = ""
+    ) -> list[Abandoned]:
+        """What should be ended by now, of one surface or all, in the order of ids, beginning behind one. Raises
+        Refused(STORE_UNAVAILABLE)."""
+        params = (self._clock.now_ms(), after, attempts_max, at_most, surface)
         rows = await self._store.readers.rows(SELECT_ABANDONED, params)
         return [Abandoned(*cast("tuple[str, str, str, str, int, str, str]", row)) for row in rows]
 

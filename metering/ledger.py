@@ -47,7 +47,7 @@ from metering.store.readers import Readers
 from metering.store.store import Store
 from metering.store.writer import Declined, Done, Params, Result, Row, Rows, Step, Unit, store_unavailable
 from metering.tasks import spawn
-from metering.usage import CACHE_READ_UNITS, CACHE_WRITE_UNITS, INPUT_UNITS, OUTPUT_UNITS, UsageLine
+from metering.usage import CACHE_READ_UNITS, CACHE_WRITE_UNITS, INPUT_UNITS, OUTPUT_UNITS, Usage, UsageLine
 
 logger = logging.getLogger(__name__)
 
@@ -250,7 +250,8 @@ WHERE id = ?1 AND state = 'HELD' AND lines = ?5 RETURNING id"""
 
 EXPIRE_RESERVATION = """
 UPDATE reservations SET state = 'EXPIRED', booked_nanousd = ?2, resolved_at_ms = ?3
-WHERE id = ?1 AND state = 'HELD' AND checkpoint_nanousd = ?4 AND lines = ?5 RETURNING id"""
+WHERE id = ?1 AND state = 'HELD' AND checkpoint_nanousd = ?4 AND lines = ?5 AND (due_at_ms IS NULL OR due_at_ms < ?3)
+RETURNING id"""
 
 ADJUST_RESERVATION = """
 UPDATE reservations SET booked_nanousd = ?2, adjusted_at_ms = ?3
@@ -269,9 +270,13 @@ SELECT_HELD_OF_WORKER = f"""
 SELECT {HELD_COLUMNS} FROM reservations
 WHERE worker_id = ?1 AND state = 'HELD' AND due_at_ms IS NULL ORDER BY id LIMIT ?2"""
 
+# Silence counts only where somebody has asked: what was to be asked about before then is asked about first.
 SELECT_HELD_OVERDUE = f"""
-SELECT {HELD_COLUMNS} FROM reservations
-WHERE state = 'HELD' AND due_at_ms IS NOT NULL AND due_at_ms < ?1 ORDER BY id LIMIT ?2"""
+SELECT {HELD_COLUMNS} FROM reservations r
+WHERE state = 'HELD' AND due_at_ms IS NOT NULL AND due_at_ms < ?1 AND NOT EXISTS
+    (SELECT 1 FROM deferred_work d WHERE d.reservation_id = r.id AND d.poll_at_ms <= r.due_at_ms
+     AND d.scheduled_at_ms IS NULL)
+ORDER BY id LIMIT ?2"""
 
 SELECT_HELD = f"""
 SELECT {HELD_COLUMNS} FROM reservations WHERE id = ?1 AND state = 'HELD'"""
@@ -290,6 +295,8 @@ SELECT spent, held, allowance FROM accounts WHERE owner = ?1 AND meter = ?2 AND 
 
 COST_NANOUSD_MAX = 10**15
 """A million USD: what claims to cost more is a defect of ours or the vendor's. It keeps sums inside 64 bits."""
+COUNT_BOOKED_MAX = 10**15
+"""The same of anything that is counted."""
 UNBOOKABLE_REPORT = "unbookable_report"
 """The note on an entry that lost its details."""
 EXTEND_TIMEOUT_S = 3.0
@@ -453,8 +460,8 @@ class Ledger:
         def without_details() -> "asyncio.Future[Resolved]":
             return self._settle(reservation, _reduced(settlement, reservation.hold_nanousd))
 
-        if not 0 <= settlement.priced.cost_nanousd <= COST_NANOUSD_MAX:
-            logger.error("cost of %s: %d nano-USD", reservation.id, settlement.priced.cost_nanousd)
+        if not _is_sane(settlement):
+            logger.error("cost of %s: %s", reservation.id, _told(settlement))
             return without_details()
         try:
             return self._settle(reservation, settlement, instead=without_details)
@@ -558,7 +565,7 @@ class Ledger:
         return await self._expire(rows)
 
     async def expire_overdue(self, *, reservations_max: int = 500) -> int:
-        """Expire what should have been reported by its `due_at`."""
+        """Expire what should have been reported by its `due_at`, and was asked about by then."""
         rows = await self._store.readers.rows(SELECT_HELD_OVERDUE, (self._clock.now_ms(), reservations_max))
         return await self._expire(rows)
 
@@ -566,9 +573,12 @@ class Ledger:
         """An exact report for a reservation that expired: append an `adjust` for the difference, of money and of what was
         counted, once.
 
-        False when it is unknown, was not expired, or has been adjusted already. What it was repriced to meanwhile
-        is part of what is booked. Raises Refused(STORE_UNAVAILABLE).
+        False when it is unknown, was not expired, or has been adjusted already; or costs what nothing does: then the
+        estimate stands. What it was repriced to meanwhile is part of what is booked. Raises Refused(STORE_UNAVAILABLE).
         """
+        if not _is_sane(settlement):
+            logger.error("late report of %s: %s", reservation_id, _told(settlement))
+            return False
         for _ in range(LATE_REPORT_ATTEMPTS_MAX):  # It may be repriced between the look and the entry.
             row = await self._store.readers.row(SELECT_BOOKED, (reservation_id,))
             if row is None or row[0] != "EXPIRED" or row[3] is not None:
@@ -614,6 +624,14 @@ class Ledger:
     async def intent_of(self, reservation_id: str) -> Intent:
         """What a reservation that exists is for, whatever became of it. Raises Refused(STORE_UNAVAILABLE)."""
         return _held(await self._any(reservation_id))[0]
+
+    async def known_usage(self, reservation_id: str) -> Usage:
+        """What a reservation that exists had used by its last checkpoint. Raises Refused(STORE_UNAVAILABLE)."""
+        _, _, _, usage, _ = _held(await self._any(reservation_id))
+        lines = [
+            UsageLine(one["model"], one["counts"], one["modifiers"]) for one in orjson.loads(usage or "[]")
+        ]
+        return Usage(tuple(lines), is_exact=False)
 
     async def age_s(self, reservation_id: str) -> float:
         """Since a reservation that exists was made. Raises Refused(STORE_UNAVAILABLE)."""
@@ -1025,16 +1043,25 @@ def _tell(resolved: "asyncio.Future[Resolved]", found: Resolved) -> None:
         resolved.set_result(found)
 
 
+def _is_sane(settlement: Settlement) -> bool:
+    return 0 <= settlement.priced.cost_nanousd <= COST_NANOUSD_MAX and all(
+        0 <= amount <= COUNT_BOOKED_MAX for amount in settlement.amounts.values()
+    )
+
+
+def _told(settlement: Settlement) -> str:
+    return f"{settlement.priced.cost_nanousd} nano-USD, {dict(settlement.amounts)}"
+
+
 def _reduced(settlement: Settlement, hold_nanousd: int) -> Settlement:
-    """What can be booked of a report that no row can take: its cost if that is sane, or the whole hold."""
-    cost_nanousd = settlement.priced.cost_nanousd
-    if not 0 <= cost_nanousd <= COST_NANOUSD_MAX:
-        cost_nanousd = hold_nanousd
+    """What can be booked of a report that no row can take: what it comes to if that is sane, or all that was held."""
+    is_sane = _is_sane(settlement)
     return replace(
         settlement,
-        priced=Priced(cost_nanousd, (), ()),
+        priced=Priced(settlement.priced.cost_nanousd if is_sane else hold_nanousd, (), ()),
         is_reported=False,
         notes=(UNBOOKABLE_REPORT,),
+        amounts=settlement.amounts if is_sane else {},
         upstream_request_id=None,
     )
 

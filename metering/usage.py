@@ -121,6 +121,18 @@ class Usage:
             lines.append(UsageLine(line.model, counts, line.modifiers))
         return Usage(tuple(lines), self.is_exact, self.notes)
 
+    def time_alone(self, seconds: int) -> "Usage":
+        """Its time, cut to so many seconds in each line, and nothing else."""
+        lines = [
+            UsageLine(
+                line.model,
+                {unit: min(line.counts[unit], seconds) for unit in TIME_UNITS if unit in line.counts},
+                line.modifiers,
+            )
+            for line in self.lines
+        ]
+        return Usage(tuple(lines), self.is_exact, self.notes)
+
     @property
     def most_output(self) -> int:
         """Of one kind, in one line."""

@@ -107,7 +107,8 @@ class Arrivals:
         return sum([await self.look(mounted, arrives) for mounted, arrives in self._kinds])
 
     async def look(self, mounted: Mounted, arrives: Arrives) -> int:
-        """One list; how much of it was taken on. What is new stands on its first page. Raises Refused."""
+        """One list; how much of it was taken on. What is new stands on its first page. Raises Refused: it cannot be read, or the
+        store takes nothing."""
         answer = await self._calls.read(mounted, arrives.listed.path.encode())
         listed = value_at(answer, arrives.listed.items.split(".")) if arrives.listed.items else answer
         items = {
@@ -118,8 +119,19 @@ class Arrivals:
         ownerless = await self._orphans.among(traces(mounted.surface.provider, arrives.listed, answer))
         taken = 0
         for trace in ownerless:
-            taken += await self._take(mounted, arrives, items[trace.one.upstream_id])
+            taken += await self._take_safely(mounted, arrives, items[trace.one.upstream_id])
         return taken
+
+    async def _take_safely(self, mounted: Mounted, arrives: Arrives, item: Mapping[str, Any]) -> bool:
+        """One that cannot be taken on, as its user's plan is no more, must not keep the others from it."""
+        try:
+            return await self._take(mounted, arrives, item)
+        except Refused as refused:
+            if refused.reason is Reason.STORE_UNAVAILABLE:
+                raise
+            what = item.get(arrives.listed.id_field)
+            logger.error("%s: %s %s was not taken on: %s", mounted.surface.name, arrives.name, what, refused)  # noqa: TRY400 - the text is all there is
+            return False
 
     async def _take(self, mounted: Mounted, arrives: Arrives, item: Mapping[str, Any]) -> bool:
         """Reserve for what has arrived, bind it, and write where to ask about it: one unit of work. Whether it is a user's, and was

@@ -10,6 +10,7 @@ import asyncio
 import logging
 import urllib.parse
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 
 import orjson
@@ -28,6 +29,7 @@ from metering.prices import PriceTable
 from metering.quotas import quotas_used
 from metering.scheduled import ScheduledWorks
 from metering.store.writer import Step
+from metering.tasks import spawn, stop
 from metering.tokens_per_minute import TokensPerMinute, counted_tokens
 from metering.usage import Usage, UsageLine
 from proxy.exchange import Exchange
@@ -44,17 +46,18 @@ logger = logging.getLogger(__name__)
 LOOK_EVERY_S = 1.0
 """Between two looks for work that is due."""
 POLLS_AT_ONCE = 16
-"""Per look and worker."""
+"""Of one surface, by one worker: a vendor that is silent keeps nobody from asking another."""
+DUE_AT_ONCE = 128
+"""Rows of one look; more than can be asked about at once."""
 POLL_TIMEOUT_S = 60.0
-"""For one poll, whole: a look waits for all of its polls, and a vendor that is silent about one must not keep the
-others waiting until their holds expire."""
+"""For one poll, whole: work that its vendor is silent about must not take the places of all other for long."""
 ANSWER_BYTES_MAX = 32 * 1024 * 1024
 """A poll's answer that is longer is not read: what it was about expires as an estimate."""
 UNKNOWN_POLL_S, UNKNOWN_POLLS_MAX = 600.0, 144
 """Rows of operations that this release does not know are left for the one that does, for a day."""
 OK, NOT_FOUND = 200, 404
 LOST_AFTER_POLLS = 3
-"""Work is lost when the vendor has said so often: right after it began, not all of its machines may know of it."""
+"""Work is lost when the vendor has said so often in a row: right after it began, not all of its machines may know of it."""
 OPEN_STATES = frozenset({"HELD", "EXPIRED"})
 """Of reservations to which a report is still booked."""
 NOTE_LOST = "lost_at_vendor"
@@ -112,6 +115,9 @@ class Deferrals:
             for name, operation in item.surface.works
             if (deferred := operation.deferred or operation.scheduled) is not None
         }
+        self._polls: dict[str, dict[str, asyncio.Task[bool]]] = {}
+        """Under way, by surface and reservation."""
+        self._has_place = asyncio.Event()
 
     def steps(self, exchange: Exchange, ids: Sequence[ObjectId]) -> tuple[Step, ...]:
         """What must be written with ids that an answer hands out, where its work may go on under one of them."""
@@ -163,21 +169,62 @@ class Deferrals:
         return self._works.poll_request_now(request_id, upstream_id)
 
     async def keep_polling(self) -> None:
-        """Look forever; a store in trouble is waited out."""
-        while self._kinds:
-            try:
-                await self.poll_due()
-            except Refused as error:
-                logger.debug(
-                    "no look for deferred work: %s", error
-                )  # the store has said what is wrong with it
-            await asyncio.sleep(LOOK_EVERY_S)
+        """Look forever; a store in trouble is waited out. Who has work waiting for a place looks as soon as there is one."""
+        try:
+            while self._kinds:
+                self._has_place.clear()
+                try:
+                    await self._begin_due()
+                except Refused as error:
+                    logger.debug(
+                        "no look for deferred work: %s", error
+                    )  # the store has said what is wrong with it
+                except Exception:
+                    logger.exception("deferred work cannot be looked for")
+                with suppress(TimeoutError):
+                    async with asyncio.timeout(LOOK_EVERY_S):
+                        await self._has_place.wait()
+        finally:
+            for task in [task for polls in self._polls.values() for task in polls.values()]:
+                await stop(task)
 
     async def poll_due(self) -> int:
-        """Ask about all work that is due, at most POLLS_AT_ONCE; how much of it was asked about."""
-        due = await self._works.due(at_most=POLLS_AT_ONCE)
-        asked = await asyncio.gather(*(self._poll_safely(work) for work in due))
-        return sum(asked)
+        """Ask about all that is due and finds a place, to its end; how much of it was asked about. Raises
+        Refused(STORE_UNAVAILABLE)."""
+        return sum(await asyncio.gather(*await self._begin_due()))
+
+    async def _begin_due(self) -> "list[asyncio.Task[bool]]":
+        """Begin to ask about what is due, each once, until nothing more finds a place."""
+        begun: dict[str, asyncio.Task[bool]] = {}
+        is_more = True
+        while is_more:
+            full = [surface for surface, polls in self._polls.items() if len(polls) >= POLLS_AT_ONCE]
+            due = await self._works.due(at_most=DUE_AT_ONCE, without=full)
+            new = {
+                work.reservation_id: task
+                for work in due
+                if work.reservation_id not in begun and (task := self._begin(work)) is not None
+            }
+            begun, is_more = begun | new, bool(new)
+        return list(begun.values())
+
+    def _begin(self, work: DeferredWork) -> "asyncio.Task[bool] | None":
+        """None where it has no place, or is asked about already."""
+        polls = self._polls.setdefault(work.surface, {})
+        if len(polls) >= POLLS_AT_ONCE or work.reservation_id in polls:
+            return None
+        task = spawn(self._poll_safely(work), name=f"poll {work.reservation_id}")
+        polls[work.reservation_id] = task
+        task.add_done_callback(lambda _: self._leave_place(work, task))
+        return task
+
+    def _leave_place(self, work: DeferredWork, task: "asyncio.Task[bool]") -> None:
+        polls = self._polls[work.surface]
+        was_asked = not task.cancelled() and task.exception() is None and task.result()
+        # A store that takes no claim is not to be asked at once again.
+        if was_asked and len(polls) >= POLLS_AT_ONCE:
+            self._has_place.set()
+        del polls[work.reservation_id]
 
     async def _poll_safely(self, work: DeferredWork) -> bool:
         """One bad row must not keep the others from being asked about."""
@@ -211,7 +258,7 @@ class Deferrals:
             return False
         demand = _decoded(work.demand)
         if not work.upstream_id:
-            work = replace(work, upstream_id=await self._found(kind, deferred, work))
+            work = replace(work, upstream_id=await self._found(kind, deferred, work), absences=0)
         if not work.upstream_id:
             return True
         status, observer, found = await self._ask(kind, deferred, work, demand)
@@ -220,7 +267,7 @@ class Deferrals:
                 lost = Usage(demand.floor.lines, is_exact=False, notes=(NOTE_LOST,))
                 await self._book(kind, work, lost, status)
         elif observer is not None and deferred.is_running(observer):
-            await self._works.keep(work, due_in_s=deferred.due_s)
+            await self._works.goes_on(work, due_in_s=deferred.due_s)
             if kind.operation.timed is not None:
                 timed, budget = kind.operation.timed, _budget_in(work.demand)
                 running = RunningWork(kind.mounted, kind.operation, timed, work, demand, budget)
@@ -329,7 +376,12 @@ class Deferrals:
     async def _book(
         self, kind: _Kind, work: DeferredWork, usage: Usage, status: int, told: tuple[Step, ...] = ()
     ) -> None:
-        """Settle, or adjust what has expired meanwhile; with what is told of it. Only then is the row forgotten."""
+        """Settle, or adjust what has expired meanwhile; with what is told of it. Only then is the row forgotten. What is
+        estimated is no less than the time that it was seen to run."""
+        if not usage.is_exact:
+            known = await self._ledger.known_usage(work.reservation_id)
+            if known.seconds > usage.seconds:
+                usage = replace(usage, lines=known.lines)
         priced = self._prices.price(kind.mounted.surface.provider, usage, at_ms=self._clock.now_ms())
         notes = usage.notes
         if usage.told_nanousd is not None and usage.told_nanousd != priced.cost_nanousd:

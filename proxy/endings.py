@@ -22,7 +22,7 @@ logger = logging.getLogger(__name__)
 
 LOOK_EVERY_S = 15.0
 ENDED_AT_ONCE = 16
-"""Told to vendors at a time, by one worker."""
+"""Told to one vendor at a time, by one worker."""
 ATTEMPTS_MAX = 6
 RETRY_S = 60.0
 """Before the second attempt, longer than one takes; twice as long before each further one: half an hour in all."""
@@ -49,30 +49,38 @@ class Endings:
             for name, operation in item.surface.works
             if operation.ending is not None
         }
-        self._has_heard = asyncio.Event()
+        self._has_heard = {surface: asyncio.Event() for surface, _ in self._kinds}
 
     def heard(self, _seq: int, changed: Collection[tuple[str, str]] | None) -> None:
         """Changes (kind, subject) were heard of; None: anything may have changed."""
         if changed is None or any(kind in CHANGES for kind, _ in changed):
-            self._has_heard.set()
+            for event in self._has_heard.values():
+                event.set()
 
     async def keep_ending(self) -> None:
-        """Look forever; a store in trouble is waited out."""
-        while self._kinds:
-            self._has_heard.clear()
+        """Look forever; a store in trouble is waited out. Each surface by itself: a vendor that is silent keeps no other's work
+        running."""
+        await asyncio.gather(*(self._keep_ending(surface) for surface in self._has_heard))
+
+    async def end_abandoned(self) -> int:
+        """End all that should be by now; how many attempts were made. Raises Refused(STORE_UNAVAILABLE)."""
+        return sum([await self._end_of(surface) for surface in self._has_heard])
+
+    async def _keep_ending(self, surface: str) -> None:
+        while True:
+            self._has_heard[surface].clear()
             try:
-                await self.end_abandoned()
+                await self._end_of(surface)
             except Refused as error:
                 logger.debug("no look for work to end: %s", error)  # the store has said what is wrong with it
             with suppress(TimeoutError):
                 async with asyncio.timeout(LOOK_EVERY_S):
-                    await self._has_heard.wait()
+                    await self._has_heard[surface].wait()
 
-    async def end_abandoned(self) -> int:
-        """End all that should be by now; how many attempts were made. Raises Refused(STORE_UNAVAILABLE)."""
+    async def _end_of(self, surface: str) -> int:
         attempts, after = 0, ""
         while found := await self._works.abandoned(
-            after=after, attempts_max=ATTEMPTS_MAX, at_most=ENDED_AT_ONCE
+            after=after, attempts_max=ATTEMPTS_MAX, at_most=ENDED_AT_ONCE, surface=surface
         ):
             attempts += sum(await asyncio.gather(*map(self._end_safely, found)))
             after = found[-1].reservation_id

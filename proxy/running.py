@@ -106,19 +106,23 @@ class Running:
         because = one.work.ended_because
         if not because and not one.work.is_seen:
             because = FOR_NOBODY
-        if not because and waited_s is not None and not await self._is_granted(one, waited_s):
+        if not because and not await self._is_granted(one, waited_s):
             because = FOR_BUDGET
         if because:
             await self._end(one.mounted, one.operation, one.work, because)
 
-    async def _is_granted(self, one: RunningWork, waited_s: float) -> bool:
+    async def _is_granted(self, one: RunningWork, waited_s: float | None) -> bool:
         reservation = await self._ledger.held(one.work.reservation_id)
         if reservation is None:
             return True  # it has expired: nothing more can be held, a report adjusts it
         (meter, *_) = one.operation.quotas
         ceiling, slice_s = one.demand.ceiling, one.timed.slice_s
         granted_s = sum(line.amount for line in reservation.lines if line.meter == meter)
-        used_s = math.ceil((self._clock.now_ms() - reservation.created_at_ms) / 1000 - waited_s)
+        age_s = (self._clock.now_ms() - reservation.created_at_ms) / 1000
+        waits_s = min(age_s, one.timed.waits_at_most_s)  # whatever it is said to be
+        used_s = math.ceil(age_s - (waits_s if waited_s is None else min(waits_s, waited_s)))
+        if waited_s is not None:
+            self._note_used(one.mounted, reservation, one.demand, used_s)
         until_s = min(used_s + slice_s, ceiling.seconds)
         if granted_s - used_s > slice_s // GRANTED_WHEN_LEFT:
             return True
@@ -131,6 +135,12 @@ class Running:
             budget=one.budget,
         )
         return declined is None or granted_s - used_s > slice_s // ENDED_WHEN_LEFT
+
+    def _note_used(self, mounted: Mounted, reservation: Reservation, demand: Demand, used_s: int) -> None:
+        """It has run for so long: booked where nothing more is heard of it. What else it uses, its end tells."""
+        used = demand.ceiling.time_alone(max(used_s, demand.floor.seconds))
+        priced = self._prices.price(mounted.surface.provider, used, at_ms=self._clock.now_ms())
+        self._ledger.checkpoint(reservation, priced)
 
     def _more_nanousd(self, mounted: Mounted, reservation: Reservation, until: Usage) -> int:
         priced = self._prices.price(mounted.surface.provider, until, at_ms=self._clock.now_ms())

@@ -359,7 +359,8 @@ class Timed:
 
     `product` and `unit`: a second in the price table. It is held in slices of `slice_s`, never fewer than the vendor bills at
     least, of the operation's quotas and of money; on `gauge` instead of the requests in flight. `waited_s`: how many seconds it
-    has waited before it began to cost, by what a poll's observer was told; None while it waits.
+    has waited before it began to cost, by what a poll's observer was told; None while it waits. Longer than `waits_at_most_s`
+    nothing is believed to have waited.
     """
 
     product: str
@@ -367,6 +368,7 @@ class Timed:
     gauge: str
     slice_s: int
     waited_s: Callable[[Observer], float | None] = lambda _: 0.0
+    waits_at_most_s: int = 0
 
 
 @dataclass(frozen=True, slots=True)

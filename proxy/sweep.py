@@ -13,12 +13,13 @@ from urllib.parse import quote
 
 from metering.deferred import DeferredWorks
 from metering.errors import Reason, Refused
-from metering.orphans import Orphan, Orphans, State, Sweep
+from metering.objects import ObjectId
+from metering.orphans import Maker, Orphan, Orphans, State, Sweep
 from metering.store.writer import Step
 from proxy.deferral import adoption
 from proxy.json_walk import value_at
 from proxy.mounted import Mounted
-from proxy.side_calls import SideCalls
+from proxy.side_calls import OK, REDIRECT, SideCalls
 from proxy.surface import Swept
 from proxy.telemetry import Telemetry
 from proxy.traces import traces, whole
@@ -86,6 +87,8 @@ class Sweeper:
     async def _bound(self, mounted: Mounted, orphan: Orphan, makers: Sequence[str]) -> Orphan:
         one, maker = orphan.trace.one, orphan.maker
         more: tuple[Step, ...] = () if maker is None else adoption(self._works, self._mounted, maker, one)
+        if maker is not None and not more and not await self._is_ended(mounted, maker, one):
+            return orphan
         if not await self._orphans.bind(orphan, makers, *more):
             return await self._orphans.look_at(orphan.trace, makers)
         made_by = f"made by {maker.request_id}" if maker is not None else "found in what is theirs"
@@ -93,6 +96,24 @@ class Sweeper:
             "%s: %s had no owner: it is %s's, %s", mounted.surface.name, one, orphan.user_id, made_by
         )
         return Orphan(orphan.trace, State.BOUND, orphan.user_id, maker)
+
+    async def _is_ended(self, mounted: Mounted, maker: Maker, one: ObjectId) -> bool:
+        """What costs by the second, and was found only after its request was booked, is nobody's to pay and nobody was told of it:
+        the vendor is told to end it. False where that did not take it. Raises Refused."""
+        operation = next((each for each in mounted.surface.operations if each.name == maker.operation), None)
+        if operation is None or operation.timed is None or operation.ending is None:
+            return True
+        ending = operation.ending
+        path = ending.path.replace("{id}", quote(one.upstream_id, safe=""))
+        status = await self._calls.tell(mounted, ending.method, path.encode(), ending.body)
+        logger.error(
+            "%s: %s was found after %s had been booked: it was told to end it (%d)",
+            mounted.surface.name,
+            one,
+            maker.request_id,
+            status,
+        )
+        return OK <= status < REDIRECT
 
     def _makers(self, vendor: str, kind: str) -> list[str]:
         """Operations that make such objects, of all surfaces that the vendor has."""

@@ -51,6 +51,9 @@ CALL, NUMBER = "call", "number"
 """Kinds of objects that the vendor keeps."""
 POLL_S, SLICE_S, DUE_S = 10.0, 120, 900.0
 """Between two looks at a call that runs; what is held of its time ahead; how long a hold lives without a word of it."""
+WAITS_S_MAX = 600
+"""How long a call is believed to be queued and to ring: of one whose beginning is not told, or told wrong, time is granted
+from then on."""
 GIVEN_UP_AFTER_S = 86_400.0
 """Twice what a call may take at the vendor."""
 
@@ -151,7 +154,7 @@ SURFACE = Surface(
             tag=_TAG,
             hands_out=(HandsOut(CALL, "call_id"),),
             quotas=("call_seconds",),
-            timed=Timed(PRODUCT, CALL_SECONDS, OPEN_CALLS, SLICE_S, waited_s),
+            timed=Timed(PRODUCT, CALL_SECONDS, OPEN_CALLS, SLICE_S, waited_s, WAITS_S_MAX),
             deferred=Deferred(
                 CALL,
                 "/v1/calls/{id}",

@@ -4,7 +4,8 @@ went through the vendor's proxies. Told by the session itself, whoever asks for 
 
 import math
 from collections.abc import Mapping
-from datetime import datetime
+from dataclasses import replace
+from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
 from typing import Any
 
@@ -19,11 +20,19 @@ TIMEOUT_ENV, TIMEOUT_MAX_ENV = "BROWSERBASE_TIMEOUT_S", "BROWSERBASE_TIMEOUT_MAX
 BYTES_PER_S_ENV = "BROWSERBASE_PROXY_BYTES_PER_S"
 PROXY_LAG_S = 30
 """How long after its end the bytes of a session's proxies may still be counted; that they are counted late is a guess."""
+LATE_S_MAX = 3_600
+"""How long after its `timeout` a session may have ended at most."""
 SESSION_S_MIN, SESSION_S_MAX = 60, 21_600
 """What the vendor takes as a `timeout`; and the shortest session that it bills."""
+BYTES_PER_S_MAX = 125_000_000
+"""A gigabit: what moves more through proxies was not read right."""
 RUNNING = frozenset({"PENDING", "RUNNING"})
+OVER = frozenset({"COMPLETED", "ERROR", "TIMED_OUT"})
+"""What is neither has ended where its end is told."""
 NOTE_NO_END = "end_not_told"
 """The vendor says that a session has ended, but not when: what it last changed stands for it."""
+NOTE_TIMES, NOTE_BYTES = "session_times_unsound", "proxy_bytes_unsound"
+"""It ended before it began, or ran longer than any may; moved what cannot be moved in its time, or does not say."""
 
 
 class SessionMeter:
@@ -80,13 +89,15 @@ class SessionReport(ToldObject):
 
     @staticmethod
     def is_one(told: Mapping[str, Any]) -> bool:
-        return isinstance(told.get("status"), str)
+        return isinstance(told.get("id"), str)
 
     @property
     def is_running(self) -> bool:
         """Not at its end yet, or too shortly after it for the bytes of its proxies to be counted."""
-        session = self.told or {}
-        if session.get("status") in RUNNING:
+        session = self.told
+        if session is None:
+            return False
+        if _goes_on(session):
             return True
         ended = instant_of(session.get("endedAt"))
         if not self.demand.ceiling.total(PROXY_BYTES) or ended is None or self._told_at is None:
@@ -97,7 +108,7 @@ class SessionReport(ToldObject):
     def usage(self) -> Usage:
         """Of a session that has ended, exact where its end is told; of another one, its least."""
         session = self.told
-        if session is None or session.get("status") in RUNNING:
+        if session is None or _goes_on(session):
             return self.demand.floor
         began = instant_of(session.get("startedAt")) or instant_of(session.get("createdAt"))
         ended = instant_of(session.get("endedAt"))
@@ -106,12 +117,34 @@ class SessionReport(ToldObject):
             ended, notes = instant_of(session.get("updatedAt")), (NOTE_NO_END,)
         if began is None or ended is None:
             return self.demand.floor
-        seconds = max(SESSION_S_MIN, math.ceil((ended - began).total_seconds()))
-        counts = {BROWSER_SECONDS: seconds}
-        moved = session.get("proxyBytes")
-        if isinstance(moved, int) and not isinstance(moved, bool) and moved > 0:
+        told_s = math.ceil((ended - began).total_seconds())
+        if not 0 <= told_s <= SESSION_S_MAX + LATE_S_MAX:
+            return replace(self.demand.floor, notes=(*notes, NOTE_TIMES))
+        counts = {BROWSER_SECONDS: max(SESSION_S_MIN, told_s)}
+        moved = self._moved(counts[BROWSER_SECONDS])
+        if moved is None:
+            notes = (*notes, NOTE_BYTES)
+            moved = self.demand.ceiling.with_time_at_most(counts[BROWSER_SECONDS]).total(PROXY_BYTES)
+        if moved:
             counts[PROXY_BYTES] = moved
         return Usage((UsageLine(PRODUCT, counts),), is_exact=not notes, notes=notes)
+
+    def _moved(self, seconds: int) -> int | None:
+        """Bytes through proxies; None where what is told cannot be."""
+        assert self.told is not None
+        moved = self.told.get("proxyBytes")
+        if moved is None and not self.demand.ceiling.total(PROXY_BYTES):
+            return 0
+        if isinstance(moved, bool) or not isinstance(moved, int | float):
+            return None
+        return math.ceil(moved) if 0 <= moved <= seconds * BYTES_PER_S_MAX else None
+
+
+def _goes_on(session: Mapping[str, Any]) -> bool:
+    """Whether it has not ended. A word that is not known ends nothing."""
+    told = session.get("status")
+    status = told if isinstance(told, str) else ""
+    return status in RUNNING or (status not in OVER and instant_of(session.get("endedAt")) is None)
 
 
 def uses_proxies(fields: Mapping[str, Any]) -> bool:
@@ -126,8 +159,9 @@ def is_running(observer: Observer) -> bool:
 
 
 def _date_of(answer: AnswerHead) -> datetime | None:
-    """When the vendor said what it says."""
+    """When the vendor said what it says. A date without a zone is UTC."""
     try:
-        return parsedate_to_datetime(answer.header(b"date").decode("latin-1"))
+        said = parsedate_to_datetime(answer.header(b"date").decode("latin-1"))
     except ValueError:
         return None
+    return said if said.tzinfo is not None else said.replace(tzinfo=UTC)

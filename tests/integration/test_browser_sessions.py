@@ -3,11 +3,25 @@
 import asyncio
 
 import httpx
+import orjson
 import pytest
 
+from automna_proxy.service import swept_once
+from metering.orphans import State
 from metering.store.writer import Step, Unit
-from simulators.browserbase import PROJECT_ID, Habits, answers_late, drops, fails, loses_reply
-from tests.support.browserbase import cost_nanousd, house
+from metering.terms import Cap, CapMeter, CapPeriod
+from simulators.browserbase import (
+    PROJECT_ID,
+    BrowserbaseSimulator,
+    Habits,
+    answers_late,
+    drops,
+    fails,
+    loses_reply,
+    replays,
+)
+from tests.support.browserbase import House, cost_nanousd, house, user_of, variables
+from tests.support.gateway import DatedClock, running_gateway
 
 SLICE_S = 120
 
@@ -118,6 +132,22 @@ async def test_of_many_racing_creations_as_many_run_as_the_plan_allows(tmp_path)
         await until_booked(at, at.bob)
 
 
+async def test_a_session_beyond_the_months_end_is_held_and_billed_in_the_month_that_it_began_in(tmp_path):
+    async with house(tmp_path, browser_minutes=20) as at:
+        at.clock.advance(10 * 86_400 + 23 * 3_600 + 55 * 60)  # five minutes to December
+        at.vendor.pass_time()
+        session = await created(at.ada, timeout=900, keepAlive=True)
+        for _ in range(40):
+            await at.pass_time(15)
+        assert (await at.ada.account("browser_seconds", "2026-12"), await at.ada.running()) == ((0, 0), 1)
+        assert (await at.ada.seconds())[1] > 600
+        await released(at.ada, session)
+        (entry,) = await until_booked(at, at.ada)
+        assert await at.ada.seconds() == (entry["seconds"], 0)
+        assert await at.ada.account("money", "2026-12") == (0, 0)
+        assert await at.ada.account("money") == (entry["cost"], 0)
+
+
 @pytest.mark.parametrize("what", ["minutes", "credits"])
 async def test_a_session_whose_plan_is_used_up_is_ended_within_a_slice(tmp_path, what):
     limits = {"browser_minutes": 5} if what == "minutes" else {"credits_per_month": 100}
@@ -138,6 +168,28 @@ async def test_a_session_whose_plan_is_used_up_is_ended_within_a_slice(tmp_path,
         assert session["id"] == real.id
         answer = await at.ada.http.post("/v1/sessions", json={})
         assert answer.status_code == 402
+
+
+async def test_a_session_is_ended_by_a_cap_of_the_token_that_its_own_comes_from(tmp_path):
+    async with house(tmp_path) as at:
+        cap = Cap(CapMeter.CREDITS, CapPeriod.DAY, 100)
+        _, parent = await at.gateway.directory.create_token("ada", caps=(cap,))
+        child = await at.gateway.new_token("ada", parent_id=parent.id)
+        answer = await at.ada.http.post(
+            "/v1/sessions", json={"timeout": 3_600, "keepAlive": True}, headers={"x-bb-api-key": child}
+        )
+        assert answer.status_code == 201
+        (real,) = at.vendor.sessions
+        async with asyncio.timeout(20):
+            while real.is_live:
+                await at.pass_time(15)
+                await asyncio.sleep(0)
+        entry, *above = await until_booked(at, at.ada)
+        assert (entry["outcome"], 180 <= entry["seconds"] <= 330) == ("budget_ended", True)
+        caps = await at.gateway.service.store.readers.rows(
+            "SELECT owner LIKE 'family:%' OR owner LIKE 'token:%', spent, held FROM accounts WHERE meter = 'spend'"
+        )
+        assert caps == [(1, sum(one["cost"] for one in (entry, *above)), 0)]
 
 
 # --- answers that were lost -----------------------------------------------------------------------------
@@ -233,6 +285,140 @@ async def test_a_vendor_that_does_not_know_a_session_for_once_does_not_end_it(tm
         (entry,) = await until_booked(at, at.ada)
         assert (entry["basis"], entry["seconds"] >= 75) == ("reported", True)
         await assert_settled(at, at.ada)
+
+
+async def test_a_session_that_a_vendor_does_not_know_now_and_then_is_not_lost(tmp_path):
+    async with house(tmp_path) as at:
+        session = await created(at.ada, keepAlive=True, timeout=3_600)
+        for _ in range(5):
+            at.vendor.next_on(f"GET /v1/sessions/{session['id']}", fails(404))
+            await at.pass_time(15)
+            await at.pass_time(15)
+        assert (await at.ada.booked(), await at.ada.running()) == ([], 1)
+        await released(at.ada, session)
+        (entry,) = await until_booked(at, at.ada)
+        assert (entry["basis"], entry["seconds"] >= 150) == ("reported", True)
+        await assert_settled(at, at.ada)
+
+
+async def test_a_session_that_was_found_late_is_not_lost_by_the_next_word(tmp_path):
+    async with house(tmp_path) as at:
+        at.vendor.next(loses_reply())
+        await at.ada.http.post("/v1/sessions", json={"timeout": 3_600, "keepAlive": True})
+        (real,) = at.vendor.sessions
+        listed = "GET /v1/sessions"
+        at.vendor.next_on(listed, replays(b"[]", content_type="application/json"))
+        at.vendor.next_on(listed, replays(b"[]", content_type="application/json"))
+        at.vendor.next_on(f"GET /v1/sessions/{real.id}", fails(404))
+        async with asyncio.timeout(20):
+            while real.is_live:
+                await at.pass_time(15)
+                await asyncio.sleep(0.01)
+        (entry,) = await until_booked(at, at.ada)
+        assert entry["basis"] == "reported"
+        await assert_settled(at, at.ada)
+
+
+async def test_a_session_that_is_lost_is_billed_for_the_time_that_it_was_seen_to_run(tmp_path):
+    async with house(tmp_path) as at:
+        session = await created(at.ada, keepAlive=True, timeout=3_600)
+        for _ in range(40):
+            await at.pass_time(15)
+        for _ in range(3):
+            at.vendor.next_on(f"GET /v1/sessions/{session['id']}", fails(404))
+        (entry,) = await until_booked(at, at.ada)
+        assert (entry["basis"], entry["notes"]) == ("estimated", ["lost_at_vendor"])
+        assert 600 <= entry["seconds"] <= 630
+        assert entry["cost"] == cost_nanousd(entry["seconds"])
+        assert (await at.ada.seconds(), await at.ada.running()) == ((entry["seconds"], 0), 0)
+
+
+async def test_a_session_of_which_nothing_is_heard_is_billed_as_it_was_seen_until_its_report_comes(tmp_path):
+    async with house(tmp_path) as at:
+        session = await created(at.ada, keepAlive=True, timeout=3_600)
+        for _ in range(40):
+            await at.pass_time(15)
+        at.vendor.script = lambda request: fails(500) if request.method == "GET" else None
+        async with asyncio.timeout(20):
+            while not (booked := await at.ada.booked()):
+                await at.pass_time(60)
+                await asyncio.sleep(0.02)
+        (entry,) = booked
+        assert (entry["kind"], 600 <= entry["seconds"] <= 630) == ("expire", True)
+        assert entry["cost"] == cost_nanousd(entry["seconds"])
+        at.vendor.script = None
+        await released(at.ada, session)
+        _, adjusted = await until_booked(at, at.ada, 2)
+        (billed,) = [one.billed().seconds for one in at.vendor.sessions]
+        assert (adjusted["seconds"], entry["cost"] + adjusted["cost"]) == (billed, cost_nanousd(billed))
+        assert await at.ada.seconds() == (billed, 0)
+
+
+@pytest.mark.parametrize("ended", ["9999-12-31T23:59:59Z", "1970-01-01T00:00:00Z"])
+async def test_an_end_that_cannot_be_is_not_billed(tmp_path, ended):
+    async with house(tmp_path) as at:
+        session = await created(at.ada, keepAlive=True, timeout=3_600)
+        for _ in range(40):
+            await at.pass_time(15)
+        told = orjson.dumps({**session, "status": "COMPLETED", "endedAt": ended})
+        at.vendor.next_on(f"GET /v1/sessions/{session['id']}", replays(told, "application/json"))
+        (entry,) = await until_booked(at, at.ada)
+        assert (entry["basis"], entry["notes"]) == ("estimated", ["session_times_unsound"])
+        assert 600 <= entry["seconds"] <= 630
+        assert await at.ada.seconds() == (entry["seconds"], 0)
+
+
+async def test_a_session_outlives_a_service_that_stood_still(tmp_path):
+    clock = DatedClock(2026, 11, 20)
+    async with BrowserbaseSimulator(clock=clock) as vendor:
+        serving = {"env": variables(vendor), "clock": clock, "browser_minutes": 600, "browsers": 1}
+        async with running_gateway(tmp_path, **serving) as gateway, user_of(gateway, "ada") as ada:
+            await created(ada, keepAlive=True, timeout=14_400)
+        clock.advance(7_200)
+        async with running_gateway(tmp_path, **serving) as gateway, user_of(gateway, "ada") as ada:
+            at = House(vendor, gateway, clock, {"ada": ada})
+            async with asyncio.timeout(10):
+                while (await ada.seconds())[1] < 7_200:
+                    await asyncio.sleep(0.02)
+            assert (await ada.booked(), await ada.running()) == ([], 1)
+            assert (await ada.http.post("/v1/sessions", json={})).status_code == 429, "it runs still"
+            await released(ada, {"id": vendor.sessions[0].id})
+            (entry,) = await until_booked(at, ada)
+            assert (entry["kind"], entry["basis"]) == ("settle", "reported")
+            await assert_settled(at, ada)
+
+
+async def test_a_session_that_was_made_without_a_word_of_its_status_is_held_and_billed(tmp_path):
+    async with house(tmp_path) as at:
+        session = await created(at.ada)  # whose vendor keeps it under the id that is told again
+        at.vendor.next_on(
+            "POST /v1/sessions", replays(b'{"id":"%s"}' % session["id"].encode(), "application/json")
+        )
+        assert (await at.ada.http.post("/v1/sessions", json={"keepAlive": True})).status_code == 200
+        assert (await at.ada.booked(), await at.ada.running()) == ([], 2)
+        await released(at.ada, session)
+        booked = await until_booked(at, at.ada, 2)
+        assert [entry["basis"] for entry in booked] == ["reported", "reported"]
+
+
+async def test_a_session_that_is_found_after_it_was_booked_as_never_begun_is_ended(tmp_path):
+    async with house(tmp_path) as at:
+        at.vendor.next(loses_reply())
+        await at.ada.http.post("/v1/sessions", json={"timeout": 3_600, "keepAlive": True})
+        for _ in range(3):
+            at.vendor.next_on("GET /v1/sessions", replays(b"[]", "application/json"))
+        (entry,) = await until_booked(at, at.ada)
+        assert entry["notes"] == ["not_found_at_vendor"]
+        (real,) = at.vendor.sessions
+        at.vendor.next_on(f"POST /v1/sessions/{real.id}", fails(500))
+        service = at.gateway.service
+        for state in (State.ATTRIBUTABLE, State.BOUND):
+            found = await swept_once(service.settings, service.store, at.clock, is_dry=False)
+            assert [orphan.state for sweep in found for orphan in sweep.orphans] == [state]
+        at.clock.advance(15)
+        at.vendor.pass_time()
+        assert not real.is_live
+        assert len(await at.ada.booked()) == 1
 
 
 # --- walls ----------------------------------------------------------------------------------------------

@@ -11,6 +11,7 @@ import pytest
 from metering.hooks import Hooks, hook_token
 from metering.objects import ObjectId, Objects
 from metering.phone_numbers import PhoneNumbers
+from metering.store.writer import Step, Unit
 from proxy.arrivals import Arrivals
 from simulators.bland import WEBHOOK_SECRET, Tamper, fails
 from simulators.bland_webhooks import signature
@@ -295,6 +296,18 @@ async def test_a_call_that_comes_in_is_its_numbers_owners_and_booked_once(tmp_pa
         assert (len(agent.received), others.received) == (1, [])
         assert (await at.bob.http.get(f"/v1/calls/{call.call_id}")).status_code == 200
         assert (await at.ada.http.get(f"/v1/calls/{call.call_id}")).status_code == 404
+
+
+async def test_a_call_to_whose_plan_is_no_more_keeps_nobody_elses_from_being_found(tmp_path):
+    async with stage(tmp_path) as (at, _, _):
+        await rang(at, "ada")
+        await rang(at, "bob")
+        await rang(at, "ada")
+        gone = Step("UPDATE users SET plan = 'gone' WHERE id = 'ada'", ())
+        await at.gateway.service.store.writer.submit(Unit((gone,)))
+        assert await arrivals(at).look_through() == 1
+        await at.pass_time(60)
+        assert (len(await inbound_entries(at, "bob")), await inbound_entries(at, "ada")) == (1, [])
 
 
 async def test_many_who_find_a_call_at_once_book_it_once(tmp_path):

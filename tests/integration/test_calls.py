@@ -17,6 +17,7 @@ from simulators.bland import (
     drops,
     fails,
     loses_reply,
+    replays,
 )
 from tests.support.bland import OTHER, TO
 from tests.support.calls import NUMBERS, before, exchange, variables
@@ -278,6 +279,36 @@ async def test_a_call_whose_plan_is_used_up_is_stopped(tmp_path, limits):
         booked = await until_booked(at, at.ada)
         assert booked[0]["outcome"] == "budget_ended"
         assert 180 <= booked[0]["seconds"] <= 300 + 15
+        await assert_settled(at, at.ada)
+
+
+@pytest.mark.parametrize(
+    "times",
+    [
+        {"started_at": None, "created_at": "2026-11-20T12:00:00Z"},
+        {"started_at": "2026-11-20T23:00:00Z", "created_at": "2026-11-20T12:00:00Z"},
+        {"started_at": "9999-12-31T23:59:59Z", "created_at": "0001-01-01T00:00:00Z"},
+    ],
+    ids=["not told", "by another clock", "nonsense"],
+)
+async def test_a_call_whose_beginning_nobody_can_tell_is_stopped_all_the_same(tmp_path, times):
+    async with exchange(tmp_path, call_minutes=5) as at:
+        call = await at.dialled(at.ada, max_duration=30)
+        call.max_duration_minutes = 600  # the vendor does not obey
+        at.vendor.pick_up(call)
+        told = orjson.dumps({"call_id": call.call_id, "completed": False, "queue_status": "started", **times})
+        path = f"/v1/calls/{call.call_id}"
+        at.vendor.script = lambda request: (
+            replays(told, "application/json") if (request.method, request.path) == ("GET", path) else None
+        )
+        passed_s = 0
+        while not call.is_over and passed_s < 3_600:
+            await at.pass_time(10)
+            passed_s += 10
+        assert (call.ended_by, 300 <= passed_s <= 600 + 300 + 15) == ("API", True), passed_s
+        at.vendor.script = None
+        (booked, *_) = await until_booked(at, at.ada)
+        assert booked["outcome"] == "budget_ended"
         await assert_settled(at, at.ada)
 
 

@@ -8,9 +8,10 @@ from metering.ledger import NO_COST, Outcome, Settlement
 from metering.objects import ObjectId
 from metering.store.writer import Unit
 from proxy import deferral
-from simulators.openai import Behaviour, OpenAISimulator, fails, hangs, replays, streams
+from simulators.openai import VENDOR_KEY, OpenAISimulator, fails, hangs, replays, streams
 from simulators.script import Gate, WaitFor
 from tests.support.background import BACKGROUND, LATER_S, polled, start, states, works
+from tests.support.calls import exchange
 from tests.support.gateway import DatedClock, Gateway
 from tests.support.limits import limits_of
 from tests.support.openai import openai_client_of, response_body, serving_openai
@@ -114,6 +115,63 @@ async def test_nobody_has_to_ask_for_the_poll(tmp_path, clock):
         (entry,) = await gateway.entries()
         assert entry["basis"] == "reported"
         await gateway.assert_clean()
+
+
+@pytest.mark.parametrize("silent", [deferral.POLLS_AT_ONCE + 1, 1], ids=["another vendor", "its own work"])
+async def test_work_of_which_a_vendor_says_nothing_keeps_nobody_from_asking_about_other(
+    tmp_path, monkeypatch, silent
+):
+    monkeypatch.setattr("proxy.deferral.LOOK_EVERY_S", 0.02)
+    async with OpenAISimulator() as vendor:
+        env = {"OPENAI_API_KEY": VENDOR_KEY, "OPENAI_UPSTREAM_URL": vendor.url}
+        async with exchange(tmp_path, env=env) as at:
+            charged = "SELECT user_id, basis FROM entries WHERE cost_nanousd > 0"
+            ids = [await start(at.gateway, at.ada.token) for _ in range(silent)]
+            gate = Gate()
+            for response_id in ids:
+                vendor.next_on(f"GET .*/{response_id}", hangs(gate=gate))
+            at.clock.advance(LATER_S)
+            asked = silent + min(silent, deferral.POLLS_AT_ONCE)
+            await at.gateway.until(lambda: vendor.requests_total == asked)
+            if silent == 1:
+                vendor.finish(await start(at.gateway, at.bob.token))
+            else:
+                call = await at.dialled(at.bob)
+                await at.bob.http.post(f"/v1/calls/{call.call_id}/stop")
+            for _ in range(60):  # until the holds of what is silent are about to expire
+                at.clock.advance(LATER_S)
+                at.vendor.advance(0)
+                await asyncio.sleep(0.05)
+                booked = await at.gateway.service.store.readers.rows(charged)
+                if booked:
+                    break
+            assert booked == [("bob", "reported")]
+            for response_id in ids:
+                vendor.finish(response_id)
+            gate.open()
+            async with asyncio.timeout(10):
+                while await works(at.gateway):
+                    await polled(at.gateway, at.clock)
+                    await asyncio.sleep(0.01)
+
+
+async def test_after_a_restart_all_that_waits_is_asked_about_as_fast_as_the_vendor_answers(
+    tmp_path, monkeypatch, clock
+):
+    many = 3 * deferral.POLLS_AT_ONCE
+    async with OpenAISimulator() as vendor:
+        async with serving_openai(tmp_path, vendor, clock=clock) as gateway:
+            token = await gateway.new_token()
+            for response_id in [await start(gateway, token) for _ in range(many)]:
+                vendor.finish(response_id)
+        clock.advance(LATER_S)
+        monkeypatch.setattr("proxy.deferral.LOOK_EVERY_S", 600.0)
+        async with serving_openai(tmp_path, vendor, clock=clock) as gateway:
+            async with asyncio.timeout(10):
+                while await works(gateway):
+                    await asyncio.sleep(0.02)
+            assert len(await gateway.entries()) == many
+            await gateway.assert_clean()
 
 
 async def test_a_stream_in_the_background_whose_client_leaves_is_settled_by_a_poll(tmp_path, clock):
@@ -236,12 +294,12 @@ async def test_work_of_which_the_vendor_knows_nothing_is_booked_as_an_estimate(t
 async def test_work_of_which_nothing_is_heard_expires_and_a_late_report_adjusts_it(tmp_path, clock):
     async with OpenAISimulator() as vendor, serving_openai(tmp_path, vendor, clock=clock) as gateway:
         response_id = await start(gateway, await gateway.new_token())
-        vendor.default = fails(503)
-        clock.advance(1_000)
+        vendor.script = lambda _: fails(503)
         async with asyncio.timeout(10):
             while await states(gateway) != ["EXPIRED"]:
-                await asyncio.sleep(0.01)
-        vendor.default = Behaviour()
+                await polled(gateway, clock, 60)
+                await asyncio.sleep(0.05)
+        vendor.script = None
         vendor.finish(response_id)
         async with asyncio.timeout(10):
             while await works(gateway):

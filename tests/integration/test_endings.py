@@ -8,10 +8,11 @@ import pytest
 
 from metering.deferred import DeferredWorks
 from metering.users import Directory
-from proxy.endings import ATTEMPTS_MAX, LOOK_EVERY_S, RETRY_S
+from proxy.endings import ATTEMPTS_MAX, ENDED_AT_ONCE, LOOK_EVERY_S, RETRY_S
 from simulators.openai import VENDOR_KEY, OpenAISimulator, drops, fails, hangs
 from simulators.script import Gate
 from tests.support.background import BACKGROUND, polled, start, states, works
+from tests.support.calls import exchange
 from tests.support.endings import endings_of
 from tests.support.gateway import DatedClock, Gateway
 from tests.support.openai import openai_client_of, serving_openai
@@ -85,6 +86,24 @@ async def test_a_stream_in_the_background_of_a_disabled_user_is_ended_too(tmp_pa
                 pass
         await polled(gateway, clock)
         await assert_booked_once(gateway)
+
+
+async def test_a_vendor_that_is_silent_keeps_no_work_of_another_running(tmp_path):
+    async with OpenAISimulator() as vendor:
+        env = {"OPENAI_API_KEY": VENDOR_KEY, "OPENAI_UPSTREAM_URL": vendor.url}
+        async with exchange(tmp_path, env=env) as at:
+            ids = [await start(at.gateway, at.ada.token) for _ in range(ENDED_AT_ONCE + 1)]
+            call, gate = await at.dialled(at.ada), Gate()
+            for response_id in ids:
+                vendor.next_on(f"POST .*/{response_id}/cancel", hangs(gate=gate))
+            await directory_of(at.gateway).disable("ada")
+            await at.gateway.until(lambda: call.is_over)
+            gate.open()
+            await at.gateway.until(lambda: cancels(vendor) == len(ids))
+            async with asyncio.timeout(10):
+                while await works(at.gateway):
+                    await polled(at.gateway, at.clock)
+                    await asyncio.sleep(0.01)
 
 
 @pytest.mark.parametrize("how", ["revoked", "expired"])

@@ -89,3 +89,27 @@ async def test_only_what_is_not_booked_is_ended_and_in_pages(house: House):
     house.bench.clock.advance(DUE_S + 1)
     await house.bench.ledger.expire_overdue()
     assert await house.abandoned() == first, "expired here, it may run there"
+
+
+async def test_what_waits_for_a_clock_that_was_set_back_is_asked_about_now(house: House):
+    await house.begin()
+    house.bench.clock.advance(-600)
+    assert await house.works.due(at_most=9) == [], "a little is waited for"
+    house.bench.clock.advance(-7_200)
+    (due,) = await house.works.due(at_most=9)
+    assert await house.works.claim(due, next_poll_in_s=POLL_S)
+    assert await house.works.due(at_most=9) == []
+    house.bench.clock.advance(POLL_S)
+    assert len(await house.works.due(at_most=9)) == 1
+    assert await house.works.due(at_most=9, without=["openai"]) == []
+
+
+async def test_the_time_for_which_nobody_asked_does_not_expire_a_hold(house: House):
+    await house.begin()
+    house.bench.clock.advance(2 * DUE_S)
+    assert await house.bench.ledger.expire_overdue() == 0
+    (due,) = await house.works.due(at_most=9)
+    assert await house.works.claim(due, next_poll_in_s=POLL_S)
+    assert await house.bench.ledger.expire_overdue() == 0, "it is asked about"
+    house.bench.clock.advance(DUE_S - POLL_S + 1)
+    assert await house.bench.ledger.expire_overdue() == 1, "nothing came of that"

@@ -644,6 +644,29 @@ async def test_a_cost_beyond_reason_is_booked_at_the_hold(bench: Bench, cost: in
     assert await bench.account() == (100, 0)
 
 
+@pytest.mark.parametrize(
+    ("cost", "searches"), [(COST_NANOUSD_MAX + 1, 7), (60, 2**62), (60, 2**70), (60, -1)]
+)
+async def test_counts_beyond_reason_are_booked_as_they_were_held(
+    bench: Bench, cost: int, searches: int
+) -> None:
+    reservation = await bench.reserve(money(100), money(3, of=10)._replace(meter="searches"))
+    assert await bench.ledger.settle(reservation, settlement(cost, searches=searches)) is Resolved.DONE
+    assert (await bench.account(), await bench.account(meter="searches")) == ((100, 0), (3, 0))
+    await bench.assert_clean()
+
+
+@pytest.mark.parametrize(("cost", "searches"), [(COST_NANOUSD_MAX + 1, 1), (2**80, 1), (-1, 1), (60, 2**70)])
+async def test_a_late_report_beyond_reason_leaves_the_estimate(
+    bench: Bench, cost: int, searches: int
+) -> None:
+    reservation = await bench.reserve(money(100), money(3, of=10)._replace(meter="searches"), floor=30)
+    await bench.ledger.expire_worker("wrk_a")
+    assert not await bench.ledger.report_late(reservation.id, settlement(cost, searches=searches))
+    assert (await bench.account(), await bench.account(meter="searches")) == ((30, 0), (3, 0))
+    await bench.assert_clean()
+
+
 async def test_an_upstream_request_id_that_is_no_text_does_not_keep_the_hold(bench: Bench) -> None:
     reservation = await bench.reserve(money(100))
     report = Settlement(Outcome.COMPLETED, priced(60), is_reported=True, upstream_request_id="\ud800")

@@ -86,7 +86,6 @@ def test_a_session_that_runs_has_used_its_least():
         ("2026-11-20T12:01:00.001Z", 61),
         ("2026-11-20T12:10:00", 600),
         ("2026-11-20T14:10:00+02:00", 600),
-        ("2026-11-20T11:00:00Z", 60),  # clocks that disagree
     ],
 )
 def test_a_session_that_has_ended_is_billed_from_its_start_to_its_end(status, ended, seconds):
@@ -102,6 +101,46 @@ def test_an_end_that_is_not_told_is_what_last_changed():
     assert report.usage() == Usage(session(180), is_exact=True)
     assert told(status="COMPLETED").usage() == Usage(session(60), is_exact=False)
     assert told(status="COMPLETED", endedAt="soon", updatedAt=7).usage().is_exact is False
+
+
+@pytest.mark.parametrize(
+    "session_fields",
+    [
+        {"endedAt": "2026-11-20T11:00:00Z"},
+        {"endedAt": "9999-12-31T23:59:59Z"},
+        {"endedAt": "2026-11-20T12:10:00Z", "startedAt": "1970-01-01T00:00:00Z"},
+        {"updatedAt": "2027-11-20T12:10:00Z"},
+    ],
+)
+def test_times_that_cannot_be_are_billed_as_the_least(session_fields):
+    usage = told(status="COMPLETED", **session_fields).usage()
+    assert (usage.lines, usage.is_exact) == (session(60), False)
+    assert usage.notes[-1] == "session_times_unsound"
+
+
+@pytest.mark.parametrize("moved", [-1, 10**18, 1e300, "12", True, None])
+def test_bytes_that_cannot_be_are_those_that_were_held_for(moved):
+    asked = demand({"proxies": True})
+    usage = told(asked, status="COMPLETED", endedAt="2026-11-20T12:01:40Z", proxyBytes=moved).usage()
+    assert usage == Usage(session(100, 100_000), is_exact=False, notes=("proxy_bytes_unsound",))
+
+
+def test_what_uses_no_proxies_need_not_tell_of_them():
+    usage = told(status="COMPLETED", endedAt="2026-11-20T12:01:40Z", proxyBytes=None).usage()
+    assert usage == Usage(session(100), is_exact=True)
+    usage = told(status="COMPLETED", endedAt="2026-11-20T12:01:40Z", proxyBytes=12.5).usage()
+    assert usage == Usage(session(100, 13), is_exact=True)
+
+
+@pytest.mark.parametrize("status", ["PAUSED", "running", "", None, 7, [], {}])
+def test_a_word_that_is_not_known_ends_nothing(status):
+    assert is_running(told(status=status))
+    assert not is_running(told(status=status, endedAt="2026-11-20T12:01:40Z"))
+
+
+def test_a_date_without_a_zone_is_read():
+    head = AnswerHead(200, [(b"date", b"Fri, 20 Nov 2026 12:10:10 -0000")])
+    assert is_running(told(demand({"proxies": True}), head, status="ERROR", endedAt="2026-11-20T12:10:00Z"))
 
 
 def test_bytes_of_proxies_are_waited_for():
