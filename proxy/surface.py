@@ -11,6 +11,7 @@ from typing import Any, NamedTuple, Protocol
 from metering.errors import Refused
 from metering.prices import PriceTable
 from metering.rate_state import Standing
+from metering.store.writer import Step
 from metering.usage import NOTHING, Usage
 from proxy.json_walk import Walk, value_at
 
@@ -171,6 +172,8 @@ class Demand:
     """What the body says instead of what the client's does, where the request must be bounded."""
     sought: Mapping[str, str] = field(default_factory=dict)
     """What narrows the list in which its trace is looked for: pieces of its path (see Deferred.by_tag)."""
+    made: Mapping[str, Any] = field(default_factory=dict)
+    """The object that it makes, as far as the request says what that is (see Deferred.records)."""
     added_event: AddedEvent | None = None
     """What such a stream then has too much."""
     is_deferred: bool = False
@@ -505,6 +508,9 @@ class Deferred:
     by_tag: Swept | None = None
     tells: Callable[[Mapping[str, Any]], tuple[str, dict[str, Any]] | None] | None = None
     """Of the object that a poll found ended, what its user's agent is told, once: the kind of the message, and its document."""
+    records: Callable[[str, Mapping[str, Any]], Step] | None = None
+    """What is written of the object beside its reservation (of this id) and its entry, by what is known of it: as it was asked for
+    (`Demand.made`), as a list has it, as a poll found it ended."""
 
 
 @dataclass(frozen=True, slots=True)

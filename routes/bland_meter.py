@@ -55,6 +55,7 @@ class CallMeter:
             is_deferred=True,
             fields={**request.fields, "phone_number": number, "max_duration": minutes},
             sought={"number": number},
+            made={"to": number, "from": request.fields.get("from")},
         )
 
     def observe(self, request: Inbound, demand: Demand, answer: AnswerHead) -> Observer:  # noqa: ARG002 - the protocol's
@@ -102,7 +103,7 @@ class CallReport(ToldObject):
         told = self.told
         if told is None or not is_over(told):
             return self.demand.floor
-        seconds, is_exact, notes = _length(told)
+        seconds, is_exact, notes = length_of(told)
         return _used(
             self.demand.ceiling.lines[0].model,
             seconds,
@@ -131,7 +132,7 @@ def is_over(told: Mapping[str, Any]) -> bool:
     )
 
 
-def _length(told: Mapping[str, Any]) -> tuple[int, bool, tuple[str, ...]]:
+def length_of(told: Mapping[str, Any]) -> tuple[int, bool, tuple[str, ...]]:
     """Seconds, whether they are told, and what is odd about them. `corrected_duration` has them, as a text; `call_length` has
     minutes."""
     seconds, minutes = _number(told.get("corrected_duration")), _number(told.get("call_length"))

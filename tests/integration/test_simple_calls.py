@@ -7,11 +7,20 @@ import httpx
 import pytest
 
 from metering.objects import ObjectId, Objects
-from simulators.bland import fails
+from metering.store.writer import Step, Unit
+from simulators.bland import START, BlandSimulator, fails
 from tests.support.bland import OTHER, TO
-from tests.support.calls import NUMBERS, exchange
+from tests.support.calls import NUMBERS, before, exchange, variables
+from tests.support.gateway import DatedClock
 
 SLICE_S = 120
+ENDS = [
+    ({"status": "failed"}, "failed"),
+    ({"status": "busy"}, "no_answer"),
+    ({"status": "no-answer"}, "no_answer"),
+    ({"seconds": 7, "answered_by": "voicemail"}, "voicemail"),
+    ({"seconds": 90}, "completed"),
+]
 
 
 @asynccontextmanager
@@ -82,16 +91,7 @@ async def test_a_call_is_dialled_asked_about_and_booked(tmp_path, path):
         assert (refused.status_code, refused.json()["error"]) == (404, "Call not found")
 
 
-@pytest.mark.parametrize(
-    ("how", "status"),
-    [
-        ({"status": "failed"}, "failed"),
-        ({"status": "busy"}, "no_answer"),
-        ({"status": "no-answer"}, "no_answer"),
-        ({"seconds": 7, "answered_by": "voicemail"}, "voicemail"),
-    ],
-    ids=str,
-)
+@pytest.mark.parametrize(("how", "status"), ENDS, ids=str)
 async def test_however_a_call_ends_its_status_is_one_that_callers_know(tmp_path, how, status):
     async with stage(tmp_path) as (at, ada, _):
         call_id = (await dial(ada)).json()["call_id"]
@@ -215,11 +215,107 @@ async def test_what_was_called_is_told_by_the_ledger_to_whom_it_was_called_for(t
             "total_cost_cents": 21,
         }
         (recent,) = told["recent_calls"]
-        assert (recent["call_id"], recent["direction"], recent["status"]) == (
-            call_id,
-            "outbound",
-            "completed",
-        )
+        assert recent.pop("id").startswith("req_")
+        assert recent == {
+            "call_id": call_id,
+            "direction": "outbound",
+            "to": TO,
+            "from": NUMBERS["ada"],
+            "status": "completed",
+            "duration_seconds": 90,
+            "summary": "A call of 90 seconds.",
+            "created_at": "2026-11-20T00:00:00Z",
+        }
         others = (await bob.get(path)).json()
         assert (others["usage"]["total_calls"], others["recent_calls"]) == (0, [])
         assert (await ada.get(path, headers={"authorization": ""})).status_code == 401
+
+
+async def recent_of(http):
+    return (await http.get("/api/user/call/usage")).json()["recent_calls"]
+
+
+async def test_a_call_that_goes_on_is_listed_with_whom_it_is_and_each_with_the_end_it_came_to(tmp_path):
+    async with stage(tmp_path, call_minutes=60) as (at, ada, _):
+        for how, _status in ENDS:
+            at.clock.advance(1)
+            call_id = (await dial(ada)).json()["call_id"]
+            (running, *_) = await recent_of(ada)
+            assert {
+                name: running[name] for name in ("call_id", "to", "from", "status", "duration_seconds")
+            } == {
+                "call_id": call_id,
+                "to": TO,
+                "from": NUMBERS["ada"],
+                "status": "initiated",
+                "duration_seconds": None,
+            }
+            at.vendor.end(at.vendor.call(call_id), **how)
+            await at.pass_time(20)
+        shown = [(call["status"], call["duration_seconds"]) for call in await recent_of(ada)]
+        assert shown == [(status, how.get("seconds", 0)) for how, status in reversed(ENDS)]
+
+
+async def test_a_call_that_came_in_is_listed_with_who_called_and_one_of_before_with_what_was_booked(tmp_path):
+    async with stage(tmp_path, call_minutes=60) as (at, ada, _):
+        store = at.gateway.service.store
+        for seconds in (0, 33):
+            call_id = (await dial(ada)).json()["call_id"]
+            at.vendor.end(at.vendor.call(call_id), seconds=seconds)
+            await at.pass_time(20)
+        await store.writer.submit(Unit((Step("DELETE FROM call_records", ()),)))
+        call = at.vendor.receive(NUMBERS["ada"], OTHER)
+        at.vendor.pick_up(call)
+        await at.gateway.service.own.arrived.__self__.look_through()
+        (running, *_) = await recent_of(ada)
+        at.vendor.end(call, seconds=61)
+        await at.pass_time(20)
+        ended, *before = await recent_of(ada)
+        assert (running["status"], running["to"], running["from"]) == ("initiated", NUMBERS["ada"], OTHER)
+        assert ended | {"status": "initiated", "duration_seconds": None, "summary": None} == running
+        assert (ended["direction"], ended["status"], ended["duration_seconds"]) == (
+            "inbound",
+            "completed",
+            61,
+        )
+        assert [(one["status"], one["duration_seconds"], one["to"]) for one in before] == [
+            ("completed", 33, None),
+            ("failed", 0, None),
+        ]
+        columns = (
+            "user_id, bland_call_id, direction, to_number, from_number, status, duration_seconds, cost_cents"
+        )
+        rows = await store.readers.rows(
+            f"SELECT {columns}, completed_at FROM call_usage ORDER BY completed_at DESC"
+        )
+        ended_s, cents = call.ended_ms // 1000, -(-at.vendor.billed[-1].price_nanousd // 10_000_000)
+        assert rows[0] == (
+            "ada",
+            call.call_id,
+            "inbound",
+            NUMBERS["ada"],
+            OTHER,
+            "completed",
+            61,
+            cents,
+            ended_s,
+        )
+        assert [row[5] for row in rows[1:]] == [None, None]
+
+
+async def test_what_is_kept_of_a_call_outlives_a_restart(tmp_path):
+    clock = DatedClock(2026, 11, 20)
+    async with BlandSimulator(clock=clock, tariff=START, fate_of=lambda _: None) as vendor:
+        for number in NUMBERS.values():
+            vendor.add_number(number, is_byot=False)
+        async with before(vendor, tmp_path, clock, env=variables(vendor)) as at:
+            ended, running = [await at.dialled(at.ada, to) for to in (TO, OTHER)]
+            vendor.end(ended, seconds=61)
+            await at.pass_time(20)
+        async with before(vendor, tmp_path, clock, env=variables(vendor)) as at:
+            vendor.end(running, status="busy")
+            await at.pass_time(20)
+            async with simple(at, at.ada) as ada:
+                shown = {(call["to"], call["status"], call["summary"]) for call in await recent_of(ada)}
+            assert shown == {(TO, "completed", "A call of 61 seconds."), (OTHER, "no_answer", None)}
+            await at.gateway.assert_clean()
