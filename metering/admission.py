@@ -150,7 +150,11 @@ def require_surface(caller: Caller, surface: str) -> None:
 class Admission:
     """Plan, rate and budget of one process."""
 
-    def __init__(self, ledger: Ledger, rate_limits: RateLimits, clock: Clock) -> None:
+    def __init__(
+        self, ledger: Ledger, rate_limits: RateLimits, clock: Clock, *, upgrade_url: str = ""
+    ) -> None:
+        """`upgrade_url`: where users get another plan, for refusals of what theirs does not include; empty: nowhere."""
+        self._upgrade_url = upgrade_url
         self._ledger = ledger
         self._rate_limits = rate_limits
         self._clock = clock
@@ -448,14 +452,14 @@ class Admission:
             is_plans = hold.owner == owner_of(caller.user_id)
             return _too_many_concurrent(hold.allowance, _of_plan(caller) if is_plans else _OF_KEY)
         if hold.meter in CONCURRENCIES:
-            return concurrency_refusal(hold, caller.plan.name)
+            return concurrency_refusal(hold, caller.plan.name, upgrade_url=self._upgrade_url)
         if hold.meter == MONEY:
             return await self._budget_refusal(
                 caller, asked_nanousd, hold.period, own_nanousd=own_nanousd, used_nanousd=used_nanousd
             )
         balance = await self._ledger.balance(hold.owner, hold.meter, hold.period)
         if hold.meter in QUOTAS:
-            return quota_refusal(hold, balance, caller.plan.name)
+            return quota_refusal(hold, balance, caller.plan.name, upgrade_url=self._upgrade_url)
         assert caller.token is not None
         cap = cap_of(hold, caller.token.caps)
         return cap_refusal(

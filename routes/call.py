@@ -24,7 +24,6 @@ from routes.bland_requests import e164
 from routes.counting import object_of
 
 MINUTES_DEFAULT = 5
-UPGRADE_URL = "/dashboard/settings/billing"
 FORBIDDEN, BAD_GATEWAY, SERVER_ERROR = 403, 502, 500
 QUOTA = "call_seconds"
 _US = re.compile(r"\+1[2-9][0-9]{9}")
@@ -48,7 +47,7 @@ class CallDialect(PlainJson):
                     for name in ("used", "limit")
                 }
             else:
-                status, more = FORBIDDEN, {"upgrade_url": UPGRADE_URL}
+                status, more = FORBIDDEN, {"upgrade_url": facts.get("upgrade_url")}
         elif refused.reason is Reason.UPSTREAM_TIMEOUT:
             status = BAD_GATEWAY
         body = {"error": refused.message, **more, "request_id": request_id}

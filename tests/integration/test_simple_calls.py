@@ -159,10 +159,19 @@ async def test_anothers_number_is_none_and_who_has_none_is_told_so(tmp_path):
         assert at.vendor.dialled == []
 
 
-async def test_a_plan_without_calls_is_403_with_where_to_upgrade(tmp_path):
-    async with stage(tmp_path, call_minutes=0) as (_, ada, _bob):
+@pytest.mark.parametrize(
+    ("env", "url"),
+    [
+        ({}, "/dashboard/settings/billing"),
+        ({"UPGRADE_URL": "https://example.com/plans"}, "https://example.com/plans"),
+    ],
+    ids=str,
+)
+@pytest.mark.parametrize("plan", [{"call_minutes": 0}, {"calls": 0}], ids=str)
+async def test_a_plan_without_calls_is_403_with_where_to_upgrade(tmp_path, env, url, plan):
+    async with stage(tmp_path, env=env, **plan) as (_, ada, _bob):
         refused = await dial(ada)
-        assert (refused.status_code, bool(refused.json()["upgrade_url"])) == (403, True)
+        assert (refused.status_code, refused.json()["upgrade_url"]) == (403, url)
 
 
 async def test_used_up_minutes_are_429_with_how_many(tmp_path):
