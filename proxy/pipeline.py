@@ -518,6 +518,7 @@ class Engine:
             is_free=operation.meter.is_free,
             quotas=quotas_used(at_first, operation.quotas) if operation.quotas else NO_QUOTAS,
             runs=operation.timed.gauge if operation.timed is not None else "",
+            costs_less=demand.costs_less,
             scheduled_ms=demand.scheduled_ms,
         )
 
@@ -572,6 +573,7 @@ class Engine:
                 admitted.reservation,
                 until_nanousd=cost_of(unseen_tokens + until_tokens),
                 used_nanousd=cost_of(shown_tokens),
+                costs_less=demand.costs_less,
             )
 
         return Slices(

@@ -182,6 +182,8 @@ class Demand:
     """When the work will be done, by the vendor alone (see Scheduled); None where this request does it."""
     slicing: Slicing | None = None
     """None where all output is held from the start: an answer that cannot be cut, reasoning without a bound."""
+    costs_less: str = ""
+    """What its caller could ask for instead, in words that go before "costs less"; empty where nothing helps."""
 
 
 NO_DEMAND = Demand()

@@ -8,6 +8,7 @@ import pytest
 
 from metering.objects import ObjectId, Objects
 from metering.store.writer import Step, Unit
+from metering.terms import Cap, CapMeter, CapPeriod
 from simulators.bland import START, BlandSimulator, fails
 from tests.support.bland import OTHER, TO
 from tests.support.calls import NUMBERS, before, exchange, variables
@@ -172,6 +173,29 @@ async def test_a_plan_without_calls_is_403_with_where_to_upgrade(tmp_path, env, 
     async with stage(tmp_path, env=env, **plan) as (_, ada, _bob):
         refused = await dial(ada)
         assert (refused.status_code, refused.json()["upgrade_url"]) == (403, url)
+
+
+@pytest.mark.parametrize(
+    ("credits_", "minutes", "words"),
+    [
+        (2_000, 5, "are left (a shorter max_duration costs less). "),
+        (2_000, 1, None),
+        (1_000, 1, "are left. "),
+    ],
+    ids=str,
+)
+async def test_who_asks_for_more_than_is_left_is_told_of_a_shorter_call_where_there_is_one(
+    tmp_path, credits_, minutes, words
+):
+    async with stage(tmp_path) as (at, ada, _):
+        cap = Cap(CapMeter.CREDITS, CapPeriod.DAY, credits_)
+        ada.headers["authorization"] = f"Bearer {await at.gateway.new_token('ada', caps=[cap])}"
+        answer = await dial(ada, max_duration=minutes)
+        if words is None:
+            at.vendor.end(at.vendor.call(answer.json()["call_id"]), status="failed")
+            await at.pass_time(20)
+        else:
+            assert (answer.status_code, words in answer.json()["error"]) == (402, True)
 
 
 async def test_used_up_minutes_are_429_with_how_many(tmp_path):
