@@ -638,6 +638,8 @@ class Example:
     answer: bytes = b"{}"
     answer_content_type: str = "application/json"
     usage: Usage = NOTHING
+    while_running: bytes = b""
+    """The answer as long as what it tells of goes on, where websockets lead into that (SplicedSocket)."""
 
 
 @dataclass(frozen=True, slots=True)
