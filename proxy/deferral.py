@@ -33,7 +33,7 @@ from metering.tokens_per_minute import TokensPerMinute, counted_tokens
 from metering.usage import Usage, UsageLine
 from proxy.exchange import Exchange
 from proxy.mounted import Mounted
-from proxy.running import FOR_BUDGET, Running
+from proxy.running import FOR_BUDGET, Running, RunningWork
 from proxy.scheduling import UNHEARD_POLL_S, Scheduling
 from proxy.side_calls import SideCalls
 from proxy.surface import AnswerHead, Deferred, Demand, Inbound, Observer, Operation, Scheduled
@@ -224,10 +224,9 @@ class Deferrals:
         elif observer is not None and deferred.is_running(observer):
             await self._works.keep(work, due_in_s=deferred.due_s)
             if kind.operation.timed is not None:
-                budget = _budget_in(work.demand)
-                timed = kind.operation.timed
-                waited_s = timed.waited_s(observer)
-                await self._running.go_on(kind.mounted, kind.operation, timed, work, demand, budget, waited_s)
+                timed, budget = kind.operation.timed, _budget_in(work.demand)
+                running = RunningWork(kind.mounted, kind.operation, timed, work, demand, budget)
+                await self._running.go_on(running, timed.waited_s(observer))
         elif observer is not None and observer.is_complete:
             more = await self._at_end(deferred, work, found)
             await self._book(kind, work, observer.usage(), status, more)

@@ -21,6 +21,10 @@ Receive = Callable[[], Awaitable[Message]]
 Send = Callable[[Message], Awaitable[None]]
 
 
+class ClientLeftError(Exception):
+    """The client closed its connection before its request was forwarded: there is nobody to serve."""
+
+
 class Exchange:
     """One request and its answer, from the first phase to the canonical line."""
 

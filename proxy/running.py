@@ -9,6 +9,7 @@ began to cost.
 import logging
 import math
 from collections.abc import Mapping
+from dataclasses import dataclass
 from urllib.parse import quote
 
 from metering.admission import Admission
@@ -31,6 +32,20 @@ FOR_BUDGET, FOR_NOBODY = "budget", "nobody"
 """Why it is ended: no further slice was granted; its request's answer was lost, so nobody knows of it."""
 GRANTED_WHEN_LEFT, ENDED_WHEN_LEFT = 2, 4
 """A further slice is asked for when half of one is left. Refused, it is asked for again until a quarter is: polls are apart."""
+
+
+@dataclass(frozen=True, slots=True)
+class RunningWork:
+    """Work that costs by the second and goes on at its vendor."""
+
+    mounted: Mounted
+    operation: Operation
+    timed: Timed
+    work: DeferredWork
+    demand: Demand
+    """What its request asked for."""
+    budget: str
+    """Of the plan that it began under."""
 
 
 class Running:
@@ -86,57 +101,36 @@ class Running:
             return None
         return one.upstream_id
 
-    async def go_on(  # noqa: PLR0917 - what it is, and what it is about
-        self,
-        mounted: Mounted,
-        operation: Operation,
-        timed: Timed,
-        work: DeferredWork,
-        demand: Demand,
-        budget: str,
-        waited_s: float | None,
-    ) -> None:
+    async def go_on(self, one: RunningWork, waited_s: float | None) -> None:
         """Grant the next slice, or end it; `waited_s` as Timed says. Raises Refused."""
-        because = work.ended_because
-        if not because and not work.is_seen:
+        because = one.work.ended_because
+        if not because and not one.work.is_seen:
             because = FOR_NOBODY
-        if (
-            not because
-            and waited_s is not None
-            and not await self._is_granted(mounted, operation, timed, work, demand, budget, waited_s)
-        ):
+        if not because and waited_s is not None and not await self._is_granted(one, waited_s):
             because = FOR_BUDGET
         if because:
-            await self._end(mounted, operation, work, because)
+            await self._end(one.mounted, one.operation, one.work, because)
 
-    async def _is_granted(  # noqa: PLR0917 - as above
-        self,
-        mounted: Mounted,
-        operation: Operation,
-        timed: Timed,
-        work: DeferredWork,
-        demand: Demand,
-        budget: str,
-        waited_s: float,
-    ) -> bool:
-        reservation = await self._ledger.held(work.reservation_id)
+    async def _is_granted(self, one: RunningWork, waited_s: float) -> bool:
+        reservation = await self._ledger.held(one.work.reservation_id)
         if reservation is None:
             return True  # it has expired: nothing more can be held, a report adjusts it
-        (meter, *_) = operation.quotas
+        (meter, *_) = one.operation.quotas
+        ceiling, slice_s = one.demand.ceiling, one.timed.slice_s
         granted_s = sum(line.amount for line in reservation.lines if line.meter == meter)
         used_s = math.ceil((self._clock.now_ms() - reservation.created_at_ms) / 1000 - waited_s)
-        until_s = min(used_s + timed.slice_s, demand.ceiling.seconds)
-        if granted_s - used_s > timed.slice_s // GRANTED_WHEN_LEFT:
+        until_s = min(used_s + slice_s, ceiling.seconds)
+        if granted_s - used_s > slice_s // GRANTED_WHEN_LEFT:
             return True
         if until_s <= granted_s:  # all that it may take
             return used_s < granted_s
         declined = await self._admission.extend_running(
             reservation,
-            more_nanousd=self._more_nanousd(mounted, reservation, demand.ceiling.with_time_at_most(until_s)),
+            more_nanousd=self._more_nanousd(one.mounted, reservation, ceiling.with_time_at_most(until_s)),
             more={meter: until_s - granted_s},
-            budget=budget,
+            budget=one.budget,
         )
-        return declined is None or granted_s - used_s > timed.slice_s // ENDED_WHEN_LEFT
+        return declined is None or granted_s - used_s > slice_s // ENDED_WHEN_LEFT
 
     def _more_nanousd(self, mounted: Mounted, reservation: Reservation, until: Usage) -> int:
         priced = self._prices.price(mounted.surface.provider, until, at_ms=self._clock.now_ms())

@@ -348,7 +348,7 @@ async def test_the_example_passes_unchanged_and_is_booked_exactly_once(tmp_path,
         assert (entry["kind"], entry["outcome"], entry["basis"]) == ("settle", "completed", "reported")
         assert entry["operation"] == operation.name
         engine = stage.gateway.service.engine
-        expected = engine._prices.price(
+        expected = engine._booking._prices.price(
             surface.provider, operation.example.usage, at_ms=stage.gateway.clock.now_ms()
         )
         assert expected.flags == ()

@@ -32,7 +32,7 @@ async def test_a_spent_minute_is_told_before_the_body_and_counts_nothing(tmp_pat
             assert (answer.status, b"rate_limit_error" in answer.body) == (429, True)
             assert int(answer.headers[b"retry-after"]) >= 1
         assert len(stage.vendor.requests) == 2
-        assert stage.gateway.service.engine._bodies == {}
+        assert stage.gateway.service.engine._reading.waiting_by_owner == {}
 
 
 async def test_a_body_that_is_waited_for_counts_only_once_it_is_whole(tmp_path):
@@ -49,7 +49,7 @@ async def test_no_more_bodies_of_a_user_are_waited_for_than_may_be_in_flight(tmp
         async with stage.connected() as a, stage.connected() as b, stage.connected() as c:
             for peer in (a, b, c):
                 peer.send(whole[:-5])
-            await stage.gateway.until(lambda: engine._bodies["user:u1"] == 3)
+            await stage.gateway.until(lambda: engine._reading.waiting_by_owner["user:u1"] == 3)
             answer = await half_sent(stage)
             assert answer.status == 429
             assert b"at once" in answer.body
@@ -60,13 +60,13 @@ async def test_no_more_bodies_of_a_user_are_waited_for_than_may_be_in_flight(tmp
             assert [one.status for one in a.answers] == [200]
             conversation = await stage.converse(whole[:-5], whole[-5:], answers=1)
             assert conversation.statuses == [200]
-        await stage.gateway.until(lambda: engine._bodies == {})
+        await stage.gateway.until(lambda: engine._reading.waiting_by_owner == {})
 
 
 async def test_a_revoked_token_is_told_before_the_body(tmp_path):
     async with staged(tmp_path) as stage:
         assert (await half_sent(stage, token=stage.revoked)).status == 401
-        assert stage.gateway.service.engine._bodies == {}
+        assert stage.gateway.service.engine._reading.waiting_by_owner == {}
 
 
 async def test_who_is_refused_is_not_told_to_continue(tmp_path):

@@ -56,7 +56,7 @@ async def test_bodies_in_drips_are_400_within_body_timeout_s(tmp_path, framing, 
         piece = b"1\r\n \r\n" if b"chunked" in framing else b" "
         first = stage.head(framing, target=target)
         assert await drip(stage, first, piece) == [[400]] * SLOW_CLIENTS
-        assert stage.gateway.service.engine._bodies == {}
+        assert stage.gateway.service.engine._reading.waiting_by_owner == {}
         assert {request.path for request in stage.vendor.requests} == {MESSAGES.removeprefix(b"/api/llm")}
 
 

@@ -93,7 +93,7 @@ async def test_one_that_breaks_off_reaches_nobody(tmp_path):
                 peer.send(wire[:end])
                 await stage.settled(peer, 1)
                 assert peer.answers == []
-        await stage.gateway.until(lambda: stage.gateway.service.engine._bodies == {})
+        await stage.gateway.until(lambda: stage.gateway.service.engine._reading.waiting_by_owner == {})
         assert stage.vendor.requests == []
         assert await stage.gateway.entries() == []
 

@@ -13,7 +13,7 @@ import pytest
 
 from automna_proxy.settings import Settings
 from proxy.downstream import PIPELINED_REQUESTS_MAX
-from proxy.pipeline import VALUES_MAX
+from proxy.reading import VALUES_MAX
 from proxy.telemetry import _as_text
 from simulators.anthropic import ReportedUsage, stalls_after
 from simulators.anthropic_messages import Content, Message, message_events, message_json

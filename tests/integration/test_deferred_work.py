@@ -342,7 +342,7 @@ async def test_a_stream_whose_work_a_poll_has_booked_already_counts_no_cost_agai
             lines = answer.aiter_lines()
             while "response.queued" not in await anext(lines):
                 pass
-            ledger = gateway.service.engine._ledger
+            ledger = gateway.service.engine._booking._ledger
             reservation = await ledger.held(answer.headers["x-automna-request-id"])
             assert reservation is not None
             await ledger.settle(reservation, Settlement(Outcome.COMPLETED, NO_COST, is_reported=True))

@@ -15,23 +15,24 @@ from typing import Any, Self
 import httpx
 
 from metering.objects import ObjectId, Objects
+from metering.tasks import stop
 from simulators.agentmail import VENDOR_KEY as AGENTMAIL_KEY
 from simulators.agentmail import AgentMailSimulator
 from simulators.anthropic import AnthropicSimulator
+from simulators.bland import START, BlandSimulator
 from simulators.bland import VENDOR_KEY as BLAND_KEY
-from simulators.bland import BlandSimulator
 from simulators.brave import VENDOR_KEY as BRAVE_KEY
 from simulators.brave import BraveSimulator
+from simulators.browserbase import PROJECT_ID, BrowserbaseSimulator
 from simulators.browserbase import VENDOR_KEY as BROWSERBASE_KEY
-from simulators.browserbase import BrowserbaseSimulator
 from simulators.gemini import VENDOR_KEY as GEMINI_KEY
 from simulators.gemini import GeminiSimulator
 from simulators.openai import VENDOR_KEY as OPENAI_KEY
 from simulators.openai import OpenAISimulator
 from simulators.vendor import VendorSimulator
-from tests.matrix.speeches import SPEECHES, Speech
+from tests.matrix.speeches import SPEECHES
 from tests.matrix.tables import STAYS, Cell, End, Part, Stage
-from tests.support.gateway import Gateway, running_gateway
+from tests.support.gateway import DatedClock, Gateway, running_gateway
 
 LEFT_WITHIN_S = 10.0
 """How long a cell's tasks, connections and descriptors may take to be gone."""
@@ -63,6 +64,9 @@ SHORT: Mapping[str, Mapping[str, str]] = {
 }
 """For each kind of vendor that is ended by a bound, the one that ends it: short, but long enough for what must be
 done before, on a busy machine."""
+UNSEEN = {"refuses", "never accepts", "left at connecting"}
+"""Bounds of gateways whose vendor cannot be reached."""
+WARM_USER = "u0"
 
 
 def bounds_of(cell: Cell) -> str:
@@ -100,21 +104,28 @@ class Open:
         return self.tasks <= other.tasks and self.descriptors <= other.descriptors
 
 
+def _number_of(user_id: str) -> str:
+    """What a user calls from."""
+    return f"+1415555{int(user_id[1:]):04}"
+
+
 def _own(user_id: str) -> dict[str, ObjectId]:
-    """What each user has at vendors, by how a target names it."""
+    """What each user has at vendors, by how a speech names it."""
     return {
         "inbox": ObjectId("agentmail", "inbox", f"{user_id}@agentmail.to"),
         "session": ObjectId("browserbase", "session", f"ses-{user_id}"),
         "call": ObjectId("bland", "call", f"call-{user_id}"),
+        "number": ObjectId("bland", "number", _number_of(user_id)),
     }
 
 
-def target_of(speech: Speech, user_id: str) -> bytes:
-    """Where a user asks."""
-    target = speech.target
-    for name, one in _own(user_id).items():
-        target = target.replace(f"{{{name}}}".encode(), one.upstream_id.encode())
-    return target
+def filled(text: bytes, user_id: str) -> bytes:
+    """A target or a body as a user says it. No two call the same number: the vendor would not dial it again so soon."""
+    named = {name: one.upstream_id for name, one in _own(user_id).items()}
+    named["to"] = f"+1310555{int(user_id[1:]):04}"
+    for name, value in named.items():
+        text = text.replace(f"{{{name}}}".encode(), value.encode())
+    return text
 
 
 async def new_token(gateway: Gateway, user_id: str) -> str:
@@ -129,14 +140,16 @@ class House:
     """The vendors and the gateways."""
 
     def __init__(self, folder: Path) -> None:
+        self.clock = DatedClock(2026, 11, 20)
+        self._bland = BlandSimulator(clock=self.clock, tariff=START, fate_of=lambda _: None)
         self.vendors: dict[str, VendorSimulator[Any, Any]] = {
             "anthropic": AnthropicSimulator(),
             "openai": OpenAISimulator(),
             "gemini": GeminiSimulator(),
             "brave": BraveSimulator(),
             "agentmail": AgentMailSimulator(),
-            "browserbase": BrowserbaseSimulator(),
-            "bland": BlandSimulator(),
+            "browserbase": BrowserbaseSimulator(clock=self.clock),
+            "bland": self._bland,
         }
         self._folder = folder
         self._gateways: dict[str, Gateway] = {}
@@ -166,6 +179,7 @@ class House:
         """A user of the cell's own, and a gateway token of theirs."""
         self._users += 1
         user_id = f"u{self._users}"
+        self._bland.add_number(_number_of(user_id), is_byot=False)
         return user_id, await new_token(gateway, user_id)
 
     def open(self) -> Open:
@@ -188,6 +202,12 @@ class House:
                 f"left behind: {now.tasks - before.tasks}, {now.descriptors - before.descriptors} descriptors"
             ) from None
 
+    async def pass_time(self, gateway: Gateway, seconds: float) -> None:
+        """And ask about whatever is due to be asked about then."""
+        self.clock.advance(seconds)
+        while await gateway.service.engine._deferrals.poll_due():
+            pass
+
     async def _started(self, bounds: str) -> Gateway:
         folder = self._folder / bounds.replace(" ", "-")
         folder.mkdir()
@@ -207,17 +227,21 @@ class House:
             "AGENTMAIL_UPSTREAM_URL": urls["agentmail"],
             "BROWSERBASE_API_KEY": BROWSERBASE_KEY,
             "BROWSERBASE_UPSTREAM_URL": urls["browserbase"],
+            "BROWSERBASE_PROJECT_ID": PROJECT_ID,
             "BLAND_API_KEY": BLAND_KEY,
             "BLAND_UPSTREAM_URL": urls["bland"],
             "SWEEP_EVERY_S": "0",
         }
         started: Any = running_gateway(
-            folder, upstream=urls["anthropic"], env={**PATIENT, **SHORT[bounds], **others}
+            folder, upstream=urls["anthropic"], env={**PATIENT, **SHORT[bounds], **others}, clock=self.clock
         )
         gateway: Gateway = await self._stack.enter_async_context(started)
+        for task in asyncio.all_tasks():
+            if task.get_name() == "deferred work":  # nobody asks about it but the test
+                await stop(task)
         for listener in gateway.server.servers[0].sockets:  # inherited by what it accepts
             listener.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, SEND_BUFFER_BYTES)
-        token = await new_token(gateway, "warm")
+        token = await new_token(gateway, WARM_USER)
         async with httpx.AsyncClient(base_url=gateway.url, timeout=WARM_WITHIN_S, trust_env=False) as client:
             for speech in SPEECHES:
                 name, _, scheme = speech.dialect.key.decode().partition(": ")
@@ -225,8 +249,8 @@ class House:
                 with contextlib.suppress(httpx.TimeoutException):  # where nobody answers
                     await client.request(
                         speech.method.decode(),
-                        target_of(speech, "warm").decode(),
-                        content=speech.body(),
+                        filled(speech.target, WARM_USER).decode(),
+                        content=filled(speech.body(), WARM_USER),
                         headers=headers,
                     )
         await gateway.assert_clean()

@@ -62,8 +62,8 @@ class Dialect:
 
 @dataclass(frozen=True)
 class Speech:
-    """One way to ask. Prices in nano-USD a token, and a piece. `target`: {inbox}, {session} and {call} stand for the
-    user's own."""
+    """One way to ask. Prices in nano-USD a token, and a piece. In `target` and the texts of `fields`, {inbox}, {session} and
+    {call} stand for the user's own, and {to} for whom they call."""
 
     name: str
     dialect: Dialect
@@ -101,6 +101,8 @@ class Speech:
     """Events pass when they are whole, and bodies when they have ended."""
     hidden: bytes | None = None
     """What stands in the event that is there only because we asked for it."""
+    status: int = 200
+    """Of a good answer."""
     ping: bytes = b" "
     error_event: bytes = b""
 
@@ -461,6 +463,32 @@ CALL = _of_what_runs(
     target=b"/api/bland/v1/calls/{call}",
     whole=lambda serial, words: orjson.dumps(
         {"call_id": serial, "status": "completed", "summary": filler(words)}
+    ),
+)
+
+# --- what goes on after its answer ----------------------------------------------------------------------
+
+_of_what_is_begun = functools.partial(
+    Speech, events=None, counts=(0, 0), is_sold_whole=True, hands_out_ids=True
+)
+"""Nothing in the answer tells a price: what it has begun is asked about."""
+NEW_BROWSER = _of_what_is_begun(
+    "new browser session",
+    dialect=_BROWSERBASE,
+    target=b"/api/browserbase/v1/sessions",
+    fields={"keepAlive": True, "timeout": 3_600},
+    whole=lambda serial, words: orjson.dumps(
+        {"id": serial, "status": "RUNNING", "userMetadata": {"words": filler(words)}}
+    ),
+    status=201,
+)
+NEW_CALL = _of_what_is_begun(
+    "new phone call",
+    dialect=_BLAND,
+    target=b"/api/bland/v1/calls",
+    fields={"phone_number": "{to}", "task": "Say hello.", "max_duration": 30},
+    whole=lambda serial, words: orjson.dumps(
+        {"status": "success", "call_id": serial, "message": filler(words)}
     ),
 )
 

@@ -96,7 +96,7 @@ class Error:
     status: int
     body: str = "json"
     seen_as: int | None = None
-    """The status that takes its place where it is about our own account."""
+    """The status that takes its place where it is about our own account, or would lead elsewhere."""
 
 
 @dataclass(frozen=True)
@@ -123,6 +123,8 @@ class Vendor:
     is_gzip: bool = False
     is_json: bool = False
     """Answers a streamed request with a JSON body."""
+    is_mute: bool = False
+    """Says nothing in its body of what it has done."""
     error: Error | None = None
 
     @property
@@ -205,6 +207,7 @@ VENDORS = (
     Vendor("fails-inside-before-content", End.FAILS_INSIDE, Act.ERROR_EVENT, Part.HEAD, kinds="S"),
     Vendor("fails-inside-after-content", End.FAILS_INSIDE, Act.ERROR_EVENT, Part.HALF_BODY, kinds="S"),
     Vendor("never-ends", End.NEVER_ENDS, Act.PING, Part.HALF_BODY),
+    Vendor("redirects", End.SAYS_NO, sends=Part.HEAD, error=Error(303, "empty", 502)),
     *ERRORS,
 )
 
@@ -358,7 +361,7 @@ def _seen_to_the_end(cell: Cell) -> Expected:
         case End.SAYS_NO:
             return _said_no(vendor.error, dialect)
         case End.COMPLETES:
-            return Expected(Outcome.COMPLETED, True, Cost.EXACT, View.CLEAN)
+            return Expected(Outcome.COMPLETED, True, Cost.EXACT, View.CLEAN, cell.speech.status)
         case End.FAILS_INSIDE:
             return Expected(Outcome.UPSTREAM_FAILED, False, Cost.AT_START, View.CLEAN)
         case End.BREAKS:
@@ -370,7 +373,11 @@ def _seen_to_the_end(cell: Cell) -> Expected:
 def _said_no(error: Error, dialect: Dialect) -> Expected:
     if error.seen_as is None:
         return Expected(Outcome.UPSTREAM_FAILED, True, Cost.NOTHING, View.CLEAN, error.status)
-    word, wait_s = (dialect.busy, RETRY_AFTER_S) if error.seen_as == 429 else (dialect.account, OPERATOR_S)
+    word, wait_s = {
+        429: (dialect.busy, RETRY_AFTER_S),
+        502: (dialect.unreachable, None),
+        503: (dialect.account, OPERATOR_S),
+    }[error.seen_as]
     told = (View.REFUSED, error.seen_as, word, "settle", wait_s)
     return Expected(Outcome.UPSTREAM_FAILED, True, Cost.NOTHING, *told)
 

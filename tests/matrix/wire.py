@@ -76,13 +76,17 @@ def spoken(cell: Cell, gates: Gates, serial: str = "SimMatrix") -> Spoken:
     if vendor.is_gzip:
         headers.append(("Content-Encoding", "gzip"))
     if vendor.act is Act.CUT_CHUNK:
-        wire = (head(200, [*headers, ("Transfer-Encoding", "chunked")]), chunk(b"x" * 1_000)[:50])
+        wire = (
+            head(cell.speech.status, [*headers, ("Transfer-Encoding", "chunked")]),
+            chunk(b"x" * 1_000)[:50],
+        )
         before = (*before, Send(wire[0]), *steps[:-1], Send(wire[1]), steps[-1])
         steps = ()
         sent_second += wire[1].partition(b"\r\n")[2]
     is_length = vendor.framing is tables.Framing.LENGTH
     more_bytes = 500 if vendor.act is Act.CLOSE else 0
     script = Script(
+        status=cell.speech.status,
         headers=tuple(headers),
         before=before,
         steps=steps,
@@ -111,7 +115,7 @@ def _body(cell: Cell, serial: str) -> tuple[list[bytes], list[bytes]]:
     """What the vendor sends of its body: up to its middle, and from there to its act."""
     vendor, speech = cell.vendor, cell.speech
     words = WORDS_FOR_THE_SLOW if cell.client.is_slow else WORDS
-    whole = speech.whole(serial, words)
+    whole = b"{}" if vendor.is_mute else speech.whole(serial, words)
     parts = [whole[: len(whole) // 2], whole[len(whole) // 2 :]]
     if speech.events is not None and cell.answers_stream:
         parts = speech.events(serial, words)
@@ -175,11 +179,11 @@ def _act(act: Act) -> tuple[Step, ...]:
 
 
 def _error(error: tables.Error, dialect: Dialect, gates: Gates) -> Spoken:
-    kind, body = "application/json", dialect.error_body(error.status)
+    kind, body = "application/json", b""
     if error.body == "html":
         kind, body = "text/html", b"<html><h1>Sorry</h1></html>"
-    elif error.body == "empty":
-        body = b""
+    elif error.body != "empty":
+        body = dialect.error_body(error.status)
     headers = (("Content-Type", kind), ("request-id", REQUEST_ID), ("Retry-After", str(RETRY_AFTER_S)))
     is_chunked = error.body == "chunked"
     script = Script(

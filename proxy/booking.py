@@ -1,0 +1,199 @@
+"""Phase "settle": what an exchange has used is booked, once; and noted while it is open, for the case that we die."""
+
+import asyncio
+from dataclasses import replace
+
+from metering.admission import NO_QUOTAS, Admission
+from metering.clock import Clock
+from metering.ledger import NO_COST, Ledger, Outcome, Resolved, Settlement, bounded
+from metering.prices import PriceTable
+from metering.quotas import quotas_used
+from metering.repeats import REQUEST_TIMEOUT, SERVER_ERROR, is_unsure
+from metering.usage import NOTHING, Usage
+from proxy.bounds import Bounds
+from proxy.deferral import Deferrals
+from proxy.exchange import Exchange
+
+REDIRECT, CLIENT_ERROR = 300, 400
+
+
+class Booking:
+    """The engine's hand in the ledger."""
+
+    def __init__(
+        self,
+        *,
+        bounds: Bounds,
+        prices: PriceTable,
+        ledger: Ledger,
+        admission: Admission,
+        deferrals: Deferrals,
+        clock: Clock,
+    ) -> None:
+        self._bounds = bounds
+        self._prices = prices
+        self._ledger = ledger
+        self._admission = admission
+        self._deferrals = deferrals
+        self._clock = clock
+
+    def known_usage(self, exchange: Exchange, *, is_intact: bool = True) -> Usage:
+        """What is known now: what the observer saw, or what the request alone must have used."""
+        operation = exchange.operation
+        assert operation is not None
+        is_error = exchange.upstream_status is not None and exchange.upstream_status >= REDIRECT
+        if operation.meter.is_free or is_error:
+            return NOTHING
+        if exchange.observer is None:
+            return replace(exchange.demand.floor, is_exact=False)
+        usage = exchange.observer.usage()
+        return usage if is_intact else replace(usage, is_exact=False)
+
+    def settle(
+        self,
+        exchange: Exchange,
+        outcome: Outcome,
+        usage: Usage,
+        *,
+        notes: tuple[str, ...] = (),
+        at_least_nanousd: int = 0,
+    ) -> None:
+        """Book it, once: a second call finds it done. Queued at once, whatever happens to this task next.
+
+        An estimate stands on all that was seen until now, so no checkpoint bounds it from below: that one may have
+        guessed at an output which the vendor has counted since, or does not charge."""
+        if exchange.settled is not None:
+            return
+        operation = exchange.operation
+        assert exchange.admitted is not None
+        assert operation is not None
+        reservation = exchange.admitted.reservation
+        if _goes_on(exchange):
+            exchange.outcome, exchange.settled = Outcome.DEFERRED, _deferred()
+            return
+        if operation.timed is not None and _may_run_unknown(exchange):
+            exchange.outcome, exchange.settled = Outcome.DEFERRED, self._deferrals.leave_open(exchange)
+            return
+        if exchange.is_scheduled:
+            scheduled_id = _scheduled_id(exchange)
+            if scheduled_id is not None:
+                exchange.outcome = Outcome.DEFERRED
+                exchange.settled = self._deferrals.scheduling.hand_over(exchange, reservation, scheduled_id)
+                return
+            usage = NOTHING
+        priced = self._prices.price(exchange.surface.provider, usage, at_ms=self._clock.now_ms())
+        if not usage.is_exact:
+            priced = bounded(priced, at_least_nanousd, reservation.hold_nanousd)
+        exchange.outcome, exchange.priced = outcome, priced
+        exchange.is_estimated, exchange.notes = not usage.is_exact, (*usage.notes, *notes)
+        settlement = Settlement(
+            outcome,
+            priced,
+            is_reported=usage.is_exact,
+            notes=exchange.notes,
+            amounts=quotas_used(usage, operation.quotas) if operation.quotas else NO_QUOTAS,
+            price_version=self._prices.version,
+            upstream_status=exchange.upstream_status,
+            upstream_request_id=exchange.upstream_request_id,
+        )
+        exchange.settled = self._ledger.settle(reservation, settlement)
+        if not exchange.is_deferred:  # else a poll may have been faster, and counts it
+            self.charge(exchange)
+
+    def charge(self, exchange: Exchange) -> None:
+        """Count what was booked against the minute's tokens, once."""
+        if exchange.priced is not None and exchange.caller is not None and not exchange.is_charged:
+            exchange.is_charged = True
+            self._admission.charge(exchange.caller, exchange.priced)
+
+    def void(self, exchange: Exchange) -> None:
+        assert exchange.admitted is not None
+        exchange.outcome, exchange.priced = Outcome.NOT_SENT, NO_COST
+        exchange.settled = self._ledger.void(exchange.admitted.reservation)
+
+    async def durable(self, exchange: Exchange) -> None:
+        """Wait until the settle is committed; a store in trouble delays the end of an answer only so long."""
+        settled = exchange.settled
+        if settled is None or settled.done():
+            return
+        loop = asyncio.get_running_loop()
+        waiter: asyncio.Future[None] = loop.create_future()
+
+        def release(_: "asyncio.Future[Resolved] | None" = None) -> None:
+            if not waiter.done():
+                waiter.set_result(None)
+
+        timer = loop.call_later(self._bounds.settle_wait_s, release)
+        settled.add_done_callback(release)
+        try:
+            await waiter
+        finally:
+            timer.cancel()
+            settled.remove_done_callback(release)
+
+    def checkpoint(self, exchange: Exchange) -> None:
+        if exchange.observer is None or exchange.settled is not None or exchange.admitted is None:
+            return
+        reservation = exchange.admitted.reservation
+        usage = self.known_usage(exchange)
+        priced = self._prices.price(exchange.surface.provider, usage, at_ms=self._clock.now_ms())
+        priced = bounded(priced, exchange.checkpoint_nanousd, reservation.hold_nanousd)
+        if priced.cost_nanousd > exchange.checkpoint_nanousd:
+            exchange.checkpoint_nanousd = priced.cost_nanousd
+            self._ledger.checkpoint(reservation, priced)
+
+    def leave_deferred(self, exchange: Exchange) -> None:
+        """The request is over, its work may go on."""
+        _leave_to_poll(exchange)
+        self.charge(exchange)
+        if exchange.client_left and exchange.operation is not None and exchange.operation.timed is not None:
+            self._deferrals.leave_open(exchange)  # nobody was told of it
+
+
+def _goes_on(exchange: Exchange) -> bool:
+    """Whether the work goes on after its request: then a poll settles it, as it is written where to ask."""
+    operation = exchange.operation
+    return (
+        exchange.is_deferred
+        and exchange.observer is not None
+        and operation is not None
+        and operation.deferred is not None
+        and operation.deferred.is_running(exchange.observer)
+    )
+
+
+def _leave_to_poll(exchange: Exchange) -> None:
+    """A poll was faster than the end of the stream: it has booked the work, and says so in a line of its own."""
+    settled = exchange.settled
+    if settled is None or not settled.done() or settled.cancelled() or settled.exception() is not None:
+        return
+    if settled.result() is Resolved.ALREADY_RESOLVED:
+        exchange.outcome, exchange.priced, exchange.is_estimated = Outcome.DEFERRED, None, False
+
+
+def _deferred() -> "asyncio.Future[Resolved]":
+    """Nothing to wait for: what is written of the work was written before its id went down."""
+    done: asyncio.Future[Resolved] = asyncio.get_running_loop().create_future()
+    done.set_result(Resolved.DONE)
+    return done
+
+
+def _may_run_unknown(exchange: Exchange) -> bool:
+    """Whether the vendor may have begun what goes on by itself, and no answer has told its id: a redirect may lead to it."""
+    status = exchange.upstream_status
+    is_refused = status is not None and CLIENT_ERROR <= status < SERVER_ERROR and status != REQUEST_TIMEOUT
+    return exchange.is_forwarded and not exchange.is_deferred and not is_refused
+
+
+def _scheduled_id(exchange: Exchange) -> str | None:
+    """The id of what a request has scheduled; empty where nobody can say whether it has; None where it has not."""
+    operation, observer, status = exchange.operation, exchange.observer, exchange.upstream_status
+    assert operation is not None
+    assert operation.scheduled is not None
+    if status is None or is_unsure(status):
+        return ""
+    if status >= REDIRECT:
+        return None
+    if observer is None or not observer.is_complete:
+        return ""
+    return operation.scheduled.id_of(observer, exchange.request_id)

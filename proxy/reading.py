@@ -1,0 +1,139 @@
+"""Phase "read": the query and the body, bounded, as they came, and the fields of the body where it has some."""
+
+import asyncio
+from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+from urllib.parse import unquote_to_bytes
+
+import orjson
+
+from metering.admission import Admission
+from metering.errors import Reason, Refused
+from proxy import forbidden
+from proxy.bounds import Bounds
+from proxy.exchange import ClientLeftError, Exchange, Receive
+from proxy.headers import is_said_to_be_json
+from proxy.mounted import Mounted
+from proxy.query import at_most
+from proxy.query import check as check_query
+from proxy.surface import Inbound
+
+VALUES_MAX = 1_000_000
+"""Commas and opening brackets of a JSON body. No model reads a text with so many, and a body full of `{}` would
+stop the event loop for seconds while it is parsed and looked through."""
+
+
+class Reading:
+    """Of all requests of one worker."""
+
+    def __init__(self, *, bounds: Bounds, admission: Admission) -> None:
+        self._bounds = bounds
+        self._admission = admission
+        self.waiting_by_owner: Counter[str] = Counter()
+        """Bodies and look-ups being waited for, by owner (a user, a gateway token with limits); no more than may be in flight."""
+
+    def query_of(self, exchange: Exchange, mounted: Mounted, path: bytes) -> bytes:
+        """The query as it goes up, without the gateway token. Raises Refused(BAD_REQUEST)."""
+        operation, token = exchange.operation, exchange.gateway_token
+        assert operation is not None
+        query = mounted.token_places_of(operation).removed(exchange.scope["query_string"])
+        if token and any(token in unquote_to_bytes(part) for part in (path, query)):
+            raise Refused(Reason.BAD_REQUEST, "The gateway token does not belong into the URL.")
+        if query and operation.query is not None:
+            check_query(operation.query, query)
+        if not operation.at_most_in_query:
+            return query
+        return at_most({name: int(mounted.options[env]) for name, env in operation.at_most_in_query}, query)
+
+    async def read(self, exchange: Exchange, params: Any, query: bytes) -> Inbound:
+        """The body, bounded, as it came; and its fields where there is one."""
+        scope, operation = exchange.scope, exchange.operation
+        assert operation is not None
+        inbound = Inbound(scope["method"], params, query, scope["headers"], b"", {})
+        if inbound.method == "GET":
+            if not exchange.connection.has_whole_request:
+                await self._body(exchange)  # not passed on; but what is not whole, or breaks, is no request
+            return inbound
+        if inbound.header(b"content-encoding") not in {b"", b"identity"}:
+            raise Refused(Reason.BAD_REQUEST, "Content-Encoding: request bodies must be sent uncompressed.")
+        if not operation.takes_any_body and not is_said_to_be_json(inbound.headers):
+            raise Refused(Reason.BAD_REQUEST, "Content-Type: must be application/json, in UTF-8.")
+        length = inbound.header(b"content-length")
+        if length.isdigit() and int(length) > self._bounds.body_bytes_max:
+            raise self._too_large()
+        inbound.body = await self._body(exchange)
+        if operation.takes_any_body or (not inbound.body and operation.may_lack_body):
+            return inbound
+        inbound.fields = _json_object(inbound.body)
+        forbidden.check(operation.forbidden, inbound)
+        return inbound
+
+    async def _body(self, exchange: Exchange) -> bytes:
+        if exchange.connection.has_whole_request:  # the usual case needs no timer
+            return await self._body_pieces(exchange.receive)
+        with self.waiting(exchange):
+            try:
+                async with asyncio.timeout(self._bounds.body_timeout_s):
+                    return await self._body_pieces(exchange.receive)
+            except TimeoutError:
+                seconds = self._bounds.body_timeout_s
+                raise Refused(
+                    Reason.BAD_REQUEST, f"The request's body did not arrive within {seconds:g} seconds."
+                ) from None
+
+    @contextmanager
+    def waiting(self, exchange: Exchange) -> Iterator[None]:
+        """Waiting before admission, for a body or for what must be looked up: within the caller's limits, as what is
+        admitted. Raises Refused."""
+        caller, operation = exchange.caller, exchange.operation
+        assert caller is not None
+        assert operation is not None
+        is_free = operation.meter.is_free
+        self._admission.check_before_body(
+            caller, exchange.surface.name, self.waiting_by_owner, is_free=is_free
+        )
+        owners = [owner for owner, _ in caller.owners]
+        self.waiting_by_owner.update(owners)
+        try:
+            yield
+        finally:
+            self.waiting_by_owner.subtract(owners)
+            for owner in owners:
+                if not self.waiting_by_owner[owner]:
+                    del self.waiting_by_owner[owner]
+
+    async def _body_pieces(self, receive: Receive) -> bytes:
+        message = await receive()
+        body: bytes = message.get("body", b"")
+        if message.get("more_body"):
+            pieces, size = [body], len(body)
+            while message.get("more_body"):
+                message = await receive()
+                pieces.append(message.get("body", b""))
+                size += len(pieces[-1])
+                if size > self._bounds.body_bytes_max:
+                    raise self._too_large()
+            body = b"".join(pieces)
+        if message["type"] == "http.disconnect":
+            raise ClientLeftError
+        if len(body) > self._bounds.body_bytes_max:
+            raise self._too_large()
+        return body
+
+    def _too_large(self) -> Refused:
+        limit = self._bounds.body_bytes_max
+        return Refused(Reason.TOO_LARGE, f"The request's body is longer than {limit:,} bytes.")
+
+
+def _json_object(body: bytes) -> dict[str, Any]:
+    if len(body) > VALUES_MAX and sum(body.count(sign) for sign in (b",", b"[", b"{")) > VALUES_MAX:
+        raise Refused(Reason.BAD_REQUEST, f"The request's body has more than {VALUES_MAX:,} values.")
+    try:
+        fields = orjson.loads(body)
+    except orjson.JSONDecodeError as error:
+        raise Refused(Reason.BAD_REQUEST, f"The request's body is not valid JSON: {error}") from None
+    if not isinstance(fields, dict):
+        raise Refused(Reason.BAD_REQUEST, "The request's body must be a JSON object.")
+    return fields
