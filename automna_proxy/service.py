@@ -173,7 +173,7 @@ async def running_service(  # noqa: PLR0915 - a statement for each part
             await authenticator.start()
             await heartbeat.beat()
         stack.push_async_callback(_leave, heartbeat)
-        admission = Admission(ledger, rate_limits, clock)
+        admission = Admission(ledger, rate_limits, clock, upgrade_url=settings.upgrade_url)
         running = Running(
             works=works,
             admission=admission,

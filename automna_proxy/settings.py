@@ -47,6 +47,10 @@ class Settings:
         "where this service is reached from outside (`https://proxy.example.com`, no path): in addresses that it hands out, "
         "and for vendors to tell it of what ends later; unset, the former name the host that a request was sent to",
     )
+    upgrade_url: str = _setting(
+        "/dashboard/settings/billing",
+        "where users get another plan: in refusals of what theirs does not include (`upgrade_url`)",
+    )
     metrics_token: str = _setting(
         "", "bearer token of `/metrics`; unset, it is open, unless METRICS_PORT is set"
     )

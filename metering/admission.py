@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import NamedTuple
 
-from metering.caps import HELD_RETRY_AFTER_S, cap_holds, cap_of, cap_refusal
+from metering.caps import HELD_RETRY_AFTER_S, cap_holds, cap_of, cap_refusal, saving
 from metering.clock import (
     Clock,
     Periods,
@@ -123,6 +123,8 @@ class Request:
     """What it may use of the plan's counts, by meter."""
     runs: str = ""
     """The gauge that it is held on instead of that of requests in flight: it starts what goes on by itself."""
+    costs_less: str = ""
+    """What would cost less, for the words of a refusal; empty: nothing."""
     scheduled_ms: int | None = None
     """When its work will be done, if not now: the period whose quotas that counts against."""
 
@@ -150,7 +152,11 @@ def require_surface(caller: Caller, surface: str) -> None:
 class Admission:
     """Plan, rate and budget of one process."""
 
-    def __init__(self, ledger: Ledger, rate_limits: RateLimits, clock: Clock) -> None:
+    def __init__(
+        self, ledger: Ledger, rate_limits: RateLimits, clock: Clock, *, upgrade_url: str = ""
+    ) -> None:
+        """`upgrade_url`: where users get another plan, for refusals of what theirs does not include; empty: nowhere."""
+        self._upgrade_url = upgrade_url
         self._ledger = ledger
         self._rate_limits = rate_limits
         self._clock = clock
@@ -300,7 +306,7 @@ class Admission:
                     raise claim.refused
             declined = declined_hold(holds, reservation)
             assert declined is not None, f"a reservation refused for something else: {reservation}"
-            raise await self._refusal(declined, caller, request.hold_nanousd)
+            raise await self._refusal(declined, caller, request.hold_nanousd, costs_less=request.costs_less)
         allowance, concurrent = caller.plan.allowance_nanousd, _concurrent(caller)
         money, credit = reservation.balances.get(MONEY), reservation.balances.get(CREDIT)
         remaining = allowance - money.spent - money.held if money else None
@@ -377,12 +383,18 @@ class Admission:
         return {"day": day_of(scheduled_ms), "month": month_of(scheduled_ms)}
 
     async def extend(
-        self, caller: Caller, reservation: Reservation, *, until_nanousd: int, used_nanousd: int
+        self,
+        caller: Caller,
+        reservation: Reservation,
+        *,
+        until_nanousd: int,
+        used_nanousd: int,
+        costs_less: str = "",
     ) -> Refused | None:
         """Hold so much in all for a request that goes on; the refusal when an account has not enough left.
 
         A soft budget lets what runs finish, with what it holds, but no cap does. `used_nanousd`: what is known to
-        be used, for the words. May be repeated. Raises Refused(STORE_UNAVAILABLE).
+        be used, and `costs_less`, as Request has it, are for the words. May be repeated. Raises Refused(STORE_UNAVAILABLE).
         """
         await self._ledger.extension_of(reservation)
         more_nanousd = until_nanousd - reservation.hold_nanousd
@@ -396,7 +408,12 @@ class Admission:
         if hold is None:
             return None
         refused = await self._refusal(
-            hold, caller, more_nanousd, own_nanousd=reservation.hold_nanousd, used_nanousd=used_nanousd
+            hold,
+            caller,
+            more_nanousd,
+            costs_less=costs_less,
+            own_nanousd=reservation.hold_nanousd,
+            used_nanousd=used_nanousd,
         )
         if hold.meter == MONEY and refused.reason is Reason.BUDGET_EXHAUSTED:
             reservation.refused_of_nanousd = hold.allowance
@@ -440,28 +457,35 @@ class Admission:
         caller: Caller,
         asked_nanousd: int,
         *,
+        costs_less: str,
         own_nanousd: int = 0,
         used_nanousd: int = 0,
     ) -> Refused:
-        """`own_nanousd`: what the request holds already; `used_nanousd`: what of it is known to be used."""
+        """`costs_less`: as Request has it; `own_nanousd`: what the request holds already; `used_nanousd`: what of it is known to be used."""
         if hold.meter == OPEN_REQUESTS:
             is_plans = hold.owner == owner_of(caller.user_id)
             return _too_many_concurrent(hold.allowance, _of_plan(caller) if is_plans else _OF_KEY)
         if hold.meter in CONCURRENCIES:
-            return concurrency_refusal(hold, caller.plan.name)
+            return concurrency_refusal(hold, caller.plan.name, upgrade_url=self._upgrade_url)
         if hold.meter == MONEY:
             return await self._budget_refusal(
-                caller, asked_nanousd, hold.period, own_nanousd=own_nanousd, used_nanousd=used_nanousd
+                caller,
+                asked_nanousd,
+                hold.period,
+                costs_less=costs_less,
+                own_nanousd=own_nanousd,
+                used_nanousd=used_nanousd,
             )
         balance = await self._ledger.balance(hold.owner, hold.meter, hold.period)
         if hold.meter in QUOTAS:
-            return quota_refusal(hold, balance, caller.plan.name)
+            return quota_refusal(hold, balance, caller.plan.name, upgrade_url=self._upgrade_url)
         assert caller.token is not None
         cap = cap_of(hold, caller.token.caps)
         return cap_refusal(
             cap,
             hold,
             balance,
+            costs_less=costs_less,
             own_nanousd=own_nanousd,
             used_nanousd=used_nanousd,
         )
@@ -472,11 +496,11 @@ class Admission:
         asked_nanousd: int,
         period: str,
         *,
+        costs_less: str,
         own_nanousd: int = 0,
         used_nanousd: int = 0,
     ) -> Refused:
-        """Spent, or only held, or too large: three different things to tell a person. `own_nanousd` and
-        `used_nanousd` as `_refusal`."""
+        """Spent, or only held, or too large: three different things to tell a person. All else as `_refusal`."""
         allowance, owner = caller.plan.allowance_nanousd, owner_of(caller.user_id)
         money = await self._ledger.balance(owner, MONEY, period)
         credit = await self._ledger.balance(owner, CREDIT, NO_PERIOD) if caller.has_credit else None
@@ -508,7 +532,7 @@ class Admission:
             message = (
                 f"Monthly usage limit reached for a request of this size: it may cost up to "
                 f"{credits_of(own_nanousd + asked_nanousd):,} credits, {credits_left(month_left):,} of {limit:,} "
-                f"are left{prepaid} (a lower max_tokens costs less). Resets on {resets}."
+                f"are left{prepaid}{saving(costs_less)}. Resets on {resets}."
             )
         return Refused(
             Reason.BUDGET_EXHAUSTED,

@@ -50,12 +50,13 @@ def cap_refusal(
     hold: Hold,
     balance: Balance,
     *,
+    costs_less: str = "",
     own_nanousd: int = 0,
     used_nanousd: int = 0,
 ) -> Refused:
     """Why a hold on a cap was refused. Spent, only held, or too large: as for the plan's own allowance.
 
-    `own_nanousd`: what the request holds already; `used_nanousd`: what of it is known to be used. The dates are those
+    `costs_less`: what would, in words; empty: nothing. `own_nanousd`: what the request holds already; `used_nanousd`: what of it is known to be used. The dates are those
     of the hold's own period: a stream that was admitted before midnight is refused after it on yesterday's cap."""
     title = TITLES[cap.period]
     is_money = cap.meter == SPEND
@@ -86,10 +87,15 @@ def cap_refusal(
     else:
         message = (
             f"{title} usage limit reached for a request of this size: it may cost up to "
-            f"{credits_of(own + hold.amount):,} credits, {left:,} of {limit:,} of {cap.whose} are left "
-            f"(a lower max_tokens costs less). Resets on {resets}."
+            f"{credits_of(own + hold.amount):,} credits, {left:,} of {limit:,} of {cap.whose} are left"
+            f"{saving(costs_less)}. Resets on {resets}."
         )
     return Refused(Reason.BUDGET_EXHAUSTED, message, facts=facts)
+
+
+def saving(costs_less: str) -> str:
+    """What helps whose request is too large for what is left, where anything does."""
+    return f" ({costs_less} costs less)" if costs_less else ""
 
 
 # --- where caps stand --------------------------------------------------------------------------------

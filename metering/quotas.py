@@ -89,16 +89,15 @@ def concurrency_hold(owner: str, plan: Plan, meter: str) -> Hold:
     return Hold(owner, meter, NO_PERIOD, 1, CONCURRENCIES[meter].of(plan))
 
 
-def concurrency_refusal(hold: Hold, plan: str) -> Refused:
-    """Why one more is refused. Waiting helps only when one has ended, which nobody knows."""
+def concurrency_refusal(hold: Hold, plan: str, *, upgrade_url: str = "") -> Refused:
+    """Why one more is refused. Waiting helps only when one has ended, which nobody knows. `upgrade_url` as `quota_refusal`."""
     title, limit = CONCURRENCIES[hold.meter].title, hold.allowance
-    facts: dict[str, int | str] = {"limit": limit, "quota": hold.meter}
     if limit <= 0:
-        return Refused(Reason.BUDGET_EXHAUSTED, f"The {plan} plan includes no {title}.", facts=facts)
+        return _not_included(title, plan, hold.meter, upgrade_url)
     return Refused(
         Reason.TOO_MANY_CONCURRENT,
         f"Too many {title} at once: {limit} may run on the {plan} plan.",
-        facts=facts,
+        facts={"limit": limit, "quota": hold.meter},
     )
 
 
@@ -126,8 +125,9 @@ def quota_state(hold: Hold, balance: Balance) -> QuotaState:
     return QuotaState(hold.meter, hold.allowance, left, period_end_ms(hold.period), QUOTAS[hold.meter].period)
 
 
-def quota_refusal(hold: Hold, balance: Balance, plan: str) -> Refused:
-    """Why a hold on a quota was refused. Not included, used up, only held, or too many at once."""
+def quota_refusal(hold: Hold, balance: Balance, plan: str, *, upgrade_url: str = "") -> Refused:
+    """Why a hold on a quota was refused. Not included, used up, only held, or too many at once. `upgrade_url`: where users get
+    another plan; empty: nowhere."""
     quota = QUOTAS[hold.meter]
     title, what, per = TITLES[quota.period], quota.title or quota.meter, quota.units_per_title
     resets_ms = period_end_ms(hold.period)
@@ -140,9 +140,7 @@ def quota_refusal(hold: Hold, balance: Balance, plan: str) -> Refused:
         "quota": quota.meter,
     }
     if hold.allowance <= 0:
-        return Refused(
-            Reason.BUDGET_EXHAUSTED, f"The {plan} plan includes no {what}.", facts={"quota": quota.meter}
-        )
+        return _not_included(what, plan, quota.meter, upgrade_url)
     if balance.spent + hold.amount <= hold.allowance:
         return Refused(
             Reason.BUDGET_HELD,
@@ -163,3 +161,8 @@ def quota_refusal(hold: Hold, balance: Balance, plan: str) -> Refused:
         f"{title} usage limit reached ({used:,} of {limit:,} {what}). Resets on {resets}.",
         facts=facts,
     )
+
+
+def _not_included(what: str, plan: str, meter: str, upgrade_url: str) -> Refused:
+    facts = {"quota": meter, **({"upgrade_url": upgrade_url} if upgrade_url else {})}
+    return Refused(Reason.BUDGET_EXHAUSTED, f"The {plan} plan includes no {what}.", facts=facts)

@@ -26,7 +26,7 @@ from metering.store.readers import Readers
 from metering.store.writer import Step
 from metering.terms import caps_of_user
 from metering.users import Directory, User
-from proxy.deferral import arrived
+from proxy.deferral import arrived, recorded
 from proxy.json_walk import value_at
 from proxy.mounted import Mounted
 from proxy.side_calls import SideCalls
@@ -144,9 +144,11 @@ class Arrivals:
         if user_id is None:
             return False
         user = await self._directory.user(user_id)
-        return await self._take_on(mounted, arrives, trace.one, user)
+        return await self._take_on(mounted, arrives, trace.one, user, item)
 
-    async def _take_on(self, mounted: Mounted, arrives: Arrives, one: ObjectId, user: User) -> bool:
+    async def _take_on(
+        self, mounted: Mounted, arrives: Arrives, one: ObjectId, user: User, item: Mapping[str, Any]
+    ) -> bool:
         operation, deferred = _work_of(mounted, arrives)
         assert operation.timed is not None
         now_ms, provider = self._clock.now_ms(), mounted.surface.provider
@@ -174,6 +176,7 @@ class Arrivals:
             request,
             Step(BIND_OBJECT, (*one, user.id, request.id, now_ms), refusal=OWNED_BY_ANOTHER),
             self._works.adding(work, poll_in_s=0.0),
+            *recorded(deferred, request.id, item),
         )
         if is_new:
             logger.info("%s: %s has arrived, and is %s's", mounted.surface.name, one, user.id)

@@ -12,6 +12,7 @@ import urllib.parse
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
+from typing import Any
 
 import orjson
 
@@ -130,7 +131,8 @@ class Deferrals:
             if one.kind == operation.deferred.kind:
                 exchange.is_deferred = True
                 work = _work(exchange, demand, caller, one.upstream_id)
-                return (self._works.adding(replace(work, is_seen=1), poll_in_s=operation.deferred.poll_s),)
+                adding = self._works.adding(replace(work, is_seen=1), poll_in_s=operation.deferred.poll_s)
+                return (adding, *recorded(operation.deferred, exchange.request_id, demand.made))
         return ()
 
     def opening(self, exchange: Exchange) -> Step:
@@ -273,17 +275,28 @@ class Deferrals:
                 running = RunningWork(kind.mounted, kind.operation, timed, work, demand, budget)
                 await self._running.go_on(running, timed.waited_s(observer))
         elif observer is not None and observer.is_complete:
-            told = await self._told(deferred, work, found)
-            await self._book(kind, work, observer.usage(), status, told)
+            more = await self._at_end(deferred, work, found)
+            await self._book(kind, work, observer.usage(), status, more)
         return True
 
-    async def _told(self, deferred: Deferred, work: DeferredWork, found: bytes) -> tuple[Step, ...]:
-        """What tells the agent of its user, where that has said where, that the work has ended: for the unit of its entry."""
+    async def _at_end(self, deferred: Deferred, work: DeferredWork, found: bytes) -> tuple[Step, ...]:
+        """For the unit of its entry: what is kept of work that has ended, and what tells its user's agent."""
+        if deferred.records is None and deferred.tells is None:
+            return ()
+        ended = orjson.loads(found)
+        if not isinstance(ended, dict):
+            return ()
+        told = await self._told(deferred, work, ended)
+        return (*recorded(deferred, work.reservation_id, ended), *told)
+
+    async def _told(
+        self, deferred: Deferred, work: DeferredWork, ended: Mapping[str, Any]
+    ) -> tuple[Step, ...]:
+        """What tells the agent of its user, where that has said where, that the work has ended."""
         user_id = None if deferred.tells is None else await self._ledger.user_of(work.reservation_id)
         if deferred.tells is None or user_id is None or await self._hooks.of(user_id) is None:
             return ()
-        ended = orjson.loads(found)
-        told = deferred.tells(ended) if isinstance(ended, dict) else None
+        told = deferred.tells(ended)
         if told is None:
             return ()
         kind, document = told
@@ -374,9 +387,9 @@ class Deferrals:
             answer.close()
 
     async def _book(
-        self, kind: _Kind, work: DeferredWork, usage: Usage, status: int, told: tuple[Step, ...] = ()
+        self, kind: _Kind, work: DeferredWork, usage: Usage, status: int, more: tuple[Step, ...] = ()
     ) -> None:
-        """Settle, or adjust what has expired meanwhile; with what is told of it. Only then is the row forgotten. What is
+        """Settle, or adjust what has expired meanwhile; with what is written of it. Only then is the row forgotten. What is
         estimated is no less than the time that it was seen to run."""
         if not usage.is_exact:
             known = await self._ledger.known_usage(work.reservation_id)
@@ -402,7 +415,7 @@ class Deferrals:
             amounts=quotas_used(usage, kind.operation.quotas),
             price_version=self._prices.version,
             upstream_status=status,
-            more=told,
+            more=more,
         )
 
         def settle(reservation: Reservation) -> "asyncio.Future[Resolved]":
@@ -469,6 +482,11 @@ def _work(exchange: Exchange, demand: Demand, caller: Caller, upstream_id: str) 
     return DeferredWork(
         exchange.request_id, exchange.surface.name, exchange.operation.name, upstream_id, written
     )
+
+
+def recorded(deferred: Deferred, reservation_id: str, known: Mapping[str, Any]) -> tuple[Step, ...]:
+    """What is kept of an object of which so much is known."""
+    return () if deferred.records is None else (deferred.records(reservation_id, known),)
 
 
 def arrived(mounted: Mounted, name: str, one: ObjectId, demand: Demand, budget: str) -> DeferredWork:

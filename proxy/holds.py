@@ -89,6 +89,7 @@ class Holds:
             is_free=operation.meter.is_free,
             quotas=quotas_used(at_first, operation.quotas) if operation.quotas else NO_QUOTAS,
             runs=operation.timed.gauge if operation.timed is not None else "",
+            costs_less=demand.costs_less,
             scheduled_ms=demand.scheduled_ms,
         )
 
@@ -143,6 +144,7 @@ class Holds:
                 admitted.reservation,
                 until_nanousd=cost_of(unseen_tokens + until_tokens),
                 used_nanousd=cost_of(shown_tokens),
+                costs_less=demand.costs_less,
             )
 
         return Slices(

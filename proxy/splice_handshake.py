@@ -7,7 +7,6 @@ import base64
 import hashlib
 import socket
 import ssl
-from collections.abc import Mapping
 from typing import cast
 
 import h11
@@ -42,15 +41,13 @@ _IDLE_S, _BETWEEN_S, _PROBES = 60, 15, 4
 class _Greeter(asyncio.Protocol):
     """Reads the vendor's answer to the handshake; then its connection is the splice's."""
 
-    def __init__(
-        self, splice: Splice, head: bytes, reader: h11.Connection, sent: Mapping[bytes, bytes]
-    ) -> None:
+    def __init__(self, splice: Splice, head: bytes, reader: h11.Connection, sent: Headers) -> None:
         self._splice = splice
-        self._offered = sent.keys() & _OFFERED
+        self._offered = _names_in(sent)
         self._head = head
         self._reader = reader
         self._accept = base64.b64encode(
-            hashlib.sha1(sent[b"sec-websocket-key"] + ACCEPT_GUID, usedforsecurity=False).digest()
+            hashlib.sha1(dict(sent)[b"sec-websocket-key"] + ACCEPT_GUID, usedforsecurity=False).digest()
         )
         self._error: tuple[int, Headers, bytearray] | None = None
         self.transport: asyncio.Transport | None = None
@@ -89,12 +86,11 @@ class _Greeter(asyncio.Protocol):
             self._fail(AnsweredError(status, headers, bytes(body)))
 
     def _switch(self, headers: Headers) -> None:
-        said = dict(headers)
-        if (
-            said.get(b"sec-websocket-accept") != self._accept
-            or said.get(b"upgrade", b"").lower() != b"websocket"
-        ):
+        if dict(headers).get(b"sec-websocket-accept") != self._accept or not _upgrades(headers):
             self._fail(ValueError("its answer is none to our key"))
+            return
+        if not _names_in(headers) <= self._offered:
+            self._fail(ValueError("it agrees to what the client has not offered"))
             return
         assert self.transport is not None
         ahead, side = bytes(self._reader.trailing_data[0]), self._splice.vendor
@@ -134,7 +130,7 @@ async def dial_spliced(  # noqa: PLR0917 - as UpstreamClient.open
     ours = [(b"host", origin.authority.encode()), (b"upgrade", b"websocket"), (b"connection", b"Upgrade")]
     request = h11.Request(method="GET", target=target, headers=[*ours, *passed])
     head = (reader.send(request) or b"") + (reader.send(h11.EndOfMessage()) or b"")
-    greeter = _Greeter(splice, head, reader, dict(passed))
+    greeter = _Greeter(splice, head, reader, passed)
     try:
         await _connect(origin, greeter, tls, connect_s)
         async with asyncio.timeout(HANDSHAKE_S):
@@ -164,6 +160,17 @@ async def _connect(origin: Origin, greeter: _Greeter, tls: ssl.SSLContext | None
         raise TimedOut("connect", words, is_sent=False) from error
     except (OSError, UnicodeError) as error:  # TLS and DNS errors are OSErrors, IDNA's is not
         raise Unreachable(f"cannot connect to {origin}: {error}", is_sent=False) from error
+
+
+def _names_in(headers: Headers) -> set[tuple[bytes, bytes]]:
+    """The extensions and subprotocols of a handshake's side, without their parameters; each with its header."""
+    return {
+        (name, item.partition(b";")[0].strip())
+        for name, value in headers
+        if name in _OFFERED
+        for item in value.split(b",")
+        if item.strip()
+    }
 
 
 def _upgrades(headers: Headers) -> bool:

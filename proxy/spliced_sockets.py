@@ -103,6 +103,10 @@ class SplicedSockets:
         over = Refused(Reason.OBJECT_NOT_FOUND, spliced.words)
         if one is None or not await self._goes_on(mounted.surface.name, one):
             raise over
+        assert exchange.caller is not None
+        # From its reservation on, nothing of its user's is released; by what was remembered before, it may have been.
+        if (await self._objects.stored_owners({one})).get(one) != exchange.caller.user_id:
+            raise over
         path = spliced.path.replace("{id}", quote(one.upstream_id, safe=""))
         found = await self._calls.get(mounted, path.encode())
         url = (found or {}).get(spliced.url_field)

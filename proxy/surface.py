@@ -11,6 +11,7 @@ from typing import Any, NamedTuple, Protocol
 from metering.errors import Refused
 from metering.prices import PriceTable
 from metering.rate_state import Standing
+from metering.store.writer import Step
 from metering.usage import NOTHING, Usage
 from proxy.json_walk import Walk, value_at
 
@@ -171,6 +172,8 @@ class Demand:
     """What the body says instead of what the client's does, where the request must be bounded."""
     sought: Mapping[str, str] = field(default_factory=dict)
     """What narrows the list in which its trace is looked for: pieces of its path (see Deferred.by_tag)."""
+    made: Mapping[str, Any] = field(default_factory=dict)
+    """The object that it makes, as far as the request says what that is (see Deferred.records)."""
     added_event: AddedEvent | None = None
     """What such a stream then has too much."""
     is_deferred: bool = False
@@ -179,6 +182,8 @@ class Demand:
     """When the work will be done, by the vendor alone (see Scheduled); None where this request does it."""
     slicing: Slicing | None = None
     """None where all output is held from the start: an answer that cannot be cut, reasoning without a bound."""
+    costs_less: str = ""
+    """What its caller could ask for instead, in words that go before "costs less"; empty where nothing helps."""
 
 
 NO_DEMAND = Demand()
@@ -507,6 +512,9 @@ class Deferred:
     by_tag: Swept | None = None
     tells: Callable[[Mapping[str, Any]], tuple[str, dict[str, Any]] | None] | None = None
     """Of the object that a poll found ended, what its user's agent is told, once: the kind of the message, and its document."""
+    records: Callable[[str, Mapping[str, Any]], Step] | None = None
+    """What is written of the object beside its reservation (of this id) and its entry, by what is known of it: as it was asked for
+    (`Demand.made`), as a list has it, as a poll found it ended."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -632,6 +640,8 @@ class Example:
     answer: bytes = b"{}"
     answer_content_type: str = "application/json"
     usage: Usage = NOTHING
+    while_running: bytes = b""
+    """The answer as long as what it tells of goes on, where websockets lead into that (SplicedSocket)."""
 
 
 @dataclass(frozen=True, slots=True)

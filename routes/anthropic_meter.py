@@ -141,6 +141,7 @@ class _Reading:
             ceiling=Usage(tuple(lines), is_exact=False),
             floor=Usage((floor,), is_exact=False),
             slicing=self._slicing(attempts, has_hidden_passes=has_compaction or tools.server),
+            costs_less="a lower max_tokens",
         )
 
     def _slicing(self, attempts: Sequence[_Pass], *, has_hidden_passes: bool) -> Slicing | None:

@@ -45,6 +45,7 @@ from routes.bland_meter import (
     waited_s,
 )
 from routes.bland_notices import call_completed
+from routes.bland_records import record_of
 from routes.bland_requests import ABROAD, DESTINATIONS_ENV, NOT_DESTINATIONS_ENV
 
 CALL, NUMBER = "call", "number"
@@ -165,6 +166,7 @@ SURFACE = Surface(
                 given_up_after_s=GIVEN_UP_AFTER_S,
                 by_tag=_TO_NUMBER,
                 tells=call_completed,
+                records=record_of,
             ),
             example=Example(
                 "/v1/calls",

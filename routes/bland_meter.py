@@ -21,6 +21,8 @@ MINUTES_ENV, MINUTES_MAX_ENV = "BLAND_MAX_DURATION_MINUTES", "BLAND_MAX_DURATION
 VENDOR_MINUTES_MAX = 720
 """What the vendor takes as a `max_duration`."""
 SECONDS_PER_MINUTE = 60
+MINUTES_MIN = 1
+"""No call may be bounded to less."""
 CALL_SECONDS_MAX = VENDOR_MINUTES_MAX * SECONDS_PER_MINUTE
 """A call that is told to be longer was not read right."""
 OVER = frozenset({"completed", "failed", "busy", "no-answer", "canceled"})
@@ -55,6 +57,8 @@ class CallMeter:
             is_deferred=True,
             fields={**request.fields, "phone_number": number, "max_duration": minutes},
             sought={"number": number},
+            made={"to": number, "from": request.fields.get("from")},
+            costs_less="a shorter max_duration" if minutes > MINUTES_MIN else "",
         )
 
     def observe(self, request: Inbound, demand: Demand, answer: AnswerHead) -> Observer:  # noqa: ARG002 - the protocol's
@@ -102,7 +106,7 @@ class CallReport(ToldObject):
         told = self.told
         if told is None or not is_over(told):
             return self.demand.floor
-        seconds, is_exact, notes = _length(told)
+        seconds, is_exact, notes = length_of(told)
         return _used(
             self.demand.ceiling.lines[0].model,
             seconds,
@@ -131,7 +135,7 @@ def is_over(told: Mapping[str, Any]) -> bool:
     )
 
 
-def _length(told: Mapping[str, Any]) -> tuple[int, bool, tuple[str, ...]]:
+def length_of(told: Mapping[str, Any]) -> tuple[int, bool, tuple[str, ...]]:
     """Seconds, whether they are told, and what is odd about them. `corrected_duration` has them, as a text; `call_length` has
     minutes."""
     seconds, minutes = _number(told.get("corrected_duration")), _number(told.get("call_length"))
@@ -167,7 +171,7 @@ def _minutes(request: Inbound, pricing: Pricing) -> float:
     most = int(pricing.options[MINUTES_MAX_ENV])
     if request.time_left_s is not None:
         most = min(most, request.time_left_s // SECONDS_PER_MINUTE)
-    return max(1, min(asked, most))
+    return max(MINUTES_MIN, min(asked, most))
 
 
 def _used(product: str, seconds: int, **more: Any) -> Usage:

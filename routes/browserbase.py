@@ -96,6 +96,10 @@ _SESSION_JSON = (
     b'"expiresAt":"2026-11-20T12:15:00.000Z","endedAt":"2026-11-20T12:01:30.000Z","status":"COMPLETED",'
     b'"proxyBytes":0,"keepAlive":false,"region":"us-west-2","contextId":null,"userMetadata":{}}'
 )
+_RUNNING_JSON = (
+    b'{"id":"0b8e5a4c-3f62-4d0e-9a37-5f1f6a0c7d11","createdAt":"2026-11-20T12:00:00.000Z",'
+    b'"startedAt":"2026-11-20T12:00:00.000Z","status":"RUNNING","userMetadata":{}}'
+)
 _CONTEXT_JSON = (
     b'{"id":"0b8e5a4c-3f62-4d0e-9a37-5f1f6a0c7d11","uploadUrl":"https://files.example/c1","publicKey":"k"}'
 )
@@ -205,7 +209,11 @@ SURFACE = Surface(
             may_lack_body=True,
             links=_LINKS,
             example=Example(
-                "/v1/sessions", body=b'{"timeout":300}', answer=_SESSION_JSON, usage=_ONE_SESSION
+                "/v1/sessions",
+                body=b'{"timeout":300}',
+                answer=_SESSION_JSON,
+                usage=_ONE_SESSION,
+                while_running=_RUNNING_JSON,
             ),
         ),
         _free(

@@ -53,6 +53,7 @@ class SessionMeter:
             floor=Usage((UsageLine(PRODUCT, {BROWSER_SECONDS: SESSION_S_MIN}),), is_exact=False),
             is_deferred=True,
             fields={**request.fields, "timeout": seconds},
+            costs_less="a shorter timeout" if seconds > SESSION_S_MIN else "",
         )
 
     def observe(self, request: Inbound, demand: Demand, answer: AnswerHead) -> Observer:  # noqa: ARG002 - the protocol's

@@ -18,19 +18,17 @@ from proxy.meters import Free
 from proxy.surface import Demand, Example, Headers, Inbound, Names, Operation, Pricing, Rendered, Surface
 from routes import bland
 from routes.bland_errors import BlandDialect
-from routes.bland_meter import PRODUCT, SECONDS_PER_MINUTE, CallMeter, is_over
+from routes.bland_meter import PRODUCT, SECONDS_PER_MINUTE, CallMeter, is_over, length_of
+from routes.bland_records import status_of
 from routes.bland_requests import e164
 from routes.counting import object_of
 
 MINUTES_DEFAULT = 5
-UPGRADE_URL = "/dashboard/settings/billing"
 FORBIDDEN, BAD_GATEWAY, SERVER_ERROR = 403, 502, 500
 QUOTA = "call_seconds"
 _US = re.compile(r"\+1[2-9][0-9]{9}")
 _VENDOR = BlandDialect()
 _DIAL = next(one for one in bland.SURFACE.operations if one.name == "POST /v1/calls")
-_STATUSES = {"busy": "no_answer", "no-answer": "no_answer", "completed": "completed"}
-"""What callers know for the vendor's words; all others are `failed`."""
 
 
 class CallDialect(PlainJson):
@@ -49,7 +47,7 @@ class CallDialect(PlainJson):
                     for name in ("used", "limit")
                 }
             else:
-                status, more = FORBIDDEN, {"upgrade_url": UPGRADE_URL}
+                status, more = FORBIDDEN, {"upgrade_url": facts.get("upgrade_url")}
         elif refused.reason is Reason.UPSTREAM_TIMEOUT:
             status = BAD_GATEWAY
         body = {"error": refused.message, **more, "request_id": request_id}
@@ -130,7 +128,7 @@ def _initiated(body: bytes, standing: Standing, asked: Mapping[str, Any]) -> byt
 def _shown(body: bytes, standing: Standing) -> bytes:  # noqa: ARG001 - as Operation.renders
     """What callers read of a call."""
     call = object_of(body)
-    is_done, seconds = is_over(call), call.get("corrected_duration")
+    is_done = is_over(call)
     return orjson.dumps(
         {
             "call_id": call.get("call_id"),
@@ -139,7 +137,7 @@ def _shown(body: bytes, standing: Standing) -> bytes:  # noqa: ARG001 - as Opera
             "direction": "inbound" if call.get("inbound") is True else "outbound",
             "to": call.get("to"),
             "from": call.get("from"),
-            "duration_seconds": int(seconds) if isinstance(seconds, str) and seconds.isdecimal() else None,
+            "duration_seconds": length_of(call)[0] if is_done else None,
             "summary": call.get("summary"),
             "transcript": call.get("concatenated_transcript"),
             "recording_url": call.get("recording_url"),
@@ -148,13 +146,6 @@ def _shown(body: bytes, standing: Standing) -> bytes:  # noqa: ARG001 - as Opera
             "completed_at": call.get("end_at") if is_done else None,
         }
     )
-
-
-def status_of(call: Mapping[str, Any]) -> str:
-    """What callers call the end of a call."""
-    if call.get("answered_by") == "voicemail":
-        return "voicemail"
-    return _STATUSES.get(str(call.get("status")), "failed")
 
 
 SURFACE = Surface(

@@ -230,6 +230,7 @@ class _Reading:
             ceiling=Usage((UsageLine(self._name, counts, tier),), is_exact=False),
             floor=Usage((floor,), is_exact=False),
             slicing=self._slicing(counts) if is_streaming else None,
+            costs_less="a lower maxOutputTokens",
         )
 
     def _slicing(self, counts: Mapping[str, int]) -> Slicing | None:

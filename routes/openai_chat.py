@@ -79,6 +79,7 @@ class ChatMeter:
             ceiling=rates.lines(counts),
             floor=rates.named_line({INPUT: min(read_at_least, context)}),
             is_sliced=not speaks(request) and not is_searched and fields.get("prediction") is None,
+            costs_less="a lower max_completion_tokens",
         )
 
     def observe(self, request: Inbound, demand: Demand, answer: AnswerHead) -> Observer:  # noqa: ARG002 - the protocol's
@@ -108,6 +109,7 @@ class CompletionsMeter:
             ceiling=rates.lines(counts),
             floor=rates.named_line({INPUT: prompt}),
             is_sliced=choices(fields, "best_of") == 1,
+            costs_less="a lower max_tokens",
         )
 
     def observe(self, request: Inbound, demand: Demand, answer: AnswerHead) -> Observer:  # noqa: ARG002 - the protocol's
@@ -134,7 +136,9 @@ class EmbeddingsMeter:
         return EmbeddingsBody(demand)
 
 
-def _demand(request: Inbound, *, ceiling: Sequence[UsageLine], floor: UsageLine, is_sliced: bool) -> Demand:
+def _demand(
+    request: Inbound, *, ceiling: Sequence[UsageLine], floor: UsageLine, is_sliced: bool, costs_less: str
+) -> Demand:
     """A stream is asked for its usage where the client did not: without it nothing exact is ever told."""
     is_streaming = is_streamed(request.fields)
     body = with_usage_asked_for(request.fields, request.body) if is_streaming else None
@@ -148,6 +152,7 @@ def _demand(request: Inbound, *, ceiling: Sequence[UsageLine], floor: UsageLine,
         else None,
         body=body,
         added_event=None if body is None else ADDED_CHUNK,
+        costs_less=costs_less,
     )
 
 

@@ -2,6 +2,7 @@
 
 import re
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 from metering.errors import Reason, Refused
@@ -58,7 +59,8 @@ class ResponsesMeter:
         """What the request may cause at most, and at least. Raises Refused(BAD_REQUEST | MODEL_UNAVAILABLE)."""
         fields = request.fields
         written = (fields.get("max_output_tokens"),)
-        return _demand(request, pricing, written=written, is_compacted=_compacts(fields))
+        demand = _demand(request, pricing, written=written, is_compacted=_compacts(fields))
+        return replace(demand, costs_less="a lower max_output_tokens")
 
     def observe(self, request: Inbound, demand: Demand, answer: AnswerHead) -> Observer:  # noqa: ARG002 - the protocol's
         return observe_response(demand, answer)

@@ -1,4 +1,4 @@
-"""What holds for every declared websocket, tested from the declarations alone."""
+"""What holds for every declared websocket of events, tested from the declarations alone; of the others: test_spliced_sockets.py."""
 
 import asyncio
 from collections.abc import Sequence
@@ -230,6 +230,7 @@ async def test_another_answer_than_101_is_told_in_dialect_and_books_nothing(
         assert (entry["kind"], entry["outcome"], entry["cost_nanousd"]) == ("settle", "upstream_failed", 0)
 
 
+SILENT = [Script(before=(Disconnect(),)), Script(before=(Reset(),)), Ready(b"nothing\r\n\r\n")]
 WRONG = [
     (("Upgrade", "websocket"), ("Connection", "Upgrade"), ("Sec-WebSocket-Accept", "bm90IHlvdXJz")),
     (("Upgrade", "websocket"), ("Connection", "Upgrade")),
@@ -241,9 +242,7 @@ WRONG = [
 @pytest.mark.parametrize(
     "script",
     [
-        Script(before=(Disconnect(),)),
-        Script(before=(Reset(),)),
-        Ready(b"nothing\r\n\r\n"),
+        *SILENT,
         *(Ready(head(101, fields)) for fields in WRONG),
     ],
     ids=["closed", "reset", "garbage", "another key's", "no accept", "another protocol"],

@@ -49,7 +49,7 @@ OPERATIONS = [
     for operation in surface.operations
     if not operation.is_websocket
 ]
-"""Those that are answered; of websockets: test_sockets.py."""
+"""Those that are answered; of websockets: test_sockets.py, test_spliced_sockets.py."""
 FORBIDDEN = [
     pytest.param((surface, operation, field), id=f"{operation.name} {field.path} {field.value or ''}".strip())
     for surface in SURFACES

@@ -20,17 +20,23 @@ import uvloop
 
 from tests.hostile.stage import (
     ANSWERS,
+    CALLS,
     CHAT,
+    EXTENSIONS,
     GENERATE,
     MESSAGES,
+    OWN,
     RESPONSES,
     SEARCH,
+    SESSIONS,
     STREAM,
     Stage,
     answers,
+    call,
     chat,
     content,
     response,
+    session,
     small_body,
     staged,
 )
@@ -46,6 +52,7 @@ TOKENS = (
     b"?key=a", b"&fields=a", b"%6bey=", b":countTokens", b"%3a", b'"stream_options":{},', b'"include_usage":0', b'"id":"x",', b"\\u0073",
     b"content-type: application/x-www-form-urlencoded\r\n", b"idempotency-key: a\r\n",
     b'"enable_research":true,', b'"stream":false,', b"x-subscription-token: a\r\n", b"&q=a", b"/res/v1/",
+    b'"metadata":{},', b'"max_duration":9,', b'"timeout":60,', b"/stop", b"/v1/calls/active", b"?to_number=%2B1",
     b"\xff", b"\x7f", b";", b",", b"GET /api/llm/v1/models HTTP/1.1\r\nhost: a\r\n\r\n", b"ffffffffffffffff", b"\\", b'"', b"{", b"]",
 )  # fmt: skip
 
@@ -79,6 +86,21 @@ def seeds(stage: Stage) -> list[bytes]:
     posted = stage.post(body=b'{"q":"teal"}', target=SEARCH.replace(b"/api/brave", b"/api/search"))
     answered = stage.post(body=answers(), target=ANSWERS)
     whole = stage.post(body=answers(stream=False), target=ANSWERS)
+    one_call, one_session = CALLS + b"/" + OWN, SESSIONS + b"/" + OWN
+    dialled = stage.post(body=call(metadata={"a": 1}), target=CALLS)
+    calls = stage.head(method=b"GET", target=CALLS + b"?ascending=true&answered_by=human")
+    shown_call = stage.head(method=b"GET", target=one_call)
+    stopped = stage.post(body=b"", target=one_call + b"/stop")
+    heard = stage.head(method=b"GET", target=b"/api/bland/v1/recordings/" + OWN)
+    opened = stage.post(body=session(userMetadata={"a": "b"}), target=SESSIONS)
+    sessions = stage.head(method=b"GET", target=SESSIONS + b"?status=RUNNING")
+    ended = stage.post(
+        b"content-type: application/json", body=b'{"status":"REQUEST_RELEASE"}', target=one_session
+    )
+    uploaded = stage.post(
+        b"content-type: multipart/form-data; boundary=x", body=bytes(range(256)), target=EXTENSIONS
+    )
+    file = stage.head(b"transfer-encoding: chunked", target=one_session + b"/uploads") + chunks + b"0\r\n\r\n"
     return [
         stage.post(),
         stage.post(body=stream),
@@ -100,6 +122,11 @@ def seeds(stage: Stage) -> list[bytes]:
         searched,
         posted + answered,
         whole + searched,
+        dialled + shown_call,
+        calls + stopped + heard,
+        opened + sessions,
+        ended + stage.head(method=b"GET", target=one_session + b"/logs") + uploaded,
+        file + opened,
     ]
 
 

@@ -5,7 +5,8 @@ The vendor reads with the reference parser alone: what the gateway sends up must
 
 import asyncio
 import json
-from collections.abc import AsyncIterator, Iterable, Sequence
+import re
+from collections.abc import AsyncIterator, Iterable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,9 +15,12 @@ from urllib.parse import unquote_to_bytes, urlsplit
 
 import orjson
 
-from routes import anthropic, brave, browserbase, gemini, openai
+from metering.objects import ObjectId, Objects
+from metering.phone_numbers import PhoneNumbers
+from routes import anthropic, bland, brave, browserbase, gemini, openai
 from simulators.anthropic import ReportedUsage
 from simulators.anthropic_messages import Content, Message, message_json
+from simulators.bland import VENDOR_KEY as BLAND_KEY
 from simulators.brave import VENDOR_KEY as BRAVE_KEY
 from simulators.brave_answers import Reply as BraveReply
 from simulators.brave_answers import ReportedUsage as BraveUsage
@@ -34,7 +38,11 @@ MESSAGES = b"/api/llm/v1/messages"
 CHAT, RESPONSES = b"/api/openai/v1/chat/completions", b"/api/openai/v1/responses"
 GENERATE = b"/api/gemini/v1beta/models/gemini-2.5-flash:generateContent"
 STREAM = b"/api/gemini/v1beta/models/gemini-2.5-flash:streamGenerateContent"
-EXTENSIONS = b"/api/browserbase/v1/extensions"
+EXTENSIONS, SESSIONS = b"/api/browserbase/v1/extensions", b"/api/browserbase/v1/sessions"
+CALLS = b"/api/bland/v1/calls"
+OWN = b"0b8e5a4c-3f62-4d0e-9a37-5f1f6a0c7d11"
+"""The id of whatever Browserbase and Bland keep for the user: that of all their examples."""
+NUMBER, OTHERS_NUMBER = "+14155550111", "+14155550122"
 SEARCH, ANSWERS = b"/api/brave/res/v1/web/search", b"/api/brave/res/v1/chat/completions"
 MOUNTS = {
     b"/api/llm": "anthropic",
@@ -43,6 +51,7 @@ MOUNTS = {
     b"/api/brave": "brave",
     b"/api/search": "brave",
     b"/api/browserbase": "browserbase",
+    b"/api/bland": "bland",
 }
 CREDENTIAL = {
     b"/api/llm": b"x-api-key: ",
@@ -51,13 +60,31 @@ CREDENTIAL = {
     b"/api/brave": b"x-subscription-token: ",
     b"/api/search": b"x-subscription-token: ",
     b"/api/browserbase": b"x-bb-api-key: ",
+    b"/api/bland": b"authorization: ",
 }
 """Where each surface's own clients put their key."""
 EXAMPLES = {
-    operation.example.path.partition("?")[0].encode(): operation.example
-    for surface in (anthropic.SURFACE, openai.SURFACE, gemini.SURFACE, brave.SURFACE, browserbase.SURFACE)
+    (operation.method.encode(), operation.example.path.partition("?")[0].encode()): operation.example
+    for surface in (
+        *(anthropic.SURFACE, openai.SURFACE, gemini.SURFACE, brave.SURFACE),
+        *(browserbase.SURFACE, bland.SURFACE),
+    )
     for operation in surface.operations
 }
+KEPT = (
+    *(("browserbase", kind) for kind in (browserbase.SESSION, browserbase.CONTEXT, browserbase.EXTENSION)),
+    ("bland", bland.CALL),
+)
+LOOKED_FOR = {
+    re.compile(rb"/v1/calls\?to_number=[^&]*&limit=100"): b'{"calls":[]}',
+    re.compile(rb"/v1/sessions\?q=[^&]*automna[^&]*"): b"[]",
+}
+"""What the gateway asks by itself when a client has left while something was begun for it; nothing was."""
+EDITED = {
+    CALLS: frozenset({"metadata", "from", "phone_number", "max_duration"}),
+    SESSIONS: frozenset({"userMetadata", "timeout", "projectId"}),
+}
+"""Fields of a body that do not go up as they came."""
 UNSTREAMED = message_json(
     Message(
         "msg_1", "claude-haiku-4-5-20251001", Content("Teal."), ReportedUsage(input_tokens=9, output_tokens=3)
@@ -71,6 +98,7 @@ ANSWERS_UNSTREAMED = brave_json(
 )
 WHOLE = {b"/v1/messages": UNSTREAMED, b"/v1/chat/completions": CHAT_UNSTREAMED}
 """By path: instead of the example, where no stream was asked for."""
+_SOMETHING = EXAMPLES[b"GET", b"/v1/models/claude-haiku-4-5-20251001"]
 POLL_S = 0.001
 STALLED_TURNS = 20
 """Looks without any progress, nothing being served, after which a conversation is over."""
@@ -109,7 +137,11 @@ class RecordingVendor:
             await server.wait_closed()
 
     def answer(self, request: reference.Request) -> bytes:
-        example = EXAMPLES.get(request.path) or EXAMPLES[b"/v1/models/claude-haiku-4-5-20251001"]
+        for target, nothing in LOOKED_FOR.items():
+            if request.method == b"GET" and target.fullmatch(request.target):
+                self.requests.remove(request)
+                return b"HTTP/1.1 200 OK\r\ncontent-length: %d\r\n\r\n%b" % (len(nothing), nothing)
+        example = EXAMPLES.get((request.method, request.path)) or _SOMETHING
         kind, body = example.answer_content_type, example.answer
         if request.path == ANSWERS.removeprefix(b"/api/brave"):  # which streams unless told not to
             if orjson.loads(request.body).get("stream") is False:
@@ -163,7 +195,8 @@ class Answer:
     @property
     def message(self) -> str:
         """The error's words, in any of our dialects."""
-        error = orjson.loads(self.body)["error"]
+        document = orjson.loads(self.body)
+        error = document["message"] if "statusCode" in document or "status" in document else document["error"]
         if not isinstance(error, dict):
             return error
         return error["detail"] if "detail" in error else error["message"]
@@ -277,6 +310,14 @@ class Stage:
     """Another user's, as good."""
     revoked: str
 
+    async def give(self) -> None:
+        """What the good token's user, and another, have at vendors."""
+        store, clock = self.gateway.service.store, self.gateway.clock
+        for user_id, number in (("u1", NUMBER), ("other", OTHERS_NUMBER)):
+            await PhoneNumbers(store, clock).assign(user_id, number)
+        for vendor, kind in KEPT:
+            await Objects(store, clock).bind([ObjectId(vendor, kind, OWN.decode())], "u1", "req_before")
+
     def head(
         self,
         *headers: bytes,
@@ -375,7 +416,7 @@ class Stage:
             assert own_id == document["request_id"]
         if own_id and document.get("type") == "ErrorResponse":
             assert own_id == document["error"]["id"]
-        assert document["error"]
+        assert document.get("error") or document["errors"] is not None
         for token in (self.token, self.other, self.revoked):
             assert token.encode() not in answer.body
             assert all(token.encode() not in value for value in answer.headers.values())
@@ -398,6 +439,9 @@ OURS = frozenset(
 
 def _is_same(reached: reference.Request, sent: reference.Request) -> bool:
     mount, query = mount_of(sent.path), sent.target.partition(b"?")[2]
+    ours = (
+        OURS if sent.body or sent.path not in EDITED else OURS | {b"content-type"}
+    )  # of a body that is made for it
     if mount == b"/api/gemini":
         query = b"&".join(piece for piece in query.split(b"&") if name_of(piece) != b"key")
     return (
@@ -405,19 +449,27 @@ def _is_same(reached: reference.Request, sent: reference.Request) -> bool:
         and mount + reached.path == sent.path
         and reached.target.partition(b"?")[2] == query
         and is_same_body(reached.body, b"" if sent.method == b"GET" else sent.body, sent.path)
-        and all(pair in sent.headers for pair in reached.headers if pair[0] not in OURS)
+        and all(pair in sent.headers for pair in reached.headers if pair[0] not in ours)
     )
 
 
 def is_same_body(reached: bytes, sent: bytes, path: bytes) -> bool:
-    """Byte for byte; of a chat stream only, one wish may be put in, and then it says what it said."""
+    """Byte for byte; of a chat stream only, one wish may be put in, and then it says what it said; of what costs by the second,
+    all but what is edited."""
     if reached == sent:
         return True
+    if path in EDITED:
+        after, before = (_without(json.loads(body or b"{}"), EDITED[path]) for body in (reached, sent))
+        return after == before
     if path not in (CHAT, b"/api/openai/v1/completions"):
         return False
     before, after = json.loads(sent), json.loads(reached)
     options = {**(before.get("stream_options") or {}), "include_usage": True}
     return before.get("stream") is True and after == {**before, "stream_options": options}
+
+
+def _without(fields: Mapping[str, Any], edited: Iterable[str]) -> dict[str, Any]:
+    return {name: value for name, value in fields.items() if name not in edited}
 
 
 def mount_of(target: bytes) -> bytes:
@@ -457,6 +509,16 @@ def answers(**more: Any) -> bytes:
     return orjson.dumps({"model": "brave", "messages": [{"role": "user", "content": "Hello"}], **more})
 
 
+def call(**more: Any) -> bytes:
+    """A valid request for a phone call."""
+    return orjson.dumps({"phone_number": "+12025550100", "task": "Say hello.", "max_duration": 2, **more})
+
+
+def session(**more: Any) -> bytes:
+    """A valid request for a browser."""
+    return orjson.dumps({"timeout": 300, "keepAlive": True, **more})
+
+
 def small_body(**more: Any) -> bytes:
     """A valid request's body."""
     return orjson.dumps(messages_body(model="claude-haiku-4-5", max_tokens=9, **more))
@@ -472,6 +534,9 @@ def others_at(url: str) -> dict[str, str]:
         "BRAVE_UPSTREAM_URL": url,
         "BROWSERBASE_API_KEY": BROWSERBASE_KEY,
         "BROWSERBASE_UPSTREAM_URL": url,
+        "BLAND_API_KEY": BLAND_KEY,
+        "BLAND_UPSTREAM_URL": url,
+        "SWEEP_EVERY_S": "0",
     }
 
 
@@ -488,5 +553,7 @@ async def staged(folder: Path, *, env: dict[str, str] | None = None, **plan: Any
         other = await gateway.new_token("other")
         revoked, record = await gateway.directory.create_token("other")
         await gateway.directory.revoke(record.id)
-        yield Stage(gateway, vendor, await gateway.new_token(), other, revoked)
+        stage = Stage(gateway, vendor, await gateway.new_token(), other, revoked)
+        await stage.give()
+        yield stage
         await gateway.assert_clean()

@@ -27,7 +27,10 @@ async def test_unmutated_every_request_is_served(stage):
     for number, wire in enumerate(seeds(stage)):
         await run_case(stage, case_of([wire], SEED, 0), name=f"original {number}")
         reached[number] = len(stage.vendor.requests)
-    assert list(reached.values()) == [1, 1, 1, 1, 1, 3, 3, 1, 1, 1, 2, 1, 1, 3, 2, 1, 2, 1, 2, 2]
+    assert list(reached.values()) == [
+        *(1, 1, 1, 1, 1, 3, 3, 1, 1, 1, 2, 1, 1, 3, 2, 1, 2, 1, 2, 2),
+        *(2, 3, 2, 3, 2),
+    ]
 
 
 async def test_the_judge_finds_a_request_that_nobody_sent(stage):

@@ -12,15 +12,20 @@ import pytest
 
 from tests.hostile.stage import (
     ANSWERS,
+    CALLS,
     CHAT,
     GENERATE,
     MESSAGES,
+    OTHERS_NUMBER,
     RESPONSES,
+    SESSIONS,
     STREAM,
     answers,
+    call,
     chat,
     content,
     response,
+    session,
     small_body,
     staged,
 )
@@ -32,6 +37,8 @@ BODY_OF = {
     RESPONSES: response(store=False),
     GENERATE: content(),
     ANSWERS: answers(),
+    SESSIONS: session(),
+    CALLS: call(),
 }
 EVERYWHERE = tuple(BODY_OF)
 COUNT = GENERATE.replace(b"generateContent", b"countTokens")
@@ -190,7 +197,7 @@ async def test_a_token_elsewhere_in_the_target_is_refused_in_every_spelling(stag
     assert in_query.status == 400
     mount = b"/".join(target.split(b"/")[:4])
     in_path = filled(stage, mount + b"/models/" + form)
-    nowhere = target == ANSWERS  # Brave has no path with a name in it
+    nowhere = target in (ANSWERS, SESSIONS, CALLS)  # nothing of theirs has a name behind `models`
     assert (await ask(stage, stage.head(method=b"GET", target=in_path))).status == (404 if nowhere else 400)
 
 
@@ -216,6 +223,19 @@ async def test_a_parameter_that_is_not_declared_is_refused_in_every_spelling(sta
     bodies = {CHAT: chat(), RESPONSES: response()}
     answer = await ask(stage, stage.post(body=bodies.get(target, content()), target=target + b"?" + query))
     assert answer.status == (401 if query.startswith(b"key=") and target not in bodies else 400)
+
+
+LISTS = {
+    CALLS: (b"limit=1000", b"%6cimit=1000", b"page=2", b"from=0", b"user_id=victim", b"batch_id=victim", b"completed[]=x", b"x"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("target", "query"), [(target, one) for target, all_ in LISTS.items() for one in all_]
+)
+async def test_a_parameter_of_a_list_that_counts_everybodys_is_refused(stage, target, query):
+    answer = await ask(stage, stage.head(method=b"GET", target=target + b"?" + query))
+    assert answer.status == 400
 
 
 # --- paths ----------------------------------------------------------------------------------------------
@@ -274,6 +294,47 @@ PATHS = (
     b"POST /api/openai/v1/chat%2fcompletions",
     b"POST /api/openai/v2/responses",
     b"POST /api/openai//v1/responses",
+    b"GET /api/bland/v1/calls/victim",
+    b"GET /api/bland/v1/calls/%76ictim",
+    b"GET /api/bland/v1/calls/victim/correct",
+    b"GET /api/bland/v1/calls/victim%2fcorrect",
+    b"GET /api/bland/v1/calls/active/",
+    b"GET /api/bland/v1/calls/ACTIVE",
+    b"GET /api/bland/v1/calls/..",
+    b"GET /api/bland/v1/calls/%2e%2e%2fme",
+    b"GET /api/bland/v1/calls/;a=b",
+    b"GET /api/bland/v1/event_stream/victim",
+    b"GET /api/bland/v1/recordings/victim",
+    b"GET /api/bland/v1/me",
+    b"GET /api/bland/v1/numbers",
+    b"GET /api/bland/v2/calls",
+    b"GET /api/bland/calls",
+    b"POST /api/bland/v1/calls/",
+    b"POST /api/bland/v1/calls/victim/stop",
+    b"POST /api/bland/v1/calls/active/stop",
+    b"POST /api/bland/v1/calls/active%2fstop",
+    b"POST /api/bland/v1/calls/victim/analyze",
+    b"POST /api/bland/v1/calls/victim/transfer",
+    b"POST /api/bland/v1/batches",
+    b"POST /api/bland/v1/sms/send",
+    b"GET /api/browserbase/v1/sessions/victim",
+    b"GET /api/browserbase/v1/sessions/%76ictim",
+    b"GET /api/browserbase/v1/sessions/victim/debug",
+    b"GET /api/browserbase/v1/sessions/victim%2fdebug",
+    b"GET /api/browserbase/v1/sessions/victim/recording",
+    b"GET /api/browserbase/v1/sessions/victim/downloads",
+    b"GET /api/browserbase/v1/sessions/%2e%2e%2fprojects",
+    b"GET /api/browserbase/v1/contexts",
+    b"GET /api/browserbase/v1/contexts/victim",
+    b"GET /api/browserbase/v1/extensions/victim",
+    b"GET /api/browserbase/v1/projects",
+    b"GET /api/browserbase/v1/projects/victim/usage",
+    b"GET /api/browserbase/v2/sessions",
+    b"POST /api/browserbase/v1/sessions/victim",
+    b"POST /api/browserbase/v1/sessions/victim/uploads",
+    b"PUT /api/browserbase/v1/contexts/victim",
+    b"DELETE /api/browserbase/v1/contexts/victim",
+    b"DELETE /api/browserbase/v1/extensions/victim",
 )
 
 
@@ -372,6 +433,29 @@ DEEP = {
     "a count of a tuned model": (COUNT, {"generateContentRequest": {"model": "tunedModels/x"}}),
     "counts in both names": (COUNT, {"generateContentRequest": {}, "generate_content_request": {}}),
     "another model": (GENERATE, {"model": "models/gemini-2.5-pro"}),
+    "a call from another's number": (CALLS, {"from": OTHERS_NUMBER}),
+    "a call from nobody's number": (CALLS, {"from": "+14155550133"}),
+    "a call from an object": (CALLS, {"from": {"number": OTHERS_NUMBER}}),
+    "a pathway": (CALLS, {"pathway_id": "victim"}),
+    "a persona": (CALLS, {"persona_id": "victim"}),
+    "a memory": (CALLS, {"memory_id": "victim"}),
+    "tools": (CALLS, {"tools": ["TL-victim"]}),
+    "a key to another Twilio account": (CALLS, {"encrypted_key": "victim"}),
+    "a webhook": (CALLS, {"webhook": "https://eve.example"}),
+    "a request that the vendor makes": (CALLS, {"dynamic_data": [{"url": "https://eve.example"}]}),
+    "a transfer": (CALLS, {"transfer_phone_number": "+19005550100"}),
+    "a call that is dialled again": (CALLS, {"retry": {"wait": 10}}),
+    "our tag": (CALLS, {"metadata": {"automna": "automna-req_victim"}}),
+    "a tag that is none": (CALLS, {"metadata": {"automna": {"a": 1}}}),
+    "metadata that are none": (CALLS, {"metadata": "x"}),
+    "what nobody knows": (CALLS, {"PHONE_NUMBER": "+12025550101"}),
+    "a text message": (CALLS, {"voicemail": {"action": "leave_message", "sms": {"to": "+19005550100"}}}),
+    "a context": (SESSIONS, {"browserSettings": {"context": {"id": "victim", "persist": True}}}),
+    "an extension": (SESSIONS, {"extensionId": "victim"}),
+    "an extension in the settings": (SESSIONS, {"browserSettings": {"extensionId": "victim"}}),
+    "certificates": (SESSIONS, {"proxySettings": {"caCertificates": ["x"]}}),
+    "our tag of a browser": (SESSIONS, {"userMetadata": {"automna": "automna-req_victim"}}),
+    "metadata of a browser that are none": (SESSIONS, {"userMetadata": ["x"]}),
 }  # fmt: skip
 
 
@@ -381,7 +465,7 @@ async def test_what_the_account_holds_is_not_reached_from_a_body(stage, name):
     if target in (GENERATE, COUNT):
         body = content(**fields) if target == GENERATE else orjson.dumps(fields)
     else:
-        body = chat(**fields) if target == CHAT else response(**fields)
+        body = {CHAT: chat, CALLS: call, SESSIONS: session}.get(target, response)(**fields)
     assert (await ask(stage, stage.post(body=body, target=target))).status in {400, 404}
 
 
@@ -498,12 +582,22 @@ UNCOUNTED = [
     (GENERATE, {"generationConfig": {"maxOutputTokens": 1, "max_output_tokens": 65_536}}, 400),
     (GENERATE, {"serviceTier": "SERVICE_TIER_BATCH"}, 400),
     (GENERATE, {"serviceTier": 5}, 400),
+    *((CALLS, {"max_duration": bad}, 400) for bad in ("5", 0, -1, 721, 1e300, True, [], {})),
+    *((SESSIONS, {"timeout": bad}, 400) for bad in ("60", 59, 60.5, 21_601, -1, 10**18, True, [], {})),
+    (CALLS, {"phone_number": "911"}, 400),
+    (CALLS, {"phone_number": "+19005550100"}, 400),
+    (CALLS, {"phone_number": "+12425550100"}, 400),
+    (CALLS, {"phone_number": "+442071838750"}, 400),
+    (CALLS, {"phone_number": "+1202555\uff10100"}, 400),
+    (CALLS, {"phone_number": ["+12025550100"]}, 400),
+    (CALLS, {"max_duration": None}, 200),
+    (SESSIONS, {"timeout": None}, 200),
 ]
 
 
 @pytest.mark.parametrize(("target", "fields", "status"), UNCOUNTED)
 async def test_what_would_be_counted_in_another_way_than_it_is_done_is_refused(stage, target, fields, status):
-    build = {CHAT: chat, RESPONSES: response, GENERATE: content}[target]
+    build = {CHAT: chat, RESPONSES: response, GENERATE: content, CALLS: call, SESSIONS: session}[target]
     assert (await ask(stage, stage.post(body=build(**fields), target=target))).status == status
 
 

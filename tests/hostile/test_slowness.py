@@ -6,7 +6,7 @@ from contextlib import AsyncExitStack, closing
 
 import pytest
 
-from tests.hostile.stage import staged
+from tests.hostile.stage import CALLS, EXTENSIONS, MESSAGES, SESSIONS, staged
 
 SLOW_CLIENTS = 100
 IDLE_CLIENTS = 500
@@ -49,12 +49,15 @@ async def test_heads_in_drips_end_within_keep_alive_s(tmp_path, name):
         assert not stage.gateway.server.server_state.tasks
 
 
+@pytest.mark.parametrize("target", [MESSAGES, SESSIONS, EXTENSIONS, CALLS])
 @pytest.mark.parametrize("framing", [b"content-length: 100000", b"transfer-encoding: chunked"])
-async def test_bodies_in_drips_are_400_within_body_timeout_s(tmp_path, framing):
+async def test_bodies_in_drips_are_400_within_body_timeout_s(tmp_path, framing, target):
     async with staged(tmp_path, env={"BODY_TIMEOUT_S": "0.5", "KEEP_ALIVE_S": "1"}) as stage:
         piece = b"1\r\n \r\n" if b"chunked" in framing else b" "
-        assert await drip(stage, stage.head(framing), piece) == [[400]] * SLOW_CLIENTS
+        first = stage.head(framing, target=target)
+        assert await drip(stage, first, piece) == [[400]] * SLOW_CLIENTS
         assert stage.gateway.service.engine._reading.waiting_by_owner == {}
+        assert {request.path for request in stage.vendor.requests} == {MESSAGES.removeprefix(b"/api/llm")}
 
 
 async def test_trailers_in_drips_are_400_within_body_timeout_s(tmp_path):

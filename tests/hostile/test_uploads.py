@@ -4,7 +4,7 @@ import asyncio
 
 import pytest
 
-from tests.hostile.stage import EXTENSIONS, staged
+from tests.hostile.stage import EXTENSIONS, OWN, SESSIONS, staged
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
 ALL_BYTES = bytes(range(256)) * 40
@@ -29,10 +29,13 @@ def chunked(body, size):
     return b"".join(b"%x\r\n%b\r\n" % (len(piece), piece) for piece in pieces) + b"0\r\n\r\n"
 
 
-def upload(stage, body, *headers, framing="length"):
+TARGETS = (EXTENSIONS, SESSIONS + b"/" + OWN + b"/uploads")
+
+
+def upload(stage, body, *headers, framing="length", target=EXTENSIONS):
     if framing == "length":
-        return stage.post(*headers, body=body, target=EXTENSIONS)
-    return stage.head(*headers, b"transfer-encoding: chunked", target=EXTENSIONS) + chunked(body, 999)
+        return stage.post(*headers, body=body, target=target)
+    return stage.head(*headers, b"transfer-encoding: chunked", target=target) + chunked(body, 999)
 
 
 async def asked(stage, *pieces):
@@ -43,12 +46,13 @@ async def asked(stage, *pieces):
     return answer, [request.body for request in stage.vendor.requests]
 
 
+@pytest.mark.parametrize("target", TARGETS)
 @pytest.mark.parametrize("framing", ["length", "chunked"])
 @pytest.mark.parametrize("body", BODIES)
-async def test_whatever_is_uploaded_goes_up_byte_for_byte(stage, body, framing):
+async def test_whatever_is_uploaded_goes_up_byte_for_byte(stage, body, framing, target):
     for kind in KINDS:
         stage.forget()
-        wire = upload(stage, BODIES[body], b"content-type: " + kind, framing=framing)
+        wire = upload(stage, BODIES[body], b"content-type: " + kind, framing=framing, target=target)
         answer, reached = await asked(stage, wire)
         assert (answer.status, reached) == (200, [BODIES[body]]), kind
         (request,) = stage.vendor.requests
@@ -65,9 +69,10 @@ async def test_it_may_come_in_any_pieces(stage, size):
         assert (answer.status, reached) == (200, [body])
 
 
+@pytest.mark.parametrize("target", TARGETS)
 @pytest.mark.parametrize("framing", ["length", "chunked"])
-async def test_one_that_is_too_long_is_413_and_reaches_nobody(stage, framing):
-    answer, reached = await asked(stage, upload(stage, bytes(300_001), framing=framing))
+async def test_one_that_is_too_long_is_413_and_reaches_nobody(stage, framing, target):
+    answer, reached = await asked(stage, upload(stage, bytes(300_001), framing=framing, target=target))
     assert (answer.status, reached) == (413, [])
 
 
@@ -105,6 +110,16 @@ async def test_who_may_not_is_told_before_the_body_has_come(stage):
             assert answer.status == status
             stage.assert_answer(answer)
     assert stage.vendor.requests == []
+
+
+async def test_what_is_uploaded_into_anothers_session_reaches_nobody(stage):
+    for token in (stage.token, stage.other):
+        own = token == stage.token
+        stage.forget()
+        conversation = await stage.converse(
+            stage.post(body=ALL_BYTES, target=TARGETS[1], token=token), answers=1
+        )
+        assert (conversation.statuses, len(stage.vendor.requests)) == ([200 if own else 404], own)
 
 
 async def test_two_users_uploads_at_once_are_not_mixed(tmp_path):

@@ -7,11 +7,21 @@ import httpx
 import pytest
 
 from metering.objects import ObjectId, Objects
-from simulators.bland import fails
+from metering.store.writer import Step, Unit
+from metering.terms import Cap, CapMeter, CapPeriod
+from simulators.bland import START, BlandSimulator, fails
 from tests.support.bland import OTHER, TO
-from tests.support.calls import NUMBERS, exchange
+from tests.support.calls import NUMBERS, before, exchange, variables
+from tests.support.gateway import DatedClock
 
 SLICE_S = 120
+ENDS = [
+    ({"status": "failed"}, "failed"),
+    ({"status": "busy"}, "no_answer"),
+    ({"status": "no-answer"}, "no_answer"),
+    ({"seconds": 7, "answered_by": "voicemail"}, "voicemail"),
+    ({"seconds": 90}, "completed"),
+]
 
 
 @asynccontextmanager
@@ -82,16 +92,7 @@ async def test_a_call_is_dialled_asked_about_and_booked(tmp_path, path):
         assert (refused.status_code, refused.json()["error"]) == (404, "Call not found")
 
 
-@pytest.mark.parametrize(
-    ("how", "status"),
-    [
-        ({"status": "failed"}, "failed"),
-        ({"status": "busy"}, "no_answer"),
-        ({"status": "no-answer"}, "no_answer"),
-        ({"seconds": 7, "answered_by": "voicemail"}, "voicemail"),
-    ],
-    ids=str,
-)
+@pytest.mark.parametrize(("how", "status"), ENDS, ids=str)
 async def test_however_a_call_ends_its_status_is_one_that_callers_know(tmp_path, how, status):
     async with stage(tmp_path) as (at, ada, _):
         call_id = (await dial(ada)).json()["call_id"]
@@ -159,10 +160,42 @@ async def test_anothers_number_is_none_and_who_has_none_is_told_so(tmp_path):
         assert at.vendor.dialled == []
 
 
-async def test_a_plan_without_calls_is_403_with_where_to_upgrade(tmp_path):
-    async with stage(tmp_path, call_minutes=0) as (_, ada, _bob):
+@pytest.mark.parametrize(
+    ("env", "url"),
+    [
+        ({}, "/dashboard/settings/billing"),
+        ({"UPGRADE_URL": "https://example.com/plans"}, "https://example.com/plans"),
+    ],
+    ids=str,
+)
+@pytest.mark.parametrize("plan", [{"call_minutes": 0}, {"calls": 0}], ids=str)
+async def test_a_plan_without_calls_is_403_with_where_to_upgrade(tmp_path, env, url, plan):
+    async with stage(tmp_path, env=env, **plan) as (_, ada, _bob):
         refused = await dial(ada)
-        assert (refused.status_code, bool(refused.json()["upgrade_url"])) == (403, True)
+        assert (refused.status_code, refused.json()["upgrade_url"]) == (403, url)
+
+
+@pytest.mark.parametrize(
+    ("credits_", "minutes", "words"),
+    [
+        (2_000, 5, "are left (a shorter max_duration costs less). "),
+        (2_000, 1, None),
+        (1_000, 1, "are left. "),
+    ],
+    ids=str,
+)
+async def test_who_asks_for_more_than_is_left_is_told_of_a_shorter_call_where_there_is_one(
+    tmp_path, credits_, minutes, words
+):
+    async with stage(tmp_path) as (at, ada, _):
+        cap = Cap(CapMeter.CREDITS, CapPeriod.DAY, credits_)
+        ada.headers["authorization"] = f"Bearer {await at.gateway.new_token('ada', caps=[cap])}"
+        answer = await dial(ada, max_duration=minutes)
+        if words is None:
+            at.vendor.end(at.vendor.call(answer.json()["call_id"]), status="failed")
+            await at.pass_time(20)
+        else:
+            assert (answer.status_code, words in answer.json()["error"]) == (402, True)
 
 
 async def test_used_up_minutes_are_429_with_how_many(tmp_path):
@@ -215,11 +248,107 @@ async def test_what_was_called_is_told_by_the_ledger_to_whom_it_was_called_for(t
             "total_cost_cents": 21,
         }
         (recent,) = told["recent_calls"]
-        assert (recent["call_id"], recent["direction"], recent["status"]) == (
-            call_id,
-            "outbound",
-            "completed",
-        )
+        assert recent.pop("id").startswith("req_")
+        assert recent == {
+            "call_id": call_id,
+            "direction": "outbound",
+            "to": TO,
+            "from": NUMBERS["ada"],
+            "status": "completed",
+            "duration_seconds": 90,
+            "summary": "A call of 90 seconds.",
+            "created_at": "2026-11-20T00:00:00Z",
+        }
         others = (await bob.get(path)).json()
         assert (others["usage"]["total_calls"], others["recent_calls"]) == (0, [])
         assert (await ada.get(path, headers={"authorization": ""})).status_code == 401
+
+
+async def recent_of(http):
+    return (await http.get("/api/user/call/usage")).json()["recent_calls"]
+
+
+async def test_a_call_that_goes_on_is_listed_with_whom_it_is_and_each_with_the_end_it_came_to(tmp_path):
+    async with stage(tmp_path, call_minutes=60) as (at, ada, _):
+        for how, _status in ENDS:
+            at.clock.advance(1)
+            call_id = (await dial(ada)).json()["call_id"]
+            (running, *_) = await recent_of(ada)
+            assert {
+                name: running[name] for name in ("call_id", "to", "from", "status", "duration_seconds")
+            } == {
+                "call_id": call_id,
+                "to": TO,
+                "from": NUMBERS["ada"],
+                "status": "initiated",
+                "duration_seconds": None,
+            }
+            at.vendor.end(at.vendor.call(call_id), **how)
+            await at.pass_time(20)
+        shown = [(call["status"], call["duration_seconds"]) for call in await recent_of(ada)]
+        assert shown == [(status, how.get("seconds", 0)) for how, status in reversed(ENDS)]
+
+
+async def test_a_call_that_came_in_is_listed_with_who_called_and_one_of_before_with_what_was_booked(tmp_path):
+    async with stage(tmp_path, call_minutes=60) as (at, ada, _):
+        store = at.gateway.service.store
+        for seconds in (0, 33):
+            call_id = (await dial(ada)).json()["call_id"]
+            at.vendor.end(at.vendor.call(call_id), seconds=seconds)
+            await at.pass_time(20)
+        await store.writer.submit(Unit((Step("DELETE FROM call_records", ()),)))
+        call = at.vendor.receive(NUMBERS["ada"], OTHER)
+        at.vendor.pick_up(call)
+        await at.gateway.service.own.arrived.__self__.look_through()
+        (running, *_) = await recent_of(ada)
+        at.vendor.end(call, seconds=61)
+        await at.pass_time(20)
+        ended, *before = await recent_of(ada)
+        assert (running["status"], running["to"], running["from"]) == ("initiated", NUMBERS["ada"], OTHER)
+        assert ended | {"status": "initiated", "duration_seconds": None, "summary": None} == running
+        assert (ended["direction"], ended["status"], ended["duration_seconds"]) == (
+            "inbound",
+            "completed",
+            61,
+        )
+        assert [(one["status"], one["duration_seconds"], one["to"]) for one in before] == [
+            ("completed", 33, None),
+            ("failed", 0, None),
+        ]
+        columns = (
+            "user_id, bland_call_id, direction, to_number, from_number, status, duration_seconds, cost_cents"
+        )
+        rows = await store.readers.rows(
+            f"SELECT {columns}, completed_at FROM call_usage ORDER BY completed_at DESC"
+        )
+        ended_s, cents = call.ended_ms // 1000, -(-at.vendor.billed[-1].price_nanousd // 10_000_000)
+        assert rows[0] == (
+            "ada",
+            call.call_id,
+            "inbound",
+            NUMBERS["ada"],
+            OTHER,
+            "completed",
+            61,
+            cents,
+            ended_s,
+        )
+        assert [row[5] for row in rows[1:]] == [None, None]
+
+
+async def test_what_is_kept_of_a_call_outlives_a_restart(tmp_path):
+    clock = DatedClock(2026, 11, 20)
+    async with BlandSimulator(clock=clock, tariff=START, fate_of=lambda _: None) as vendor:
+        for number in NUMBERS.values():
+            vendor.add_number(number, is_byot=False)
+        async with before(vendor, tmp_path, clock, env=variables(vendor)) as at:
+            ended, running = [await at.dialled(at.ada, to) for to in (TO, OTHER)]
+            vendor.end(ended, seconds=61)
+            await at.pass_time(20)
+        async with before(vendor, tmp_path, clock, env=variables(vendor)) as at:
+            vendor.end(running, status="busy")
+            await at.pass_time(20)
+            async with simple(at, at.ada) as ada:
+                shown = {(call["to"], call["status"], call["summary"]) for call in await recent_of(ada)}
+            assert shown == {(TO, "completed", "A call of 61 seconds."), (OTHER, "no_answer", None)}
+            await at.gateway.assert_clean()

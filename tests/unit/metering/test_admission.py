@@ -74,6 +74,7 @@ class Desk:
             round(credits_ * CREDIT),
             0,
             is_free=is_free,
+            costs_less="a lower max_tokens",
         )
         one = replace(caller(user, plan, **own), has_credit=has_credit)
         return await self.admission.admit(one if terms is None else replace(one, token=terms), request)

@@ -26,7 +26,7 @@ TOKENS_VERSION = 4
 TABLES = {
     *("users", "gateway_tokens", "accounts", "reservations", "entries", "workers", "changes"),
     *("llm_usage", "usage_events", "schema_migrations", "owned_objects", "deferred_work", "grants"),
-    *("outbox", "notices", "email_sends", "deferred_touches"),
+    *("outbox", "notices", "email_sends", "deferred_touches", "call_records", "call_usage"),
 }
 
 
