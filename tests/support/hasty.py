@@ -10,7 +10,7 @@ from pathlib import Path
 from automna_proxy import app, service
 from automna_proxy.cli import main
 from metering.clock import SystemClock
-from proxy import deferral, spliced_sockets
+from proxy import arrivals, deferral, outbox, spliced_sockets
 from tests.support import kill_points
 
 LOOK_S = 0.1
@@ -38,7 +38,7 @@ def install() -> None:
     """Have whatever is made from now on read the clock of the environment."""
     clock = HastyClock(float(os.environ["HASTE"]), int(os.environ["SINCE_MS"]))
     app.SystemClock = service.SystemClock = lambda: clock  # type: ignore[assignment,misc]
-    deferral.LOOK_EVERY_S = spliced_sockets.LOOK_S = LOOK_S
+    deferral.LOOK_EVERY_S = arrivals.LOOK_EVERY_S = outbox.LOOK_EVERY_S = spliced_sockets.LOOK_S = LOOK_S
     if "KILL_ORDERS" in os.environ:
         kill_points.install(Path(os.environ["KILL_ORDERS"]))
 
