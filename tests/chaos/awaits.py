@@ -8,6 +8,7 @@ import asyncio
 import itertools
 import logging
 import random
+from collections import Counter
 from collections.abc import Awaitable, Callable, Iterable
 from typing import Any
 
@@ -19,7 +20,7 @@ logger = logging.getLogger(__name__)
 
 HASTE = 60.0
 """Seconds in one."""
-NTH = (1, 3)
+NTH_MAX = 3
 """Time that it comes to such a place: agents meet there."""
 
 
@@ -34,28 +35,29 @@ class Deaths:
         self._play = play
         self._number = itertools.count(1)
 
-    async def play(self, deaths: int) -> list[str]:
-        """At places that are drawn, from each kind of work in turn, none of them twice. The places that there are."""
+    async def play(self, deaths: int) -> Counter[str]:
+        """At places that are drawn, from each kind of work in turn, none of them twice. The places that there are, and how
+        often it comes to each."""
         places = await self._places()
         logger.info("%d places to die at", len(places))
         drawn = [(place, moment) for place in places for moment in (SUSPENDED, RESUMED)]
         for place, moment in itertools.islice(_in_turn(drawn, self._stage.dice), deaths):
-            has_died = await self._die_at(place, moment)
+            has_died = await self._die_at(place, moment, places[place])
             logger.info("%s %s %s", "died" if has_died else "lived", moment, place.rpartition(" > ")[2])
         await self._stage.server.assert_verified()
         return places
 
-    async def _places(self) -> list[str]:
+    async def _places(self) -> Counter[str]:
         """Where the server is suspended meanwhile."""
         self._orders.note_suspensions()
         await self._play(next(self._number))
         self._orders.none()
-        return list(dict.fromkeys(str(each["place"]) for each in self._orders.told()))
+        return Counter(str(each["place"]) for each in self._orders.told())
 
-    async def _die_at(self, place: str, moment: str) -> bool:
+    async def _die_at(self, place: str, moment: str, times: int) -> bool:
         """Whether it did."""
         deaths = self._stage.figures.kills
-        self._orders.die_at(place, moment, nth=self._stage.dice.randint(*NTH))
+        self._orders.die_at(place, moment, nth=self._stage.dice.randint(1, min(times, NTH_MAX)))
         reviving = spawn(self._revive(), name="reviving")
         try:
             await self._play(next(self._number))

@@ -44,6 +44,7 @@ AGENTS_EACH, DIALS_EACH = 2, 3
 TROUBLE, IMPATIENT, COMES_IN, FORGED = 0.3, 0.15, 0.5, 0.1
 """Of the vendor's answers, so many are none or errors; of the dials, so many are not waited for; so many users are called; of
 the webhooks, so many come once more, forged."""
+NOBODY_ELSE: Mapping[str, str] = {}
 SPENT = """
 SELECT e.reservation_id, e.cost_nanousd, e.lines FROM entries e
 WHERE e.user_id = ?1 AND e.reservation_id IS NOT NULL ORDER BY e.seq"""
@@ -116,21 +117,28 @@ class Stage(rounds.Stage[BlandSimulator, Figures]):
                 await self.stop(user, call_id)
         await self.server.until(is_over, within_s=BOOKED_WITHIN_S)
 
-    async def check(self, users: Sequence[User], calls: Sequence[Call]) -> None:
-        """The ledger is what the vendor bills, of every call and every user; nobody was dialled twice, nothing is held."""
+    def owner_of(self, call: Call) -> str:
+        """The user who has the number that a call came to, or went out from."""
+        number = call.to if call.is_inbound else call.from_number
+        return next(user_id for user_id, own in self.number_of.items() if own == number)
+
+    async def check(
+        self, users: Sequence[User], calls: Sequence[Call], *, owners: Mapping[str, str] = NOBODY_ELSE
+    ) -> None:
+        """The ledger is what the vendor bills, of every call and every user; nobody was dialled twice, nothing is held.
+        `owners` by call, where a number has passed on."""
         dialled = Counter(call.to for call in calls if not call.is_inbound)
         assert not [number for number, times in dialled.items() if times > 1], "dialled twice"
-        of_number = {self.number_of[user.user_id]: user for user in users}
         billed: dict[str, dict[str, tuple[int, int]]] = {user.user_id: {} for user in users}
         for call in calls:
             assert call.billed is not None, call
-            user = of_number[call.to if call.is_inbound else call.from_number]
+            user_id = owners.get(call.call_id) or self.owner_of(call)
             name = f"in_{call.call_id}" if call.is_inbound else request_of(call.metadata.get("automna"))
             assert name is not None, f"{call.call_id} has no tag"
-            assert name not in billed[user.user_id], f"{name} has two calls"
+            assert name not in billed[user_id], f"{name} has two calls"
             owner = self.server.rows("SELECT user_id FROM reservations WHERE id = ?1", name)
-            assert owner == [(user.user_id,)], (call.call_id, owner)
-            billed[user.user_id][name] = (call.billed.seconds, call.billed.price_nanousd)
+            assert owner == [(user_id,)], (call.call_id, owner)
+            billed[user_id][name] = (call.billed.seconds, call.billed.price_nanousd)
             self.figures.calls[f"in {call.status}" if call.is_inbound else str(call.status)] += 1
             self.figures.seconds += call.billed.seconds
         for user in users:
