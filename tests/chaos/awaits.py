@@ -13,13 +13,15 @@ from collections.abc import Awaitable, Callable, Iterable
 from typing import Any
 
 from metering.tasks import spawn
-from tests.chaos.rounds import PAUSE_S, Stopped
+from tests.chaos.rounds import PAUSE_S, Stage
 from tests.support.kill_points import RESUMED, SUSPENDED, Orders
 
 logger = logging.getLogger(__name__)
 
 HASTE = 60.0
 """Seconds in one."""
+LATE, LATE_S = 0.1, 1_000.0
+"""So many of the dead are started again only after so long, when what they held was due (`Deferred.due_s`, 900)."""
 NTH_MAX = 3
 """Time that it comes to such a place: agents meet there."""
 
@@ -28,7 +30,7 @@ class Deaths:
     """`play` is what is done, and looked at, once for each death; it is called with a number of its own."""
 
     def __init__(
-        self, stage: Stopped[Any, Any], orders: Orders, play: Callable[[int], Awaitable[None]]
+        self, stage: Stage[Any, Any], orders: Orders, play: Callable[[int], Awaitable[None]]
     ) -> None:
         self._stage = stage
         self._orders = orders
@@ -73,7 +75,16 @@ class Deaths:
         while self._stage.server.workers_alive():
             await asyncio.sleep(PAUSE_S)
         self._orders.none()
+        await self._stage.server.kill_all()
+        if self._stage.dice.random() < LATE:
+            await self._pass(LATE_S)
         await self._stage.kill_now()
+
+    async def _pass(self, seconds: float) -> None:
+        """Of the time that flies."""
+        until_ms = self._stage.clock.now_ms() + round(seconds * 1_000)
+        while self._stage.clock.now_ms() < until_ms:
+            await asyncio.sleep(PAUSE_S)
 
 
 def _in_turn(drawn: list[tuple[str, str]], dice: random.Random) -> Iterable[tuple[str, str]]:
