@@ -4,7 +4,6 @@ bills. `python -m tests.chaos.browser_budgets --rounds 50 --seed 1`.
 """
 
 import asyncio
-import logging
 import random
 from collections.abc import Mapping
 from pathlib import Path
@@ -15,9 +14,8 @@ import httpx
 from metering.tasks import spawn
 from routes.browserbase import SLICE_S
 from simulators.browserbase import Habits, Session, drops, fails, loses_reply
-from tests.chaos.browsers import PAUSE_S, Figures, Stage, User, run, staged
-
-logger = logging.getLogger(__name__)
+from tests.chaos.browsers import Figures, Stage, staged
+from tests.chaos.rounds import PAUSE_S, User, run
 
 HASTE = 40.0
 """Seconds in one: a slice in three, a budget in nine."""
@@ -138,10 +136,7 @@ def _never() -> bool:
 async def play(folder: Path, rounds: int, seed: int) -> Figures:
     """Rounds on one server."""
     async with staged(folder, random.Random(seed), haste=HASTE, plans=PLANS) as stage:
-        for number in range(rounds):
-            await Round(stage, number).play()
-            logger.info("%s", stage.figures)
-        await stage.server.assert_verified()
+        await stage.play(rounds, lambda number: Round(stage, number).play())
     return stage.figures
 
 

@@ -6,16 +6,12 @@ Time flies (tests/support/hasty.py), for the vendor too. What the ledger charged
 and the byte, and whatever runs there must be known to its user, and to nobody else.
 """
 
-import argparse
 import asyncio
 import logging
 import random
-import signal
-import sys
-import tempfile
 from collections import Counter
 from collections.abc import AsyncIterator, Callable, Coroutine, Mapping, Sequence
-from contextlib import asynccontextmanager, suppress
+from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -29,20 +25,13 @@ from metering.grants import grant
 from metering.store.database import Database
 from metering.store.store import open_store
 from proxy.rewriting import request_of
-from simulators.browserbase import (
-    BrowserbaseSimulator,
-    Habits,
-    Session,
-    answers_late,
-    drops,
-    fails,
-    loses_reply,
-)
+from simulators import browserbase
+from simulators.browserbase import BrowserbaseSimulator, Habits, Session
+from tests.chaos import rounds
+from tests.chaos.rounds import PAUSE_S, User, hasty_server, run, trouble_of
 from tests.support.browserbase import MOUNT, variables
 from tests.support.cdp import Cdp, cdp
-from tests.support.gateway import plan_table
 from tests.support.hasty import HastyClock
-from tests.support.process import Serving, serving
 
 logger = logging.getLogger(__name__)
 
@@ -64,32 +53,20 @@ TROUBLE = 0.3
 IMPATIENT = 0.15
 """Of the creations, so many are left by their client."""
 PROXIED = 0.3
-ALIVE_S = (0.05, 1.2)
-"""How long a server is left alone before it is stopped."""
 DISABLED_AFTER_S = (0.5, 4.0)
-STOPS, KILLED = (0, 3), 0.8
-"""How often in a round; so many of the stops are kills."""
-KNOWN_WITHIN_S, BOOKED_WITHIN_S = 60.0, 90.0
+KNOWN_WITHIN_S = 60.0
 CONNECTED_S = (0.0, 2.0)
 """How long a page is looked at."""
-PAUSE_S = 0.1
-VERIFIED_EVERY = 20
-"""Rounds between two runs of `ledger verify`, which takes a second to start."""
 SECOND_PICOUSD, BYTE_PICOUSD = 33_333_334, 12_000
-ANSWERED = frozenset({200, 201, 401, 402, 403, 404, 409, 410, 429, 500, 502, 503, 504})
-"""Statuses of what an agent may ask here."""
 SPENT = """
 SELECT e.reservation_id, e.cost_nanousd, e.lines, e.usage FROM entries e
 WHERE e.user_id = ?1 AND e.reservation_id IS NOT NULL ORDER BY e.seq"""
 
 
 @dataclass
-class Figures:
+class Figures(rounds.Figures):
     """What the rounds have shown."""
 
-    rounds: int = 0
-    kills: int = 0
-    stops: int = 0
     creations: Counter[str] = field(default_factory=Counter)
     """Of agents, by status; `broken` without one, `left` by us."""
     sockets: Counter[str] = field(default_factory=Counter)
@@ -104,89 +81,26 @@ class Figures:
 
 
 @dataclass
-class User:
-    """One user of a round, with a client of their own."""
+class Stage(rounds.Stage[BrowserbaseSimulator, Figures]):
+    """Its vendor has browsers."""
 
-    user_id: str
-    plan: str
-    token: str
-    http: httpx.AsyncClient
-    told: set[str] = field(default_factory=set)
-    """Ids of sessions that they know from an answer to their creation."""
-
-
-@dataclass
-class Stage:
-    """A server that is stopped and started again, before one vendor. `plans`: of its users, by name."""
-
-    server: Serving
-    vendor: BrowserbaseSimulator
-    clock: HastyClock
-    plans: Mapping[str, Mapping[str, Any]]
-    dice: random.Random
-    figures: Figures
-
-    async def kill_now(self) -> None:
-        """And start it again."""
-        await self.server.kill_all()
-        self.figures.kills += 1
-        await self._start()
-
-    async def stop_now(self) -> None:
-        """As an operator does, and start it again."""
-        self.server.signal(signal.SIGTERM)
-        assert await self.server.exit_status(30) == 0, self.server.log()
-        self.figures.stops += 1
-        await self._start()
+    mount = MOUNT
+    token_header = "x-bb-api-key"
+    answered = frozenset({200, 201, 401, 402, 403, 404, 409, 410, 429, 500, 502, 503, 504})
 
     async def _start(self) -> None:
-        self.server.port = int(self.server.url.rpartition(":")[2])
         self.server.env = {**self.server.env, "BROWSERBASE_LINGER_S": self.dice.choice("01")}
-        await self.server.start()
+        await super()._start()
 
-    @asynccontextmanager
-    async def users(self, number: int, plans: Sequence[str]) -> AsyncIterator[list[User]]:
-        """One of each plan, of this round."""
-        users = []
-        async with self.server.directory() as directory:
-            for index, plan in enumerate(plans):
-                user_id = f"r{number}u{index}"
-                await directory.add_user(user_id, plan=plan)
-                token = (await directory.create_token(user_id))[0]
-                if plan in PREPAID:
-                    await self._grant(user_id, PREPAID[plan])
-                users.append(User(user_id, plan, token, self._client(token)))
-        try:
-            yield users
-        finally:
-            for user in users:
-                await user.http.aclose()
+    async def _prepare(self, user: User) -> None:
+        if user.plan in PREPAID:
+            await self._grant(user.user_id, PREPAID[user.plan])
 
     async def _grant(self, user_id: str, amount_nanousd: int) -> None:
         async with open_store(Database(self.server.store, busy_timeout_s=10)) as store:
             await grant(store, SystemClock(), user_id, amount_nanousd, source=user_id)
 
-    def _client(self, token: str) -> httpx.AsyncClient:
-        return httpx.AsyncClient(
-            base_url=self.server.url + MOUNT,
-            headers={"x-bb-api-key": token},
-            limits=httpx.Limits(max_keepalive_connections=0),  # no connection of a server that is gone
-            trust_env=False,
-            timeout=30,
-        )
-
     # --- what agents ask -----------------------------------------------------------------------------------
-
-    async def ask(
-        self, user: User, method: str, path: str, body: Any = None, **more: Any
-    ) -> httpx.Response | None:
-        """None where no answer came."""
-        try:
-            answer = await user.http.request(method, path, json=body, **more)
-        except httpx.HTTPError:
-            return None
-        assert answer.status_code in ANSWERED, answer.text
-        return answer
 
     async def created(self, user: User, *, impatient: float = 0.0, **fields: Any) -> dict[str, Any] | None:
         """A session, if its creation was answered so; `impatient`: how probably its client does not wait for that."""
@@ -233,7 +147,7 @@ class Stage:
             self.figures.sockets["broken"] += 1
 
     def _note_refusal(self, status: int) -> None:
-        assert status in ANSWERED, status
+        assert status in self.answered, status
         self.figures.sockets[str(status)] += 1
 
     async def _drive_page(self, client: Cdp, name: str) -> None:
@@ -267,16 +181,6 @@ class Stage:
                 await self.release(user, session_id)
         await self.all_booked()
 
-    async def all_booked(self) -> None:
-        """Wait until nothing is held, and nothing asked about."""
-        asked = (
-            "SELECT 1 FROM reservations WHERE state = 'HELD' LIMIT 1",
-            "SELECT 1 FROM deferred_work LIMIT 1",
-        )
-        await self.server.until(
-            lambda: not any(self.server.rows(one) for one in asked), within_s=BOOKED_WITHIN_S
-        )
-
     async def _unknown(self, users: Sequence[User], sessions: Sequence[Session]) -> list[str]:
         """Ids of sessions that run and that their user does not see."""
         seen = {user.user_id: await self._listed(user) for user in users}
@@ -308,10 +212,8 @@ class Stage:
             assert {one for (one,) in bound} == {session.id for session in own.values()}, user
             self.figures.untold += len(own) - len(user.told)
         assert self.server.rows("SELECT * FROM accounts WHERE held <> 0") == []
-        self.figures.rounds += 1
         self.figures.sessions += len(sessions)
-        if self.figures.rounds % VERIFIED_EVERY == 0:
-            await self.server.assert_verified()
+        await self.count_round()
 
     def _check_booked(self, user: User, sessions: Mapping[str, Session]) -> None:
         """Of one user: seconds, bytes and cost of each session, and nothing else."""
@@ -410,34 +312,19 @@ class Round:
                 for user in users:
                     for agent in range(AGENTS_EACH):
                         tasks.create_task(self._agent(user, f"{user.user_id}a{agent}", users))
-                tasks.create_task(self._stops())
+                tasks.create_task(stage.stop_now_and_then())
                 tasks.create_task(self._disable(users[-1]))
             stage.vendor.script = None
             await stage.end_all(users, lambda: stage.vendor.sessions[before:])
             await stage.check(users, stage.vendor.sessions[before:])
 
     def _trouble(self, request: Any) -> Any:
-        """What the vendor does with a request: its work and no answer, neither, an error, or all but late."""
         if request.header(b"upgrade"):
             return None
         makes = request.method == "POST" and request.path == "/v1/sessions"
         if self._dice.random() >= (TROUBLE if makes else TROUBLE / 2):
             return None
-        kinds = (
-            loses_reply(),
-            loses_reply(is_reset=True),
-            drops(),
-            fails(500),
-            fails(500, works=True),
-            fails(429),
-            answers_late(self._dice.uniform(0.05, 0.3)),
-        )
-        return self._dice.choice(kinds)
-
-    async def _stops(self) -> None:
-        for _ in range(self._dice.randint(*STOPS)):
-            await asyncio.sleep(self._dice.uniform(*ALIVE_S))
-            await (self._stage.kill_now() if self._dice.random() < KILLED else self._stage.stop_now())
+        return trouble_of(browserbase, self._dice)
 
     async def _disable(self, user: User) -> None:
         """What a disabled user had running is to be ended without them."""
@@ -492,43 +379,16 @@ async def staged(
 ) -> AsyncIterator[Stage]:
     clock = HastyClock(haste, SystemClock().now_ms())
     async with BrowserbaseSimulator(clock=clock) as vendor:
-        path = folder / "browser_plans.toml"
-        path.write_text("".join(plan_table(name, **limits) for name, limits in plans.items()))
-        env = {
-            **variables(vendor),
-            **clock.env(),
-            "PLANS_FILE": str(path),
-            "BROWSERBASE_LINGER_S": "0",
-            **(env or {}),
-        }
-        module = "tests.support.hasty"
-        async with serving(folder, upstream=vendor.url, module=module, env=env) as server:
-            yield Stage(server, vendor, clock, plans, dice, Figures())
+        env = {**variables(vendor), "BROWSERBASE_LINGER_S": "0", **(env or {})}
+        async with hasty_server(folder, vendor.url, clock, plans, env) as server:
+            yield Stage(server, vendor, dice, Figures(), clock, plans)
 
 
 async def play(folder: Path, rounds: int, seed: int) -> Figures:
     """Rounds on one server that is stopped again and again."""
     async with staged(folder, random.Random(seed), haste=HASTE, plans=PLANS) as stage:
-        for number in range(rounds):
-            await Round(stage, number).play()
-            logger.info("%s", stage.figures)
-        await stage.server.assert_verified()
+        await stage.play(rounds, lambda number: Round(stage, number).play())
     return stage.figures
-
-
-def run(
-    played: Callable[[Path, int, int], Coroutine[Any, Any, Figures]], module: str, words: str | None
-) -> None:
-    """The command of a module of such rounds."""
-    parser = argparse.ArgumentParser(prog=f"python -m {module}", description=words)
-    parser.add_argument("--rounds", type=int, default=200)
-    parser.add_argument("--seed", type=int, default=random.randrange(10**6))
-    options = parser.parse_args()
-    sys.stdout.write(f"seed {options.seed}\n")
-    logging.basicConfig(level=logging.INFO, format="%(message)s")
-    logging.getLogger("httpx").setLevel(logging.WARNING)
-    with tempfile.TemporaryDirectory() as folder, suppress(KeyboardInterrupt):
-        sys.stdout.write(f"{asyncio.run(played(Path(folder), options.rounds, options.seed))}\n")
 
 
 if __name__ == "__main__":

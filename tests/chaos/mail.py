@@ -5,12 +5,8 @@ Every agent repeats its mail until it has the answer, as an SDK does: so each ma
 ledger charged must be what the vendor sent. Others schedule drafts, and change, delete or send them while their time comes.
 """
 
-import argparse
 import asyncio
-import logging
 import random
-import sys
-import tempfile
 from collections import Counter
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager, suppress
@@ -35,10 +31,10 @@ from simulators.agentmail import (
     fails,
     loses_reply,
 )
+from tests.chaos import rounds
+from tests.chaos.rounds import Stopped, run
 from tests.support.process import Serving, serving
-from tests.support.receiver import receiving
-
-logger = logging.getLogger(__name__)
+from tests.support.receiver import Receiver, receiving
 
 AGENTS = 8
 MAILS_EACH = 3
@@ -60,18 +56,14 @@ TICK_S = 0.1
 """Between two looks of the vendor for drafts that are due."""
 RESOLVED_WITHIN_S = 120.0
 """A draft whose schedule's answer was lost is looked for several times."""
-VERIFIED_EVERY = 20
-"""Rounds between two runs of `ledger verify`, which takes a second to start."""
 CHARGED = """
 SELECT lines FROM entries WHERE surface IN ('email', 'agentmail') AND kind IN ('settle', 'expire')"""
 
 
 @dataclass
-class Figures:
+class Figures(rounds.Figures):
     """What the rounds have shown."""
 
-    rounds: int = 0
-    kills: int = 0
     mails: int = 0
     attempts: Counter[str] = field(default_factory=Counter)
     """Of agents, by status; `broken` without one."""
@@ -101,13 +93,12 @@ class Mail:
 class Round:
     """One server's life with its users, and what must hold at its end."""
 
-    def __init__(
-        self, server: Serving, vendor: AgentMailSimulator, dice: random.Random, figures: Figures
-    ) -> None:
-        self._server = server
-        self._vendor = vendor
-        self._dice = dice
-        self._figures = figures
+    def __init__(self, stage: Stopped[AgentMailSimulator, Figures]) -> None:
+        self._stage = stage
+        self._server = stage.server
+        self._vendor = stage.vendor
+        self._dice = stage.dice
+        self._figures = stage.figures
         self._mails: list[Mail] = []
 
     async def play(self, number: int, agent_url: str) -> None:
@@ -122,7 +113,7 @@ class Round:
             for planner in range(PLANNERS):
                 user = planner % 2
                 tasks.create_task(self._planner(f"r{number}p{planner}", tokens[user], inboxes[user]))
-            tasks.create_task(self._kill())
+            tasks.create_task(self._stage.stop_now_and_then(stops=KILLS, alive_s=ALIVE_S, killed=1))
         self._vendor.script = None
         while self._drafts_waiting():
             self._vendor.send_due()
@@ -270,14 +261,6 @@ class Round:
         statuses = await self._vendor.deliver(f"{self._server.url}/api/webhooks/agentmail", *events)
         assert set(statuses) <= {204}, statuses
 
-    async def _kill(self) -> None:
-        for _ in range(self._dice.randint(*KILLS)):
-            await asyncio.sleep(self._dice.uniform(*ALIVE_S))
-            await self._server.kill_all()
-            self._server.port = int(self._server.url.rpartition(":")[2])
-            await self._server.start()
-            self._figures.kills += 1
-
     async def _webhooks(self, inboxes: Sequence[str]) -> None:
         """A mail to each user, told in disorder, more than once."""
         for inbox_id in inboxes:
@@ -312,14 +295,12 @@ class Round:
             total,
             recipients,
         )
-        self._figures.rounds += 1
-        if self._figures.rounds % VERIFIED_EVERY == 0:
-            await self._server.assert_verified()
         self._figures.mails += len(sent)
+        await self._stage.count_round()
 
 
 @asynccontextmanager
-async def staged(folder: Path) -> AsyncIterator[tuple[Serving, AgentMailSimulator, Any]]:
+async def staged(folder: Path) -> AsyncIterator[tuple[Serving, AgentMailSimulator, Receiver]]:
     async with AgentMailSimulator(message_ids=awkward_message_id) as vendor, receiving() as agent:
         env = {
             "AGENTMAIL_API_KEY": VENDOR_KEY,
@@ -333,30 +314,15 @@ async def staged(folder: Path) -> AsyncIterator[tuple[Serving, AgentMailSimulato
 
 async def play(folder: Path, rounds: int, seed: int) -> Figures:
     """Rounds on one server that is killed again and again."""
-    dice, figures = random.Random(seed), Figures()
     async with staged(folder) as (server, vendor, agent):
-        for number in range(rounds):
-            await Round(server, vendor, dice, figures).play(number, agent.url)
-            logger.info("%s", figures)
-        await server.assert_verified()
+        stage = Stopped(server, vendor, random.Random(seed), Figures())
+        await stage.play(rounds, lambda number: Round(stage).play(number, agent.url))
         wanted = 2 * rounds
         # What a dead courier had claimed is due again after half a minute.
         await server.until(lambda: len(agent.bodies_by_id()) == wanted, within_s=HOOKS_WITHIN_S)
-        figures.hooks = wanted
-    return figures
-
-
-def main() -> None:
-    parser = argparse.ArgumentParser(prog="python -m tests.chaos.mail", description=__doc__)
-    parser.add_argument("--rounds", type=int, default=200)
-    parser.add_argument("--seed", type=int, default=random.randrange(10**6))
-    options = parser.parse_args()
-    sys.stdout.write(f"seed {options.seed}\n")
-    logging.basicConfig(level=logging.INFO, format="%(message)s")
-    logging.getLogger("httpx").setLevel(logging.WARNING)
-    with tempfile.TemporaryDirectory() as folder, suppress(KeyboardInterrupt):
-        sys.stdout.write(f"{asyncio.run(play(Path(folder), options.rounds, options.seed))}\n")
+        stage.figures.hooks = wanted
+    return stage.figures
 
 
 if __name__ == "__main__":
-    main()
+    run(play, "tests.chaos.mail", __doc__)

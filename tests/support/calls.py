@@ -4,13 +4,13 @@ from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any
 
 import httpx
 
 from metering.phone_numbers import PhoneNumbers
 from simulators.bland import BYOT_KEY, START, VENDOR_KEY, BlandSimulator, Call
-from tests.support import browserbase
+from tests.support import timed
 from tests.support.bland import TO
 from tests.support.gateway import DatedClock, Gateway, running_gateway
 
@@ -19,33 +19,19 @@ NUMBERS = {"ada": "+14155550111", "bob": "+14155550122"}
 
 
 @dataclass
-class Caller(browserbase.User):
-    """One user, on connections of their own, with a number."""
+class Caller(timed.User):
+    """One who has a number."""
 
-    operation: ClassVar[str] = "POST /v1/calls"
-    unit: ClassVar[str] = "call_seconds"
-    gauge: ClassVar[str] = "open_calls"
+    operation = "POST /v1/calls"
+    unit = "call_seconds"
+    gauge = "open_calls"
 
     async def dials(self, to: str = TO, **more: Any) -> httpx.Response:
         return await self.http.post("/v1/calls", json={"phone_number": to, "task": "Say hello.", **more})
 
 
-@dataclass
-class Exchange:
-    """A gateway with its vendor, which read the same clock."""
-
-    vendor: BlandSimulator
-    gateway: Gateway
-    clock: DatedClock
-    users: dict[str, Caller]
-
-    @property
-    def ada(self) -> Caller:
-        return self.users["ada"]
-
-    @property
-    def bob(self) -> Caller:
-        return self.users["bob"]
+class Exchange(timed.House[BlandSimulator, Caller]):
+    """Before one account."""
 
     async def dialled(self, user: Caller, to: str = TO, **more: Any) -> Call:
         """A call that was asked for and accepted."""
@@ -53,25 +39,15 @@ class Exchange:
         assert answer.status_code == 200, answer.text
         return self.vendor.call(answer.json()["call_id"])
 
-    async def pass_time(self, seconds: float) -> None:
-        """Time passes, and whatever is due to be asked about is."""
-        self.clock.advance(seconds)
+    def _happen(self) -> None:
         self.vendor.advance(0)
-        while await self.gateway.service.engine._deferrals.poll_due():
-            pass
 
 
 @asynccontextmanager
 async def caller(gateway: Gateway, user_id: str) -> AsyncIterator[Caller]:
     token = await gateway.new_token(user_id)
     await PhoneNumbers(gateway.service.store, gateway.clock).assign(user_id, NUMBERS[user_id])
-    async with httpx.AsyncClient(
-        base_url=gateway.url + MOUNT,
-        headers={"authorization": token},
-        limits=httpx.Limits(max_connections=200),
-        trust_env=False,
-        timeout=30,
-    ) as http:
+    async with timed.client_of(gateway, MOUNT, {"authorization": token}) as http:
         yield Caller(user_id, token, gateway, http)
 
 

@@ -1,7 +1,8 @@
 """`automna-proxy` for which time flies: `python -m tests.support.hasty serve ...`, one worker.
 
 HASTE is how many seconds pass within one, SINCE_MS the instant (UTC milliseconds) from which on they do. What is told by
-the date flies: polls, slices, holds, periods. What is waited for by the monotonic clock, as another process is, does not. With KILL_ORDERS it dies on demand, too (tests/support/kill_points.py).
+the date flies: polls, slices, holds, periods. What is waited for by the monotonic clock, as another process is, does not. With KILL_ORDERS it dies on demand, too
+(tests/support/kill_points.py); KILL_BESIDE names what is watched there beside requests and polls.
 """
 
 import os
@@ -10,7 +11,7 @@ from pathlib import Path
 from automna_proxy import app, service
 from automna_proxy.cli import main
 from metering.clock import SystemClock
-from proxy import deferral, spliced_sockets
+from proxy import arrivals, deferral, endings, outbox, spliced_sockets
 from tests.support import kill_points
 
 LOOK_S = 0.1
@@ -38,9 +39,12 @@ def install() -> None:
     """Have whatever is made from now on read the clock of the environment."""
     clock = HastyClock(float(os.environ["HASTE"]), int(os.environ["SINCE_MS"]))
     app.SystemClock = service.SystemClock = lambda: clock  # type: ignore[assignment,misc]
-    deferral.LOOK_EVERY_S = spliced_sockets.LOOK_S = LOOK_S
+    for each in (arrivals, deferral, endings, outbox):
+        each.LOOK_EVERY_S = LOOK_S  # type: ignore[attr-defined]  # of modules that have one
+    spliced_sockets.LOOK_S = LOOK_S
     if "KILL_ORDERS" in os.environ:
-        kill_points.install(Path(os.environ["KILL_ORDERS"]))
+        beside = os.environ.get("KILL_BESIDE", "").split()
+        kill_points.install(Path(os.environ["KILL_ORDERS"]), beside=beside)
 
 
 if __name__ == "__main__":

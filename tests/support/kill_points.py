@@ -10,7 +10,7 @@ import os
 import signal
 import sqlite3
 import time
-from collections.abc import Coroutine, Generator, Mapping, Sequence
+from collections.abc import Collection, Coroutine, Generator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -37,8 +37,12 @@ from metering.outbox import CLAIM_MESSAGE, MARK_DELIVERED
 from metering.store.database import Database
 from metering.store.writer import GroupCommitWriter, Step, Unit
 from proxy import deferral
+from proxy.arrivals import Arrivals
 from proxy.deferral import Deferrals
+from proxy.endings import Endings
+from proxy.outbox import Courier
 from proxy.pipeline import Engine
+from routes.bland_webhooks import CallReceiver
 from tests.support.faulty_disk import DiskControl
 
 ROOT = Path(__file__).parents[2]
@@ -49,6 +53,15 @@ POLL = "poll"
 """Instead of a request's tag: the question to a vendor about work in the background."""
 LOOK_S = 0.1
 """Between two looks for work that is due, where a poll comes quickly."""
+BESIDE: Mapping[str, tuple[type, str]] = {
+    "webhook": (CallReceiver, "take"),
+    "list": (Arrivals, "look"),
+    "ending": (Endings, "_end"),
+    "claim": (Courier, "_start_due"),
+    "delivery": (Courier, "_attempt"),
+}
+"""Work beside requests and polls that may be watched, and the method that does it: what a vendor tells of a call, its list of
+what has arrived, the end of what nobody may use, and what agents are told."""
 SUSPENDED, RESUMED = "suspended", "resumed"
 """The two instants of an await: its coroutine has just handed over; what it waited for has just come."""
 COMMIT_OF = {
@@ -207,10 +220,14 @@ def place_of(coroutine: Any) -> str:
     return " > ".join(found)
 
 
-def install(path: Path, *, wal_pages: int | None = None, poll_s: float | None = None) -> None:
+def install(
+    path: Path, *, wal_pages: int | None = None, poll_s: float | None = None, beside: Collection[str] = ()
+) -> None:
     """Put the watch into this process. `wal_pages`: checkpoint the log as often, to have more checkpoints to die in;
-    `poll_s`: ask about work in the background as often, to have polls to die in."""
+    `poll_s`: ask about work in the background as often, to have polls to die in; `beside`: what to watch of BESIDE."""
     victim = _Victim(path)
+    for name in beside:
+        _watch(*BESIDE[name], name, victim)
     poll, adding, claim = Deferrals._poll, DeferredWorks.adding, DeferredWorks.claim
     handle, commit, connect = Engine.handle, GroupCommitWriter._commit_together, Database.connect
 
@@ -246,3 +263,12 @@ def install(path: Path, *, wal_pages: int | None = None, poll_s: float | None = 
     Engine.handle = watched_handle  # type: ignore[method-assign]
     GroupCommitWriter._commit_together = watched_commit  # type: ignore[method-assign]
     Database.connect = connect_and_set  # type: ignore[method-assign]
+
+
+def _watch(owner: type, method: str, tag: str, victim: _Victim) -> None:
+    real = getattr(owner, method)
+
+    async def watched(self: Any, *arguments: Any) -> Any:
+        return await _Watched(real(self, *arguments), tag, victim)
+
+    setattr(owner, method, watched)
