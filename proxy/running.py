@@ -28,8 +28,9 @@ from proxy.traces import traces, whole
 
 logger = logging.getLogger(__name__)
 
-FOR_BUDGET, FOR_NOBODY = "budget", "nobody"
-"""Why it is ended: no further slice was granted; its request's answer was lost, so nobody knows of it."""
+FOR_BUDGET, FOR_NOBODY, FOR_SILENCE = "budget", "nobody", "silence"
+"""Why it is ended: no further slice was granted; its request's answer was lost, so nobody knows of it; its vendor was silent
+about it until its hold expired, and what holds nothing runs no further."""
 GRANTED_WHEN_LEFT, ENDED_WHEN_LEFT = 2, 4
 """A further slice is asked for when half of one is left. Refused, it is asked for again until a quarter is: polls are apart."""
 
@@ -106,15 +107,15 @@ class Running:
         because = one.work.ended_because
         if not because and not one.work.is_seen:
             because = FOR_NOBODY
-        if not because and not await self._is_granted(one, waited_s):
+        reservation = await self._ledger.held(one.work.reservation_id)
+        if not because and reservation is None:
+            because = FOR_SILENCE
+        if not because and reservation is not None and not await self._is_granted(one, reservation, waited_s):
             because = FOR_BUDGET
         if because:
             await self._end(one.mounted, one.operation, one.work, because)
 
-    async def _is_granted(self, one: RunningWork, waited_s: float | None) -> bool:
-        reservation = await self._ledger.held(one.work.reservation_id)
-        if reservation is None:
-            return True  # it has expired: nothing more can be held, a report adjusts it
+    async def _is_granted(self, one: RunningWork, reservation: Reservation, waited_s: float | None) -> bool:
         (meter, *_) = one.operation.quotas
         ceiling, slice_s = one.demand.ceiling, one.timed.slice_s
         granted_s = sum(line.amount for line in reservation.lines if line.meter == meter)

@@ -24,7 +24,7 @@ from proxy.auth import Authenticator, unauthenticated
 from proxy.exchange import Exchange
 from proxy.lingering import Held, Lingering
 from proxy.mounted import Mounted
-from proxy.running import FOR_BUDGET
+from proxy.running import FOR_BUDGET, FOR_SILENCE
 from proxy.side_calls import SideCalls
 from proxy.splice import Splice
 from proxy.surface import SplicedSocket
@@ -35,7 +35,10 @@ logger = logging.getLogger(__name__)
 
 LOOK_S = 1.0
 """Between two looks into the store."""
-_BECAUSE: Mapping[str, str] = {FOR_BUDGET: "the time that plan and budget allow is used up"}
+_BECAUSE: Mapping[str, str] = {
+    FOR_BUDGET: "the time that plan and budget allow is used up",
+    FOR_SILENCE: "its vendor was silent about it for too long",
+}
 _OVER = "it has ended"
 _RESTARTING = "this proxy restarts"
 

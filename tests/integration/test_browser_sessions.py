@@ -354,6 +354,23 @@ async def test_a_session_of_which_nothing_is_heard_is_billed_as_it_was_seen_unti
         assert await at.ada.seconds() == (billed, 0)
 
 
+async def test_a_session_whose_hold_expired_in_its_vendors_silence_is_ended_when_that_is_heard_again(tmp_path):
+    async with house(tmp_path) as at:
+        await created(at.ada, keepAlive=True, timeout=21_600)
+        at.vendor.script = lambda request: fails(500) if request.method == "GET" else None
+        async with asyncio.timeout(20):
+            while not await at.ada.booked():
+                await at.pass_time(60)
+                await asyncio.sleep(0.02)
+        (real,) = at.vendor.sessions
+        assert (real.is_live, await at.ada.running()) == (True, 0), "it runs, and holds nothing"
+        at.vendor.script = None
+        expired, adjusted = await until_booked(at, at.ada, 2)
+        assert not real.is_live
+        assert (expired["kind"], adjusted["kind"]) == ("expire", "adjust")
+        await assert_settled(at, at.ada)
+
+
 @pytest.mark.parametrize("ended", ["9999-12-31T23:59:59Z", "1970-01-01T00:00:00Z"])
 async def test_an_end_that_cannot_be_is_not_billed(tmp_path, ended):
     async with house(tmp_path) as at:
