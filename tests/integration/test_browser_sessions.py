@@ -354,7 +354,9 @@ async def test_a_session_of_which_nothing_is_heard_is_billed_as_it_was_seen_unti
         assert await at.ada.seconds() == (billed, 0)
 
 
-async def test_a_session_whose_hold_expired_in_its_vendors_silence_is_ended_when_that_is_heard_again(tmp_path):
+async def test_a_session_whose_hold_expired_in_its_vendors_silence_is_ended_when_that_is_heard_again(
+    tmp_path,
+):
     async with house(tmp_path) as at:
         await created(at.ada, keepAlive=True, timeout=21_600)
         at.vendor.script = lambda request: fails(500) if request.method == "GET" else None
