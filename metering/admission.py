@@ -47,6 +47,7 @@ from metering.rate_state import QuotaState, RateState, Standing
 from metering.store.writer import Declined, Step
 from metering.terms import OwnedCap, OwnedLimits, Terms, TokenLimits
 from metering.tokens_per_minute import counted_tokens
+from metering.values import immutable
 
 NOT_ALONE = "not_alone"
 """The refusal of a unit whose request must wait for another one of its user's."""
@@ -79,7 +80,7 @@ class OwnersChangedError(Refused):
         )
 
 
-@dataclass(frozen=True, slots=True)
+@immutable
 class Caller:
     """An authenticated agent: whom to bill, by which token, on which plan; and what that token may beside it."""
 
@@ -104,7 +105,7 @@ class Caller:
         return ((owner_of(self.user_id), self.plan), *of_tokens)
 
 
-@dataclass(frozen=True, slots=True)
+@immutable
 class Request:
     """What is asked: the operation, the models it may run on, and what is to be held for it in nano-USD: its price at
     most, or as far as it may get before more is asked for. `floor_nanousd` is its price at least."""

@@ -5,12 +5,12 @@ says that there is one, and again before and after `restore` puts it back.
 """
 
 from contextlib import closing
-from dataclasses import dataclass
 from pathlib import Path
 
 from metering.store.backup import BackupError, check, new_copy, put_back
 from metering.store.database import Database
 from metering.store.migrate import migrations
+from metering.values import immutable
 from metering.verify import verify_file
 
 SELECT_COUNTS = """
@@ -19,7 +19,7 @@ SELECT (SELECT COUNT(*) FROM users), (SELECT COUNT(*) FROM gateway_tokens), (SEL
     (SELECT at_ms FROM entries ORDER BY seq DESC LIMIT 1)"""
 
 
-@dataclass(frozen=True, slots=True)
+@immutable
 class Contents:
     """What a store or a copy of one holds."""
 

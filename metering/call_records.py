@@ -3,7 +3,6 @@ word by word, is nowhere here.
 """
 
 from collections.abc import Iterable
-from dataclasses import dataclass
 from typing import Any, cast
 
 import orjson
@@ -12,6 +11,7 @@ from metering.clock import instant
 from metering.store.readers import Readers
 from metering.store.writer import Step
 from metering.usage import CALL_SECONDS
+from metering.values import immutable
 
 VENDOR, CALL = "bland", "call"
 RECENT_MAX = 10
@@ -38,7 +38,7 @@ WHERE c.user_id = ?1 ORDER BY c.created_at DESC, c.id DESC LIMIT ?2"""
 _FIELDS = ("id", "call_id", "direction", "to", "from", "status", "duration_seconds", "summary", "created_at")
 
 
-@dataclass(frozen=True, slots=True)
+@immutable
 class CallRecord:
     """What is kept of a call, as far as it is known: None is not. `status` is that of its end, `completed_at` in Unix seconds."""
 

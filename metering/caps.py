@@ -1,7 +1,6 @@
 """Caps as accounts: which holds they are for a request, what is said when one refuses, and where they stand."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 from metering.clock import (
@@ -17,6 +16,7 @@ from metering.ledger import SPEND, Balance, Hold, balance_of
 from metering.money import credits_left, credits_of
 from metering.store.readers import Readers
 from metering.terms import CapPeriod, OwnedCap
+from metering.values import immutable
 
 HELD_RETRY_AFTER_S = 2.0
 """When requests in flight hold the rest of an allowance: about as long as a request takes."""
@@ -101,7 +101,7 @@ def saving(costs_less: str) -> str:
 # --- where caps stand --------------------------------------------------------------------------------
 
 
-@dataclass(frozen=True, slots=True)
+@immutable
 class CapState:
     """A cap and its account in the current period."""
 

@@ -10,13 +10,13 @@ time, by whoever raises `end_attempts` first, and only while that is so. The nex
 
 import asyncio
 from collections.abc import Collection
-from dataclasses import dataclass
 from typing import cast
 
 from metering.clock import Clock
 from metering.store.readers import Readers
 from metering.store.store import Store
 from metering.store.writer import Declined, Result, Step, Unit
+from metering.values import immutable
 
 TAKEN = "taken"
 ARRIVED = "in_"
@@ -127,7 +127,7 @@ SKEW_MS = 300_000
 _Row = tuple[str, str, str, str, str, int, int, str, int | None, int, int, int, int, int | None, str]
 
 
-@dataclass(frozen=True, slots=True)
+@immutable
 class DeferredWork:
     """One row. `demand` is JSON, the caller's own; instants in UTC milliseconds."""
 
@@ -151,7 +151,7 @@ class DeferredWork:
     """Why we ended it for a user who may go on; empty where we did not."""
 
 
-@dataclass(frozen=True, slots=True)
+@immutable
 class Abandoned:
     """Work that goes on for a user who may do nothing any more. `attempts` to end it have begun."""
 

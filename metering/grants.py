@@ -5,7 +5,6 @@ grant happens once: whoever delivers it may repeat it until an answer comes, aft
 account and the word to running workers are one unit of work.
 """
 
-from dataclasses import dataclass
 from typing import Any, cast
 
 from metering.admission import owner_of
@@ -17,6 +16,7 @@ from metering.store.readers import Readers
 from metering.store.store import Store
 from metering.store.writer import Declined, Row, Rows, Step, Unit, Value
 from metering.users import INSERT_CHANGE, NotFoundError
+from metering.values import immutable
 
 GRANT_NANOUSD_MAX = 10**15
 """A million USD at once: more is a typing error."""
@@ -59,7 +59,7 @@ class GrantError(Exception):
     """A grant cannot be made; the message says what was given and what is expected."""
 
 
-@dataclass(frozen=True, slots=True)
+@immutable
 class Grant:
     """Credit given to a user, or, with a negative amount, taken back."""
 
@@ -80,7 +80,7 @@ class Grant:
         }
 
 
-@dataclass(frozen=True, slots=True)
+@immutable
 class Granted:
     """What became of a grant. Not `is_new`: the source was granted before, the same amount to the same user."""
 

@@ -48,6 +48,7 @@ from metering.store.store import Store
 from metering.store.writer import Declined, Done, Params, Result, Row, Rows, Step, Unit, store_unavailable
 from metering.tasks import spawn
 from metering.usage import CACHE_READ_UNITS, CACHE_WRITE_UNITS, INPUT_UNITS, OUTPUT_UNITS, Usage, UsageLine
+from metering.values import immutable
 
 logger = logging.getLogger(__name__)
 
@@ -130,7 +131,7 @@ class Balance(NamedTuple):
     allowance: int
 
 
-@dataclass(frozen=True, slots=True)
+@immutable
 class Intent:
     """What is about to be asked of a vendor. `floor_nanousd` is booked if nothing better is ever learnt."""
 
@@ -177,7 +178,7 @@ class Reservation:
         return _money(self.lines)
 
 
-@dataclass(frozen=True, slots=True)
+@immutable
 class Settlement:
     """How an exchange ended and what it cost. `amounts`: what is spent on meters other than money."""
 
@@ -966,7 +967,7 @@ class _Booked(NamedTuple):
     lines: str
 
 
-@dataclass(frozen=True, slots=True)
+@immutable
 class _Entry:
     """What the entries of one resolution share."""
 

@@ -13,7 +13,6 @@ import asyncio
 import logging
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Any, NamedTuple, cast
 
 from metering.charged import Charged
@@ -26,6 +25,7 @@ from metering.store.readers import Readers
 from metering.store.store import Store
 from metering.store.writer import Done, Row, Step, Unit
 from metering.users import plan_at
+from metering.values import immutable
 
 logger = logging.getLogger(__name__)
 
@@ -82,7 +82,7 @@ class _Found(NamedTuple):
     told: int
 
 
-@dataclass(frozen=True, slots=True)
+@immutable
 class Notice:
     """A threshold that was reached, and what became of its message."""
 

@@ -12,7 +12,6 @@ whichever is first stops the other: no clock and no worker's word is needed, and
 import asyncio
 from collections import OrderedDict
 from collections.abc import Collection, Sequence
-from dataclasses import dataclass
 from typing import Any, NamedTuple, cast
 
 from metering.admission import OWNERS_CHANGED, owner_of, padded
@@ -22,6 +21,7 @@ from metering.store.readers import Readers
 from metering.store.store import Store
 from metering.store.writer import Declined, Done, Result, Row, Step, Unit, Value
 from metering.users import INSERT_CHANGE
+from metering.values import immutable
 
 OWNED_BY_ANOTHER = "owned_by_another"
 """The refusal of a unit that would give an object a second owner."""
@@ -114,7 +114,7 @@ class NoSuchObjectError(ObjectsError):
     """Nobody owns an object of that id."""
 
 
-@dataclass(frozen=True, slots=True)
+@immutable
 class OwnedObject:
     """One row: who owns what, since when, and the request that handed it out (`home:NAME`: made for that home)."""
 

@@ -11,7 +11,6 @@ it is. It is bound in one unit of work whose conditions say all that must hold:
 
 import enum
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Any, cast
 
 from metering.admission import padded
@@ -19,6 +18,7 @@ from metering.clock import Clock
 from metering.objects import IDS_AT_ONCE, SELECT_OWNERS, ObjectId
 from metering.store.store import Store
 from metering.store.writer import Declined, Step, Unit
+from metering.values import immutable
 
 SWEPT = "sweep"
 """Instead of the request that handed an object out, where that is not known."""
@@ -65,7 +65,7 @@ class State(enum.StrEnum):
     """Nobody's that is known here, or two users could be meant."""
 
 
-@dataclass(frozen=True, slots=True)
+@immutable
 class Trace:
     """What an object at a vendor tells of where it comes from: the request that its tag names, what it lies in."""
 
@@ -74,7 +74,7 @@ class Trace:
     within: ObjectId | None = None
 
 
-@dataclass(frozen=True, slots=True)
+@immutable
 class Maker:
     """The request that made an object, as its reservation has it."""
 
@@ -86,7 +86,7 @@ class Maker:
     state: str
 
 
-@dataclass(frozen=True, slots=True)
+@immutable
 class Orphan:
     """An object without an owner, and what is known of it."""
 
@@ -104,7 +104,7 @@ class Orphan:
         }
 
 
-@dataclass(frozen=True, slots=True)
+@immutable
 class Sweep:
     """What one look through a list has found. `is_whole`: every page was read."""
 

@@ -6,7 +6,6 @@ id. Attempts are bounded and counted when they begin, so that a process that die
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Any, cast
 
 import orjson
@@ -15,6 +14,7 @@ from metering.clock import Clock, instant
 from metering.ids import new_id
 from metering.store.store import Store
 from metering.store.writer import Declined, Step, Unit
+from metering.values import immutable
 
 OUTBOX_ATTEMPTS_MAX = 12
 RETRY_FIRST_S, RETRY_FACTOR = 5.0, 2.5
@@ -71,7 +71,7 @@ class NoSuchMessageError(OutboxError):
     """There is none of that id."""
 
 
-@dataclass(frozen=True, slots=True)
+@immutable
 class Message:
     """One row. `attempts`: how many had begun when it was read."""
 

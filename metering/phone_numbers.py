@@ -5,7 +5,6 @@ A number passes on: released from one user it can be assigned to another. It is 
 """
 
 import re
-from dataclasses import dataclass
 from typing import Any, cast
 
 from metering.clock import Clock, instant
@@ -14,6 +13,7 @@ from metering.store.readers import Readers
 from metering.store.store import Store
 from metering.store.writer import Declined, Step, Unit
 from metering.users import NotFoundError
+from metering.values import immutable
 
 VENDOR, KIND = "bland", "number"
 ASSIGNED = "operator"
@@ -35,7 +35,7 @@ SELECT upstream_id, user_id, from_ms, until_ms FROM object_terms WHERE vendor = 
 ORDER BY until_ms IS NOT NULL, seq DESC LIMIT ?3"""
 
 
-@dataclass(frozen=True, slots=True)
+@immutable
 class Term:
     """Who had a number, from when on, and until when; None: it is theirs."""
 

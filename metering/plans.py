@@ -2,13 +2,14 @@
 
 import tomllib
 from collections.abc import Mapping
-from dataclasses import dataclass, fields
+from dataclasses import fields
 from fnmatch import fnmatchcase
 from importlib import resources
 from pathlib import Path
 from typing import Any
 
 from metering.money import CREDIT_NANOUSD
+from metering.values import immutable
 
 DEFAULT_PLAN = "free"
 HARD, SOFT = "hard", "soft"
@@ -21,7 +22,7 @@ class PlansFileError(ValueError):
     """PLANS_FILE cannot be used; the message names plan, key, what was given and what is expected."""
 
 
-@dataclass(frozen=True, slots=True)
+@immutable
 class Plan:
     """Limits of one plan. Credits are 100 micro-USD; periods are UTC; a count of 0 means none."""
 

@@ -39,6 +39,7 @@ from metering.usage import (
     OUTPUT_VIDEO,
     Usage,
 )
+from metering.values import immutable
 
 SCHEMA = 1
 """The shape of the file; a table of another shape is refused."""
@@ -87,7 +88,7 @@ _ALWAYS_MS = -(1 << 62)
 # --- what callers see ---------------------------------------------------------------------------------
 
 
-@dataclass(frozen=True, slots=True)
+@immutable
 class ModelInfo:
     """A priced model. `id` is its name in the table; limits in tokens, defaults where unknown.
 
@@ -103,7 +104,7 @@ class ModelInfo:
     """Whether the table names the maximum output, rather than the default standing in for it."""
 
 
-@dataclass(frozen=True, slots=True)
+@immutable
 class PricedLine:
     """One model's counts and the pico-USD per unit each was charged at; both have the same keys, but for TERMS, which
     count nothing."""
@@ -114,7 +115,7 @@ class PricedLine:
     unit_prices: Mapping[str, int]
 
 
-@dataclass(frozen=True, slots=True)
+@immutable
 class Priced:
     """What a usage costs. `flags` name what had no price (`"unpriced_model:claude-x"`) and was booked at
     the dearest known rate; empty when everything was priced."""
@@ -124,7 +125,7 @@ class Priced:
     flags: tuple[str, ...]
 
 
-@dataclass(frozen=True, slots=True)
+@immutable
 class Tier:
     """Unit prices of requests whose prompt is longer than `above_prompt_tokens`. They hold for every token
     of such a request, not for those above (a cliff)."""
@@ -133,7 +134,7 @@ class Tier:
     units: Mapping[str, int]
 
 
-@dataclass(frozen=True, slots=True)
+@immutable
 class Period:
     """Prices from the start of `starts_on` (UTC) until the next period; None: since ever. The first tier
     holds for every prompt, the others ascend."""
@@ -142,7 +143,7 @@ class Period:
     tiers: tuple[Tier, ...]
 
 
-@dataclass(frozen=True, slots=True)
+@immutable
 class ModifierRate:
     """What `modifier=value` does to a model's prices from `starts_on`; before that it has no price.
 
@@ -157,7 +158,7 @@ class ModifierRate:
     tiers: tuple[Tier, ...]
 
 
-@dataclass(frozen=True, slots=True)
+@immutable
 class ModelRates:
     """All that the table knows of a model, for people."""
 
@@ -380,7 +381,7 @@ class PriceTable:
         return max(kin or self._dearest.values(), default=0)
 
 
-@dataclass(frozen=True, slots=True)
+@immutable
 class _Resolved:
     """Final prices of one model under given modifiers, from an instant on."""
 
@@ -389,7 +390,7 @@ class _Resolved:
     tiers: tuple[Tier, ...]
 
 
-@dataclass(frozen=True, slots=True)
+@immutable
 class _Model:
     rates: ModelRates
     names: tuple[tuple[re.Pattern[str], ...], ...]
@@ -399,7 +400,7 @@ class _Model:
         return any(all(pattern.search(name) for pattern in patterns) for patterns in self.names)
 
 
-@dataclass(frozen=True, slots=True)
+@immutable
 class _Vendor:
     models: tuple[_Model, ...]
     standard_values: Mapping[str, frozenset[str]]
@@ -532,7 +533,7 @@ def _ms_of_start(starts_on: date | None) -> int:
 # --- reading the file ---------------------------------------------------------------------------------
 
 
-@dataclass(frozen=True, slots=True)
+@immutable
 class _Node:
     """A value in the file and where it stands, so that every complaint names its place."""
 

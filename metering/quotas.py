@@ -5,7 +5,6 @@ counts is a unit of usage: whatever operation uses it, and whoever bills it, dra
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass
 
 from metering.caps import HELD_RETRY_AFTER_S, TITLES
 from metering.clock import date_of, instant, period_end_ms
@@ -15,9 +14,10 @@ from metering.plans import Plan
 from metering.rate_state import QuotaState
 from metering.terms import CapPeriod
 from metering.usage import BROWSER_SECONDS, CALL_SECONDS, RECIPIENTS, SEARCHES, Usage
+from metering.values import immutable
 
 
-@dataclass(frozen=True, slots=True)
+@immutable
 class Quota:
     """What a plan's `limit` allows of a unit of usage in a period. `meter` is the account's name, and people's, who count
     in `title` where `unit` is too small for them: so many units make one."""
@@ -61,7 +61,7 @@ QUOTAS: Mapping[str, Quota] = {
 """By meter."""
 
 
-@dataclass(frozen=True, slots=True)
+@immutable
 class Concurrency:
     """How many of something that goes on by itself a plan's `limit` allows at once. `meter` is the gauge."""
 

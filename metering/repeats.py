@@ -8,12 +8,12 @@ a key; for those one is made from the request, and forgotten when its answer has
 
 import asyncio
 import hashlib
-from dataclasses import dataclass
 from typing import cast
 
 from metering.clock import MS_PER_DAY, Clock
 from metering.store.store import Store
 from metering.store.writer import Result, Step, Unit
+from metering.values import immutable
 
 KEPT_MS = MS_PER_DAY
 """As long as vendors know their keys (AgentMail: 24 hours)."""
@@ -47,7 +47,7 @@ DELETE FROM idempotency_keys WHERE (user_id, surface, idempotency_key) IN
     (SELECT user_id, surface, idempotency_key FROM idempotency_keys WHERE created_at_ms < ?1 LIMIT ?2)"""
 
 
-@dataclass(frozen=True, slots=True)
+@immutable
 class Earlier:
     """The request that a key was used for."""
 
@@ -63,7 +63,7 @@ class Earlier:
     """It only scheduled its work, its client may not know, and that is not done."""
 
 
-@dataclass(frozen=True, slots=True)
+@immutable
 class Key:
     """A key of one user at one surface; `is_made`: from the request, as the client sent none."""
 
@@ -84,7 +84,7 @@ class Key:
         return hashlib.sha256(self.value.encode()).hexdigest()
 
 
-@dataclass(frozen=True, slots=True)
+@immutable
 class Repeat:
     """How a request stands to the same one before. `is_done`: that one was done and booked, or may have been; `claim`: the
     step that takes the key for this one."""

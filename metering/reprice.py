@@ -43,6 +43,7 @@ from metering.reports import Period, newest_seq
 from metering.store.store import Store
 from metering.store.writer import Done, Row, Step, Unit
 from metering.usage import Usage, UsageLine
+from metering.values import immutable
 
 REPRICE_SEQS_MAX = 500
 """Entries looked at together: bounds a read, the units queued for it, and what a killed run has to repeat."""
@@ -146,7 +147,7 @@ async def reprice(
     return result
 
 
-@dataclass(frozen=True, slots=True)
+@immutable
 class _Report:
     """The entry whose usage is what a request used."""
 
@@ -170,7 +171,7 @@ class _Report:
         return self.notes is not None and note in orjson.loads(self.notes)
 
 
-@dataclass(frozen=True, slots=True)
+@immutable
 class _Reservation:
     """What is booked for a request, and on which accounts."""
 
@@ -191,7 +192,7 @@ class _Reservation:
         return any(line.meter in CHARGED for line in decode_lines(self.lines))
 
 
-@dataclass(frozen=True, slots=True)
+@immutable
 class _Correction:
     """What a request should be booked at, whether or not it is."""
 

@@ -13,7 +13,6 @@ with every request.
 import json
 import re
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass
 from functools import lru_cache
 from operator import add
 from typing import Any, NamedTuple, cast
@@ -24,6 +23,7 @@ from metering.money import credits_of, usd
 from metering.reports import QuestionError, TokenName, placeholders
 from metering.store.readers import Readers
 from metering.store.writer import Row, Value
+from metering.values import immutable
 
 REQUESTS_MAX = 200
 """Requests on a page, and of those that run."""
@@ -53,7 +53,7 @@ NEWEST = Position(2**62, 2**62)
 OLDEST = Position(-1, -1)
 
 
-@dataclass(frozen=True, slots=True)
+@immutable
 class Wanted:
     """Which requests: all, or those with exactly these values."""
 
@@ -63,7 +63,10 @@ class Wanted:
     token_id: str | None = None
 
 
-@dataclass(frozen=True, slots=True)
+ALL = Wanted()
+
+
+@immutable
 class UserRequest:
     """A request that is over. Tokens and cost are those of all its entries; `at_ms` is when it was booked."""
 
@@ -110,7 +113,7 @@ class UserRequest:
         }
 
 
-@dataclass(frozen=True, slots=True)
+@immutable
 class RunningRequest:
     """A request that is not resolved. `due_at_ms`: work that goes on after its request is given up then."""
 
@@ -140,7 +143,7 @@ class RunningRequest:
         }
 
 
-@dataclass(frozen=True, slots=True)
+@immutable
 class RequestsPage:
     """Some of a user's requests. `next`: where the next page begins, None after the oldest."""
 
@@ -216,7 +219,7 @@ async def requests_of(
     user_id: str,
     *,
     before: Position | None = None,
-    wanted: Wanted = Wanted(),
+    wanted: Wanted = ALL,
     limit: int = REQUESTS_SHOWN,
     token_ids: Collection[str] | None = None,
     scanned_max: int = SCANNED_MAX,

@@ -9,7 +9,6 @@ beside it in the units that reserve for them, so nothing has to be remembered by
 
 import asyncio
 from collections.abc import Collection, Sequence
-from dataclasses import dataclass
 from typing import cast
 
 from metering.clock import Clock
@@ -18,6 +17,7 @@ from metering.ledger import Ledger, Reservation, Resolved
 from metering.repeats import REQUEST_TIMEOUT, SERVER_ERROR
 from metering.store.store import Store
 from metering.store.writer import Declined, Result, Step, Unit
+from metering.values import immutable
 
 TOUCHED_POLL_MS = 30_000
 """After a request that may end it began; at once when that has ended."""
@@ -60,7 +60,7 @@ DELETE FROM deferred_touches WHERE reservation_id = ?1 AND request_id IN
      AND r.resolved_at_ms < ?2 AND r.booked_nanousd = 0)"""
 
 
-@dataclass(frozen=True, slots=True)
+@immutable
 class Touches:
     """What became of the requests that may have changed or ended some scheduled work."""
 

@@ -12,8 +12,9 @@ object, which is no event at all, counts as one with that data: so Google tells 
 
 import re
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 from itertools import pairwise
+
+from metering.values import immutable
 
 EVENT_BYTES_MAX = 4 * 1024 * 1024
 """The longest event that is kept while it arrives in pieces. Vendors' largest (a final event that repeats
@@ -27,7 +28,7 @@ _CR = 0x0D
 _NO_EVENTS: Sequence["SseEvent"] = ()
 
 
-@dataclass(frozen=True, slots=True)
+@immutable
 class SseEvent:
     """One event. `type` is its `event:` field (empty when it has none), `data` its data lines joined with LF.
 

@@ -6,7 +6,6 @@ hold: whoever knows better (the plan of now, a cap that nobody has run against y
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass
 from typing import Any, cast
 
 from metering.clock import day_end_ms, day_of, instant, month_end_ms, month_of
@@ -19,12 +18,13 @@ from metering.rate_state import RateState
 from metering.reports import credits_as_json
 from metering.store.readers import Readers
 from metering.terms import TokenLimits
+from metering.values import immutable
 
 CREDITS = "credits"
 """The unit of meters in nano-USD, as they are shown."""
 
 
-@dataclass(frozen=True, slots=True)
+@immutable
 class Shown:
     """How a meter is shown: its name, to which the period is added if there may be several, and what it counts."""
 

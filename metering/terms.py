@@ -10,7 +10,7 @@ Callers for whom none of this is set have no terms at all (None), and cost nothi
 
 import enum
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import fields
 from fnmatch import fnmatchcase
 from typing import Any, NamedTuple
 
@@ -20,6 +20,7 @@ from metering.errors import Reason, Refused
 from metering.ledger import REQUESTS, SPEND
 from metering.money import CREDIT_NANOUSD
 from metering.plans import AMOUNT_MAX
+from metering.values import immutable
 
 PATTERNS_MAX, PATTERN_CHARS_MAX, PATTERN_STARS_MAX = 20, 100, 4
 """Of one list of a scope: it stands in a cache, and is compiled when it is matched."""
@@ -36,7 +37,7 @@ class TermsError(ValueError):
 # --- scopes ------------------------------------------------------------------------------------------
 
 
-@dataclass(frozen=True, slots=True)
+@immutable
 class Scope:
     """Lists of glob patterns, as plans have; None is everything."""
 
@@ -86,7 +87,7 @@ class CapPeriod(enum.StrEnum):
     MONTH = "month"
 
 
-@dataclass(frozen=True, slots=True)
+@immutable
 class Cap:
     """The most that may be used in a period: credits, whatever pays for them, or requests sent to vendors."""
 
@@ -98,7 +99,7 @@ class Cap:
         return {"meter": self.meter.value, "period": self.period.value, "limit": self.limit}
 
 
-@dataclass(frozen=True, slots=True)
+@immutable
 class TokenLimits:
     """Rates of a token beside those of its user's plan; None is only the plan's."""
 
@@ -130,7 +131,7 @@ class OwnedLimits(NamedTuple):
     limits: TokenLimits
 
 
-@dataclass(frozen=True, slots=True)
+@immutable
 class OwnedCap:
     """A cap and the accounts it is counted on: those of `owner`, by period. `allowance` in the meter's unit."""
 
@@ -145,7 +146,7 @@ class OwnedCap:
 # --- what all tokens of a chain say together ---------------------------------------------------------
 
 
-@dataclass(frozen=True, slots=True)
+@immutable
 class Link:
     """One token of a chain. `family`: the token whose accounts its caps are, which rotating does not change."""
 
@@ -160,7 +161,7 @@ class Link:
         return f"token:{self.family}"
 
 
-@dataclass(frozen=True, slots=True)
+@immutable
 class Terms:
     """What a caller may, beside the plan. Lists begin with the token itself and go up its chain."""
 

@@ -1,7 +1,9 @@
 """What an answer used, as disjoint buckets per model. Counting only; `prices` says what it costs."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import field
+
+from metering.values import immutable
 
 INPUT = "input_tokens"
 """Prompt tokens that were neither read from nor written to a cache; text, and what the vendor does not tell
@@ -67,7 +69,7 @@ PROMPT_UNITS = (*INPUT_UNITS, *CACHE_READ_UNITS, *CACHE_WRITE_UNITS)
 """The buckets whose sum is the length of the prompt: what long-context price tiers look at."""
 
 
-@dataclass(frozen=True, slots=True)
+@immutable
 class UsageLine:
     """Counts of one model within one answer; the buckets are disjoint, so nothing bills twice.
 
@@ -80,7 +82,7 @@ class UsageLine:
     modifiers: Mapping[str, str] = field(default_factory=dict)
 
 
-@dataclass(frozen=True, slots=True)
+@immutable
 class Usage:
     """All that one exchange used. `is_exact` is false where any count is our estimate.
 

@@ -7,7 +7,6 @@ import hashlib
 import re
 import secrets
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Any, cast
 
 from metering.admission import owner_of
@@ -30,6 +29,7 @@ from metering.terms import (
     encode_scope,
     terms_of,
 )
+from metering.values import immutable
 
 TOKEN_PREFIX = "amp_"
 TOKEN_BYTES = 32
@@ -58,7 +58,7 @@ class NotLiveError(DirectoryError):
     """A token that was to be a parent is revoked or expired."""
 
 
-@dataclass(frozen=True, slots=True)
+@immutable
 class User:
     """Who is billed. `created_at` in Unix seconds. From `plan_until_ms` on, the plan is `next_plan`."""
 
@@ -83,7 +83,7 @@ class User:
         return self.plan_until_ms, self.next_plan
 
 
-@dataclass(frozen=True, slots=True)
+@immutable
 class GatewayToken:
     """A gateway token without its secret.
 
@@ -137,7 +137,7 @@ class GatewayToken:
         return self.revoked_at_ms is None and (self.expires_at_ms is None or now_ms < self.expires_at_ms)
 
 
-@dataclass(frozen=True, slots=True)
+@immutable
 class Credential:
     """What authentication needs to know of a gateway token and its chain (metering/terms.py).
 

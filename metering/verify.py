@@ -20,7 +20,6 @@ import sqlite3
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import closing
-from dataclasses import dataclass
 from itertools import groupby
 from typing import NamedTuple
 
@@ -31,6 +30,7 @@ from metering.ledger import CHARGED, NO_PERIOD, NOT_FROM_USAGE, PURSE, REPRICED,
 from metering.prices import PricedLine, recompute
 from metering.store.database import Database
 from metering.store.store import Store
+from metering.values import immutable
 
 PROBLEMS_MAX = 100
 """Problems described; the rest is only counted."""
@@ -58,7 +58,7 @@ FROM grants g WHERE NOT EXISTS (SELECT 1 FROM entries e WHERE e.seq = g.entry_se
 SELECT_ACCOUNTS = "SELECT owner, meter, period, spent, held, allowance FROM accounts"
 
 
-@dataclass(frozen=True, slots=True)
+@immutable
 class Report:
     """What was read and what is wrong with it. `problems` holds the first PROBLEMS_MAX descriptions."""
 

@@ -11,7 +11,7 @@ import logging
 import urllib.parse
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any
 
 import orjson
@@ -33,6 +33,7 @@ from metering.store.writer import Step
 from metering.tasks import spawn, stop
 from metering.tokens_per_minute import TokensPerMinute, counted_tokens
 from metering.usage import Usage, UsageLine
+from metering.values import immutable
 from proxy.exchange import Exchange
 from proxy.mounted import Mounted
 from proxy.running import FOR_BUDGET, Running, RunningWork
@@ -73,7 +74,7 @@ NEVER_BEGUN = Usage((), is_exact=True, notes=("not_found_at_vendor",))
 """Of a request whose answer was lost, or was an error that may have been too late."""
 
 
-@dataclass(frozen=True, slots=True)
+@immutable
 class _Kind:
     """A declared kind of deferred work, where it is mounted."""
 

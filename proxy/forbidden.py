@@ -2,13 +2,13 @@
 
 import json
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any, NoReturn
 
 import orjson
 
 from metering.errors import Reason, Refused
+from metering.values import immutable
 from proxy.json_walk import Walk, values_at
 from proxy.surface import ForbiddenField, Inbound
 
@@ -67,7 +67,7 @@ def _refuse_repeated(pairs: list[tuple[str, Any]]) -> None:
         seen.add(key)
 
 
-@dataclass(frozen=True, slots=True)
+@immutable
 class _Rule:
     keys: tuple[str, ...]
     field: ForbiddenField
@@ -82,7 +82,7 @@ class _Rule:
         raise Refused(Reason.BAD_REQUEST, f"{what}: {self.field.why}")
 
 
-@dataclass(frozen=True, slots=True)
+@immutable
 class _Scope:
     """Rules for any depth below `keys`."""
 
@@ -119,7 +119,7 @@ def _refuse_below(value: Any, below: Mapping[str, _Rule]) -> None:
                     rule.refuse()
 
 
-@dataclass(frozen=True, slots=True)
+@immutable
 class _Rules:
     fixed: tuple[_Rule, ...]
     fixed_pairs: tuple[tuple[str, Mapping[str, _Rule], bool], ...]

@@ -1,13 +1,13 @@
 """Meters that any surface may use."""
 
 from collections.abc import Callable
-from dataclasses import dataclass
 
 from metering.usage import Usage, UsageLine
+from metering.values import immutable
 from proxy.surface import PASS_ALL, AnswerHead, Demand, Inbound, Observer, Pricing
 
 
-@dataclass(frozen=True, slots=True)
+@immutable
 class Free:
     """Costs nothing: lists, token counts. Rate limited, leaves a zero entry, holds no money.
 
@@ -28,7 +28,7 @@ class Free:
         return NothingToRead()
 
 
-@dataclass(frozen=True, slots=True)
+@immutable
 class PerRequest:
     """A vendor that sells by the request and bills those that succeed: one `unit` of `product`, its name in the price
     table.

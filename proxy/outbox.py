@@ -28,6 +28,7 @@ from metering.clock import Clock
 from metering.errors import Refused
 from metering.hooks import HOOK, Hooks, hook_token
 from metering.outbox import NO_ANSWER_KNOWN, OUTBOX_ATTEMPTS_MAX, Message, Outbox
+from metering.values import immutable
 from proxy.telemetry import Telemetry
 
 logger = logging.getLogger(__name__)
@@ -162,7 +163,7 @@ def _address(host: str) -> ipaddress.IPv4Address | ipaddress.IPv6Address | None:
         return None
 
 
-@dataclass(frozen=True, slots=True)
+@immutable
 class _Answer:
     """What an attempt came to. `status` is None when there was no answer; `error` says what is wrong with it."""
 

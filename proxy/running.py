@@ -9,7 +9,6 @@ began to cost.
 import logging
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
 from urllib.parse import quote
 
 from metering.admission import Admission
@@ -20,6 +19,7 @@ from metering.objects import ObjectId, Objects
 from metering.prices import PriceTable
 from metering.store.writer import Declined
 from metering.usage import Usage
+from metering.values import immutable
 from proxy.mounted import Mounted
 from proxy.rewriting import tag_of
 from proxy.side_calls import SideCalls
@@ -35,7 +35,7 @@ GRANTED_WHEN_LEFT, ENDED_WHEN_LEFT = 2, 4
 """A further slice is asked for when half of one is left. Refused, it is asked for again until a quarter is: polls are apart."""
 
 
-@dataclass(frozen=True, slots=True)
+@immutable
 class RunningWork:
     """Work that costs by the second and goes on at its vendor."""
 

@@ -1,12 +1,13 @@
 """What we ask a vendor of our own accord, on the way of a request: to look something up, to make a user's home there.
 Free at the vendor, so nothing is booked; bounded, and said in our own words when it fails."""
 
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any
 
 import orjson
 
 from metering.errors import Reason, Refused
+from metering.values import immutable
 from proxy.mounted import Mounted
 from proxy.surface import Headers
 from proxy.upstream import CancelledUnsent, UpstreamClient, UpstreamError
@@ -20,7 +21,7 @@ NO_SUCH = frozenset({400, 404, 414, 422})
 _JSON: Headers = [(b"content-type", b"application/json")]
 
 
-@dataclass(frozen=True, slots=True)
+@immutable
 class SideCalls:
     """Asks with the platform's own key."""
 

@@ -13,6 +13,7 @@ from metering.prices import PriceTable
 from metering.rate_state import Standing
 from metering.store.writer import Step
 from metering.usage import NOTHING, Usage
+from metering.values import immutable
 from proxy.json_walk import Walk, value_at
 
 _CHOICES = re.compile(r":[^{}]*\}")
@@ -25,7 +26,7 @@ Headers = list[tuple[bytes, bytes]]
 # --- where things stand on the wire -------------------------------------------------------------------
 
 
-@dataclass(frozen=True, slots=True)
+@immutable
 class HeaderKey:
     """A header that carries a key, after a scheme where there is one (BEARER below).
 
@@ -40,7 +41,7 @@ class HeaderKey:
 BEARER = HeaderKey("authorization", "Bearer ")
 
 
-@dataclass(frozen=True, slots=True)
+@immutable
 class QueryKey:
     """A query parameter that carries a gateway token. It is taken out on the way up; the rest of the query
     stays byte for byte."""
@@ -51,7 +52,7 @@ class QueryKey:
 TokenPlace = HeaderKey | QueryKey
 
 
-@dataclass(frozen=True, slots=True)
+@immutable
 class Upstream:
     """Where a vendor is reached and how we prove who we are.
 
@@ -117,7 +118,7 @@ class Inbound:
         return b""
 
 
-@dataclass(frozen=True, slots=True)
+@immutable
 class Pricing:
     """What a meter may ask while it reads a request."""
 
@@ -129,7 +130,7 @@ class Pricing:
     """The surface's own settings, by environment variable."""
 
 
-@dataclass(frozen=True, slots=True)
+@immutable
 class AddedEvent:
     """The one event of a stream that is there only because we asked for it: it does not go down.
 
@@ -141,7 +142,7 @@ class AddedEvent:
     is_it: Callable[[bytes], bool]
 
 
-@dataclass(frozen=True, slots=True)
+@immutable
 class Slicing:
     """How the output of a stream can be held in slices, granted ahead of what it shows.
 
@@ -157,7 +158,7 @@ class Slicing:
     unseen_tokens: int = 0
 
 
-@dataclass(frozen=True, slots=True)
+@immutable
 class Demand:
     """What a request may cause. `ceiling` is the most it can use (held); `floor` is what it uses as soon as
     the vendor has it (booked when nothing better is ever learnt). `models` are all models it may run on."""
@@ -190,7 +191,7 @@ NO_DEMAND = Demand()
 """What a request asks for before it has been read."""
 
 
-@dataclass(frozen=True, slots=True)
+@immutable
 class AnswerHead:
     """Status and headers of a vendor's answer."""
 
@@ -247,7 +248,7 @@ class Meter(Protocol):
         """An observer for a successful answer (2xx)."""
 
 
-@dataclass(frozen=True, slots=True)
+@immutable
 class ForbiddenField:
     """A body field that would reach an object another user may own, or somebody else's money.
 
@@ -260,7 +261,7 @@ class ForbiddenField:
     value: str | None = None
 
 
-@dataclass(frozen=True, slots=True)
+@immutable
 class HandsOut:
     """Where an answer carries the id of an object that the vendor keeps for the user who asked.
 
@@ -277,7 +278,7 @@ class HandsOut:
     """The id is the same in any case, as an address is: bound and looked up in lower case."""
 
 
-@dataclass(frozen=True, slots=True)
+@immutable
 class Names:
     """Where a request names an object: in its path, its query, or its body (one of the three).
 
@@ -301,7 +302,7 @@ class Names:
     facts: Mapping[str, str] = field(default_factory=dict)
 
 
-@dataclass(frozen=True, slots=True)
+@immutable
 class Fills:
     """A field at the top of a body that stands for an object of the user's: their oldest of `kind` where the request names none;
     named, it must be theirs (404 in `others`). Who has none is refused in `words`.
@@ -313,7 +314,7 @@ class Fills:
     others: str
 
 
-@dataclass(frozen=True, slots=True)
+@immutable
 class Chooses:
     """The id that a request chooses for what it makes, in lower case: None where the vendor chooses. One that is another
     user's, or was before it was deleted, is refused in `words`: an id never changes hands.
@@ -324,7 +325,7 @@ class Chooses:
     words: str
 
 
-@dataclass(frozen=True, slots=True)
+@immutable
 class Tag:
     """A field of a request's body that tells of what it makes by which request that was: whose it is can be found out
     although the answer is lost (see Swept).
@@ -344,7 +345,7 @@ class Tag:
         return self.field.rpartition(".")[2]
 
 
-@dataclass(frozen=True, slots=True)
+@immutable
 class Keeps:
     """A list in an answer that has what all users of the account own: only what is the caller's own goes down.
 
@@ -358,7 +359,7 @@ class Keeps:
     counts: tuple[str, ...] = ()
 
 
-@dataclass(frozen=True, slots=True)
+@immutable
 class Timed:
     """What a request starts costs by the second, and goes on by itself until somebody ends it.
 
@@ -376,7 +377,7 @@ class Timed:
     waits_at_most_s: int = 0
 
 
-@dataclass(frozen=True, slots=True)
+@immutable
 class Home:
     """What a user has at a vendor from their first request on, as `{name}` in upstream paths: a POST of `body` (of the
     user's tag) to `path`, answered with its id in `id_field`. `within`: the homes that stand in `path`. The vendor must take a second
@@ -394,7 +395,7 @@ class Home:
     """The user may delete it; the next request that needs one takes another, or makes it."""
 
 
-@dataclass(frozen=True, slots=True)
+@immutable
 class Swept:
     """A list of all that the account has of a kind, looked through now and then for what has no owner here: made for a user
     whose request died before its answer, or whose answer was lost.
@@ -418,7 +419,7 @@ class Swept:
     details: str = ""
 
 
-@dataclass(frozen=True, slots=True)
+@immutable
 class LookUp:
     """An object of the vendor's that must be read before a request can be priced; `path` with the request's own pieces.
 
@@ -435,7 +436,7 @@ class LookUp:
     """What else must be read, by what this one found; its meter finds it in `Inbound.looked_behind`."""
 
 
-@dataclass(frozen=True, slots=True)
+@immutable
 class Ending:
     """How a vendor is told to end work: a request whose `path` has its id for {id}, and of scheduled work what it belongs to
     for {about}. Told twice, it must be as told once."""
@@ -446,7 +447,7 @@ class Ending:
     """JSON."""
 
 
-@dataclass(frozen=True, slots=True)
+@immutable
 class Scheduled:
     """Work that a request only schedules (`Demand.scheduled_ms`): the vendor does it later, with no request of ours.
 
@@ -489,7 +490,7 @@ class Scheduled:
     given_up_after_s: float = 604_800.0
 
 
-@dataclass(frozen=True, slots=True)
+@immutable
 class Deferred:
     """Work that goes on after the request that started it; its hold stays until a poll finds it ended.
 
@@ -517,7 +518,7 @@ class Deferred:
     (`Demand.made`), as a list has it, as a poll found it ended."""
 
 
-@dataclass(frozen=True, slots=True)
+@immutable
 class Arrives:
     """Work that begins at the vendor with no request of ours, at something that an operator has assigned to a user: theirs, and
     billed to them, if they had that when it began.
@@ -535,7 +536,7 @@ class Arrives:
     demand: Callable[[Mapping[str, str]], Demand]
 
 
-@dataclass(frozen=True, slots=True)
+@immutable
 class MessageIds:
     """Where the messages of a websocket name objects of a kind: an id in the field `one`, a list of them in `many`."""
 
@@ -546,7 +547,7 @@ class MessageIds:
     """As HandsOut."""
 
 
-@dataclass(frozen=True, slots=True)
+@immutable
 class EventSocket:
     """A websocket on which a vendor tells of events: JSON objects with a `type`, as texts.
 
@@ -579,7 +580,7 @@ class EventSocket:
     """Fields of our account, at any depth, and the word that stands for their value."""
 
 
-@dataclass(frozen=True, slots=True)
+@immutable
 class Links:
     """Addresses in an answer that lead past us to what a vendor runs for its user, and keys to that: ours stand in their place.
 
@@ -597,7 +598,7 @@ class Links:
     others: tuple[str, ...] = ()
 
 
-@dataclass(frozen=True, slots=True)
+@immutable
 class Question:
     """What clients ask with a GET below a websocket's own path before they connect: answered here, with its address."""
 
@@ -606,7 +607,7 @@ class Question:
     """The answer, of that address."""
 
 
-@dataclass(frozen=True, slots=True)
+@immutable
 class SplicedSocket:
     """A websocket into what a vendor runs for its user (see Timed): behind the handshake bytes pass as they come.
 
@@ -631,7 +632,7 @@ class SplicedSocket:
     question: Question | None = None
 
 
-@dataclass(frozen=True, slots=True)
+@immutable
 class Example:
     """One exchange of an operation: the conformance suite tests every operation from it."""
 
@@ -644,7 +645,7 @@ class Example:
     """The answer as long as what it tells of goes on, where websockets lead into that (SplicedSocket)."""
 
 
-@dataclass(frozen=True, slots=True)
+@immutable
 class Operation:
     """One metered method and path. `path` may hold `{name}` pieces, which match anything but a slash,
     `{name:this|that}`, which match these words, and one `{name:*}`, which matches anything, slashes too (ids that
@@ -783,7 +784,7 @@ class Operation:
 # --- how a surface speaks -----------------------------------------------------------------------------
 
 
-@dataclass(frozen=True, slots=True)
+@immutable
 class Rendered:
     """An answer of our own."""
 
@@ -829,7 +830,7 @@ class Option(NamedTuple):
     unit: str = ""
 
 
-@dataclass(frozen=True, slots=True)
+@immutable
 class Surface:
     """A vendor as we expose it. `mounts`: the first is canonical, the rest are aliases.
 

@@ -34,6 +34,8 @@ from urllib.parse import urlsplit
 
 from httptools import HttpParserError, HttpParserUpgrade, HttpResponseParser
 
+from metering.values import immutable
+
 Headers = list[tuple[bytes, bytes]]
 Phase = Literal["connect", "first_byte", "idle", "answer"]
 
@@ -73,7 +75,7 @@ BODILESS_METHODS = frozenset({b"GET", b"HEAD", b"DELETE", b"OPTIONS"})
 # --- values -------------------------------------------------------------------------------------------
 
 
-@dataclass(frozen=True, slots=True)
+@immutable
 class Origin:
     """Scheme, host (without brackets, lower case) and port: all that connections are pooled by."""
 
@@ -114,7 +116,7 @@ class Origin:
         return f"{self.scheme}://{self.authority}"
 
 
-@dataclass(frozen=True, slots=True)
+@immutable
 class Timeouts:
     """Bounds of one request, in seconds.
 

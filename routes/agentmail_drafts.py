@@ -7,7 +7,6 @@ That a message keeps the labels of its draft is nowhere said: without them, what
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import Any
 
@@ -16,6 +15,7 @@ import orjson
 from metering.clock import MS_PER_DAY, ms_of
 from metering.errors import Reason, Refused
 from metering.usage import MESSAGES, NOTHING, RECIPIENTS, Usage, UsageLine
+from metering.values import immutable
 from proxy.meters import NothingToRead
 from proxy.rewriting import MARK, tag_of
 from proxy.surface import AnswerHead, Demand, Inbound, Observer, Pricing
@@ -36,7 +36,7 @@ _WAITING = frozenset({"scheduled", "sending"})
 """What the vendor says of a draft that it will send (`DraftSendStatus`); `failed` is one that it has not."""
 
 
-@dataclass(frozen=True, slots=True)
+@immutable
 class DraftMeter:
     """A new draft, or a change of one, which is free; and what it will cost when the vendor sends it, where it will."""
 

@@ -5,11 +5,11 @@ before anything is reserved.
 """
 
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
 from typing import Any
 
 from metering.errors import Reason, Refused
 from metering.usage import MESSAGES, RECIPIENTS, Usage, UsageLine
+from metering.values import immutable
 from proxy.meters import NothingToRead
 from proxy.surface import AnswerHead, Demand, Inbound, Observer, Pricing
 
@@ -24,7 +24,7 @@ _TO, _BESIDE = ("to",), ("cc", "bcc")
 Count = Callable[[Inbound], int]
 
 
-@dataclass(frozen=True, slots=True)
+@immutable
 class SendMeter:
     """One message, to as many as `recipients` finds."""
 

@@ -21,6 +21,7 @@ from metering.usage import (
     Usage,
     UsageLine,
 )
+from metering.values import immutable
 from proxy.surface import AnswerHead, Demand, Inbound, Observer, Pricing, Slicing
 from routes import anthropic_usage
 from routes.counting import is_number, model_named, optional_text
@@ -80,7 +81,7 @@ def models_of(request: Inbound, pricing: Pricing) -> tuple[str, ...]:
     return (name,)
 
 
-@dataclass(frozen=True, slots=True)
+@immutable
 class _Pass:
     """One call of a model: where a request names it, and how much it may write."""
 
@@ -243,7 +244,7 @@ def _compacts(fields: Mapping[str, Any]) -> bool:
     return any(isinstance(kind, str) and kind.startswith("compact_") for kind in kinds)
 
 
-@dataclass(frozen=True, slots=True)
+@immutable
 class _Tools:
     """Tools whose cost the body does not show."""
 

@@ -8,7 +8,6 @@ asked about, and what that answers is booked once. In-call events (no `status`) 
 
 import hashlib
 from collections.abc import Awaitable, Callable, Mapping
-from dataclasses import dataclass
 from typing import Any
 
 import orjson
@@ -20,6 +19,7 @@ from metering.errors import Reason, Refused
 from metering.objects import ObjectId
 from metering.return_addresses import ReturnAddresses
 from metering.store.writer import Step
+from metering.values import immutable
 from proxy.ownership import ID_CHARS_MAX
 from proxy.webhooks import ForgedError, verify_body
 from routes.webhooks import TAKEN, Receiver, body_of
@@ -30,7 +30,7 @@ SECRET_ENV = "BLAND_WEBHOOK_SECRET"
 SIGNATURE = "x-webhook-signature"
 
 
-@dataclass(frozen=True, slots=True)
+@immutable
 class CallReceiver:
     """Takes deliveries. `reported_of`: what must be written for the work of one request to be asked about at once;
     `arrived`: takes on a call that nobody has asked for."""

@@ -1,6 +1,5 @@
 """Who asks one of our own endpoints, and how often it may."""
 
-from dataclasses import dataclass
 from typing import NamedTuple
 
 from starlette.requests import Request
@@ -9,6 +8,7 @@ from metering.admission import Caller
 from metering.errors import Reason, Refused
 from metering.rate_limits import RateLimits
 from metering.terms import USER_SURFACE
+from metering.values import immutable
 from proxy.auth import Authenticator, TokenPlaces
 from proxy.surface import BEARER, HeaderKey, Headers
 from proxy.telemetry import OWN_EXCHANGE, OwnExchange
@@ -26,7 +26,7 @@ class OwnRate(NamedTuple):
     per_minute: int
 
 
-@dataclass(frozen=True, slots=True)
+@immutable
 class Callers:
     """Authenticates and counts whoever asks."""
 

@@ -30,6 +30,7 @@ from metering.usage import (
     Usage,
     UsageLine,
 )
+from metering.values import immutable
 from proxy.query import parameters
 from proxy.surface import AnswerHead, Demand, Inbound, Observer, Pricing, Slicing
 from routes import gemini_usage
@@ -296,7 +297,7 @@ def _embedding(request: Inbound, pricing: Pricing, name: str, context: int, medi
     )
 
 
-@dataclass(frozen=True, slots=True)
+@immutable
 class _Prices:
     """A model's price list on the day of the request."""
 
@@ -317,7 +318,7 @@ class _Prices:
 # --- tools --------------------------------------------------------------------------------------------
 
 
-@dataclass(frozen=True, slots=True)
+@immutable
 class _Tools:
     """What the tools of a request may cost that its body does not show."""
 

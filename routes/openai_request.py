@@ -22,6 +22,7 @@ from metering.usage import (
     Usage,
     UsageLine,
 )
+from metering.values import immutable
 from proxy.surface import Inbound, Pricing, Slicing
 from routes.counting import is_number, model_named, optional_text
 from routes.openai_usage import STANDARD_TIERS, UNDECIDED_TIER
@@ -144,7 +145,7 @@ def _is_kept_long(options: Any) -> bool:
 # --- prices -------------------------------------------------------------------------------------------
 
 
-@dataclass(frozen=True, slots=True)
+@immutable
 class Rates:
     """At which rates one model may serve a request: what is held, and what is expected."""
 

@@ -6,7 +6,6 @@ declare, and no surface takes, ends here as 404.
 
 import time
 from collections.abc import Awaitable, Callable, Mapping, Sequence
-from dataclasses import dataclass
 
 import orjson
 from starlette.applications import Starlette
@@ -28,6 +27,7 @@ from metering.return_addresses import ReturnAddresses
 from metering.store.store import Store
 from metering.store.writer import Step
 from metering.users import Directory
+from metering.values import immutable
 from proxy.auth import Authenticator, conceal_tokens
 from proxy.errors import PLAIN_JSON
 from proxy.limit_headers import limit_headers, with_own_limit
@@ -48,7 +48,7 @@ _MESSAGES = {
 }
 
 
-@dataclass(frozen=True, slots=True)
+@immutable
 class OwnContext:
     """What the endpoints stand on. `not_ready` says why this worker should get no traffic, None when it
     should; without `metrics_token` and `metrics_port` (0), `/metrics` is open."""

@@ -5,7 +5,6 @@ A token sees what comes from it, and nothing else: any other id is 404, also one
 """
 
 import asyncio
-from dataclasses import dataclass
 from typing import Any
 
 import orjson
@@ -36,6 +35,7 @@ from metering.users import (
     NotFoundError,
     NotLiveError,
 )
+from metering.values import immutable
 from proxy.auth import unauthenticated
 from routes.callers import Callers, OwnRate
 from routes.usage import private
@@ -58,7 +58,7 @@ _MINT_KEYS = frozenset({"label", "expires_in_s", "expires_at", "caps", "limits",
 _ROTATE_KEYS = frozenset({"overlap_s"})
 
 
-@dataclass(frozen=True, slots=True)
+@immutable
 class Wish:
     """What a child is to be."""
 

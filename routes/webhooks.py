@@ -6,7 +6,6 @@ we pass on), 401 is forged or too old, 503 is to be sent again.
 
 import asyncio
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import orjson
@@ -19,6 +18,7 @@ from metering.errors import Reason, Refused
 from metering.hooks import Hooks
 from metering.objects import ObjectId, Objects
 from metering.store.writer import Step
+from metering.values import immutable
 from proxy.webhooks import ForgedError, verified_id
 from routes.quoting import line, quoted
 
@@ -28,7 +28,7 @@ BODY_TIMEOUT_S = 10.0
 TAKEN = 204
 
 
-@dataclass(frozen=True, slots=True)
+@immutable
 class Told:
     """What one event says: about which object, and the document for its owner's agent."""
 
@@ -43,7 +43,7 @@ About = Callable[[Mapping[str, Any]], ObjectId | None]
 """Of an event, the object whose work may have ended by it: the vendor is asked what became of that."""
 
 
-@dataclass(frozen=True, slots=True)
+@immutable
 class Sender:
     """A vendor that sends webhooks. `keys` may be none: then nothing of it is taken."""
 
@@ -54,7 +54,7 @@ class Sender:
     about: About
 
 
-@dataclass(frozen=True, slots=True)
+@immutable
 class Receiver:
     """Takes deliveries. `reported`: what must be written for an object's work to be asked about at once."""
 

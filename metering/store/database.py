@@ -2,8 +2,10 @@
 
 import sqlite3
 import time
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
+
+from metering.values import immutable
 
 SCHEME = "sqlite:///"
 LOG_BYTES_KEPT = 16 * 1024 * 1024
@@ -22,7 +24,7 @@ class StoreMovedError(sqlite3.OperationalError):
     would be gone, and what is read from the other is not ours."""
 
 
-@dataclass(frozen=True, slots=True)
+@immutable
 class Database:
     """An SQLite file. `sqlite:///relative.db` or `sqlite:////absolute.db`; never in memory: it must survive."""
 

@@ -1,18 +1,18 @@
 """Bring the schema up to date: numbered files, each in one transaction, safe when processes race."""
 
 import sqlite3
-from dataclasses import dataclass
 from importlib import resources
 
 from metering.clock import Clock
 from metering.store.database import Database
+from metering.values import immutable
 
 
 class SchemaTooNewError(RuntimeError):
     """The store was migrated by a later version of this program."""
 
 
-@dataclass(frozen=True, slots=True)
+@immutable
 class Migration:
     """One numbered step."""
 

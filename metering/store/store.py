@@ -2,14 +2,14 @@
 
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
-from dataclasses import dataclass
 
 from metering.store.database import Database
 from metering.store.readers import Readers
 from metering.store.writer import CommitStats, GroupCommitWriter
+from metering.values import immutable
 
 
-@dataclass(frozen=True, slots=True)
+@immutable
 class Store:
     """What the rooms bring their statements to."""
 

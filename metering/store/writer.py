@@ -26,12 +26,13 @@ import sqlite3
 import threading
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import field
 from typing import NamedTuple
 
 from metering.errors import Reason, Refused
 from metering.store.database import Database, StoreMovedError
 from metering.store.trouble import TroubleLog, explained, is_statements_defect
+from metering.values import immutable
 
 logger = logging.getLogger(__name__)
 
@@ -81,7 +82,7 @@ class Done(NamedTuple):
     rows: list[Row | None]
 
 
-@dataclass(frozen=True, slots=True)
+@immutable
 class Declined:
     """A unit that was undone, by the name of the step's refusal; `step` is its place in the unit."""
 

@@ -1,0 +1,16 @@
+"""Immutable values: what the type checker holds nobody can change, and what costs no more to make than any object.
+
+`dataclass(frozen=True)` guards each field of each new object at run time, which makes it five times as dear (1.1 us instead of
+0.2 for six fields), and a request makes some thirty. mypy is strict here, so the guard is its.
+"""
+
+from dataclasses import dataclass, field
+from typing import TypeVar, dataclass_transform
+
+T = TypeVar("T")
+
+
+@dataclass_transform(frozen_default=True, field_specifiers=(field,))
+def immutable(cls: type[T]) -> type[T]:
+    """As `dataclass(frozen=True, slots=True)`: compared and hashed by its fields."""
+    return dataclass(slots=True, unsafe_hash=True)(cls)
