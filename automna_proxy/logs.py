@@ -76,6 +76,7 @@ def configure_logging(settings: Settings) -> None:
     handler = TurnHandler(sys.stderr)
     # What no line of ours shows need not be looked up for each.
     logging.logThreads = logging.logProcesses = logging.logMultiprocessing = False
+    logging._srcfile = None  # noqa: SLF001 - as its HOWTO advises: nor where a line was logged
     if settings.log_format == "json":
         handler.setFormatter(_Json())
     else:

@@ -7,7 +7,6 @@ handed over: to whatever understands bytes as asyncio's protocols do.
 """
 
 import asyncio
-import re
 import socket
 import struct
 from collections import deque
@@ -33,7 +32,7 @@ LINGER_S = 5.0
 """A client that was refused while it was still sending may go on for so long, unheard, and read why."""
 BODILESS = frozenset({204, 304})
 """Answers that end with their head (RFC 9110 section 6.4.1), whatever length they name."""
-CONTROL_BYTES = re.compile(rb"[\x00-\x08\x0a-\x1f\x7f]")
+CONTROL_BYTES = bytes({*range(0x20), 0x7F} - {0x09})
 FRAMING = frozenset({b"content-length", b"transfer-encoding"})
 LAST_WORDS = frozenset({b"expect", b"upgrade"})
 """A request with one of these headers is the last of its connection."""
@@ -175,10 +174,8 @@ class Connection(HttpToolsProtocol):
         assert not cycle.response_started, "an answer begins once"
         cycle.response_started = True
         cycle.waiting_for_100_continue = False
-        if CONTROL_BYTES.search(
-            b"".join([value for _, value in headers])
-        ):  # a vendor's: misread further down
-            headers = [pair for pair in headers if not CONTROL_BYTES.search(pair[1])]
+        if _has_control(b"".join([value for _, value in headers])):  # a vendor's: misread further down
+            headers = [pair for pair in headers if not _has_control(pair[1])]
         pieces = [STATUS_LINE[status]]
         is_framed = status in BODILESS
         closes = not cycle.keep_alive
@@ -527,3 +524,8 @@ def bounded(
         "client_stall_s": client_stall_s,
     }
     return type("BoundedConnection", (Connection,), bounds)
+
+
+def _has_control(value: bytes) -> bool:
+    """Taking bytes out runs in C over all of them, which a regular expression does one by one."""
+    return len(value.translate(None, CONTROL_BYTES)) != len(value)

@@ -6,6 +6,7 @@ When a vendor seems to need an `if` in the engine, a word is missing here: add t
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any, NamedTuple, Protocol
 
 from metering.errors import Refused
@@ -191,18 +192,21 @@ NO_DEMAND = Demand()
 """What a request asks for before it has been read."""
 
 
-@immutable
+@dataclass(slots=True)
 class AnswerHead:
     """Status and headers of a vendor's answer."""
 
     status: int
     headers: Headers
+    _first: dict[bytes, bytes] = field(init=False, compare=False, repr=False)
+    """The first value of each header."""
+
+    def __post_init__(self) -> None:
+        self._first = dict(reversed(self.headers))
 
     def header(self, name: bytes) -> bytes:
-        for key, value in self.headers:
-            if key == name:
-                return value
-        return b""
+        """The first value of a header, b"" when absent."""
+        return self._first.get(name, b"")
 
 
 PASS_ALL = -1
@@ -645,7 +649,7 @@ class Example:
     """The answer as long as what it tells of goes on, where websockets lead into that (SplicedSocket)."""
 
 
-@immutable
+@dataclass(frozen=True)
 class Operation:
     """One metered method and path. `path` may hold `{name}` pieces, which match anything but a slash,
     `{name:this|that}`, which match these words, and one `{name:*}`, which matches anything, slashes too (ids that
@@ -723,11 +727,11 @@ class Operation:
     """Parameters of the query that are whole numbers, each with the option that says how much it may be, and is where it is not
     given."""
 
-    @property
+    @cached_property
     def is_websocket(self) -> bool:
         return self.socket is not None or self.spliced is not None
 
-    @property
+    @cached_property
     def is_prepared(self) -> bool:
         """Something must be looked up before it is priced."""
         return bool(
@@ -741,12 +745,12 @@ class Operation:
             or self.told_at is not None
         )
 
-    @property
+    @cached_property
     def is_about_scheduled(self) -> bool:
         """It may schedule work, or change or end what is scheduled."""
         return self.scheduled is not None or self.touches is not None
 
-    @property
+    @cached_property
     def edits_answer(self) -> bool:
         """A success does not go down as the vendor wrote it."""
         return bool(
@@ -759,23 +763,23 @@ class Operation:
             or self.links is not None
         )
 
-    @property
+    @cached_property
     def edits_body(self) -> bool:
         """What goes up is not what the client sent."""
         return bool(self.namespaced or self.tag or self.forces or self.fills or self.told_at)
 
-    @property
+    @cached_property
     def ending(self) -> Ending | None:
         """How what goes on after its request, or is only scheduled by it, is ended; None where it cannot be."""
         later = self.deferred or self.scheduled
         return None if later is None else later.ending
 
-    @property
+    @cached_property
     def is_repeatable(self) -> bool:
         """The vendor does it once, however often it is asked."""
         return self.is_idempotent or (self.tag is not None and self.tag.makes_once)
 
-    @property
+    @cached_property
     def name(self) -> str:
         """The label in metrics and entries: `POST /v1/messages`."""
         return f"{self.method} {_CHOICES.sub('}', self.path)}"
