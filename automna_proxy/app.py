@@ -22,6 +22,9 @@ logger = logging.getLogger(__name__)
 OWN_BELOW_MOUNTS = frozenset(path.encode() for path in CALL_PATHS)
 """Endpoints of our own whose paths begin with a surface's mount."""
 
+PATHS_MAX, PATH_BYTES_MAX = 4_096, 256
+"""Paths remembered with their surface: those that clients ask for again and again are few and short."""
+
 
 class App:
     """One worker's application. Its service lives from the lifespan's start-up to its shutdown."""
@@ -32,6 +35,7 @@ class App:
         self._stack = AsyncExitStack()
         self._own: Starlette | None = None
         self._mounts: list[tuple[bytes, Mounted]] = []
+        self._found: dict[bytes, tuple[Mounted, bytes]] = {}
         self.service: Service | None = None
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -45,11 +49,21 @@ class App:
         assert service is not None
         assert own is not None
         raw_path: bytes = scope["raw_path"]
+        found = self._found.get(raw_path) or self._find(raw_path)
+        if found is not None:
+            await service.engine.handle(*found, scope, receive)
+        else:
+            await own(scope, receive, send)
+
+    def _find(self, raw_path: bytes) -> tuple[Mounted, bytes] | None:
+        """The surface that a path is below, and what follows its mount."""
         for mount, mounted in () if raw_path in OWN_BELOW_MOUNTS else self._mounts:
             if raw_path.startswith(mount) and raw_path[len(mount) : len(mount) + 1] in {b"/", b""}:
-                await service.engine.handle(mounted, raw_path[len(mount) :], scope, receive)
-                return
-        await own(scope, receive, send)
+                found = mounted, raw_path[len(mount) :]
+                if len(self._found) < PATHS_MAX and len(raw_path) <= PATH_BYTES_MAX:
+                    self._found[raw_path] = found
+                return found
+        return None
 
     def refusal(self, target: bytes, refused: Refused, request_id: str | None) -> Rendered:
         """What a connection answers to bytes that never became a request, in the dialect of the surface that

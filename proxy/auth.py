@@ -38,29 +38,28 @@ _TOKEN = re.compile(rf"{TOKEN_PREFIX}[\w-]+", re.ASCII)
 class TokenPlaces:
     """Where a surface looks for gateway tokens, made ready."""
 
-    __slots__ = ("_headers", "_parameters")
+    __slots__ = ("_parameters", "_schemes")
 
     def __init__(self, places: Sequence[TokenPlace]) -> None:
-        headers = [
-            (place.name.encode(), place.scheme.encode().lower())
-            for place in places
-            if isinstance(place, HeaderKey)
-        ]
-        self._headers = sorted(headers, key=lambda header: not header[1])
-        """A value after a scheme is no bare one, where both may stand."""
+        self._schemes: dict[bytes, list[bytes]] = {}
+        """By header. A value after a scheme is no bare one, where both may stand."""
+        for place in places:
+            if isinstance(place, HeaderKey):
+                self._schemes.setdefault(place.name.encode(), []).append(place.scheme.encode().lower())
+        for schemes in self._schemes.values():
+            schemes.sort(key=lambda scheme: not scheme)
         self._parameters = frozenset(place.name for place in places if isinstance(place, QueryKey))
 
     def find(self, headers: Headers, query: bytes) -> set[bytes]:
         """The distinct credentials a request carries in these places."""
         found = set()
         for name, value in headers:
-            for known, scheme in self._headers:
-                if name == known:
-                    if not scheme:
-                        found.add(value.strip())
-                    elif value[: len(scheme)].lower() == scheme:
-                        found.add(value[len(scheme) :].strip())
-                        break
+            for scheme in self._schemes.get(name, ()):
+                if not scheme:
+                    found.add(value.strip())
+                elif value[: len(scheme)].lower() == scheme:
+                    found.add(value[len(scheme) :].strip())
+                    break
         if self._parameters and query:
             found.update(value for name, value in parameters(query) if name in self._parameters)
         found.discard(b"")

@@ -179,10 +179,8 @@ class Connection(HttpToolsProtocol):
         pieces = [STATUS_LINE[status]]
         is_framed = status in BODILESS
         closes = not cycle.keep_alive
-        for name, value in (*cycle.default_headers, *headers):
-            if name == b"content-length":
-                is_framed = True
-            pieces += (name, b": ", value, b"\r\n")
+        pieces += [b"%b: %b\r\n" % pair for pair in (*cycle.default_headers, *headers)]
+        is_framed = is_framed or b"content-length" in dict(headers)
         if not is_framed and cycle.scope["http_version"] == "1.0":
             # Framed by its end: chunks came with HTTP/1.1 (RFC 9112 section 7.1).
             closes = self._ends_by_closing = True
@@ -310,7 +308,7 @@ class Connection(HttpToolsProtocol):
             self._head_timer = None
         if self._is_deaf:
             return
-        size = len(self.url) + sum(len(name) + len(value) for name, value in self.headers)
+        size = len(self.url) + sum([len(name) + len(value) for name, value in self.headers])
         if size > self.head_bytes_max or len(self.headers) > self.headers_max:
             self._refuse_head()
             return
@@ -324,7 +322,7 @@ class Connection(HttpToolsProtocol):
             self.drop()
             return
         is_upgrade = self.parser.should_upgrade()  # also CONNECT
-        is_last = is_upgrade or any(name in LAST_WORDS for name, _ in self.headers)
+        is_last = is_upgrade or not LAST_WORDS.isdisjoint([name for name, _ in self.headers])
         has_skipped_body = is_upgrade and self._announces_body()
         self.may_be_handed_over = is_upgrade and asks_for_websocket(self.headers)
         if has_skipped_body and self.may_be_handed_over:

@@ -37,41 +37,44 @@ ANSWER_DROPPED_PREFIXES = (b"x-automna-", b"ratelimit-")
 """A vendor's `RateLimit` speaks of our account; the answer has the caller's own (proxy/limit_headers.py)."""
 
 
+class _Verdicts(dict[bytes, bool]):
+    """Whether a name is dropped, remembered."""
+
+    AT_MOST = 4_096
+    """Clients use a few dozen; a hostile one must not fill memory."""
+
+    def __init__(self, names: Iterable[bytes], prefixes: Iterable[bytes]) -> None:
+        super().__init__()
+        self._names = frozenset(names)
+        self._prefixes = tuple(prefixes)
+
+    def __missing__(self, name: bytes) -> bool:
+        verdict = name in self._names or name.startswith(self._prefixes)
+        if len(self) < self.AT_MOST:
+            self[name] = verdict
+        return verdict
+
+
 class HeaderFilter:
     """A set of names and prefixes that do not pass, and a secret that passes under no name."""
 
-    __slots__ = ("_names", "_prefixes", "_verdicts")
-
-    VERDICTS_MAX = 4_096
-    """Names remembered: clients use a few dozen; a hostile one must not fill memory."""
+    __slots__ = ("_verdicts",)
 
     def __init__(self, names: Iterable[bytes], prefixes: Iterable[bytes]) -> None:
-        self._names = frozenset(names)
-        self._prefixes = tuple(prefixes)
-        self._verdicts: dict[bytes, bool] = {}
+        self._verdicts = _Verdicts(names, prefixes)
 
     def is_dropped(self, name: bytes) -> bool:
-        verdict = self._verdicts.get(name)
-        if verdict is None:
-            verdict = name in self._names or name.startswith(self._prefixes)
-            if len(self._verdicts) < self.VERDICTS_MAX:
-                self._verdicts[name] = verdict
-        return verdict
+        return self._verdicts[name]
 
     def passed(self, headers: Headers, *, secret: bytes) -> Headers:
         """What remains, also without the headers that `Connection` names and, whatever their name, those that
         repeat `secret`: the gateway token on the way up, the vendor's key on the way down."""
-        named = _named_by_connection(headers)
         verdicts = self._verdicts
-        passed = []
-        for pair in headers:
-            name, value = pair
-            is_dropped = verdicts.get(name)
-            if is_dropped is None:
-                is_dropped = self.is_dropped(name)
-            if not (is_dropped or (secret and secret in value) or name in named):
-                passed.append(pair)
-        return passed
+        passed = [pair for pair in headers if not verdicts[pair[0]]]
+        if secret and secret in b"\n".join([value for _, value in passed]):
+            passed = [pair for pair in passed if secret not in pair[1]]
+        named = _named_by_connection(headers)
+        return [pair for pair in passed if pair[0] not in named] if named else passed
 
 
 def request_filter(surface: Surface) -> HeaderFilter:
@@ -114,6 +117,8 @@ def is_said_to_be_json(headers: Headers) -> bool:
     """
     for name, value in headers:
         if name == b"content-type":
+            if value == b"application/json":
+                continue
             media, *parameters = (piece.strip() for piece in value.lower().split(b";"))
             if media != b"application/json":
                 return False
@@ -138,4 +143,7 @@ def _named_by_connection(headers: Headers) -> frozenset[bytes]:
     for name, value in headers:
         if name == b"connection" and value.lower() not in {b"keep-alive", b"close"}:
             return frozenset(token.strip() for token in value.lower().split(b","))
-    return frozenset()
+    return _NOTHING
+
+
+_NOTHING: frozenset[bytes] = frozenset()

@@ -495,11 +495,8 @@ def _encode_head(method: bytes, target: bytes, headers: Headers, body: bytes) ->
     """
     if not target or b" " in target or b" " in method:
         raise ValueError(f"not a request line: {method!r} {target!r}")
-    parts: list[bytes] = []
-    for name, value in headers:
-        if name.lower() not in OWN_HEADERS:
-            parts += (name, b": ", value, b"\r\n")
-    lines = len(parts) // 4 + 3
+    parts = [b"%b: %b\r\n" % pair for pair in headers if pair[0].lower() not in OWN_HEADERS]
+    lines = len(parts) + 3
     if body or method not in BODILESS_METHODS:
         parts.append(b"content-length: %d\r\n" % len(body))
         lines += 1

@@ -196,8 +196,9 @@ class BodyObserver:
                 return
 
     def end(self) -> None:
-        self._is_complete = self._read()
-        self._copy.clear()
+        if self._copy:  # else it has been read, at its last piece
+            self._is_complete = self._read()
+            self._copy.clear()
 
     @property
     def is_complete(self) -> bool:

@@ -38,6 +38,8 @@ logger = logging.getLogger(__name__)
 
 BATCH_UNITS_MAX = 256
 """Units per commit: bounds how long the write lock is held (about 25 us a unit)."""
+SAVEPOINT_UNITS = 1_000
+"""Run with savepoints after one that had to be undone: where somebody is refused, more will be."""
 QUEUE_UNITS_MAX = 20_000
 """Units waiting: beyond it new ones are refused; those that must be kept are bounded by open requests."""
 RETRY_MIN_S, RETRY_MAX_S = 0.05, 1.0
@@ -106,6 +108,10 @@ class _Ticket:
         self.on_unclaimed = on_unclaimed
 
 
+class _UndoError(Exception):
+    """A unit was refused by a step that is not its first."""
+
+
 _Delivery = tuple[_Ticket, Result | Exception]
 """What is to be told to whoever waits."""
 
@@ -142,6 +148,8 @@ class GroupCommitWriter:
         self._closing_ends_s = 0.0
         self._undelivered_batches = 0
         self._followers: set[asyncio.Future[None]] = set()
+        self._savepoint_units = 0
+        """How many units more are run with savepoints."""
         self._connection: sqlite3.Connection | None = None
         self._trouble: str | None = None
         self._log = TroubleLog(logger, "the store")
@@ -360,13 +368,26 @@ class GroupCommitWriter:
         )  # one for all: a cursor a statement costs as much as a short one
         execute("BEGIN IMMEDIATE")
         try:
-            results: list[_Delivery] = [(ticket, _run_unit(execute, ticket.unit.steps)) for ticket in batch]
+            results = self._run_units(execute, batch)
             execute("COMMIT")
         except BaseException:
             if connection.in_transaction:
                 execute("ROLLBACK")
             raise
         return results
+
+    def _run_units(self, execute: Callable[..., sqlite3.Cursor], batch: list[_Ticket]) -> list[_Delivery]:
+        """Within a transaction. Few units must be undone, and a savepoint for each costs as much as a short step: so a
+        batch runs without, begins once more when one must, and savepoints are set for a while."""
+        if not self._savepoint_units:
+            try:
+                return [(ticket, _run_steps(execute, ticket.unit.steps)) for ticket in batch]
+            except _UndoError:
+                self._savepoint_units = SAVEPOINT_UNITS
+                execute("ROLLBACK")
+                execute("BEGIN IMMEDIATE")
+        self._savepoint_units = max(0, self._savepoint_units - len(batch))
+        return [(ticket, _run_unit(execute, ticket.unit.steps)) for ticket in batch]
 
     def _keep_or_refuse(self, batch: list[_Ticket]) -> list[_Delivery]:
         """Put back what must be kept, in its order; refuse all else that waits, or it would wait for ever
@@ -453,7 +474,7 @@ def _run_unit(execute: Callable[..., sqlite3.Cursor], steps: Sequence[Step]) -> 
     """Run one unit inside the batch's transaction. A savepoint only where an earlier step may need undoing."""
     if any(step.refusal for step in steps[1:]):
         execute("SAVEPOINT unit")
-        result = _run_steps(execute, steps)
+        result = _run_steps(execute, steps, may_undo=True)
         if isinstance(result, Declined):
             execute("ROLLBACK TO unit")
         execute("RELEASE unit")
@@ -461,7 +482,10 @@ def _run_unit(execute: Callable[..., sqlite3.Cursor], steps: Sequence[Step]) -> 
     return _run_steps(execute, steps)
 
 
-def _run_steps(execute: Callable[..., sqlite3.Cursor], steps: Sequence[Step]) -> Result:
+def _run_steps(
+    execute: Callable[..., sqlite3.Cursor], steps: Sequence[Step], *, may_undo: bool = False
+) -> Result:
+    """Raises _UndoError where what was done must be undone, and nobody can do that here."""
     rows: list[Row | None] = []
     for sql, params, refusal in steps:
         cursor = execute(sql, params if isinstance(params, tuple) else params(rows))
@@ -472,6 +496,8 @@ def _run_steps(execute: Callable[..., sqlite3.Cursor], steps: Sequence[Step]) ->
         else:
             is_refused = not cursor.rowcount
         if is_refused and refusal is not None:
+            if rows and not may_undo:
+                raise _UndoError
             return Declined(refusal, len(rows))
         rows.append(row)
     return Done(rows)
