@@ -13,6 +13,7 @@ from bench.books import UncountedError
 from bench.compare import compare, comparison_table, traffics_named
 from bench.machine import Cores, description, filesystem_of
 from bench.measure import MEASUREMENTS, SHAPES, Bench, ClientError
+from bench.native import NativeError
 from bench.report import FLOOR_PER_S, below_floor, document
 from bench.targets import TargetError
 from bench.traffic import TRAFFICS, Traffic
@@ -129,7 +130,7 @@ def main(arguments: Sequence[str]) -> int:
             if chosen.compare:
                 return _compare(bench, chosen, machine)
             runs = {one.name: bench.run(one) for one in MEASUREMENTS if one.name in chosen.only}
-    except (UncountedError, WrkError, ClientError, TargetError, ValueError) as error:
+    except (UncountedError, WrkError, ClientError, NativeError, TargetError, ValueError) as error:
         print(f"cannot measure: {error}", file=sys.stderr)
         return CANNOT_MEASURE
     _show(machine, cores, f"{chosen.repeats} runs of {chosen.seconds:g} s")

@@ -11,12 +11,15 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from bench import targets, wrk
+from bench import native, targets, wrk
 from bench.books import Books, check_bound, check_count
 from bench.machine import Cores, core_times, cpu_s, rss_mb
+from bench.native import BURSTS, FIXED, PACED
+from bench.open_loop import raw_requests
 from bench.targets import PROXY, ROOT, Target
 from bench.traffic import (
     ANTHROPIC,
+    BURST_EVENTS,
     OPENAI_UNASKED,
     TRAFFICS,
     Traffic,
@@ -37,8 +40,6 @@ Figures = dict[str, float]
 """One run, by name with the unit last."""
 
 
-FIXED, BURSTS, PACED = "fixed", "bursts", "paced"
-"""Vendors: nginx with fixed bodies, and those of bench.vendor."""
 WRK, OPEN_LOOP, PACED_CLIENT = "wrk", "open_loop", "paced"
 
 
@@ -160,11 +161,7 @@ class Bench:
 
     def vendor(self, shape: Shape, folder: Path) -> contextlib.AbstractContextManager[Target]:
         """The vendor that a kind of load needs; it answers every kind of traffic."""
-        if shape.is_streaming:
-            return targets.stream_vendor(
-                folder / "vendor", core=self.cores.vendor, is_paced=shape.vendor == PACED
-            )
-        return targets.nginx_vendor(folder / "vendor", core=self.cores.vendor)
+        return targets.vendor(folder / "vendor", shape.vendor, core=self.cores.vendor)
 
     def check_answers(
         self, measurement: Measurement, vendor: Target, others: Sequence[Target], books: Books
@@ -232,7 +229,7 @@ class Bench:
             body.write_bytes(measurement.body())
         path = target.path_to(traffic, is_streaming=shape.is_streaming)
         if shape.client != WRK:
-            return self._own_client(measurement, target, path, books.tokens, body, seconds)
+            return self._own_client(shape, target.origin, path, books.tokens, body, seconds)
         load = wrk.Load(
             books.tokens,
             body,
@@ -253,15 +250,19 @@ class Bench:
         }
 
     def _own_client(
-        self, measurement: Measurement, target: Target, path: str, tokens: Path, body: Path, seconds: float
+        self, shape: Shape, origin: str, path: str, tokens: Path, body: Path, seconds: float
     ) -> Figures:
-        shape = measurement.shape
-        amount = LATENCY_RATE if shape.client == OPEN_LOOP else shape.connections
-        arguments = [
-            wrk.find("taskset"),
-            *("-c", str(self.cores.load), sys.executable, "-m", f"bench.{shape.client}"),
-            *(target.origin, path, str(tokens), str(body), str(amount), str(seconds)),
-        ]
+        if shape.client == PACED_CLIENT:
+            requests = body.with_suffix(".requests")
+            users = tokens.read_text(encoding="ascii").split()
+            requests.write_bytes(native.requests_file(raw_requests(path, users, body.read_bytes())))
+            port = origin.rpartition(":")[2]
+            amounts = (str(BURST_EVENTS), str(shape.connections), str(seconds))
+            client = [str(native.built("paced")), port, str(requests), *amounts]
+        else:
+            asked = (origin, path, str(tokens), str(body), str(LATENCY_RATE), str(seconds))
+            client = [sys.executable, "-m", "bench.open_loop", *asked]
+        arguments = [wrk.find("taskset"), "-c", str(self.cores.load), *client]
         finished = subprocess.run(
             arguments,
             capture_output=True,
@@ -271,7 +272,7 @@ class Bench:
             timeout=seconds + CLIENT_ENDS_WITHIN_S,
         )
         if finished.returncode:
-            raise ClientError(f"{target.name}: {finished.stderr.strip()[-1_000:]}")
+            raise ClientError(f"{origin}: {finished.stderr.strip()[-1_000:]}")
         figures: Figures = json.loads(finished.stdout)
         return figures
 

@@ -12,7 +12,8 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from bench.traffic import ID_PLACE, TRAFFICS, Traffic, whole_answer
+from bench import native
+from bench.traffic import TRAFFICS, Traffic
 from bench.wrk import find
 
 VENDOR_KEY = "sk-bench"
@@ -67,17 +68,6 @@ NGINX_PROXY_LOCATION = """
         }}
 """
 
-NGINX_VENDOR = """
-    server {{
-        listen 127.0.0.1:{port} backlog=2048;
-        default_type application/json;
-{locations}
-    }}
-"""
-NGINX_VENDOR_LOCATION = """
-        location = {path} {{ {request_id} return 200 '{body}'; }}
-"""
-
 
 @dataclass(frozen=True, slots=True)
 class Target:
@@ -100,21 +90,16 @@ class TargetError(RuntimeError):
 
 
 @contextlib.contextmanager
-def nginx_vendor(folder: Path, *, core: int) -> Iterator[Target]:
-    """The fastest vendor for unstreamed answers: a fixed body for each path, with ids of its own where asked for."""
-    port = free_port()
-    locations = "".join(map(_vendor_location, {traffic.path: traffic for traffic in TRAFFICS}.values()))
-    servers = NGINX_VENDOR.format(port=port, locations=locations)
-    with _nginx(folder, servers, port=port, core=core) as pid:
-        yield Target("vendor", f"http://127.0.0.1:{port}", has_mounts=False, pid=pid)
-
-
-def _vendor_location(traffic: Traffic) -> str:
-    body = whole_answer(traffic).decode().replace("'", "\\'").replace(ID_PLACE, "$request_id")
-    name = traffic.request_id_header
-    return NGINX_VENDOR_LOCATION.format(
-        path=traffic.path, request_id=f"add_header {name} req_bench;" if name else "", body=body
-    )
+def vendor(folder: Path, kind: str, *, core: int) -> Iterator[Target]:
+    """The vendor, with answers of a kind (bench/native.py). Raises NativeError, TargetError."""
+    folder.mkdir(parents=True)
+    port_file, answers = folder / "port", folder / "answers"
+    answers.write_bytes(native.answers(kind))
+    arguments = [str(native.built("vendor")), str(port_file), str(answers), str(folder / "counts")]
+    with _process(arguments, core=core, log=folder / "log") as process:
+        _wait(lambda: port_file.exists() and bool(port_file.read_text()), process, folder / "log")
+        origin = f"http://127.0.0.1:{int(port_file.read_text())}"
+        yield Target("vendor", origin, has_mounts=False, pid=process.pid)
 
 
 @contextlib.contextmanager
@@ -146,18 +131,6 @@ def _nginx(folder: Path, servers: str, *, port: int, core: int) -> Iterator[int]
     with _process([*arguments, "-e", str(folder / "error.log")], core=core, log=folder / "log") as process:
         _wait_for_port(port, process, folder / "log")
         yield process.pid
-
-
-@contextlib.contextmanager
-def stream_vendor(folder: Path, *, core: int, is_paced: bool) -> Iterator[Target]:
-    """The vendor for streams: real chunks, an event each."""
-    folder.mkdir(parents=True)
-    port_file = folder / "port"
-    arguments = [sys.executable, "-m", "bench.vendor", str(port_file), *(["--paced"] if is_paced else [])]
-    with _process(arguments, core=core, log=folder / "log") as process:
-        _wait(lambda: port_file.exists() and bool(port_file.read_text()), process, folder / "log")
-        origin = f"http://127.0.0.1:{int(port_file.read_text())}"
-        yield Target("vendor", origin, has_mounts=False, pid=process.pid)
 
 
 @contextlib.contextmanager

@@ -13,16 +13,13 @@ from bench.report import below_floor, table
 from bench.traffic import (
     ANSWER_BYTES,
     BURST_EVENTS,
-    ID_PLACE,
     OPENAI_UNASKED,
-    RESPONSES_STORED,
     TRAFFICS,
     burst_events,
     long_request,
     small_request,
     whole_answer,
 )
-from bench.vendor import with_new_ids
 
 STAT = """cpu  300 0 100 1000 20 0 6 4 0 0
 cpu0 100 0 50 500 10 0 3 2 0 0
@@ -75,14 +72,6 @@ def test_requests_are_as_long_as_they_say_and_the_user_speaks_last(traffic, requ
 def test_answers_have_their_size_and_bursts_their_events(traffic):
     assert ANSWER_BYTES <= len(whole_answer(traffic)) < ANSWER_BYTES + 200
     assert len(burst_events(traffic)) == BURST_EVENTS == 60
-
-
-def test_ids_that_users_own_are_new_in_each_answer():
-    answer = whole_answer(RESPONSES_STORED)
-    first, second = with_new_ids(answer), with_new_ids(answer)
-    assert ID_PLACE.encode() not in first
-    assert first != second
-    assert len(first) == len(second) == len(answer)
 
 
 def test_a_client_that_did_not_ask_gets_one_event_less():
