@@ -29,7 +29,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from math import inf
-from typing import Literal, Protocol, cast
+from typing import Literal, NamedTuple, Protocol, cast
 from urllib.parse import urlsplit
 
 from httptools import HttpParserError, HttpParserUpgrade, HttpResponseParser
@@ -75,8 +75,7 @@ BODILESS_METHODS = frozenset({b"GET", b"HEAD", b"DELETE", b"OPTIONS"})
 # --- values -------------------------------------------------------------------------------------------
 
 
-@immutable
-class Origin:
+class Origin(NamedTuple):
     """Scheme, host (without brackets, lower case) and port: all that connections are pooled by."""
 
     scheme: str
@@ -787,23 +786,17 @@ class _Connection(asyncio.Protocol):
 
     def on_header(self, name: bytes, value: bytes) -> None:
         answer = self._answer
-        if answer is None or answer.has_head:
-            return  # a trailer; their number is bounded by `_framing_bytes`
-        name = name.lower()
-        self._framing_bytes += len(name) + len(value)
-        if self._framing_bytes > self._client.head_bytes_max:
-            raise _BadAnswer(f"more than {self._client.head_bytes_max} bytes of head")
-        if name == b"transfer-encoding" and value.strip().lower() != b"chunked":
-            raise _BadAnswer("a transfer coding other than chunked")
-        answer.headers.append((name, value))
+        if (
+            answer is not None and not answer.has_head
+        ):  # else a trailer; those are bounded by `_framing_bytes`
+            answer.headers.append((name.lower(), value))
 
     def on_headers_complete(self) -> None:
         answer, parser = self._answer, self._parser
         if answer is None or parser is None or answer.has_head:
             return
         status = parser.get_status_code()
-        if len(answer.headers) > self._client.headers_max:
-            raise _BadAnswer(f"more than {self._client.headers_max} headers")
+        self._check_head(answer.headers)
         if INTERIM_MIN <= status < STATUS_MIN:
             if status == SWITCHING_PROTOCOLS:
                 raise _BadAnswer("switched protocols, which nobody asked for")
@@ -837,6 +830,17 @@ class _Connection(asyncio.Protocol):
             answer.is_complete = True
 
     # --- inside
+
+    def _check_head(self, headers: Headers) -> None:
+        """Raises _BadAnswer. What of a head comes before its end is bounded by `_framing_bytes`."""
+        if len(headers) > self._client.headers_max:
+            raise _BadAnswer(f"more than {self._client.headers_max} headers")
+        if sum([len(name) + len(value) for name, value in headers]) > self._client.head_bytes_max:
+            raise _BadAnswer(f"more than {self._client.head_bytes_max} bytes of head")
+        if b"transfer-encoding" in dict(headers):
+            for name, value in headers:
+                if name == b"transfer-encoding" and value.strip().lower() != b"chunked":
+                    raise _BadAnswer("a transfer coding other than chunked")
 
     def _read_framing(self, answer: _OpenAnswer, version: str) -> None:
         """How the answer ends, for the ones after which llhttp would close."""
