@@ -312,7 +312,8 @@ class Connection(HttpToolsProtocol):
         if size > self.head_bytes_max or len(self.headers) > self.headers_max:
             self._refuse_head()
             return
-        fault = self._fault_of_head()
+        names = [name for name, _ in self.headers]
+        fault = self._fault_of_head(names)
         if fault:
             self._refuse(Reason.BAD_REQUEST, fault)
             return
@@ -322,7 +323,7 @@ class Connection(HttpToolsProtocol):
             self.drop()
             return
         is_upgrade = self.parser.should_upgrade()  # also CONNECT
-        is_last = is_upgrade or not LAST_WORDS.isdisjoint([name for name, _ in self.headers])
+        is_last = is_upgrade or not LAST_WORDS.isdisjoint(names)
         has_skipped_body = is_upgrade and self._announces_body()
         self.may_be_handed_over = is_upgrade and asks_for_websocket(self.headers)
         if has_skipped_body and self.may_be_handed_over:
@@ -394,14 +395,13 @@ class Connection(HttpToolsProtocol):
             self.on_malformed()
             self.drop()
 
-    def _fault_of_head(self) -> str:
+    def _fault_of_head(self, names: list[bytes]) -> str:
         """What the parser lets pass and others may read in another way than we; "" when there is nothing."""
         version = self.parser.get_http_version()
         if version not in VERSIONS:
             return f"HTTP/{version} is not spoken here."
         if b"#" in self.url:
             return "A request's target has no fragment."
-        names = [name for name, _ in self.headers]
         hosts = names.count(b"host")
         if hosts > 1 or (not hosts and version == "1.1"):
             return "A request names its host once."  # RFC 9112 section 3.2
