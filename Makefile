@@ -64,7 +64,7 @@ demo: install ## see it work: proxy, simulated vendor, a user, streamed requests
 soak: install ## two million mixed requests: nothing lost, nothing grown (ARGS="--requests 100000 --workers 2")
 	$(BIN)/python -m tests.soak $(ARGS)
 
-bench: install ## requests/s, CPU per request, latency, beside nginx (needs nginx and wrk)
+bench: install ## requests/s, CPU per request, latency, beside nginx (needs nginx, wrk and cc)
 	$(BIN)/python -m bench $(ARGS)
 
 prices: install ## rebuild metering/prices.json from its sources

@@ -12,8 +12,10 @@ def test_without_options_everything_is_measured_at_length():
     assert (chosen.seconds, chosen.repeats) == (SECONDS, REPEATS)
 
 
-def test_a_quick_run_is_one_short_run_of_each():
+def test_a_quick_run_is_one_short_run_of_each_of_anthropics():
     chosen = options(["--quick"])
+    assert chosen.only == ["requests", "bursts", "latency", "long", "paced"]
+    assert options(["--quick", "--only", "long:gemini"]).only == ["long:gemini"]
     assert (chosen.seconds, chosen.repeats) == (QUICK_SECONDS, 1)
 
 
