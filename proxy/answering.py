@@ -26,7 +26,7 @@ from proxy.rewriting import shown
 from proxy.silence import SilenceKeeper
 from proxy.surface import AnswerHead, Headers, Inbound, Links
 from proxy.telemetry import Telemetry
-from proxy.upstream import Answer, Broken, TimedOut, UpstreamError
+from proxy.upstream import Answer, Broken, OpenAnswer, TimedOut, UpstreamError
 
 ERROR_BODY_BYTES_MAX = 1024 * 1024
 """A vendor's error answer is read whole up to here, to see whether it is about our own account."""
@@ -80,7 +80,7 @@ class Answering:
         return Refused(Reason.UPSTREAM_UNREACHABLE, message, retry_after_s=1.0)
 
     async def answer(
-        self, exchange: Exchange, mounted: Mounted, answer: Answer, silence: SilenceKeeper | None
+        self, exchange: Exchange, mounted: Mounted, answer: OpenAnswer, silence: SilenceKeeper | None
     ) -> None:
         head = AnswerHead(answer.status, answer.headers)
         is_known = not exchange.is_lost or answer.status < REDIRECT or answer.status in JUDGED
@@ -98,7 +98,7 @@ class Answering:
         self,
         exchange: Exchange,
         mounted: Mounted,
-        answer: Answer,
+        answer: OpenAnswer,
         head: AnswerHead,
         silence: SilenceKeeper | None,
     ) -> None:

@@ -51,7 +51,7 @@ from proxy.silence import SilenceKeeper
 from proxy.spliced_sockets import SplicedSockets
 from proxy.surface import Headers
 from proxy.telemetry import Telemetry
-from proxy.upstream import Answer, CancelledUnsent, UpstreamClient, UpstreamError
+from proxy.upstream import CancelledUnsent, OpenAnswer, UpstreamClient, UpstreamError
 from proxy.websocket import Sockets
 
 logger = logging.getLogger(__name__)
@@ -410,7 +410,7 @@ class Engine:
 
     async def _open_answer(
         self, exchange: Exchange, mounted: Mounted, path: bytes, credential: tuple[bytes, bytes]
-    ) -> Answer:
+    ) -> OpenAnswer:
         inbound = exchange.inbound
         assert inbound is not None
         headers = mounted.request_filter.passed(inbound.headers, secret=exchange.gateway_token)
@@ -478,7 +478,7 @@ class Engine:
 
     async def _ask(
         self, exchange: Exchange, mounted: Mounted, target: bytes, headers: Headers, body: bytes
-    ) -> Answer:
+    ) -> OpenAnswer:
         """The vendor's answer. One that was lost is asked for again where the vendor does nothing twice."""
         operation = exchange.operation
         assert operation is not None

@@ -24,7 +24,7 @@ from proxy.gate import EventGate, Gate
 from proxy.silence import SilenceKeeper
 from proxy.slices import Slices
 from proxy.surface import PASS_ALL, Observer
-from proxy.upstream import Answer, Broken, TimedOut
+from proxy.upstream import Broken, OpenAnswer, TimedOut
 
 logger = logging.getLogger(__name__)
 
@@ -58,6 +58,7 @@ class Relay:
         "_finishing_bytes",
         "_gate",
         "_has_events",
+        "_held_at",
         "_is_decoded",
         "_lost",
         "_observer",
@@ -75,7 +76,7 @@ class Relay:
     def __init__(
         self,
         exchange: Exchange,
-        answer: Answer,
+        answer: OpenAnswer,
         observer: Observer,
         decoder: Decoder | None,
         *,
@@ -115,6 +116,8 @@ class Relay:
         self._tail = b""
         self._plain: list[bytes] = []
         """What a compressed chunk says, for the slices: it passes as it came, and can only be broken off."""
+        self._held_at: int | None = None
+        """What the observer has said of the piece that is read next, which was shown to `_take`."""
         self._has_events = observer.at_boundary
         """A JSON body never is at one: nothing of ours could follow any part of it."""
         self.is_shown = is_shown
@@ -149,6 +152,16 @@ class Relay:
         if exchange.access_lost is not None:
             self.lose(exchange.access_lost)
         exchange.on_access_lost = self.lose
+        is_plain = self._gate is None and self._decoder is None and self._slices is None
+        if is_plain and exchange.status not in BODILESS:
+            answer.taker = self._take
+        try:
+            return await self._relay(settle)
+        finally:
+            answer.taker = None  # a cycle else
+
+    async def _relay(self, settle: Settle) -> Outcome:
+        answer = self._answer
         while True:
             try:
                 chunk = await answer.read()
@@ -159,7 +172,7 @@ class Relay:
             if self._lost is not None and self._is_between_events:
                 return self._end_for_lost_access()
             # Asked at once: after a wait, the end may have come with bytes that are not in this chunk.
-            await self._pass_on(chunk, settle, is_last=answer.is_complete)
+            await self._pass_on(chunk, settle, is_last=answer.is_read)
             if self.refused is not None:
                 return self._cut_by(self.refused)
         if self._gate is not None:  # what it finds at the end decides how the answer ended
@@ -211,6 +224,27 @@ class Relay:
         self.refused = self._lost
         return Outcome.ACCESS_LOST
 
+    def _take(self, chunk: bytes) -> bool:
+        """Write down what has come at once, where nothing else is to be done about it: a turn of our task for each event of a
+        stream would cost as much again."""
+        exchange = self._exchange
+        if (
+            exchange.first_byte_s is None
+            or exchange.client_left
+            or exchange.is_done
+            or self._lost is not None
+            or exchange.connection.is_write_paused
+            or not self.is_shown
+        ):
+            return False
+        self._held_at = self._observer.feed(chunk)
+        if self._held_at != PASS_ALL:
+            return False
+        self._held_at = None
+        self._tail = chunk[-1:]
+        exchange.connection.write(chunk, is_last=False)
+        return True
+
     async def _pass_on(self, chunk: bytes, settle: Settle, *, is_last: bool) -> None:
         exchange = self._exchange
         if exchange.first_byte_s is None and self.is_shown:
@@ -233,7 +267,9 @@ class Relay:
         may_be_cut = self._slices is not None or self._lost is not None
         was_at_boundary = not may_be_cut or self._observer.at_boundary
         tail, self._tail = self._tail, chunk[-1:]
-        hold_at = self._observe(chunk)
+        hold_at, self._held_at = self._held_at, None
+        if hold_at is None:
+            hold_at = self._observe(chunk)
         if is_last:
             self._observer.end()
             if hold_at == PASS_ALL and self.is_whole:

@@ -179,8 +179,7 @@ class Answer(Protocol):
 
     @property
     def is_complete(self) -> bool:
-        """The answer's end has arrived, even if bytes before it are still unread: after a `read` that
-        leaves this True, there is nothing more."""
+        """The answer's end has arrived, even if bytes before it are still unread."""
 
     async def read(self) -> bytes:
         """The next bytes as they arrived, without chunk framing, still compressed; b"" at the end.
@@ -191,6 +190,18 @@ class Answer(Protocol):
 
     def close(self) -> None:
         """Done with it (idempotent). Before the end, this closes the connection."""
+
+
+class OpenAnswer(Answer, Protocol):
+    """One that comes over a connection of this client's."""
+
+    taker: "Callable[[bytes], bool] | None"
+    """Shown what has come while somebody waits in `read`, where more is to come: what it takes (True) is not read. What it leaves
+    is read next, by itself. Called from the event loop, so that what only passes by wakes nobody."""
+
+    @property
+    def is_read(self) -> bool:
+        """The answer's end has arrived, and all before it has been read: there is nothing more."""
 
 
 # --- the client ---------------------------------------------------------------------------------------
@@ -252,7 +263,7 @@ class UpstreamClient:
 
     async def open(  # noqa: PLR0917 - in the order in which HTTP writes them
         self, origin: Origin, method: bytes, target: bytes, headers: Headers, body: bytes, timeouts: Timeouts
-    ) -> Answer:
+    ) -> OpenAnswer:
         """Send a request and wait for the head of its answer.
 
         `target` (path and query) and `headers` are written as given, but for Host, Content-Length and
@@ -522,8 +533,10 @@ class _OpenAnswer:
         "has_head",
         "headers",
         "is_complete",
+        "is_first_shown",
         "is_head_only",
         "status",
+        "taker",
         "waiter",
     )
 
@@ -535,7 +548,10 @@ class _OpenAnswer:
         self.has_head = False
         self.is_complete = False
         self.chunks: list[bytes] = []
+        self.is_first_shown = False
+        """The taker has seen the first of them, and left it."""
         self.buffered_bytes = 0
+        self.taker: Callable[[bytes], bool] | None = None
         self.failure: Callable[[], UpstreamError] | None = None
         """Makes the error to raise. One that is kept and raised would be a cycle: it holds the frames it passed,
         which hold us and the request's body, and nobody looks for cycles until it is too late."""
@@ -556,12 +572,38 @@ class _OpenAnswer:
             finally:
                 self.waiter = None
         chunks = self.chunks
-        data = chunks[0] if len(chunks) == 1 else b"".join(chunks)
-        chunks.clear()
-        self.buffered_bytes = 0
+        if self.is_first_shown:
+            self.is_first_shown = False
+            data = chunks.pop(0)
+            self.buffered_bytes -= len(data)
+        else:
+            data = self._take_all()
         if self.connection is not None and self.connection.is_reading_paused:
             self.connection.resume_reading()
         return data
+
+    def _take_all(self) -> bytes:
+        chunks = self.chunks
+        data = chunks[0] if len(chunks) == 1 else b"".join(chunks)
+        chunks.clear()
+        self.buffered_bytes = 0
+        return data
+
+    def show(self) -> bool:
+        """Whether the taker has taken what has come; only of somebody who waits in `read`."""
+        if self.taker is None or self.waiter is None or self.waiter.done():
+            return False
+        data = self._take_all()
+        if self.taker(data):
+            return True
+        self.chunks.append(data)
+        self.buffered_bytes = len(data)
+        self.is_first_shown = True
+        return False
+
+    @property
+    def is_read(self) -> bool:
+        return self.is_complete and not self.chunks
 
     def close(self) -> None:
         if self.connection is not None:
@@ -860,7 +902,7 @@ class _Connection(asyncio.Protocol):
                 self._wait_for("idle", inf)  # our reader is the slow one
         else:
             self._wait_for("idle", self._idle_s)
-        if answer.chunks:
+        if answer.chunks and not answer.show():
             answer.wake()
 
     def _on_parser_error(self, answer: _OpenAnswer, error: Exception) -> None:
