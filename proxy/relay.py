@@ -11,6 +11,7 @@ import asyncio
 import logging
 import time
 from collections.abc import Awaitable, Callable, Sequence
+from typing import NamedTuple
 
 from metering.errors import UPSTREAM_REASONS, Reason, Refused
 from metering.ledger import Outcome
@@ -45,6 +46,14 @@ ERROR_TYPE_CHARS_MAX = 100
 """Of a vendor's word in our log."""
 
 
+class _Seen(NamedTuple):
+    """What has been found out of a piece before it is read."""
+
+    hold_at: int
+    was_at_boundary: bool
+    """Before it."""
+
+
 class Relay:
     """One successful (2xx) answer on its way down."""
 
@@ -58,12 +67,12 @@ class Relay:
         "_finishing_bytes",
         "_gate",
         "_has_events",
-        "_held_at",
         "_is_decoded",
         "_lost",
         "_observer",
         "_plain",
         "_refuse",
+        "_seen",
         "_silence",
         "_slices",
         "_tail",
@@ -116,8 +125,8 @@ class Relay:
         self._tail = b""
         self._plain: list[bytes] = []
         """What a compressed chunk says, for the slices: it passes as it came, and can only be broken off."""
-        self._held_at: int | None = None
-        """What the observer has said of the piece that is read next, which was shown to `_take`."""
+        self._seen: _Seen | None = None
+        """Of the piece that is read next, where it was shown to `_take`."""
         self._has_events = observer.at_boundary
         """A JSON body never is at one: nothing of ours could follow any part of it."""
         self.is_shown = is_shown
@@ -152,8 +161,7 @@ class Relay:
         if exchange.access_lost is not None:
             self.lose(exchange.access_lost)
         exchange.on_access_lost = self.lose
-        is_plain = self._gate is None and self._decoder is None and self._slices is None
-        if is_plain and exchange.status not in BODILESS:
+        if self._gate is None and self._decoder is None and exchange.status not in BODILESS:
             answer.taker = self._take
         try:
             return await self._relay(settle)
@@ -237,10 +245,12 @@ class Relay:
             or not self.is_shown
         ):
             return False
-        self._held_at = self._observer.feed(chunk)
-        if self._held_at != PASS_ALL:
+        was_at_boundary = self._slices is None or self._observer.at_boundary
+        hold_at = self._observer.feed(chunk)
+        is_held = hold_at != PASS_ALL
+        if is_held or not (self._slices is None or self._slices.observe(chunk)):
+            self._seen = _Seen(hold_at, was_at_boundary)
             return False
-        self._held_at = None
         self._tail = chunk[-1:]
         exchange.connection.write(chunk, is_last=False)
         return True
@@ -265,16 +275,19 @@ class Relay:
 
     async def _pass_piece(self, chunk: bytes, settle: Settle, *, is_last: bool) -> None:
         may_be_cut = self._slices is not None or self._lost is not None
-        was_at_boundary = not may_be_cut or self._observer.at_boundary
         tail, self._tail = self._tail, chunk[-1:]
-        hold_at, self._held_at = self._held_at, None
-        if hold_at is None:
+        seen, self._seen = self._seen, None
+        if seen is None:
+            was_at_boundary = not may_be_cut or self._observer.at_boundary
             hold_at = self._observe(chunk)
+            uncounted = self._plain or [chunk]
+        else:
+            hold_at, was_at_boundary, uncounted = *seen, []
         if is_last:
             self._observer.end()
             if hold_at == PASS_ALL and self.is_whole:
                 hold_at = 0
-        elif may_be_cut and hold_at == PASS_ALL and not await self._is_granted(self._plain or [chunk]):
+        elif may_be_cut and hold_at == PASS_ALL and not await self._is_granted(uncounted):
             if was_at_boundary or self._gate is not None:
                 self.refused = self._ungranted
             else:
@@ -293,11 +306,12 @@ class Relay:
         await self.send(chunk, is_last=is_last)
 
     async def _is_granted(self, pieces: Sequence[bytes]) -> bool:
-        """Whether what they show is paid for; waits for that if need be. What is not granted ends the answer."""
+        """Whether what they show is paid for, and without any, what has been counted; waits for that if need be. What is not
+        granted ends the answer."""
         if self._ungranted is None:
             assert self._slices is not None
             are_granted = [self._slices.observe(piece) for piece in pieces]  # all of them: each counts
-            if not all(are_granted):
+            if not pieces or not all(are_granted):
                 self._ungranted = await self._slices.wait() or self._lost
         return self._ungranted is None
 
