@@ -231,6 +231,57 @@ async def test_an_answer_may_come_byte_by_byte_with_chunks_extensions_and_traile
 
 
 @on_both_loops
+@pytest.mark.parametrize("takes", ["all", "nothing", "every other"])
+async def test_what_is_taken_and_what_is_read_are_the_answer_in_its_order(takes):
+    events = [b"event %d" % number for number in range(40)]
+
+    async def script(vendor, reader, writer):
+        await vendor.request(reader)
+        writer.write(CHUNKED)
+        for event in events:
+            writer.write(b"%x\r\n%b\r\n" % (len(event), event))
+            await writer.drain()
+            await turns(3)
+        writer.write(b"0\r\n\r\n")
+        await reader.read()
+
+    seen, shown = [], []
+
+    def taker(data):
+        shown.append(data)
+        is_taken = takes == "all" or (takes == "every other" and len(shown) % 2 == 0)
+        if is_taken:
+            seen.append(data)
+        return is_taken
+
+    async with Vendor(script) as vendor, a_client() as client:
+        answer = await post(client, vendor.origin)
+        answer.taker = taker
+        left = []
+        while piece := await answer.read():
+            left.append(piece)
+            seen.append(piece)
+            if len(left) == 5:
+                await asyncio.sleep(0)  # nobody waits: what comes now is read, not shown
+        assert answer.is_read
+        assert b"".join(seen) == b"".join(events)
+        assert len(shown) > 3
+        if takes == "nothing":
+            assert set(shown) <= set(left), "what was left is read by itself"
+        answer.close()
+
+
+@on_both_loops
+async def test_the_end_of_an_answer_is_never_taken():
+    async with Vendor(answering(CHUNKED + b"5\r\nhello\r\n0\r\n\r\n")) as vendor, a_client() as client:
+        answer = await post(client, vendor.origin)
+        answer.taker = lambda _: pytest.fail("it was shown")
+        assert await read_all(answer) == b"hello"
+        assert answer.is_read
+        answer.close()
+
+
+@on_both_loops
 async def test_bytes_are_handed_on_as_they_come_and_the_end_is_known_with_the_last():
     async def script(vendor, reader, writer):
         await vendor.request(reader)
