@@ -90,10 +90,10 @@ class StreamObserver(ABC):
 
     def feed(self, chunk: bytes) -> int:
         self._bytes_fed += len(chunk)
-        hold_from = 0 if self._has_ended else PASS_ALL
+        hold_from = 0 if self._is_complete or self._error is not None else PASS_ALL
         for event in self._scanner.feed(chunk):
             self._read(event)
-            if self._has_ended and hold_from == PASS_ALL:
+            if hold_from == PASS_ALL and (self._is_complete or self._error is not None):
                 hold_from = event.start
         return hold_from
 
@@ -126,10 +126,6 @@ class StreamObserver(ABC):
     def _is_final(self) -> bool:
         """What has been reported is the vendor's last word."""
         return self._is_complete and self._error is None
-
-    @property
-    def _has_ended(self) -> bool:
-        return self._is_complete or self._error is not None
 
 
 CONDENSED_TO_AT_LEAST = 8
