@@ -144,6 +144,7 @@ class BodyObserver:
         "_demand",
         "_is_complete",
         "_is_given_up",
+        "_is_over",
         "_report",
         "_stream",
     )
@@ -157,6 +158,8 @@ class BodyObserver:
         self._is_given_up = False
         """Too long to be kept, too dense to be condensed: its usage is an estimate."""
         self._bytes_fed = 0
+        self._is_over = False
+        """It has been read, at its last piece."""
         self._is_complete = False
 
     def feed(self, chunk: bytes) -> int:
@@ -192,7 +195,8 @@ class BodyObserver:
                 return
 
     def end(self) -> None:
-        if self._copy:  # else it has been read, at its last piece
+        if not self._is_over:
+            self._is_over = True
             self._is_complete = self._read()
             self._copy.clear()
 
