@@ -292,18 +292,18 @@ def object_of(data: bytes) -> dict[str, Any]:
 
 def is_number(value: Any) -> TypeGuard[int]:
     """A whole number from 0, however large: as a request may name one."""
-    return isinstance(value, int) and not isinstance(value, bool) and value >= 0
+    return type(value) is int and value >= 0  # a bool is no number
 
 
 def is_count(value: Any) -> TypeGuard[int]:
     """A number that an answer may count with; asked of every counter of every answer."""
-    return isinstance(value, int) and not isinstance(value, bool) and 0 <= value <= COUNT_MAX
+    return type(value) is int and 0 <= value <= COUNT_MAX  # a bool is no number
 
 
 def count_in(counts: Mapping[str, Any], name: str) -> int:
     """The count of that name, 0 for what is none."""
     value = counts.get(name)
-    return value if is_count(value) else 0
+    return value if type(value) is int and 0 <= value <= COUNT_MAX else 0  # as is_count
 
 
 def is_name(value: Any) -> TypeGuard[str]:
