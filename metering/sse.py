@@ -76,10 +76,13 @@ class SseScanner:
     @property
     def at_boundary(self) -> bool:
         """No event is half fed: between two events, or before the first."""
-        return not self._is_skipping and not self._pending.strip(b"\r\n")
+        return not self._pending or (not self._is_skipping and not self._pending.strip(b"\r\n"))
 
     def feed(self, chunk: bytes) -> Sequence[SseEvent]:
         """Take the next bytes; return the marked events that they complete, in order."""
+        is_fresh = not self._pending and not self._follows_cr
+        if is_fresh and chunk.endswith(b"\n\n") and not self._is_marked(chunk):
+            return _NO_EVENTS  # the usual case: whole events, as vendors flush them, and none that matters
         if not chunk:
             return _NO_EVENTS
         position = 1 if self._follows_cr and chunk[0] == _LF else 0
@@ -90,7 +93,7 @@ class SseScanner:
             if end < 0:
                 self._keep(chunk[position:])
                 return _NO_EVENTS
-            found += self._complete_pending(chunk[position:end])
+            self._complete_pending(chunk[position:end], found)
             position = end
         if b"\r" not in chunk:
             position = self._scan_even_lines(chunk, position, found, b"\n\n")
@@ -105,7 +108,10 @@ class SseScanner:
 
     def end(self) -> Sequence[SseEvent]:
         """The stream is over: return the last event if only its empty line is missing and it is marked."""
-        return tuple(self._complete_pending(b""))
+        found: list[SseEvent] = []
+        if self._pending:
+            self._complete_pending(b"", found)
+        return found
 
     def _scan_even_lines(self, chunk: bytes, start: int, found: list[SseEvent], blank: bytes) -> int:
         """Look through the whole events from `start`, all of which end in `blank`; return where the
@@ -114,34 +120,20 @@ class SseScanner:
         if last < 0:
             return start
         stop = last + len(blank)
-        latest = self._limits_of_latest(chunk, start, stop, blank)
-        hits = [chunk.find(marker, start, stop) for marker in self.markers]
-        while (hit := min((at for at in hits if at >= 0), default=-1)) >= 0:
-            before = chunk.rfind(blank, start, hit)
-            begin = start if before < 0 else before + len(blank)
-            end = chunk.find(blank, hit, stop) + len(blank)
-            if latest is not None and begin >= latest[0]:
-                if begin > latest[0]:
-                    found += self._parsed(chunk[latest[0] : latest[1]], latest[0])
-                latest = None
-            found += self._parsed(chunk[begin:end], begin)
-            start = end
-            hits = [
-                chunk.find(marker, end, stop) if 0 <= at < end else at
-                for marker, at in zip(self.markers, hits, strict=True)
-            ]
-        if latest is not None:
-            found += self._parsed(chunk[latest[0] : latest[1]], latest[0])
+        ends: dict[int, int] = {}
+        """Of the marked events, by where they begin: one that holds two markers is found twice."""
+        for marker in self.markers:
+            hit = chunk.find(marker, start, stop)
+            while hit >= 0:
+                begin, end = _limits(chunk, hit, start, blank)
+                ends[begin] = end
+                hit = chunk.find(marker, end, stop)
+        if self._latest and (hit := chunk.rfind(self._latest, start, stop)) >= 0:
+            begin, end = _limits(chunk, hit, start, blank)
+            ends[begin] = end
+        for begin in sorted(ends):
+            self._parse(chunk[begin : ends[begin]], begin, found)
         return stop
-
-    def _limits_of_latest(self, chunk: bytes, start: int, stop: int, blank: bytes) -> tuple[int, int] | None:
-        """Where the last event with `latest` begins and ends."""
-        hit = chunk.rfind(self._latest, start, stop) if self._latest else -1
-        if hit < 0:
-            return None
-        before = chunk.rfind(blank, start, hit)
-        begin = start if before < 0 else before + len(blank)
-        return begin, chunk.find(blank, hit, stop) + len(blank)
 
     def _scan_any_lines(self, chunk: bytes, start: int, found: list[SseEvent]) -> int:
         """The same where lines end in anything; slower, as each event's end is looked up."""
@@ -149,7 +141,7 @@ class SseScanner:
         latest = chunk.rfind(self._latest, start, ends[-1]) if self._latest else -1
         for begin, end in pairwise(ends):
             if begin <= latest < end or any(chunk.find(marker, begin, end) >= 0 for marker in self.markers):
-                found += self._parsed(chunk[begin:end], begin)
+                self._parse(chunk[begin:end], begin, found)
         return ends[-1]
 
     def _end_of_pending(self, chunk: bytes, start: int) -> int:
@@ -171,32 +163,49 @@ class SseScanner:
             self._is_skipping = True
             del self._pending[:-1]
 
-    def _complete_pending(self, rest: bytes) -> Iterator[SseEvent]:
+    def _complete_pending(self, rest: bytes, found: list[SseEvent]) -> None:
         event = bytes(self._pending) + rest
         was_skipping, self._is_skipping = self._is_skipping, False
         self._pending.clear()
         if was_skipping:
             self.events_skipped += 1
-        elif any(marker in event for marker in self.markers) or (self._latest and self._latest in event):
-            yield from self._parsed(event, 0)
+        elif self._is_marked(event):
+            self._parse(event, 0, found)
 
-    def _parsed(self, event: bytes, start: int) -> Iterator[SseEvent]:
-        """The fields of one event; nothing when it has no data, as the standard has it, and is no bare object."""
+    def _is_marked(self, piece: bytes) -> bool:
+        """Whether a marker, or what marks the latest, stands anywhere in it."""
+        for marker in self.markers:  # asked of every chunk: a generator in `any` takes three times as long
+            if marker in piece:
+                return True
+        return bool(self._latest) and self._latest in piece
+
+    def _parse(self, event: bytes, start: int, found: list[SseEvent]) -> None:
+        """Add one event by its fields; not when it has no data, as the standard has it, and is no bare object."""
         if len(event) > self._event_bytes_max:
             self.events_skipped += 1
             return
         kind = b""
         data = []
         for line in event.removeprefix(_BYTE_ORDER_MARK).splitlines():
+            if line.startswith(b"data: "):  # as all vendors write it
+                data.append(line[6:])
+                continue
             name, _, value = line.partition(b":")
             if name == b"data":
                 data.append(value.removeprefix(b" "))
             elif name == b"event":
                 kind = value.removeprefix(b" ")
         if data:
-            yield SseEvent(kind, b"\n".join(data), start)
+            found.append(SseEvent(kind, b"\n".join(data), start))
         elif event.lstrip().startswith(b"{"):
-            yield SseEvent(b"", event.strip(), start)
+            found.append(SseEvent(b"", event.strip(), start))
+
+
+def _limits(chunk: bytes, hit: int, start: int, blank: bytes) -> tuple[int, int]:
+    """Where the event around `hit` begins, not before `start`, and where it ends."""
+    before = chunk.rfind(blank, start, hit)
+    begin = start if before < 0 else before + len(blank)
+    return begin, chunk.find(blank, hit) + len(blank)
 
 
 class EventCutter:

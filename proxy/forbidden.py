@@ -2,7 +2,6 @@
 
 import json
 from collections.abc import Iterable, Mapping, Sequence
-from functools import lru_cache
 from typing import Any, NoReturn
 
 import orjson
@@ -17,6 +16,10 @@ PAIR = 2
 RULE_SETS_MAX = 1_024
 """Bound of the cache of compiled declarations: one per operation."""
 
+_compiled: dict[int, tuple[tuple[ForbiddenField, ...], "_Rules"]] = {}
+"""By the identity of a declaration, as hashing one takes as long as checking a small body; with the declaration,
+so that nothing else can come to have its identity."""
+
 
 def check(forbidden: tuple[ForbiddenField, ...], inbound: Inbound) -> None:
     """Raise Refused(BAD_REQUEST) when a request's body holds a forbidden field or hides one.
@@ -30,13 +33,19 @@ def check(forbidden: tuple[ForbiddenField, ...], inbound: Inbound) -> None:
     if not forbidden:
         return
     rules = _rules_of(forbidden)
+    if not rules.fixed_keys.isdisjoint(fields):
+        _refuse_fixed(rules, inbound)
+    for scope in rules.scopes:
+        scope.refuse_in(inbound.below(*scope.keys))
+
+
+def _refuse_fixed(rules: "_Rules", inbound: Inbound) -> None:
+    fields = inbound.fields
     for rule in rules.fixed:
         rule.refuse_in(fields)
     for key, below, is_walked in rules.fixed_pairs:
         if not is_walked or any(map(inbound.below(key).may_hold, below)):
             _refuse_below(fields.get(key), below)
-    for scope in rules.scopes:
-        scope.refuse_in(inbound.below(*scope.keys))
 
 
 def _refuse_ambiguous(fields: Mapping[str, Any], body: bytes) -> None:
@@ -97,10 +106,9 @@ class _Scope:
     """What the body must contain, quotes included, for any of the rules of either kind to be broken."""
 
     def refuse_in(self, walk: Walk) -> None:
-        if self.by_value and (found := walk.objects(self.by_value.keys(), self.value_names)):
+        if self.by_value and walk.objects(self.by_value.keys(), self.value_names):
             for key, rules in self.by_value.items():
-                values = {one[key] for one in found if type(one.get(key)) is str}
-                for value in values.intersection(rules):
+                for value in walk.texts_at(key) & rules.keys():
                     rules[value].refuse()
         if self.others and (found := walk.objects(self.last_keys, self.other_names)):
             for rule in self.others:
@@ -121,14 +129,24 @@ def _refuse_below(value: Any, below: Mapping[str, _Rule]) -> None:
 
 @immutable
 class _Rules:
+    fixed_keys: frozenset[str]
+    """Those at the top of a body without which none of the next two can be broken."""
     fixed: tuple[_Rule, ...]
     fixed_pairs: tuple[tuple[str, Mapping[str, _Rule], bool], ...]
     """Rules about one key below another, and whether all objects there are found anyway."""
     scopes: tuple[_Scope, ...]
 
 
-@lru_cache(maxsize=RULE_SETS_MAX)
 def _rules_of(forbidden: tuple[ForbiddenField, ...]) -> _Rules:
+    known = _compiled.get(id(forbidden))
+    if known is None:
+        if len(_compiled) >= RULE_SETS_MAX:
+            _compiled.clear()
+        known = _compiled[id(forbidden)] = forbidden, _rules_from(forbidden)
+    return known[1]
+
+
+def _rules_from(forbidden: tuple[ForbiddenField, ...]) -> _Rules:
     fixed: list[_Rule] = []
     pairs: dict[str, dict[str, _Rule]] = {}
     scoped: dict[tuple[str, ...], list[_Rule]] = {}
@@ -142,6 +160,7 @@ def _rules_of(forbidden: tuple[ForbiddenField, ...]) -> _Rules:
         else:
             fixed.append(_Rule(keys, field))
     return _Rules(
+        frozenset([*pairs, *(rule.keys[0] for rule in fixed)]),
         tuple(fixed),
         tuple((key, below, (key,) in scoped) for key, below in pairs.items()),
         tuple(_scope_of(keys, rules) for keys, rules in scoped.items()),

@@ -71,8 +71,9 @@ class EventGate:
             self._took_half_crlf = False
             whole = whole.removeprefix(b"\n")
         for key in self._keys:
-            for begin, end in self._cutter.holding(whole, key):
-                self._find_ids(whole[begin:end])
+            if key in whole:  # few events hand out an id
+                for begin, end in self._cutter.holding(whole, key):
+                    self._find_ids(whole[begin:end])
         if self._added is not None and self._added.marker in whole:
             return self._without_added(whole, self._added)
         return whole

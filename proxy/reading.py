@@ -39,7 +39,7 @@ class Reading:
         operation, token = exchange.operation, exchange.gateway_token
         assert operation is not None
         query = mounted.token_places_of(operation).removed(exchange.scope["query_string"])
-        if token and any(token in unquote_to_bytes(part) for part in (path, query)):
+        if token and (token in _unquoted(path) or token in _unquoted(query)):
             raise Refused(Reason.BAD_REQUEST, "The gateway token does not belong into the URL.")
         if query and operation.query is not None:
             check_query(operation.query, query)
@@ -60,9 +60,10 @@ class Reading:
             raise Refused(Reason.BAD_REQUEST, "Content-Encoding: request bodies must be sent uncompressed.")
         if not operation.takes_any_body and not is_said_to_be_json(inbound.headers):
             raise Refused(Reason.BAD_REQUEST, "Content-Type: must be application/json, in UTF-8.")
-        length = inbound.header(b"content-length")
-        if length.isdigit() and int(length) > self._bounds.body_bytes_max:
-            raise self._too_large()
+        if not exchange.connection.has_whole_request:  # else its own length is looked at
+            length = inbound.header(b"content-length")
+            if length.isdigit() and int(length) > self._bounds.body_bytes_max:
+                raise self._too_large()
         inbound.body = await self._body(exchange)
         if operation.takes_any_body or (not inbound.body and operation.may_lack_body):
             return inbound
@@ -125,6 +126,10 @@ class Reading:
     def _too_large(self) -> Refused:
         limit = self._bounds.body_bytes_max
         return Refused(Reason.TOO_LARGE, f"The request's body is longer than {limit:,} bytes.")
+
+
+def _unquoted(piece: bytes) -> bytes:
+    return unquote_to_bytes(piece) if b"%" in piece else piece
 
 
 def _json_object(body: bytes) -> dict[str, Any]:

@@ -78,11 +78,12 @@ class Slices:
         """Count what a piece shows, and ask ahead. Whether it may pass at once; if not, see `wait`."""
         self._stream_bytes += len(piece)
         self._count(piece)
-        if self._shown_tokens + self._slice_tokens // LOOKAHEAD <= self._granted_tokens or self._is_full:
+        shown_tokens = self._shown_tokens
+        if shown_tokens + self._slice_tokens // LOOKAHEAD <= self._granted_tokens or self._is_full:
             return True
         if self._refused is None:
             self._ask_once()
-        return self._shown_tokens <= self._granted_tokens
+        return shown_tokens <= self._granted_tokens
 
     async def wait(self) -> Refused | None:
         """Until what has been shown is granted; the refusal when it is not. Asked once more: since a slice was refused
@@ -104,18 +105,22 @@ class Slices:
         return self._granted_tokens >= self._ceiling_tokens
 
     def _count(self, piece: bytes) -> None:
-        end = piece.rfind(b"\n") + 1
-        if not end:
-            self._unfinished += piece
-            if len(self._unfinished) <= EVENT_BYTES_MAX:
-                return
-            piece = bytes(self._unfinished)  # no vendor's line: it counts as far as it has come
-            end = len(piece)
-            self._unfinished.clear()
-        lines = bytes(self._unfinished) + piece[:end] if self._unfinished else piece[:end]
-        self._unfinished = bytearray(piece[end:])
-        self._shown_bytes += sum(map(len, self._text.findall(lines)))
+        lines = piece if not self._unfinished and piece.endswith(b"\n") else self._lines_with(piece)
+        for text in self._text.findall(lines):
+            self._shown_bytes += len(text)
         self._calls += len(self._call.findall(lines))
+
+    def _lines_with(self, piece: bytes) -> bytes:
+        """The whole lines that a piece completes; what is left of it waits."""
+        self._unfinished += piece
+        end = self._unfinished.rfind(b"\n", len(self._unfinished) - len(piece)) + 1
+        if not end:
+            if len(self._unfinished) <= EVENT_BYTES_MAX:
+                return b""
+            end = len(self._unfinished)  # no vendor's line: it counts as far as it has come
+        lines = bytes(self._unfinished[:end])
+        del self._unfinished[:end]
+        return lines
 
     def _ask_once(self, ahead_tokens: int | None = None) -> "asyncio.Task[None]":
         if self._asking is None:

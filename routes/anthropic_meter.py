@@ -6,8 +6,8 @@ Facts about request fields: Anthropic docs and Python SDK 2.11.0 (`message_creat
 
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from itertools import chain
+from dataclasses import dataclass, replace
+from functools import lru_cache
 from typing import Any
 
 from metering.errors import Reason, Refused
@@ -22,6 +22,7 @@ from metering.usage import (
     UsageLine,
 )
 from metering.values import immutable
+from proxy.json_walk import Walk
 from proxy.surface import AnswerHead, Demand, Inbound, Observer, Pricing, Slicing
 from routes import anthropic_usage
 from routes.counting import is_number, model_named, optional_text
@@ -50,6 +51,9 @@ _TEXT = re.compile(rb'"(?:text|partial_json|name)": ?"((?:[^"\\]+|\\.)*)')
 _CALL = re.compile(rb'"type": ?"tool_use"')
 _STREAM_BYTES_PER_TOKEN = 64
 """Recorded events have some 200 bytes of framing around five tokens."""
+_SLICED = Slicing(_TEXT, _CALL, _STREAM_BYTES_PER_TOKEN)
+MODELS_KEPT = 256
+"""Names of models of which it is remembered how they think; each has a price."""
 _NEVER_SILENT = re.compile(r"claude-(?:fable|mythos)(?:[-.].*)?")
 _THINKS_ONLY_IF_ASKED = re.compile(r"claude-(?:instant|2|3|(?:opus|sonnet|haiku)-4)(?:[-.].*)?")
 """Models that do not think without a `thinking` of the request. Opus 5 is the first that does (Anthropic docs "What's new
@@ -95,8 +99,8 @@ class _Pass:
 class _Traits:
     """What the content of a request says about its cost."""
 
-    ttls: set[str]
-    """Lifetimes of the cache entries it asks for, "5m" where none is named."""
+    cache_controls: list[Any]
+    """What asks for cache entries; None says nothing."""
     has_content_by_url: bool
     inline_tools: list[Any]
     """Tools that messages define (beta `inline-tools-2026-09-15`)."""
@@ -105,13 +109,12 @@ class _Traits:
 class _Reading:
     """One request, taken apart."""
 
+    __slots__ = ("_fields", "_pricing", "_request")
+
     def __init__(self, request: Inbound, pricing: Pricing) -> None:
         self._request = request
         self._fields = request.fields
         self._pricing = pricing
-        self._has_long_output = any(
-            name == b"anthropic-beta" and LONG_OUTPUT_BETA in value for name, value in request.headers
-        )
 
     def demand(self) -> Demand:
         attempts = self._attempts()
@@ -120,24 +123,31 @@ class _Reading:
         has_compaction = _compacts(self._fields)
         is_unbounded = traits.has_content_by_url or has_compaction or tools.server
         body_tokens = -(-len(self._request.body) // self._pricing.bytes_per_token)
-        bucket = _prompt_bucket(traits.ttls)
+        bucket = _prompt_bucket(traits.cache_controls)
 
-        floor_tokens = min(body_tokens, attempts[0].info.context_tokens)
-        floor = UsageLine(attempts[0].name, {bucket: floor_tokens}, attempts[0].modifiers)
+        first = attempts[0]
+        floor_tokens = min(body_tokens, first.info.context_tokens)
+        floor = UsageLine(first.name, {bucket: floor_tokens}, first.modifiers)
         lines = []
+        models: dict[str, None] = {}
+        """In order, each once."""
         for attempt in attempts:
+            models[attempt.name] = None
             context = attempt.info.context_tokens
             prompt_tokens = context if is_unbounded else min(body_tokens, context)
             counts = {bucket: prompt_tokens, OUTPUT: self._output_tokens(attempt)}
-            # Compacting is one more call of the same model, over the context so far.
-            lines += [UsageLine(attempt.name, counts, attempt.modifiers)] * (2 if has_compaction else 1)
-        advisors = [self._advisor_line(tool) for tool in tools.advisors]
+            line = UsageLine(attempt.name, counts, attempt.modifiers)
+            lines.append(line)
+            if has_compaction:  # One more call of the same model, over the context so far.
+                lines.append(line)
         if tools.searches:
-            lines.append(UsageLine(attempts[0].name, {WEB_SEARCHES: tools.searches}, attempts[0].modifiers))
-        lines += advisors
-        names = [attempt.name for attempt in attempts] + [line.model for line in advisors]
+            lines.append(UsageLine(first.name, {WEB_SEARCHES: tools.searches}, first.modifiers))
+        for tool in tools.advisors:
+            line = self._advisor_line(tool)
+            models[line.model] = None
+            lines.append(line)
         return Demand(
-            models=tuple(dict.fromkeys(names)),
+            models=tuple(models),
             is_streaming=self._fields.get("stream") is True,
             ceiling=Usage(tuple(lines), is_exact=False),
             floor=Usage((floor,), is_exact=False),
@@ -151,19 +161,14 @@ class _Reading:
             return None
         thinking = self._fields.get("thinking")
         kind = thinking.get("type") if isinstance(thinking, dict) else thinking
-        if kind == "disabled":
-            is_silent = not any(_NEVER_SILENT.fullmatch(attempt.name) for attempt in attempts)
-            return _sliced() if is_silent else None
-        if kind is None:
-            is_silent = all(_THINKS_ONLY_IF_ASKED.fullmatch(attempt.name) for attempt in attempts)
-            return _sliced() if is_silent else None
+        if kind is None or kind == "disabled":
+            is_silent = _thinks_only_if_asked if kind is None else _can_be_silent
+            return _SLICED if all(map(is_silent, [attempt.name for attempt in attempts])) else None
         budget = thinking.get("budget_tokens") if isinstance(thinking, dict) else None
-        is_interleaved = any(
-            name == b"anthropic-beta" and _INTERLEAVED_BETA in value for name, value in self._request.headers
-        )
-        if kind != "enabled" or is_interleaved or not is_number(budget):
+        if kind != "enabled" or self._has_beta(_INTERLEAVED_BETA) or not is_number(budget):
             return None
-        return _sliced(min(budget, max(self._output_tokens(attempt) for attempt in attempts)))
+        unseen_tokens = min(budget, max(self._output_tokens(attempt) for attempt in attempts))
+        return replace(_SLICED, unseen_tokens=unseen_tokens)
 
     def _attempts(self) -> list[_Pass]:
         """The call itself, and the fallbacks that follow where a model declines. All of them count: a hop
@@ -199,24 +204,34 @@ class _Reading:
         return None if flags else modifiers
 
     def _output_tokens(self, attempt: _Pass) -> int:
-        limit = attempt.info.max_output_tokens
-        if self._has_long_output:
+        asked, limit = attempt.max_tokens, attempt.info.max_output_tokens
+        if is_number(asked) and asked <= limit:
+            return asked
+        if self._has_beta(LONG_OUTPUT_BETA):
             limit = max(limit, LONG_OUTPUT_TOKENS)
-        return min(attempt.max_tokens, limit) if is_number(attempt.max_tokens) else limit
+        return min(asked, limit) if is_number(asked) else limit
+
+    def _has_beta(self, named: bytes) -> bool:
+        return any(name == b"anthropic-beta" and named in value for name, value in self._request.headers)
 
     def _advisor_line(self, tool: Mapping[str, Any]) -> UsageLine:
         """An advisor reads the conversation each time it is asked, whatever it has grown to by then."""
         name, info = model_named(tool, "tools.advisor.model", PROVIDER, self._pricing)
         uses = _uses(tool, "advisor", default=None)
         output_tokens = self._output_tokens(_Pass(name, info, tool.get("max_tokens"), {}))
-        caching = tool.get("caching")
-        bucket = _prompt_bucket(() if caching is None else (_ttl_of(caching),))
+        bucket = _prompt_bucket([tool.get("caching")])
         counts = {bucket: uses * info.context_tokens, OUTPUT: uses * output_tokens}
         return UsageLine(name, counts, self._modifiers(name, None))
 
 
-def _sliced(unseen_tokens: int = 0) -> Slicing:
-    return Slicing(_TEXT, _CALL, _STREAM_BYTES_PER_TOKEN, unseen_tokens)
+@lru_cache(maxsize=MODELS_KEPT)
+def _can_be_silent(name: str) -> bool:
+    return _NEVER_SILENT.fullmatch(name) is None
+
+
+@lru_cache(maxsize=MODELS_KEPT)
+def _thinks_only_if_asked(name: str) -> bool:
+    return _THINKS_ONLY_IF_ASKED.fullmatch(name) is not None
 
 
 # --- fields -------------------------------------------------------------------------------------------
@@ -240,7 +255,9 @@ def _compacts(fields: Mapping[str, Any]) -> bool:
         return True
     management = fields.get("context_management")
     edits = management.get("edits") if isinstance(management, dict) else None
-    kinds = [edit.get("type") for edit in edits if isinstance(edit, dict)] if isinstance(edits, list) else []
+    if not isinstance(edits, list):
+        return False
+    kinds = [edit.get("type") for edit in edits if isinstance(edit, dict)]
     return any(isinstance(kind, str) and kind.startswith("compact_") for kind in kinds)
 
 
@@ -253,7 +270,12 @@ class _Tools:
     advisors: Sequence[Mapping[str, Any]]
 
 
+_NO_TOOLS = _Tools(server=False, searches=0, advisors=())
+
+
 def _tools_of(listed: Any, inline: Sequence[Any]) -> _Tools:
+    if not listed and not inline:
+        return _NO_TOOLS
     server = False
     searches = 0
     advisors = []
@@ -284,33 +306,39 @@ def _uses(tool: Mapping[str, Any], name: str, *, default: int | None) -> int:
 
 def _traits_of(request: Inbound) -> _Traits:
     """Look where caching, content by URL and inline tools can stand: at the top, on tools, in the content."""
-    traits = _Traits(set(), has_content_by_url=False, inline_tools=[])
     fields = request.fields
+    traits = _Traits([fields.get("cache_control")], has_content_by_url=False, inline_tools=[])
     tools = fields.get("tools")
-    shallow = (
-        [fields, *(tool for tool in tools if isinstance(tool, dict))] if isinstance(tools, list) else [fields]
-    )
-    traits.ttls.update(
-        _ttl_of(one["cache_control"]) for one in shallow if one.get("cache_control") is not None
-    )
-    walks = request.below("system"), request.below("messages")
-    for found in chain.from_iterable(walk.objects(_KEYS_LOOKED_FOR, _NAMES_LOOKED_FOR) for walk in walks):
-        if found.get("cache_control") is not None:
-            traits.ttls.add(_ttl_of(found["cache_control"]))
-        kind = found.get("type")
-        if kind == "url":
-            traits.has_content_by_url = True
-        elif kind == "tool_definition":
-            traits.inline_tools.append(found.get("definition"))
+    if isinstance(tools, list):
+        traits.cache_controls += [tool.get("cache_control") for tool in tools if isinstance(tool, dict)]
+    for key in ("system", "messages"):
+        if isinstance(fields.get(key), dict | list):
+            _look_through(request.below(key), traits)
     return traits
 
 
-def _ttl_of(control: Any) -> str:
-    return "1h" if isinstance(control, dict) and control.get("ttl") == "1h" else "5m"
+def _look_through(walk: Walk, traits: _Traits) -> None:
+    found = walk.objects(_KEYS_LOOKED_FOR, _NAMES_LOOKED_FOR)
+    if not found:
+        return
+    if walk.has_met("cache_control"):
+        traits.cache_controls += [one["cache_control"] for one in found if "cache_control" in one]
+    kinds = walk.texts_at("type")
+    if "url" in kinds:
+        traits.has_content_by_url = True
+    if "tool_definition" in kinds:
+        traits.inline_tools += [
+            one.get("definition") for one in found if one.get("type") == "tool_definition"
+        ]
 
 
-def _prompt_bucket(ttls: Sequence[str] | set[str]) -> str:
-    """The dearest way in which the request lets its prompt be read."""
-    if "1h" in ttls:
-        return CACHE_WRITE_1H
-    return CACHE_WRITE_5M if ttls else INPUT
+def _prompt_bucket(cache_controls: Sequence[Any]) -> str:
+    """The dearest way in which the request lets its prompt be read; a cache entry lives five minutes where it does
+    not say how long."""
+    bucket = INPUT
+    for control in cache_controls:
+        if isinstance(control, dict) and control.get("ttl") == "1h":
+            return CACHE_WRITE_1H
+        if control is not None:
+            bucket = CACHE_WRITE_5M
+    return bucket

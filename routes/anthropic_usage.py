@@ -177,8 +177,8 @@ class Report:
             # Release notes of 2026-06-02: not billed, although the counters show tokens.
             return Usage((UsageLine(self._model or "", {}),), notes=(NOTE_REFUSED,))
         found = list(notes)
-        lines = self._lines(found, is_long=demand.ceiling.total(CACHE_WRITE_1H) > 0)
-        is_known = self.is_sound and {"input_tokens", "output_tokens"} <= self._counts.keys()
+        lines = self._lines(found, demand)
+        is_known = self.is_sound and "input_tokens" in self._counts and "output_tokens" in self._counts
         if not self.is_sound:
             found.append(NOTE_UNSOUND)
         is_exact = is_final and is_known
@@ -187,13 +187,13 @@ class Report:
                 lines = with_floor(lines, demand)
             if not is_known or self._stop_reason is None:
                 lines = with_output(lines, min(output_guess, demand.ceiling.total(OUTPUT)))
-        return Usage(tuple(lines), is_exact=is_exact, notes=tuple(dict.fromkeys(found)))
+        return Usage(tuple(lines), is_exact, tuple(dict.fromkeys(found)) if found else ())
 
     def _overlay(self, usage: Any) -> None:
         if not isinstance(usage, dict):
             self.is_sound = False
             return
-        self._overlay_counts(self._counts, {name: usage.get(name) for name in _COUNTERS})
+        self._overlay_counts(self._counts, usage, _COUNTERS)
         if (writes := usage.get("cache_creation")) is not None:
             self._overlay_counts(self._writes, writes)
         if (tools := usage.get("server_tool_use")) is not None:
@@ -202,18 +202,24 @@ class Report:
             self._overlay_iterations(iterations)
         for name, standard in _STANDARD.items():
             value = usage.get(name)
-            if is_name(value):
+            if value is None:
+                continue
+            if value in standard:
+                self._modifiers.pop(name, None)
+            elif is_name(value):
                 self._modifiers[name] = value
-                if value in standard:
-                    del self._modifiers[name]
-            elif value is not None:
+            else:
                 self.is_sound = False
 
-    def _overlay_counts(self, counts: dict[str, int], reported: Any) -> None:
+    def _overlay_counts(
+        self, counts: dict[str, int], reported: Any, names: Sequence[str] | None = None
+    ) -> None:
+        """Of all that is reported there, or of `names` alone."""
         if not isinstance(reported, dict):
             self.is_sound = False
             return
-        for name, value in reported.items():
+        for name in reported if names is None else names:
+            value = reported.get(name)
             if is_count(value):
                 counts[name] = value
             elif value is not None:
@@ -235,7 +241,7 @@ class Report:
             if entry.get("model") is not None and not is_name(entry["model"]):
                 self.is_sound = False
 
-    def _lines(self, notes: list[str], *, is_long: bool) -> list[UsageLine]:
+    def _lines(self, notes: list[str], demand: Demand) -> list[UsageLine]:
         """A line per iteration where the vendor tells them apart: the counters above them leave out
         compaction, advisors and hops that another model took over from (SDK 2.11.0, BetaUsage)."""
         if not self._counts and not self._iterations:
@@ -245,18 +251,17 @@ class Report:
             lines = [
                 UsageLine(
                     entry["model"] if is_name(entry.get("model")) else main,
-                    _buckets(entry, entry.get("cache_creation"), notes, is_long=is_long),
+                    _buckets(entry, entry.get("cache_creation"), notes, demand),
                     self._modifiers_of(entry),
                 )
                 for entry in self._billed_iterations()
             ]
         else:
-            lines = [
-                UsageLine(main, _buckets(self._counts, self._writes, notes, is_long=is_long), self._modifiers)
-            ]
+            lines = [UsageLine(main, _buckets(self._counts, self._writes, notes, demand), self._modifiers)]
         if len(lines) > LINES_MAX:
             lines = added_up(lines)
-        return with_counts(lines, UsageLine(main, self._tool_counts(), self._modifiers))
+        tools = self._tool_counts() if self._tools else None
+        return with_counts(lines, UsageLine(main, tools, self._modifiers)) if tools else lines
 
     def _billed_iterations(self) -> list[dict[str, Any]]:
         """Without the hops of a fallback chain that were declined before they wrote anything: not billed."""
@@ -286,14 +291,28 @@ class Report:
         return {unit: count for unit, count in counts.items() if count}
 
 
-def _buckets(counts: dict[str, Any], writes: Any, notes: list[str], *, is_long: bool) -> dict[str, int]:
+def _buckets(counts: dict[str, Any], writes: Any, notes: list[str], demand: Demand) -> dict[str, int]:
     """The vendor's counters as disjoint buckets; `input_tokens` leaves out the caches already."""
+    buckets = {
+        INPUT: count_in(counts, "input_tokens"),
+        CACHE_READ: count_in(counts, "cache_read_input_tokens"),
+    }
+    if writes or counts.get("cache_creation_input_tokens"):
+        buckets[CACHE_WRITE_5M], buckets[CACHE_WRITE_1H] = _written(counts, writes, notes, demand)
+    buckets[OUTPUT] = count_in(counts, "output_tokens")
+    return {unit: count for unit, count in buckets.items() if count}
+
+
+def _written(counts: dict[str, Any], writes: Any, notes: list[str], demand: Demand) -> tuple[int, int]:
+    """Tokens written to the caches of five minutes and of an hour."""
+    written = counts.get("cache_creation_input_tokens")
+    if not written and is_count(written):
+        return 0, 0
     split = writes if isinstance(writes, dict) else {}
     written_5m = count_in(split, "ephemeral_5m_input_tokens")
     written_1h = count_in(split, "ephemeral_1h_input_tokens")
-    written = counts.get("cache_creation_input_tokens")
     rest = count_in(counts, "cache_creation_input_tokens") - written_5m - written_1h
-    if rest > 0 and is_long:
+    if rest > 0 and demand.ceiling.total(CACHE_WRITE_1H) > 0:
         # A delta has the total without its lifetimes. The request asks for 1h somewhere: the dearer one.
         written_1h += rest
         notes.append(NOTE_TTL_ASSUMED)
@@ -302,14 +321,7 @@ def _buckets(counts: dict[str, Any], writes: Any, notes: list[str], *, is_long: 
     elif is_count(written):  # The total shrank: what is left is the dearer kind first.
         written_1h = min(written_1h, written)
         written_5m = written - written_1h
-    buckets = {
-        INPUT: count_in(counts, "input_tokens"),
-        CACHE_READ: count_in(counts, "cache_read_input_tokens"),
-        CACHE_WRITE_5M: written_5m,
-        CACHE_WRITE_1H: written_1h,
-        OUTPUT: count_in(counts, "output_tokens"),
-    }
-    return {unit: count for unit, count in buckets.items() if count}
+    return written_5m, written_1h
 
 
 def _error_type(event: dict[str, Any]) -> str:

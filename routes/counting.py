@@ -90,10 +90,10 @@ class StreamObserver(ABC):
 
     def feed(self, chunk: bytes) -> int:
         self._bytes_fed += len(chunk)
-        hold_from = 0 if self._has_ended else PASS_ALL
+        hold_from = 0 if self._is_complete or self._error is not None else PASS_ALL
         for event in self._scanner.feed(chunk):
             self._read(event)
-            if self._has_ended and hold_from == PASS_ALL:
+            if hold_from == PASS_ALL and (self._is_complete or self._error is not None):
                 hold_from = event.start
         return hold_from
 
@@ -127,10 +127,6 @@ class StreamObserver(ABC):
         """What has been reported is the vendor's last word."""
         return self._is_complete and self._error is None
 
-    @property
-    def _has_ended(self) -> bool:
-        return self._is_complete or self._error is not None
-
 
 CONDENSED_TO_AT_LEAST = 8
 """A long answer is worth condensing when that leaves an eighth of it or less."""
@@ -148,6 +144,7 @@ class BodyObserver:
         "_demand",
         "_is_complete",
         "_is_given_up",
+        "_is_over",
         "_report",
         "_stream",
     )
@@ -161,6 +158,8 @@ class BodyObserver:
         self._is_given_up = False
         """Too long to be kept, too dense to be condensed: its usage is an estimate."""
         self._bytes_fed = 0
+        self._is_over = False
+        """It has been read, at its last piece."""
         self._is_complete = False
 
     def feed(self, chunk: bytes) -> int:
@@ -196,7 +195,8 @@ class BodyObserver:
                 return
 
     def end(self) -> None:
-        if self._copy:  # else it has been read, at its last piece
+        if not self._is_over:
+            self._is_over = True
             self._is_complete = self._read()
             self._copy.clear()
 
@@ -292,18 +292,18 @@ def object_of(data: bytes) -> dict[str, Any]:
 
 def is_number(value: Any) -> TypeGuard[int]:
     """A whole number from 0, however large: as a request may name one."""
-    return isinstance(value, int) and not isinstance(value, bool) and value >= 0
+    return type(value) is int and value >= 0  # a bool is no number
 
 
 def is_count(value: Any) -> TypeGuard[int]:
     """A number that an answer may count with; asked of every counter of every answer."""
-    return isinstance(value, int) and not isinstance(value, bool) and 0 <= value <= COUNT_MAX
+    return type(value) is int and 0 <= value <= COUNT_MAX  # a bool is no number
 
 
 def count_in(counts: Mapping[str, Any], name: str) -> int:
     """The count of that name, 0 for what is none."""
     value = counts.get(name)
-    return value if is_count(value) else 0
+    return value if type(value) is int and 0 <= value <= COUNT_MAX else 0  # as is_count
 
 
 def is_name(value: Any) -> TypeGuard[str]:

@@ -33,8 +33,8 @@ EMBEDDED_TOKENS_MAX = 300_000
 """Of all inputs of one request together (API reference, "Create embeddings")."""
 EMBEDDED_TOKENS_EACH_MAX = 8_192
 PREVIEW_MODELS = "-search-preview"
-SEARCH_MODELS = (PREVIEW_MODELS, "-search-api")
-"""Such a model searches the web for every request."""
+SEARCH_MODELS = "-search-api"
+"""A model with either in its name searches the web for every request."""
 
 _CLIENT_TOOLS = ("function", "custom")
 _TEXT = re.compile(rb'"(?:content|arguments|name|input|refusal|text)": ?"((?:[^"\\]+|\\.)*)')
@@ -60,25 +60,25 @@ class ChatMeter:
                 raise refuse_tool(kind)
 
         context = info.context_tokens
-        is_searched = fields.get("web_search_options") is not None or any(
-            part in name for part in SEARCH_MODELS
-        )
+        is_preview = PREVIEW_MODELS in name
+        is_searched = is_preview or SEARCH_MODELS in name or fields.get("web_search_options") is not None
         prompt_max = traits.prompt_tokens(request, pricing, tokens_per_image=IMAGE_TOKENS_MAX)
         prompt = context if traits.is_unbounded or is_searched else min(prompt_max, context)
+        is_spoken = speaks(request)
         written = output_tokens((fields.get("max_completion_tokens"), fields.get("max_tokens")), info)
         written += _predicted_tokens(fields.get("prediction"), pricing)
         counts = {
             rates.prompt_unit(traits, prompt): prompt,
-            rates.output_unit(prompt, has_audio=speaks(request)): written * choices(fields, "n"),
+            rates.output_unit(prompt, has_audio=is_spoken): written * choices(fields, "n"),
         }
         if is_searched:
-            counts[WEB_SEARCHES_PREVIEW if PREVIEW_MODELS in name else WEB_SEARCHES] = 1
+            counts[WEB_SEARCHES_PREVIEW if is_preview else WEB_SEARCHES] = 1
         read_at_least = traits.prompt_tokens(request, pricing, tokens_per_image=IMAGE_TOKENS_USUAL)
         return _demand(
             request,
             ceiling=rates.lines(counts),
             floor=rates.named_line({INPUT: min(read_at_least, context)}),
-            is_sliced=not speaks(request) and not is_searched and fields.get("prediction") is None,
+            is_sliced=not is_spoken and not is_searched and fields.get("prediction") is None,
             costs_less="a lower max_completion_tokens",
         )
 

@@ -174,9 +174,12 @@ class Rates:
         if traits.is_kept_long and CACHE_WRITE_12H not in units:
             return CACHE_WRITE_12H
         candidates = [INPUT, CACHE_WRITE_30M]
-        candidates += [CACHE_WRITE_12H] if traits.is_kept_long else []
-        candidates += [INPUT_AUDIO] if traits.has_audio else []
-        candidates += [INPUT_IMAGE] if traits.images or traits.is_unbounded else []
+        if traits.is_kept_long:
+            candidates.append(CACHE_WRITE_12H)
+        if traits.has_audio:
+            candidates.append(INPUT_AUDIO)
+        if traits.images or traits.is_unbounded:
+            candidates.append(INPUT_IMAGE)
         return max(candidates, key=lambda unit: units.get(unit, -1))
 
     def output_unit(self, prompt_tokens: int, *, has_audio: bool) -> str:

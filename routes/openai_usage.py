@@ -266,20 +266,19 @@ class ChatReport:
         is_known = False
         if self._usage is not None:
             counts = _Counts(self._usage)
-            buckets = counts.buckets(found, is_long=demand.ceiling.total(CACHE_WRITE_12H) > 0)
+            buckets = counts.buckets(found, demand)
             searches = self._searches(demand, found)
             if searches:
                 buckets[_search_unit(demand)] = searches
             buckets |= self._other_tools()
             lines = [UsageLine(self._model or asked.model, buckets, modifiers)]
-            writes_nothing = not _output_of(demand)
-            is_known = self.is_sound and counts.are_sound(may_lack_output=writes_nothing)
+            is_known = self.is_sound and counts.are_sound(demand)
             if not is_known:
                 found.append(NOTE_UNSOUND)
         is_exact = is_final and is_known
         if output_guess is not None and not is_known:
             lines = with_output(with_floor(lines, demand), min(output_guess, _output_of(demand)))
-        return Usage(tuple(lines), is_exact=is_exact, notes=tuple(dict.fromkeys(found)))
+        return Usage(tuple(lines), is_exact, tuple(dict.fromkeys(found)) if found else ())
 
     def _searches(self, demand: Demand, notes: list[str]) -> int:  # noqa: ARG002 - the notes are for responses
         """Chat completions do not count them: a model that searches does so once per request (pricing page,
@@ -292,8 +291,11 @@ class ChatReport:
     def _modifiers(self, asked: Mapping[str, str]) -> Mapping[str, str]:
         if self._tier is None:
             return asked
-        modifiers = {name: value for name, value in asked.items() if name != "service_tier"}
-        return modifiers if self._tier in STANDARD_TIERS else {**modifiers, "service_tier": self._tier}
+        if self._tier not in STANDARD_TIERS:
+            return {**asked, "service_tier": self._tier}
+        if "service_tier" not in asked:
+            return asked
+        return {name: value for name, value in asked.items() if name != "service_tier"}
 
     def _name(self, answer: Mapping[str, Any], field: str) -> str | None:
         value = answer.get(field)
@@ -393,10 +395,10 @@ class _Counts:
         self._prompt, self._output = usage.get(prompt), usage.get(output)
         self._of_prompt, self._of_output = usage.get(f"{prompt}_details"), usage.get(f"{output}_details")
 
-    def are_sound(self, *, may_lack_output: bool) -> bool:
+    def are_sound(self, demand: Demand) -> bool:
         """Every counter is a count or null, the totals are there, and no part is more than its whole."""
         if not is_count(self._prompt) or not (
-            is_count(self._output) or (may_lack_output and not self._output)
+            is_count(self._output) or (not self._output and not _output_of(demand))
         ):
             return False
         for part in (self._of_prompt, self._of_output, _object_in(self._of_prompt, _WRITES)):
@@ -410,27 +412,36 @@ class _Counts:
         cached = _part(self._of_prompt, "cached_tokens") + _part(self._of_prompt, "cache_write_tokens")
         return cached <= self._prompt and _part(self._of_output, "audio_tokens") <= (self._output or 0)
 
-    def buckets(self, notes: list[str], *, is_long: bool) -> dict[str, int]:
-        """Disjoint counts. Where the vendor does not say which kind of token was cached, text was: sound that
-        was not cached is the dearer reading."""
-        prompt = self._prompt if is_count(self._prompt) else 0
+    def buckets(self, notes: list[str], demand: Demand) -> dict[str, int]:
+        """Disjoint counts."""
+        counts = self._prompt_buckets(notes, demand)
         output = self._output if is_count(self._output) else 0
+        audio_out = min(_part(self._of_output, "audio_tokens"), output)
+        counts[OUTPUT] = output - audio_out
+        counts[OUTPUT_AUDIO] = audio_out
+        return {unit: count for unit, count in counts.items() if count}
+
+    def _prompt_buckets(self, notes: list[str], demand: Demand) -> dict[str, int]:
+        """Where the vendor does not say which kind of token was cached, text was: sound that was not cached is the
+        dearer reading."""
+        prompt = self._prompt if is_count(self._prompt) else 0
         details = self._of_prompt
+        if not isinstance(details, dict) or not any(details.values()):  # text, and no cache
+            return {INPUT: prompt}
         cached = min(_part(details, "cached_tokens"), prompt)
         written = min(_part(details, "cache_write_tokens"), prompt - cached)
         uncached = prompt - cached - written
         audio = min(_part(details, "audio_tokens"), uncached)
         audio_cached = min(max(_part(details, "audio_tokens") - audio, 0), cached)
         images = min(_part(details, "image_tokens"), uncached - audio)
-        audio_out = min(_part(self._of_output, "audio_tokens"), output)
         writes = _object_in(details, _WRITES)
         written_12h = min(_part(writes, "ttl_12h_tokens"), written)
         rest = written - written_12h - _part(writes, "ttl_30m_tokens")
-        if rest > 0 and is_long:
+        if rest > 0 and demand.ceiling.total(CACHE_WRITE_12H) > 0:
             # A total without lifetimes. The request asks for twelve hours somewhere: the dearer one.
             written_12h += rest
             notes.append(NOTE_TTL_ASSUMED)
-        counts = {
+        return {
             INPUT: uncached - audio - images,
             INPUT_AUDIO: audio,
             INPUT_IMAGE: images,
@@ -438,10 +449,7 @@ class _Counts:
             CACHE_AUDIO_READ: audio_cached,
             CACHE_WRITE_30M: written - written_12h,
             CACHE_WRITE_12H: written_12h,
-            OUTPUT: output - audio_out,
-            OUTPUT_AUDIO: audio_out,
         }
-        return {unit: count for unit, count in counts.items() if count}
 
 
 @lru_cache(maxsize=DATES_KEPT)

@@ -76,6 +76,14 @@ async def test_what_shows_more_than_is_granted_waits_and_one_grant_covers_it() -
     assert grants.asked == [(1_000, 1_100)]
 
 
+async def test_a_text_counts_as_soon_as_its_line_ends() -> None:
+    one = slices(Grants())
+    whole = event("x" * 2_000)
+    assert one.observe(whole[:-2])
+    assert not one.observe(b"\n")
+    assert await one.wait() is None
+
+
 async def test_what_was_refused_ahead_is_asked_for_once_more_at_the_wall() -> None:
     grants = Grants(until_tokens=150)
     one = slices(grants)
