@@ -80,6 +80,8 @@ _OWN_WORDS = frozenset(
 """Fields of our own making: one word each, whatever happens."""
 WORDS_MAX = 1_000
 """Other words remembered as they are written: operations, users and models come again."""
+LAYOUTS_MAX = 1_000
+"""Sets of fields, each with the look of its line: there are some dozens."""
 _AMBIGUOUS = re.compile(r'[\s="]')
 
 
@@ -490,7 +492,8 @@ def _own_fields(own: OwnExchange, outcome: str, operation: str, ended_s: float) 
 
 
 def _ms(began_s: float, then_s: float) -> float:
-    return round((then_s - began_s) * 1000, 1)
+    """With one decimal place. Rounding to a whole number costs half of rounding to a place."""
+    return round((then_s - began_s) * 10_000) / 10
 
 
 def _tokens(priced: Priced) -> tuple[int, int]:
@@ -512,14 +515,25 @@ def _as_json(fields: dict[str, Any]) -> str:
 
 
 def _as_text(fields: dict[str, Any]) -> str:
-    words = [
-        f"{key}={value}" if key in _OWN_WORDS else f"{key}={_word(str(value))}"
-        for key, value in fields.items()
-    ]
-    return " ".join(words)
+    """`fields` are the caller's no more: words take the place of what could be mistaken."""
+    line, foreign = _layout(tuple(fields))
+    for key in foreign:
+        fields[key] = _word(str(fields[key]))
+    return line % tuple(fields.values())
+
+
+@lru_cache(maxsize=LAYOUTS_MAX)
+def _layout(keys: tuple[str, ...]) -> tuple[str, list[str]]:
+    """A line with these fields, its values left out; and those of the fields whose values are not of our own making."""
+    return " ".join(f"{key}=%s" for key in keys), [key for key in keys if key not in _OWN_WORDS]
+
+
+def _word(text: str) -> str:
+    """As it is, or quoted where it could be taken for more than one field, or for an order to the terminal."""
+    # Most ids are seen to be plain at once; each is another, and would only push the others out.
+    return text if text.isascii() and text.isidentifier() else _perhaps_quoted(text)
 
 
 @lru_cache(maxsize=WORDS_MAX)
-def _word(text: str) -> str:
-    """As it is, or quoted where it could be taken for more than one field, or for an order to the terminal."""
+def _perhaps_quoted(text: str) -> str:
     return text if text.isprintable() and not _AMBIGUOUS.search(text) else json.dumps(text)
