@@ -3,6 +3,7 @@
 import asyncio
 import logging
 import sys
+import time
 from contextlib import nullcontext
 from typing import TextIO
 
@@ -17,16 +18,42 @@ TURN_LINES_MAX = 1_000
 """Lines of one turn that are kept before they are written anyway."""
 
 
-class _Json(logging.Formatter):
-    """Every line one JSON object. A canonical line is one already and is taken apart, not quoted."""
+class _Timed(logging.Formatter):
+    """Writes a second once, and not for each of its lines."""
+
+    def __init__(self, line: str | None = None) -> None:
+        super().__init__(line)
+        self._second = -1
+        self._written = ""
+
+    def formatTime(self, record: logging.LogRecord, datefmt: str | None = None) -> str:  # noqa: ARG002, N802 - logging's
+        second = int(record.created)
+        if second != self._second:
+            self._written = time.strftime(self.default_time_format, self.converter(second))
+            self._second = second
+        return f"{self._written},{int(record.msecs):03d}"
+
+
+class _Text(_Timed):
+    """For people."""
+
+    def __init__(self) -> None:
+        super().__init__("%(asctime)s %(levelname)-7s %(name)s: %(message)s")
 
     def format(self, record: logging.LogRecord) -> str:
-        message = record.getMessage()
-        fields = {"at": self.formatTime(record), "level": record.levelname.lower(), "logger": record.name}
-        if record.name == REQUESTS and message.startswith("{"):
-            fields |= orjson.loads(message)
-        else:
-            fields["message"] = message
+        if record.args or record.exc_info or record.exc_text or record.stack_info:
+            return super().format(record)
+        return f"{self.formatTime(record)} {record.levelname:<7} {record.name}: {record.msg}"
+
+
+class _Json(_Timed):
+    """Every line one JSON object. A canonical line is one already and is continued, not quoted."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        message, at, level = record.getMessage(), self.formatTime(record), record.levelname.lower()
+        if record.name == REQUESTS and message.startswith('{"') and not record.exc_info:
+            return f'{{"at":"{at}","level":"{level}","logger":"{REQUESTS}",{message[1:]}'
+        fields = {"at": at, "level": level, "logger": record.name, "message": message}
         if record.exc_info:
             fields["error"] = self.formatException(record.exc_info)
         return orjson.dumps(fields).decode()
@@ -77,10 +104,7 @@ def configure_logging(settings: Settings) -> None:
     # What no line of ours shows need not be looked up for each.
     logging.logThreads = logging.logProcesses = logging.logMultiprocessing = False
     logging._srcfile = None  # noqa: SLF001 - as its HOWTO advises: nor where a line was logged
-    if settings.log_format == "json":
-        handler.setFormatter(_Json())
-    else:
-        handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)-7s %(name)s: %(message)s"))
+    handler.setFormatter(_Json() if settings.log_format == "json" else _Text())
     logging.basicConfig(level=settings.log_level.upper(), handlers=[handler], force=True)
     for name in ("uvicorn.error", "httpx", "asyncio"):
         logging.getLogger(name).setLevel(logging.WARNING)

@@ -12,6 +12,7 @@ import re
 from collections import OrderedDict
 from collections.abc import Callable, Collection, Sequence
 from contextlib import suppress
+from dataclasses import dataclass
 
 from metering.admission import Caller
 from metering.clock import Clock
@@ -53,8 +54,11 @@ class TokenPlaces:
     def find(self, headers: Headers, query: bytes) -> set[bytes]:
         """The distinct credentials a request carries in these places."""
         found = set()
+        schemes_of = self._schemes
         for name, value in headers:
-            for scheme in self._schemes.get(name, ()):
+            if name not in schemes_of:  # most, and clients send dozens
+                continue
+            for scheme in schemes_of[name]:
                 if not scheme:
                     found.add(value.strip())
                 elif value[: len(scheme)].lower() == scheme:
@@ -92,6 +96,20 @@ def unauthenticated(message: str) -> Refused:
     return Refused(Reason.UNAUTHENTICATED, message)
 
 
+@dataclass(slots=True)
+class _Known:
+    """What is remembered of a gateway token."""
+
+    credential: Credential
+    caller: Caller | None = None
+    """Whoever has it, where that ends only by a word in the store."""
+
+    @property
+    def may_end(self) -> bool:
+        """By itself, when its time is over or its plan's."""
+        return self.credential.expires_at_ms is not None or self.credential.next_plan is not None
+
+
 class Authenticator:
     """From a gateway token to a caller, with a cache of `cache_max` tokens."""
 
@@ -113,7 +131,7 @@ class Authenticator:
         self._poll_s = poll_s
         self._stale_after_s = stale_after_s
         self.on_changes: list[OnChanges] = [] if on_changes is None else [on_changes]
-        self._cache: OrderedDict[AccessKey, Credential] = OrderedDict()
+        self._cache: OrderedDict[AccessKey, _Known] = OrderedDict()
         self._seen_seq: int | None = None
         """The newest change that was heard of; None before the first look."""
         self._looked_at_s = self._failed_at_s = -math.inf
@@ -135,17 +153,21 @@ class Authenticator:
         Raises as `authenticate`."""
         if self._is_stale():
             await self._catch_up()
-        credential = self._cache.get(key)
-        if credential is None:
-            credential = await self._look_up(key)
-        else:
-            self._cache.move_to_end(key)
-        return self._caller(credential)
+        known = self._cache.get(key)
+        if known is None:
+            return self._caller(await self._look_up(key))
+        self._cache.move_to_end(key)
+        if known.caller is not None:
+            return known.caller
+        caller = self._caller(known.credential)
+        if not known.may_end:
+            known.caller = caller
+        return caller
 
     def may_end(self, key: AccessKey) -> bool:
         """Whether what it allows may end without a word in the store; or it is not remembered."""
-        credential = self._cache.get(key)
-        return credential is None or not (credential.expires_at_ms is None and credential.next_plan is None)
+        known = self._cache.get(key)
+        return known is None or known.may_end
 
     def _caller(self, credential: Credential) -> Caller:
         now_ms = self._clock.now_ms()
@@ -177,7 +199,7 @@ class Authenticator:
             raise unauthenticated("invalid x-api-key")
         # A change that was heard of while we read may be newer than what we read: use it once, keep nothing.
         if seq == self._seen_seq:
-            self._cache[key] = credential
+            self._cache[key] = _Known(credential)
             if len(self._cache) > self._cache_max:
                 self._cache.popitem(last=False)
         return credential
@@ -248,10 +270,10 @@ class Authenticator:
     def _forget(self, changed: set[tuple[str, str]]) -> None:
         stale = [
             key
-            for key, credential in self._cache.items()
-            if ("token", credential.token_id) in changed
-            or ("user", credential.user_id) in changed
-            or any(("token", ancestor) in changed for ancestor in credential.ancestors)
+            for key, known in self._cache.items()
+            if ("token", known.credential.token_id) in changed
+            or ("user", known.credential.user_id) in changed
+            or any(("token", ancestor) in changed for ancestor in known.credential.ancestors)
         ]
         for key in stale:
             del self._cache[key]

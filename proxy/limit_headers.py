@@ -7,10 +7,11 @@ is what Retry-After says.
 """
 
 import math
+from collections.abc import Sequence
 from functools import lru_cache
 
 from metering.money import credits_left, credits_of
-from metering.rate_state import RateState, Standing
+from metering.rate_state import QuotaState, RateState, Standing
 from proxy.surface import Headers
 
 S_PER_DAY = 86_400
@@ -21,9 +22,10 @@ POLICIES_KEPT = 1_000
 def limit_headers(standing: Standing, now_ms: int) -> Headers:
     """The two, and where the month's credits were looked at, what we said of them before there was a standard."""
     requests, tokens = standing.requests, standing.tokens
-    limit = credits_of(standing.budget_limit_nanousd)
     window_s = (standing.budget_reset_ms - standing.budget_began_ms) // 1000
-    policy = _policy(requests.limit, tokens.limit, standing.concurrent_requests, limit, window_s)
+    policy, credits_limit = _allowed(
+        requests.limit, tokens.limit, standing.concurrent_requests, standing.budget_limit_nanousd, window_s
+    )
     limits = (
         requests.remaining,
         _time_left_s(requests, now_ms),
@@ -31,24 +33,25 @@ def limit_headers(standing: Standing, now_ms: int) -> Headers:
         _time_left_s(tokens, now_ms),
     )
     if standing.budget_remaining_nanousd is None:
-        return [
-            (b"ratelimit-policy", policy),
-            (b"ratelimit", b'"requests";r=%d;t=%d, "tokens";r=%d;t=%d' % limits),
-        ]
+        return [policy, (b"ratelimit", b'"requests";r=%d;t=%d, "tokens";r=%d;t=%d' % limits)]
     left = credits_left(standing.budget_remaining_nanousd)
     month = (left, max(1, -((now_ms - standing.budget_reset_ms) // 1000)))
     told = b'"requests";r=%d;t=%d, "tokens";r=%d;t=%d, "credits";r=%d;t=%d' % (limits + month)
-    for quota in standing.quotas:
+    if standing.quotas:
+        more_allowed, more_told = _of_quotas(standing.quotas, window_s, now_ms)
+        policy, told = (policy[0], policy[1] + more_allowed), told + more_told
+    return [policy, (b"ratelimit", told), credits_limit, (b"x-automna-credits-remaining", b"%d" % left)]
+
+
+def _of_quotas(quotas: Sequence[QuotaState], month_s: int, now_ms: int) -> tuple[bytes, bytes]:
+    """What is allowed of them, and what is left."""
+    allowed = told = b""
+    for quota in quotas:
         name, left_s = quota.meter.encode(), max(1, -((now_ms - quota.reset_ms) // 1000))
-        length_s = S_PER_DAY if quota.period == "day" else window_s
-        policy += b', "%b";q=%d;qu="%b";w=%d' % (name, quota.limit, name, length_s)
+        length_s = S_PER_DAY if quota.period == "day" else month_s
+        allowed += b', "%b";q=%d;qu="%b";w=%d' % (name, quota.limit, name, length_s)
         told += b', "%b";r=%d;t=%d' % (name, quota.remaining, left_s)
-    return [
-        (b"ratelimit-policy", policy),
-        (b"ratelimit", told),
-        (b"x-automna-credits-limit", b"%d" % limit),
-        (b"x-automna-credits-remaining", b"%d" % left),
-    ]
+    return allowed, told
 
 
 def with_own_limit(headers: Headers, name: bytes, rate: RateState, now_ms: int) -> Headers:
@@ -61,11 +64,16 @@ def with_own_limit(headers: Headers, name: bytes, rate: RateState, now_ms: int) 
 
 
 @lru_cache(maxsize=POLICIES_KEPT)
-def _policy(requests: int, tokens: int, concurrent: int, credits_: int, window_s: int) -> bytes:
-    return (
+def _allowed(
+    requests: int, tokens: int, concurrent: int, budget_nanousd: int, window_s: int
+) -> tuple[tuple[bytes, bytes], tuple[bytes, bytes]]:
+    """The headers that are the same until a plan or a month is another: the policy, and the month's credits."""
+    credits_ = credits_of(budget_nanousd)
+    policy = (
         b'"requests";q=%d;w=60, "tokens";q=%d;qu="tokens";w=60, '
         b'"concurrency";q=%d;qu="concurrent-requests", "credits";q=%d;qu="credits";w=%d'
     ) % (requests, tokens, concurrent, credits_, window_s)
+    return (b"ratelimit-policy", policy), (b"x-automna-credits-limit", b"%d" % credits_)
 
 
 def _time_left_s(rate: RateState, now_ms: int) -> int:

@@ -60,9 +60,7 @@ class Replies:
             left_nanousd = exchange.refused.budget_left_nanousd if exchange.refused is not None else None
             standing = self._admission.standing(caller, left_nanousd)
         now_ms = self._clock.now_ms()
-        headers = exchange.surface.dialect.limit_headers(standing, now_ms)
-        headers += limit_headers(standing, now_ms)
-        return headers
+        return exchange.surface.dialect.limit_headers(standing, now_ms) + limit_headers(standing, now_ms)
 
 
 def make_showable(refused: Refused) -> None:

@@ -4,17 +4,18 @@ Labels are bounded (surface, operation, model of the price table, outcome, reaso
 With several workers the library's multi-process mode adds them up (PROMETHEUS_MULTIPROC_DIR).
 """
 
+import asyncio
 import json
 import logging
 import os
 import re
-from collections.abc import Callable
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import Any, TypeVar
+from typing import Any
 
 import orjson
-from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
+from prometheus_client import CollectorRegistry, Counter, Gauge, generate_latest
 from prometheus_client.multiprocess import MultiProcessCollector
 
 from metering.admission import Caller
@@ -25,6 +26,7 @@ from metering.prices import Priced, PriceTable
 from metering.rate_state import RateState
 from metering.store.writer import CommitStats
 from metering.usage import OUTPUT_UNITS, PROMPT_UNITS, SEARCH_UNITS
+from proxy.counts import Buckets, Counts, Level, Spread
 from proxy.exchange import Exchange
 from proxy.surface import Surface
 
@@ -33,6 +35,8 @@ alarms = logging.getLogger("automna_proxy.alarms")
 
 LATENCY_BUCKETS_S = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 300, 600)
 COMMIT_BUCKETS_S = (0.0002, 0.0005, 0.001, 0.002, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 1, 5)
+SHARED_METRICS = "PROMETHEUS_MULTIPROC_DIR"
+"""The library's own variable, read as it reads it: several workers, each of which tells the metrics of all."""
 MODEL_NAMES_MAX = 1_000
 """Names whose label is remembered; dated names share the label of their model."""
 
@@ -76,22 +80,9 @@ _OWN_WORDS = frozenset(
 """Fields of our own making: one word each, whatever happens."""
 WORDS_MAX = 1_000
 """Other words remembered as they are written: operations, users and models come again."""
+LAYOUTS_MAX = 1_000
+"""Sets of fields, each with the look of its line: there are some dozens."""
 _AMBIGUOUS = re.compile(r'[\s="]')
-
-Metric = TypeVar("Metric", Counter, Histogram)
-
-
-class _Children(dict[tuple[str, ...], Metric]):
-    """Label children, kept: looking one up through the library costs three times as much."""
-
-    def __init__(self, labels: Callable[..., Metric]) -> None:
-        super().__init__()
-        self._labels: Callable[..., Metric] = labels
-
-    def __missing__(self, key: tuple[str, ...]) -> Metric:
-        child: Metric = self._labels(*key)
-        self[key] = child
-        return child
 
 
 @dataclass(slots=True)
@@ -116,73 +107,63 @@ class Telemetry:
 
     def __init__(self, prices: PriceTable, *, log_format: str = "console") -> None:
         self.registry = CollectorRegistry()
+        self._told: list[Counts | Spread | Level] = []
+        """Metrics that are told what is new before they are read."""
+        self._is_shared = bool(os.environ.get(SHARED_METRICS))
+        self._will_tell = False
         self._prices = prices
         self._models: dict[tuple[str, str], str] = {}
         self._render = _as_json if log_format == "json" else _as_text
-        requests = Counter(
+        self._requests = self._counts(
             "automna_requests",
             "Exchanges by how they ended; status is what the client was told.",
             ["surface", "operation", "outcome", "status"],
-            registry=self.registry,
         )
-        seconds = Histogram(
+        self._seconds = self._spread(
             "automna_request_seconds",
             "From the request's head to the end of the exchange, by what became of it.",
             ["surface", "operation", "outcome"],
-            buckets=LATENCY_BUCKETS_S,
-            registry=self.registry,
+            LATENCY_BUCKETS_S,
         )
-        first_byte = Histogram(
+        self._first_byte = self._spread(
             "automna_first_byte_seconds",
             "From the request's head to the first byte of the vendor's answer passed on.",
             ["surface", "operation"],
-            buckets=LATENCY_BUCKETS_S,
-            registry=self.registry,
+            LATENCY_BUCKETS_S,
         )
-        tokens = Counter(
+        self._tokens = self._counts(
             "automna_usage_units",
             "What was used, by unit (tokens by bucket, searches).",
             ["surface", "model", "outcome", "unit"],
-            registry=self.registry,
         )
-        cost = Counter(
+        self._cost = self._counts(
             "automna_cost_nanousd",
             "What was booked, in nano-USD.",
             ["surface", "model", "outcome"],
-            registry=self.registry,
         )
-        refusals = Counter(
+        self._refusals = self._counts(
             "automna_refusals",
             "Requests that were not served, by reason.",
             ["surface", "reason"],
-            registry=self.registry,
         )
-        estimates = Counter(
+        self._estimates = self._counts(
             "automna_estimates",
             "Entries booked by an estimate, because the vendor's answer broke off before its counts.",
             ["surface", "outcome"],
-            registry=self.registry,
         )
-        self._requests: _Children[Counter] = _Children(requests.labels)
-        self._seconds: _Children[Histogram] = _Children(seconds.labels)
-        self._first_byte: _Children[Histogram] = _Children(first_byte.labels)
-        self._tokens: _Children[Counter] = _Children(tokens.labels)
-        self._cost: _Children[Counter] = _Children(cost.labels)
-        self._refusals: _Children[Counter] = _Children(refusals.labels)
-        self._estimates: _Children[Counter] = _Children(estimates.labels)
         self._account_alarms = Counter(
             "automna_upstream_account_alarms",
             "Vendor answers about the platform's own account (bad key, no balance, rate).",
             ["surface", "status"],
             registry=self.registry,
         )
-        self._commit_seconds = Histogram(
+        self._commit_seconds = self._spread(
             "automna_ledger_commit_seconds",
             "One group commit of the ledger, from its first statement to durable.",
-            buckets=COMMIT_BUCKETS_S,
-            registry=self.registry,
+            [],
+            COMMIT_BUCKETS_S,
         )
-        self._units = Counter("automna_ledger_units", "Units of work committed.", registry=self.registry)
+        self._units = self._counts("automna_ledger_units", "Units of work committed.", [])
         self._failures = Counter(
             "automna_ledger_commit_failures", "Group commits that failed.", registry=self.registry
         )
@@ -237,8 +218,8 @@ class Telemetry:
         self.store_in_trouble = self._gauge(
             "automna_store_in_trouble", "Workers whose last write to the store failed or hangs."
         )
-        self.open_exchanges = self._gauge("automna_open_exchanges", "Requests between admission and settle.")
-        self.open_streams = self._gauge("automna_open_streams", "Streamed answers being relayed.")
+        self.open_exchanges = self._level("automna_open_exchanges", "Requests between admission and settle.")
+        self.open_streams = self._level("automna_open_streams", "Streamed answers being relayed.")
         self.open_sockets = self._gauge("automna_open_sockets", "Websockets between clients and vendors.")
         self.drains = self._gauge("automna_drains", "Vendor answers read on after their client left.")
         self.upstream_connections = self._gauge(
@@ -254,13 +235,49 @@ class Telemetry:
     def _gauge(self, name: str, meaning: str) -> Gauge:
         return Gauge(name, meaning, registry=self.registry, multiprocess_mode="livesum")
 
+    def _level(self, name: str, meaning: str) -> Level:
+        gauge = Gauge(name, meaning, registry=None, multiprocess_mode="livesum")
+        level = Level(gauge, self.registry, self._tell_soon if self._is_shared else None)
+        self._told.append(level)
+        return level
+
+    def _counts(self, name: str, meaning: str, labels: Sequence[str]) -> Counts:
+        counts = Counts(Counter(name, meaning, labels, registry=None), self.registry)
+        self._told.append(counts)
+        return counts
+
+    def _spread(self, name: str, meaning: str, labels: Sequence[str], bounds: Sequence[float]) -> Spread:
+        buckets = Buckets(name, meaning, labels, buckets=bounds, registry=None)
+        spread = Spread(buckets, self.registry, bounds)
+        self._told.append(spread)
+        return spread
+
+    def _tell_soon(self) -> None:
+        """Any worker may be asked for the metrics of all: they are told at the end of the turn, under load of many
+        exchanges at once."""
+        if self._will_tell:
+            return
+        try:
+            asyncio.get_running_loop().call_soon(self._tell)
+        except RuntimeError:
+            self._tell()
+        else:
+            self._will_tell = True
+
+    def _tell(self) -> None:
+        self._will_tell = False
+        for metric in self._told:
+            metric.tell()
+
     def committed(self, stats: CommitStats) -> None:
         """After each group commit, good or not."""
-        self._commit_seconds.observe(stats.seconds)
+        self._commit_seconds.new[()].observe(stats.seconds)
         if stats.is_ok:
-            self._units.inc(stats.units)
+            self._units.new[()] += stats.units
         else:
             self._failures.inc()
+        if self._is_shared:
+            self._tell_soon()
 
     def expired(self, reservations: int) -> None:
         self._expired.inc(reservations)
@@ -293,15 +310,17 @@ class Telemetry:
     def finish(self, exchange: Exchange, ended_s: float) -> None:
         """Once per exchange, at its very end: metrics and the canonical line."""
         surface = exchange.surface.name
-        operation = exchange.operation.name if exchange.operation else "unknown"
+        operation = exchange.operation.name if exchange.operation is not None else "unknown"
         if exchange.refused is not None:
-            self._refusals[surface, exchange.refused.reason.value].inc()
+            self._refusals.new[surface, exchange.refused.reason.value] += 1
         outcome = _outcome(exchange)
-        self._requests[surface, operation, outcome, str(exchange.status)].inc()
-        self._seconds[surface, operation, outcome].observe(ended_s - exchange.started_s)
+        self._requests.new[surface, operation, outcome, str(exchange.status)] += 1
+        self._seconds.new[surface, operation, outcome].observe(ended_s - exchange.started_s)
         if exchange.first_byte_s is not None:
-            self._first_byte[surface, operation].observe(exchange.first_byte_s - exchange.started_s)
+            self._first_byte.new[surface, operation].observe(exchange.first_byte_s - exchange.started_s)
         self._count_booked(exchange.surface, exchange.priced, outcome, is_estimated=exchange.is_estimated)
+        if self._is_shared:
+            self._tell_soon()
         if logger.isEnabledFor(logging.INFO):
             logger.info(self._render(_fields(exchange, outcome, operation, ended_s)))
 
@@ -309,17 +328,17 @@ class Telemetry:
         self, surface: Surface, priced: Priced | None, outcome: str, *, is_estimated: bool
     ) -> None:
         if is_estimated:
-            self._estimates[surface.name, outcome].inc()
-        if priced is not None:
-            for line in priced.lines:
-                model = self._model_label(surface.provider, line.model)
-                for unit, count in line.counts.items():
-                    if count:
-                        unit_label = unit if unit in UNITS else OTHER
-                        self._tokens[surface.name, model, outcome, unit_label].inc(count)
-            if priced.lines:
-                model = self._model_label(surface.provider, priced.lines[0].model)
-                self._cost[surface.name, model, outcome].inc(priced.cost_nanousd)
+            self._estimates.new[surface.name, outcome] += 1
+        if priced is None or not priced.lines:
+            return
+        for line in priced.lines:
+            model = self._model_label(surface.provider, line.model)
+            for unit, count in line.counts.items():
+                if count:
+                    unit_label = unit if unit in UNITS else OTHER
+                    self._tokens.new[surface.name, model, outcome, unit_label] += count
+        model = self._model_label(surface.provider, priced.lines[0].model)
+        self._cost.new[surface.name, model, outcome] += priced.cost_nanousd
 
     def finish_deferred(
         self, surface: Surface, operation: str, request_id: str, settlement: Settlement, *, polls: int
@@ -327,6 +346,8 @@ class Telemetry:
         """Once per deferred work, when it has been booked: its cost, and the second line of its request."""
         priced, outcome = settlement.priced, settlement.outcome.value
         self._count_booked(surface, priced, outcome, is_estimated=not settlement.is_reported)
+        if self._is_shared:
+            self._tell_soon()
         if not logger.isEnabledFor(logging.INFO):
             return
         fields: dict[str, Any] = {
@@ -351,9 +372,11 @@ class Telemetry:
         if not own.status:
             outcome = INTERNAL
         if own.reason is not None:
-            self._refusals[OWN, own.reason.value].inc()
-        self._requests[OWN, operation, outcome, str(own.status)].inc()
-        self._seconds[OWN, operation, outcome].observe(ended_s - own.began_s)
+            self._refusals.new[OWN, own.reason.value] += 1
+        self._requests.new[OWN, operation, outcome, str(own.status)] += 1
+        self._seconds.new[OWN, operation, outcome].observe(ended_s - own.began_s)
+        if self._is_shared:
+            self._tell_soon()
         if is_told and logger.isEnabledFor(logging.INFO):
             logger.info(self._render(_own_fields(own, outcome, operation, ended_s)))
 
@@ -369,7 +392,8 @@ class Telemetry:
 
     def exposition(self) -> bytes:
         """The metrics in Prometheus' text format; of all workers where there are several."""
-        if os.environ.get("PROMETHEUS_MULTIPROC_DIR"):  # the library's own variable, read as it reads it
+        if self._is_shared:
+            self._tell()
             registry = CollectorRegistry()
             MultiProcessCollector(registry)  # type: ignore[no-untyped-call]  # the library's
             return generate_latest(registry)
@@ -468,7 +492,8 @@ def _own_fields(own: OwnExchange, outcome: str, operation: str, ended_s: float) 
 
 
 def _ms(began_s: float, then_s: float) -> float:
-    return round((then_s - began_s) * 1000, 1)
+    """With one decimal place. Rounding to a whole number costs half of rounding to a place."""
+    return round((then_s - began_s) * 10_000) / 10
 
 
 def _tokens(priced: Priced) -> tuple[int, int]:
@@ -490,14 +515,25 @@ def _as_json(fields: dict[str, Any]) -> str:
 
 
 def _as_text(fields: dict[str, Any]) -> str:
-    words = [
-        f"{key}={value}" if key in _OWN_WORDS else f"{key}={_word(str(value))}"
-        for key, value in fields.items()
-    ]
-    return " ".join(words)
+    """`fields` are the caller's no more: words take the place of what could be mistaken."""
+    line, foreign = _layout(tuple(fields))
+    for key in foreign:
+        fields[key] = _word(str(fields[key]))
+    return line % tuple(fields.values())
+
+
+@lru_cache(maxsize=LAYOUTS_MAX)
+def _layout(keys: tuple[str, ...]) -> tuple[str, list[str]]:
+    """A line with these fields, its values left out; and those of the fields whose values are not of our own making."""
+    return " ".join(f"{key}=%s" for key in keys), [key for key in keys if key not in _OWN_WORDS]
+
+
+def _word(text: str) -> str:
+    """As it is, or quoted where it could be taken for more than one field, or for an order to the terminal."""
+    # Most ids are seen to be plain at once; each is another, and would only push the others out.
+    return text if text.isascii() and text.isidentifier() else _perhaps_quoted(text)
 
 
 @lru_cache(maxsize=WORDS_MAX)
-def _word(text: str) -> str:
-    """As it is, or quoted where it could be taken for more than one field, or for an order to the terminal."""
+def _perhaps_quoted(text: str) -> str:
     return text if text.isprintable() and not _AMBIGUOUS.search(text) else json.dumps(text)

@@ -224,9 +224,10 @@ async def test_a_receiver_that_says_nothing_is_left_after_a_while(
 ) -> None:
     monkeypatch.setattr(delivery, "ATTEMPT_TIMEOUT_S", 0.1)
     await stage.add()
+    over = asyncio.Event()  # held here: nothing else holds the task that waits for it
 
     async def silence(writer: asyncio.StreamWriter) -> None:
-        await asyncio.Event().wait()
+        await over.wait()
 
     async def drip(writer: asyncio.StreamWriter) -> None:
         writer.write(b"HTTP/1.1 200 OK\r\n")
@@ -241,6 +242,7 @@ async def test_a_receiver_that_says_nothing_is_left_after_a_while(
         async with asyncio.timeout(5):
             await stage.courier().deliver_due()
         assert (await stage.row()).last_error == "no answer within 0.1 s"
+    over.set()
 
 
 async def test_a_huge_answer_is_not_read_and_counts_by_its_status(

@@ -73,16 +73,60 @@ async def test_the_end_of_the_process_loses_no_line(log, stream):
     assert stream.getvalue() == "last words\n"
 
 
-def test_a_canonical_line_is_taken_apart_in_json_and_not_quoted(capsys):
+@pytest.fixture
+def configured():
+    """What is configured in a test ends with it."""
     root, level = logging.getLogger(), logging.getLogger().level
     handlers = root.handlers[:]
     try:
-        configure_logging(Settings.from_env({"LOG_FORMAT": "json"}))
-        logging.getLogger(REQUESTS).info('{"request":"req_1","status":200}')
-        logging.getLogger("other").warning('a "quoted" word')
-        lines = [json.loads(line) for line in capsys.readouterr().err.splitlines()]
+        yield configure_logging
     finally:
         root.handlers[:] = handlers
         root.setLevel(level)
+
+
+def record_at(
+    created: float, message: str, *args: object, error: Exception | None = None
+) -> logging.LogRecord:
+    exc_info = (type(error), error, None) if error is not None else None
+    record = logging.LogRecord("some.where", logging.INFO, "file", 1, message, args, exc_info)
+    record.created, record.msecs = created, float(int(created * 1000) % 1000)
+    return record
+
+
+def test_lines_for_people_are_the_librarys(configured):
+    configured(Settings.from_env({}))
+    ours = logging.getLogger().handlers[-1].formatter
+    theirs = logging.Formatter("%(asctime)s %(levelname)-7s %(name)s: %(message)s")
+    for created in (
+        1_795_176_000.0,
+        1_795_176_000.25,
+        1_795_176_001.999,
+        1_795_176_000.5,
+        1_795_179_661.0625,
+    ):
+        for what in (("100 % plain",), ("%d of %s", 3, "them")):
+            assert ours.format(record_at(created, *what)) == theirs.format(record_at(created, *what))
+        failed = {"message": "it failed", "error": ValueError("two\nlines")}
+        assert ours.format(record_at(created, **failed)) == theirs.format(record_at(created, **failed))
+
+
+def test_lines_for_machines_tell_when_and_how_bad(configured):
+    configured(Settings.from_env({"LOG_FORMAT": "json"}))
+    ours = logging.getLogger().handlers[-1].formatter
+    at = logging.Formatter().formatTime(record_at(1_795_176_000.007, ""))
+    canonical = record_at(1_795_176_000.007, '{"request":"req_1"}')
+    canonical.name = REQUESTS
+    expected = {"at": at, "level": "info", "logger": REQUESTS, "request": "req_1"}
+    assert json.loads(ours.format(canonical)) == expected
+    failed = json.loads(ours.format(record_at(1_795_176_000.007, "it %s", "failed", error=ValueError("so"))))
+    assert (failed["at"], failed["message"], failed["error"]) == (at, "it failed", "ValueError: so")
+
+
+def test_a_canonical_line_is_taken_apart_in_json_and_not_quoted(capsys, configured):
+    configured(Settings.from_env({"LOG_FORMAT": "json"}))
+    logging.getLogger(REQUESTS).info('{"request":"req_1","status":200}')
+    logging.getLogger("other").warning('a "quoted" word')
+    lines = [json.loads(line) for line in capsys.readouterr().err.splitlines()]
     assert (lines[0]["request"], lines[0]["status"], "message" in lines[0]) == ("req_1", 200, False)
     assert lines[1]["message"] == 'a "quoted" word'
