@@ -229,30 +229,30 @@ VALUES (?1, 'HELD', ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11, ?12)"""
 INSERT_RESERVATION_ONCE = f"{INSERT_RESERVATION} ON CONFLICT (id) DO NOTHING"
 
 EXTEND_RESERVATION = """
-UPDATE reservations SET lines = ?2, hold_nanousd = ?3 WHERE id = ?1 AND state = 'HELD' RETURNING id"""
+UPDATE reservations SET lines = ?2, hold_nanousd = ?3 WHERE id = ?1 AND state = 'HELD'"""
 
 CHECKPOINT_RESERVATION = """
 UPDATE reservations SET checkpoint_nanousd = ?2, checkpoint_usage = ?3
 WHERE id = ?1 AND state = 'HELD'"""
 
 EXTEND_AS_FOUND = """
-UPDATE reservations SET lines = ?2, hold_nanousd = ?3 WHERE id = ?1 AND state = 'HELD' AND lines = ?4 RETURNING id"""
+UPDATE reservations SET lines = ?2, hold_nanousd = ?3 WHERE id = ?1 AND state = 'HELD' AND lines = ?4"""
 
 PARK_RESERVATION = """
-UPDATE reservations SET lines = ?2 WHERE id = ?1 AND state = 'HELD' AND lines = ?3 RETURNING id"""
+UPDATE reservations SET lines = ?2 WHERE id = ?1 AND state = 'HELD' AND lines = ?3"""
 
+# No RETURNING where the number of changed rows says it: SQLite keeps what is returned in a temporary B-tree.
 RESOLVE_RESERVATION = """
 UPDATE reservations SET state = ?2, booked_nanousd = ?3, resolved_at_ms = ?4
-WHERE id = ?1 AND state = 'HELD' RETURNING id"""
+WHERE id = ?1 AND state = 'HELD'"""
 
 RESOLVE_AS_FOUND = """
 UPDATE reservations SET state = ?2, booked_nanousd = ?3, resolved_at_ms = ?4
-WHERE id = ?1 AND state = 'HELD' AND lines = ?5 RETURNING id"""
+WHERE id = ?1 AND state = 'HELD' AND lines = ?5"""
 
 EXPIRE_RESERVATION = """
 UPDATE reservations SET state = 'EXPIRED', booked_nanousd = ?2, resolved_at_ms = ?3
-WHERE id = ?1 AND state = 'HELD' AND checkpoint_nanousd = ?4 AND lines = ?5 AND (due_at_ms IS NULL OR due_at_ms < ?3)
-RETURNING id"""
+WHERE id = ?1 AND state = 'HELD' AND checkpoint_nanousd = ?4 AND lines = ?5 AND (due_at_ms IS NULL OR due_at_ms < ?3)"""
 
 ADJUST_RESERVATION = """
 UPDATE reservations SET booked_nanousd = ?2, adjusted_at_ms = ?3
@@ -281,6 +281,9 @@ ORDER BY id LIMIT ?2"""
 
 SELECT_HELD = f"""
 SELECT {HELD_COLUMNS} FROM reservations WHERE id = ?1 AND state = 'HELD'"""
+
+IS_RESOLUTION = "(e.kind = 'settle' OR e.kind = 'void' OR e.kind = 'expire')"
+"""Of an entry `e`: in the words of the index `entries_resolution`, or it is not found by that."""
 
 SELECT_USER_OF = "SELECT user_id FROM reservations WHERE id = ?1"
 
