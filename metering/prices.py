@@ -459,8 +459,7 @@ def _with_general_rates(units: Mapping[str, int]) -> dict[str, int]:
 def _units_for(tiers: Sequence[Tier], counts: Mapping[str, int]) -> Mapping[str, int]:
     """The price list for a prompt as long as its counts: everything read, from a cache or not, and everything written
     to one. A prompt is no longer than all counts together: where those are few, no unit is looked at."""
-    positive = [count for count in counts.values() if count > 0]
-    if sum(positive) <= tiers[1].above_prompt_tokens:
+    if sum(map(abs, counts.values())) <= tiers[1].above_prompt_tokens:
         return tiers[0].units
     prompt_tokens = sum([count for unit, count in counts.items() if count > 0 and is_prompt_unit(unit)])
     return _tier_for(tiers, prompt_tokens).units

@@ -104,13 +104,10 @@ class BoundedStorage(Storage, SlidingWindowCounterSupport):
 
 
 class _PerMinute(RateLimitItemPerMinute):
-    """The library's, with a key of two parts and a constant length: the library joins five parts for every hit."""
+    """The library's, with a key of two parts: the library joins five for every request."""
 
     def key_for(self, *identifiers: bytes | str | float) -> str:
         return f"{identifiers[0]!s}/{self.amount}"
-
-    def get_expiry(self) -> int:
-        return WINDOW_S
 
 
 class RateLimits:
@@ -135,7 +132,11 @@ class RateLimits:
             if len(self._items) >= LIMITS_MAX:
                 self._items.clear()
             item = self._items[requests_per_minute] = _PerMinute(requests_per_minute)
-        is_allowed = self._limiter.hit(item, owner) if is_counted else self._limiter.test(item, owner)
+        if is_counted:  # all that the library's `hit` does, without asking the item what is known here
+            key = item.key_for(owner)
+            is_allowed = self._storage.acquire_sliding_window_entry(key, requests_per_minute, WINDOW_S)
+        else:
+            is_allowed = self._limiter.test(item, owner)
         (window, current, previous), position_s = self._storage.touched()
         left_s, reset_ms = WINDOW_S - position_s, (window + 1) * WINDOW_MS
         if not is_allowed:

@@ -443,7 +443,8 @@ class GroupCommitWriter:
     def _delivered(self) -> None:
         with self._wake:
             self._undelivered_batches -= 1
-            self._wake.notify()
+            if self._is_closing:  # else nobody waits for that
+                self._wake.notify()
 
 
 def _require_tables(connection: sqlite3.Connection) -> None:
