@@ -300,7 +300,7 @@ class Admission:
             ),
             shown=request.quotas,
         )
-        reservation = await self._ledger.reserve(intent, *(claim.step for claim in claims), *steps)
+        reservation = await self._ledger.reserve(intent, *[claim.step for claim in claims], *steps)
         if isinstance(reservation, Declined):
             for claim in claims:
                 if reservation.refusal == claim.step.refusal:
@@ -360,18 +360,18 @@ class Admission:
             holds = [concurrency_hold(owner, plan, request.runs)]
         else:
             holds = [Hold(owner, OPEN_REQUESTS, NO_PERIOD, 1, plan.concurrent_requests)]
-        if caller.limits and not request.runs:
-            holds += [
-                Hold(owner, OPEN_REQUESTS, NO_PERIOD, 1, limits.concurrent_requests)
-                for _, owner, limits in caller.limits
-                if limits.concurrent_requests is not None
-            ]
         if request.hold_nanousd:
             holds.append(Hold(owner, MONEY, period, request.hold_nanousd, plan.allowance_nanousd))
             if caller.has_credit:
                 holds.append(Hold(owner, CREDIT, NO_PERIOD, 0, 0))
         if caller.token is not None:
             holds += cap_holds(caller.token.caps, self._periods.names(), request.hold_nanousd)
+            if not request.runs:
+                holds += [
+                    Hold(token, OPEN_REQUESTS, NO_PERIOD, 1, limits.concurrent_requests)
+                    for _, token, limits in caller.token.limits
+                    if limits.concurrent_requests is not None
+                ]
         if request.quotas:
             holds += quota_holds(owner, plan, self._periods_of(request), request.quotas)
         return holds
@@ -563,8 +563,12 @@ def token_rates_of(caller: Caller) -> list[tuple[str, int]]:
 
 
 def _concurrent(caller: Caller) -> int:
+    if caller.token is None:
+        return caller.plan.concurrent_requests
     own = [
-        limits.concurrent_requests for _, _, limits in caller.limits if limits.concurrent_requests is not None
+        limits.concurrent_requests
+        for _, _, limits in caller.token.limits
+        if limits.concurrent_requests is not None
     ]
     return min([caller.plan.concurrent_requests, *own])
 

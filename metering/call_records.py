@@ -8,6 +8,7 @@ from typing import Any, cast
 import orjson
 
 from metering.clock import instant
+from metering.ledger import IS_RESOLUTION
 from metering.store.readers import Readers
 from metering.store.writer import Step
 from metering.usage import CALL_SECONDS
@@ -31,9 +32,9 @@ SELECT_TOTALS = """
 SELECT COUNT(*), COALESCE(SUM(r.booked_nanousd), 0)
 FROM owned_objects o LEFT JOIN reservations r ON r.id = o.reservation_id
 WHERE o.user_id = ?1 AND o.vendor = ?2 AND o.kind = ?3"""
-SELECT_RECENT = """
+SELECT_RECENT = f"""
 SELECT c.id, c.bland_call_id, c.direction, c.to_number, c.from_number, c.status, c.duration_seconds, c.summary, c.created_at, e.usage
-FROM call_usage c LEFT JOIN entries e ON e.reservation_id = c.id AND e.kind IN ('settle', 'void', 'expire')
+FROM call_usage c LEFT JOIN entries e ON e.reservation_id = c.id AND {IS_RESOLUTION}
 WHERE c.user_id = ?1 ORDER BY c.created_at DESC, c.id DESC LIMIT ?2"""
 _FIELDS = ("id", "call_id", "direction", "to", "from", "status", "duration_seconds", "summary", "created_at")
 

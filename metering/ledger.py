@@ -157,6 +157,8 @@ class Reservation:
 
     intent: Intent
     lines: tuple[Line, ...]
+    hold_nanousd: int
+    """What its lines hold in all: kept beside them, because it is asked for more often than it changes."""
     created_at_ms: int
     balances: Mapping[str, Balance]
     """Of the money and credit accounts, and those that the intent wants shown, right after the hold, by meter."""
@@ -172,10 +174,6 @@ class Reservation:
     @property
     def id(self) -> str:
         return self.intent.id
-
-    @property
-    def hold_nanousd(self) -> int:
-        return _money(self.lines)
 
 
 @immutable
@@ -229,30 +227,30 @@ VALUES (?1, 'HELD', ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11, ?12)"""
 INSERT_RESERVATION_ONCE = f"{INSERT_RESERVATION} ON CONFLICT (id) DO NOTHING"
 
 EXTEND_RESERVATION = """
-UPDATE reservations SET lines = ?2, hold_nanousd = ?3 WHERE id = ?1 AND state = 'HELD' RETURNING id"""
+UPDATE reservations SET lines = ?2, hold_nanousd = ?3 WHERE id = ?1 AND state = 'HELD'"""
 
 CHECKPOINT_RESERVATION = """
 UPDATE reservations SET checkpoint_nanousd = ?2, checkpoint_usage = ?3
 WHERE id = ?1 AND state = 'HELD'"""
 
 EXTEND_AS_FOUND = """
-UPDATE reservations SET lines = ?2, hold_nanousd = ?3 WHERE id = ?1 AND state = 'HELD' AND lines = ?4 RETURNING id"""
+UPDATE reservations SET lines = ?2, hold_nanousd = ?3 WHERE id = ?1 AND state = 'HELD' AND lines = ?4"""
 
 PARK_RESERVATION = """
-UPDATE reservations SET lines = ?2 WHERE id = ?1 AND state = 'HELD' AND lines = ?3 RETURNING id"""
+UPDATE reservations SET lines = ?2 WHERE id = ?1 AND state = 'HELD' AND lines = ?3"""
 
+# No RETURNING where the number of changed rows says it: SQLite keeps what is returned in a temporary B-tree.
 RESOLVE_RESERVATION = """
 UPDATE reservations SET state = ?2, booked_nanousd = ?3, resolved_at_ms = ?4
-WHERE id = ?1 AND state = 'HELD' RETURNING id"""
+WHERE id = ?1 AND state = 'HELD'"""
 
 RESOLVE_AS_FOUND = """
 UPDATE reservations SET state = ?2, booked_nanousd = ?3, resolved_at_ms = ?4
-WHERE id = ?1 AND state = 'HELD' AND lines = ?5 RETURNING id"""
+WHERE id = ?1 AND state = 'HELD' AND lines = ?5"""
 
 EXPIRE_RESERVATION = """
 UPDATE reservations SET state = 'EXPIRED', booked_nanousd = ?2, resolved_at_ms = ?3
-WHERE id = ?1 AND state = 'HELD' AND checkpoint_nanousd = ?4 AND lines = ?5 AND (due_at_ms IS NULL OR due_at_ms < ?3)
-RETURNING id"""
+WHERE id = ?1 AND state = 'HELD' AND checkpoint_nanousd = ?4 AND lines = ?5 AND (due_at_ms IS NULL OR due_at_ms < ?3)"""
 
 ADJUST_RESERVATION = """
 UPDATE reservations SET booked_nanousd = ?2, adjusted_at_ms = ?3
@@ -281,6 +279,9 @@ ORDER BY id LIMIT ?2"""
 
 SELECT_HELD = f"""
 SELECT {HELD_COLUMNS} FROM reservations WHERE id = ?1 AND state = 'HELD'"""
+
+IS_RESOLUTION = "(e.kind = 'settle' OR e.kind = 'void' OR e.kind = 'expire')"
+"""Of an entry `e`: in the words of the index `entries_resolution`, or it is not found by that."""
 
 SELECT_USER_OF = "SELECT user_id FROM reservations WHERE id = ?1"
 
@@ -327,7 +328,7 @@ class Ledger:
         Raises Refused(STORE_UNAVAILABLE). Cancelled meanwhile, it voids what may still be granted.
         """
         holds = sorted(intent.holds)
-        assert all(hold.amount >= 0 for hold in holds), (
+        assert not [hold for hold in holds if hold.amount < 0], (
             f"a negative hold would give others' money away: {holds}"
         )
         lines = tuple([Line(*hold[:4]) for hold in holds])
@@ -369,10 +370,11 @@ class Ledger:
             if isinstance(result, Declined):
                 return result
             balances = {
-                hold.meter: Balance(*cast("tuple[int, int, int]", row or (0, 0, 0)))
+                hold.meter: Balance._make(row or (0, 0, 0))
                 for hold, row in zip(looked_at, result.rows[looked_from:], strict=True)
             }
-            return Reservation(intent, _lines_by(held_lines, result.rows), now_ms, balances)
+            lines = _lines_by(held_lines, result.rows)
+            return Reservation(intent, lines, hold_nanousd, now_ms, balances)
 
         def abandon(result: Result) -> None:
             if isinstance(reservation := granted(result), Reservation):
@@ -414,6 +416,7 @@ class Ledger:
             reservation.extension = None
             if waiting.exception() is None and isinstance(result := waiting.result(), Done):
                 reservation.lines = _lines_by(lines, result.rows)
+                reservation.hold_nanousd = hold_nanousd
                 if reservation.found is not None:
                     reservation.found = encode_lines(reservation.lines)
 
@@ -492,7 +495,8 @@ class Ledger:
             if meter in CHARGED:
                 spent = cost_nanousd
                 within.append(Line(owner, meter, period, within_nanousd))
-                above.append(Line(owner, meter, period, above_nanousd))
+                if above_nanousd:
+                    above.append(Line(owner, meter, period, above_nanousd))
             else:
                 spent = settlement.amounts.get(meter, 0 if meter in GAUGES else held)
                 within.append(Line(owner, meter, period, spent))
@@ -607,7 +611,7 @@ class Ledger:
         if row is None:
             return None
         intent, lines, _, _, created_at_ms = _held(row)
-        return Reservation(intent, lines, created_at_ms, {}, found=str(row[6]))
+        return Reservation(intent, lines, _money(lines), created_at_ms, {}, found=str(row[6]))
 
     async def user_of(self, reservation_id: str) -> str | None:
         """Whose a reservation is; None where there is none. Raises Refused(STORE_UNAVAILABLE)."""
@@ -888,14 +892,18 @@ def _hold_steps(
     if is_under_way:
         statement = HOLD_BESIDE_CREDIT  # what holds nothing is granted
     if purse is None:
-        return [Step(statement, _hold_params(hold), refusal=hold.meter) for hold in holds], lines
+        steps = [
+            Step(statement, (owner, meter, period, allowance, amount), meter)
+            for owner, meter, period, amount, allowance in holds
+        ]
+        return steps, lines
     credit, money = purse
     locked_at = holds.index(credit)
 
     def split(rows: Rows) -> Split:
         return held_on(money.amount, rows[locked_at])
 
-    steps: list[Step] = []
+    steps = []
     for hold in holds:
         if hold == credit:
             steps.append(Step(LOCK_ACCOUNT, credit[:3]))
@@ -909,7 +917,8 @@ def _hold_steps(
                 )
             )
         else:
-            steps.append(Step(statement, _hold_params(hold), refusal=hold.meter))
+            params = (hold.owner, hold.meter, hold.period, hold.allowance, hold.amount)
+            steps.append(Step(statement, params, refusal=hold.meter))
 
     def held_lines(rows: Rows) -> list[Line]:
         amounts = {credit[:3]: split(rows).credit, money[:3]: split(rows).money}
@@ -999,7 +1008,7 @@ class _Entry:
             intent.surface,
             intent.operation,
             settlement.priced.lines[0].model if settlement.priced.lines else intent.model,
-            settlement.outcome.value,
+            str(settlement.outcome),
             "reported" if settlement.is_reported else "estimated",
             cost_nanousd,
             *counts,
@@ -1045,9 +1054,10 @@ def _tell(resolved: "asyncio.Future[Resolved]", found: Resolved) -> None:
 
 
 def _is_sane(settlement: Settlement) -> bool:
-    return 0 <= settlement.priced.cost_nanousd <= COST_NANOUSD_MAX and all(
-        0 <= amount <= COUNT_BOOKED_MAX for amount in settlement.amounts.values()
-    )
+    if not 0 <= settlement.priced.cost_nanousd <= COST_NANOUSD_MAX:
+        return False
+    amounts = settlement.amounts
+    return not amounts or all(0 <= amount <= COUNT_BOOKED_MAX for amount in amounts.values())
 
 
 def _told(settlement: Settlement) -> str:
@@ -1076,7 +1086,9 @@ def declined_hold(holds: Sequence[Hold], declined: Declined) -> Hold | None:
 
 def encode_lines(lines: Sequence[Line], *, without_zeros: bool = False) -> str:
     """Lines as the JSON of a row."""
-    return orjson.dumps([tuple(line) for line in lines if line.amount or not without_zeros]).decode()
+    if without_zeros:
+        lines = [line for line in lines if line.amount]
+    return orjson.dumps(lines, default=tuple).decode()
 
 
 def decode_lines(text: str) -> tuple[Line, ...]:
@@ -1119,10 +1131,6 @@ def _held(row: Row) -> tuple[Intent, tuple[Line, ...], int, str | None, int]:
     lines = decode_lines(cast("str", row[6]))
     intent = Intent(reservation_id, user_id, token_id, surface, operation, model, ())
     return intent, lines, cast("int", row[7]), cast("str | None", row[8]), cast("int", row[9])
-
-
-def _hold_params(hold: Hold) -> tuple[str, str, str, int, int]:
-    return hold.owner, hold.meter, hold.period, hold.allowance, hold.amount
 
 
 def _resolution(reservation: Reservation, state: str, cost_nanousd: int, now_ms: int) -> Step:

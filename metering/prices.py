@@ -276,7 +276,7 @@ class PriceTable:
     ) -> Mapping[str, int] | None:
         """Pico-USD per unit of the price list that holds at an instant, for a prompt so long; None where a
         usage would be flagged. What the list has no line for may still be priced: see GENERAL_UNITS."""
-        resolved = _at(self._resolve(provider, name, modifiers or {}), at_ms)
+        resolved = self._resolve(provider, name, modifiers or {}, at_ms)
         return None if resolved.flags else _tier_for(resolved.tiers, prompt_tokens).units
 
     def price(self, provider: str, usage: Usage, *, at_ms: int) -> Priced:
@@ -286,22 +286,20 @@ class PriceTable:
         lines: list[PricedLine] = []
         flags: list[str] = []
         for line in usage.lines:
+            resolved = self._resolve(provider, line.model, line.modifiers, at_ms)
+            if resolved.flags:
+                flags += resolved.flags
+            tiers = resolved.tiers
+            units = tiers[0].units if len(tiers) == 1 else _units_for(tiers, line.counts)
             line_picousd = 0
-            resolved = _at(self._resolve(provider, line.model, line.modifiers), at_ms)
-            counts = {unit: count for unit, count in line.counts.items() if count > 0}
-            if len(resolved.tiers) == 1:
-                units = resolved.tiers[0].units
-            else:
-                units = _tier_for(resolved.tiers, _prompt_tokens(counts)).units
-            flags += resolved.flags
-            unit_prices = {}
-            for unit, count in counts.items():
-                unit_price = units.get(unit)
-                if unit_price is None and (unit_price := _general_rate(units, unit)) is None:
-                    flags.append(f"unpriced_unit:{unit}")
-                    unit_price = self._dearest_rate(provider, unit)
-                unit_prices[unit] = unit_price
-                line_picousd += count * unit_price
+            counts, unit_prices = {}, {}
+            for unit, count in line.counts.items():
+                if count > 0:
+                    unit_price = units.get(unit)
+                    if unit_price is None:
+                        unit_price = self._rate_beside(provider, units, unit, flags)
+                    counts[unit], unit_prices[unit] = count, unit_price
+                    line_picousd += count * unit_price
             if ROUNDED_TO in units or AT_LEAST in units:
                 unit_prices |= {term: units[term] for term in TERMS if term in units}
                 line_picousd = _on_terms(line_picousd, unit_prices)
@@ -314,7 +312,16 @@ class PriceTable:
         """The flags that pricing this usage would raise; admission refuses when there are any."""
         return self.price(provider, usage, at_ms=at_ms).flags
 
-    def _resolve(self, provider: str, name: str, modifiers: Mapping[str, str]) -> tuple["_Resolved", ...]:
+    def _rate_beside(self, provider: str, units: Mapping[str, int], unit: str, flags: list[str]) -> int:
+        """What a unit costs that its price list has no line for; what nothing has a price for is added to `flags`."""
+        unit_price = _general_rate(units, unit)
+        if unit_price is None:
+            flags.append(f"unpriced_unit:{unit}")
+            unit_price = self._dearest_rate(provider, unit)
+        return unit_price
+
+    def _resolve(self, provider: str, name: str, modifiers: Mapping[str, str], at_ms: int) -> "_Resolved":
+        """The prices that hold at an instant: the first that have begun, the last of which began long ago."""
         key: tuple[Any, ...] = (provider, name, *sorted(modifiers.items())) if modifiers else (provider, name)
         found = self._resolutions.get(key)
         if found is None:
@@ -322,11 +329,13 @@ class PriceTable:
             if len(self._resolutions) >= RESOLUTIONS_MAX:
                 self._resolutions.clear()
             self._resolutions[key] = found
-        return found
+        newest = found[0]
+        return newest if newest.from_ms <= at_ms else next(one for one in found if one.from_ms <= at_ms)
 
     def _resolve_anew(
         self, provider: str, name: str, modifiers: Mapping[str, str]
     ) -> tuple["_Resolved", ...]:
+        """By when they begin, the newest first."""
         vendor = self._vendors.get(provider)
         rates = self.rates(provider, name)
         if vendor is None or rates is None:
@@ -420,14 +429,6 @@ class _Vendor:
         )
 
 
-def _at(resolved: tuple[_Resolved, ...], at_ms: int) -> _Resolved:
-    """The latest that has begun; the last one began long ago."""
-    for one in resolved:
-        if one.from_ms <= at_ms:
-            break
-    return one
-
-
 def _on_terms(picousd: int, unit_prices: Mapping[str, int]) -> int:
     """What a line costs whose counts come to so much."""
     step = unit_prices.get(ROUNDED_TO)
@@ -455,9 +456,13 @@ def _with_general_rates(units: Mapping[str, int]) -> dict[str, int]:
     return {**general, **units}
 
 
-def _prompt_tokens(counts: Mapping[str, int]) -> int:
-    """The length of the prompt: everything read, from a cache or not, and everything written to one."""
-    return sum([count for unit, count in counts.items() if is_prompt_unit(unit)])
+def _units_for(tiers: Sequence[Tier], counts: Mapping[str, int]) -> Mapping[str, int]:
+    """The price list for a prompt as long as its counts: everything read, from a cache or not, and everything written
+    to one. A prompt is no longer than all counts together: where those are few, no unit is looked at."""
+    if sum(map(abs, counts.values())) <= tiers[1].above_prompt_tokens:
+        return tiers[0].units
+    prompt_tokens = sum([count for unit, count in counts.items() if count > 0 and is_prompt_unit(unit)])
+    return _tier_for(tiers, prompt_tokens).units
 
 
 @lru_cache(maxsize=UNITS_MAX)

@@ -11,6 +11,7 @@ import hashlib
 from typing import cast
 
 from metering.clock import MS_PER_DAY, Clock
+from metering.ledger import IS_RESOLUTION
 from metering.store.store import Store
 from metering.store.writer import Result, Step, Unit
 from metering.values import immutable
@@ -31,13 +32,13 @@ ON CONFLICT (user_id, surface, idempotency_key) DO UPDATE
 SET fingerprint = excluded.fingerprint, upstream_key = excluded.upstream_key,
     reservation_id = excluded.reservation_id, created_at_ms = excluded.created_at_ms
 WHERE idempotency_keys.reservation_id = ?8"""
-SELECT_EARLIER = """
+SELECT_EARLIER = f"""
 SELECT k.reservation_id, k.fingerprint, k.upstream_key, k.created_at_ms, r.state, e.upstream_status,
     e.cost_nanousd, d.is_open, d.scheduled_at_ms
 FROM idempotency_keys k
 LEFT JOIN reservations r ON r.id = k.reservation_id
 LEFT JOIN deferred_work d ON d.reservation_id = k.reservation_id
-LEFT JOIN entries e ON e.reservation_id = k.reservation_id AND e.kind IN ('settle', 'void', 'expire')
+LEFT JOIN entries e ON e.reservation_id = k.reservation_id AND {IS_RESOLUTION}
 WHERE k.user_id = ?1 AND k.surface = ?2 AND k.idempotency_key = ?3"""
 FORGET = """
 DELETE FROM idempotency_keys

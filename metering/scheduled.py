@@ -13,7 +13,7 @@ from typing import cast
 
 from metering.clock import Clock
 from metering.deferred import NEVER_MS, NOTE_ABSENT, DeferredWork
-from metering.ledger import Ledger, Reservation, Resolved
+from metering.ledger import IS_RESOLUTION, Ledger, Reservation, Resolved
 from metering.repeats import REQUEST_TIMEOUT, SERVER_ERROR
 from metering.store.store import Store
 from metering.store.writer import Declined, Result, Step, Unit
@@ -37,11 +37,11 @@ SELECT reservation_id, ?1 FROM deferred_work WHERE surface = ?2 AND about = ?3 A
 POLL_TOUCHED = """
 UPDATE deferred_work SET poll_at_ms = ?2 WHERE is_open = 0 AND poll_at_ms > ?2 AND reservation_id IN
     (SELECT reservation_id FROM deferred_touches WHERE request_id = ?1)"""
-SELECT_TOUCHES = """
+SELECT_TOUCHES = f"""
 SELECT r.operation, r.state, e.cost_nanousd, e.upstream_status
 FROM deferred_touches t
 LEFT JOIN reservations r ON r.id = t.request_id
-LEFT JOIN entries e ON e.reservation_id = t.request_id AND e.kind IN ('settle', 'void', 'expire')
+LEFT JOIN entries e ON e.reservation_id = t.request_id AND {IS_RESOLUTION}
 WHERE t.reservation_id = ?1"""
 
 HAND_OVER = """

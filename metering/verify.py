@@ -26,7 +26,16 @@ from typing import NamedTuple
 import orjson
 
 from metering.credit import CREDIT
-from metering.ledger import CHARGED, NO_PERIOD, NOT_FROM_USAGE, PURSE, REPRICED, Line, decode_lines
+from metering.ledger import (
+    CHARGED,
+    IS_RESOLUTION,
+    NO_PERIOD,
+    NOT_FROM_USAGE,
+    PURSE,
+    REPRICED,
+    Line,
+    decode_lines,
+)
 from metering.prices import PricedLine, recompute
 from metering.store.database import Database
 from metering.store.store import Store
@@ -45,7 +54,7 @@ SELECT_RESERVATIONS = """
 SELECT id, state, lines, hold_nanousd, booked_nanousd, credit_nanousd FROM reservations ORDER BY id"""
 # Two streams, because the index on resolutions gives the first, of one row a request, without sorting.
 SELECT_RESOLUTIONS = f"""
-SELECT {_ENTRY_COLUMNS} FROM entries WHERE kind IN ('settle', 'void', 'expire') ORDER BY reservation_id"""
+SELECT {_ENTRY_COLUMNS} FROM entries e WHERE {IS_RESOLUTION} ORDER BY reservation_id"""
 SELECT_OTHER_ENTRIES = f"""
 SELECT {_ENTRY_COLUMNS} FROM entries WHERE kind NOT IN ('settle', 'void', 'expire', 'grant')
 ORDER BY reservation_id"""

@@ -363,31 +363,29 @@ class GroupCommitWriter:
         return ticket, result
 
     def _commit_together(self, connection: sqlite3.Connection, batch: list[_Ticket]) -> list[_Delivery]:
-        execute = (
-            connection.cursor().execute
-        )  # one for all: a cursor a statement costs as much as a short one
-        execute("BEGIN IMMEDIATE")
+        cursor = connection.cursor()  # one for all: a cursor a statement costs as much as a short one
+        cursor.execute("BEGIN IMMEDIATE")
         try:
-            results = self._run_units(execute, batch)
-            execute("COMMIT")
+            results = self._run_units(cursor, batch)
+            cursor.execute("COMMIT")
         except BaseException:
             if connection.in_transaction:
-                execute("ROLLBACK")
+                cursor.execute("ROLLBACK")
             raise
         return results
 
-    def _run_units(self, execute: Callable[..., sqlite3.Cursor], batch: list[_Ticket]) -> list[_Delivery]:
+    def _run_units(self, cursor: sqlite3.Cursor, batch: list[_Ticket]) -> list[_Delivery]:
         """Within a transaction. Few units must be undone, and a savepoint for each costs as much as a short step: so a
         batch runs without, begins once more when one must, and savepoints are set for a while."""
         if not self._savepoint_units:
             try:
-                return [(ticket, _run_steps(execute, ticket.unit.steps)) for ticket in batch]
+                return [(ticket, _run_steps(cursor, ticket.unit.steps)) for ticket in batch]
             except _UndoError:
                 self._savepoint_units = SAVEPOINT_UNITS
-                execute("ROLLBACK")
-                execute("BEGIN IMMEDIATE")
+                cursor.execute("ROLLBACK")
+                cursor.execute("BEGIN IMMEDIATE")
         self._savepoint_units = max(0, self._savepoint_units - len(batch))
-        return [(ticket, _run_unit(execute, ticket.unit.steps)) for ticket in batch]
+        return [(ticket, _run_unit(cursor, ticket.unit.steps)) for ticket in batch]
 
     def _keep_or_refuse(self, batch: list[_Ticket]) -> list[_Delivery]:
         """Put back what must be kept, in its order; refuse all else that waits, or it would wait for ever
@@ -445,7 +443,8 @@ class GroupCommitWriter:
     def _delivered(self) -> None:
         with self._wake:
             self._undelivered_batches -= 1
-            self._wake.notify()
+            if self._is_closing:  # else nobody waits for that
+                self._wake.notify()
 
 
 def _require_tables(connection: sqlite3.Connection) -> None:
@@ -470,32 +469,27 @@ def _failed(future: "asyncio.Future[Result]", error: Exception) -> "asyncio.Futu
     return future
 
 
-def _run_unit(execute: Callable[..., sqlite3.Cursor], steps: Sequence[Step]) -> Result:
+def _run_unit(cursor: sqlite3.Cursor, steps: Sequence[Step]) -> Result:
     """Run one unit inside the batch's transaction. A savepoint only where an earlier step may need undoing."""
     if any(step.refusal for step in steps[1:]):
-        execute("SAVEPOINT unit")
-        result = _run_steps(execute, steps, may_undo=True)
+        cursor.execute("SAVEPOINT unit")
+        result = _run_steps(cursor, steps, may_undo=True)
         if isinstance(result, Declined):
-            execute("ROLLBACK TO unit")
-        execute("RELEASE unit")
+            cursor.execute("ROLLBACK TO unit")
+        cursor.execute("RELEASE unit")
         return result
-    return _run_steps(execute, steps)
+    return _run_steps(cursor, steps)
 
 
-def _run_steps(
-    execute: Callable[..., sqlite3.Cursor], steps: Sequence[Step], *, may_undo: bool = False
-) -> Result:
+def _run_steps(cursor: sqlite3.Cursor, steps: Sequence[Step], *, may_undo: bool = False) -> Result:
     """Raises _UndoError where what was done must be undone, and nobody can do that here."""
+    execute, fetch = cursor.execute, cursor.fetchone
     rows: list[Row | None] = []
     for sql, params, refusal in steps:
-        cursor = execute(sql, params if isinstance(params, tuple) else params(rows))
-        row = None
-        if cursor.description is not None:
-            row = cursor.fetchone()
-            is_refused = row is None
-        else:
-            is_refused = not cursor.rowcount
-        if is_refused and refusal is not None:
+        execute(sql, params if isinstance(params, tuple) else params(rows))
+        row: Row | None = fetch()
+        # Of what only reads, -1 rows have changed.
+        if refusal is not None and row is None and cursor.rowcount <= 0:
             if rows and not may_undo:
                 raise _UndoError
             return Declined(refusal, len(rows))

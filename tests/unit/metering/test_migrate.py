@@ -7,7 +7,22 @@ from pathlib import Path
 
 import pytest
 
+from metering.call_records import SELECT_RECENT
 from metering.clock import ManualClock
+from metering.ledger import (
+    ADJUST_RESERVATION,
+    CHECKPOINT_RESERVATION,
+    EXPIRE_RESERVATION,
+    EXTEND_RESERVATION,
+    HOLD_ACCOUNT,
+    INSERT_ENTRY,
+    INSERT_RESERVATION,
+    MOVE_ACCOUNT,
+    RESOLVE_RESERVATION,
+    SELECT_EXPIRED_TOKENS,
+)
+from metering.repeats import SELECT_EARLIER
+from metering.scheduled import SELECT_TOUCHES
 from metering.store import migrate as migrate_module
 from metering.store.database import Database
 from metering.store.migrate import (
@@ -18,11 +33,12 @@ from metering.store.migrate import (
     migrations,
     statements,
 )
-from metering.verify import verify_file
+from metering.verify import SELECT_RESOLUTIONS, verify_file
 from tests.support.ledger import NOW_MS
 
 CLOCK = ManualClock(NOW_MS)
-TOKENS_VERSION = 4
+TOKENS_VERSION, CONSTRAINTS_VERSION = 4, 14
+PARAMETERS_MAX = 22
 TABLES = {
     *("users", "gateway_tokens", "accounts", "reservations", "entries", "workers", "changes"),
     *("llm_usage", "usage_events", "schema_migrations", "owned_objects", "deferred_work", "grants"),
@@ -119,6 +135,74 @@ def test_tokens_of_before_are_families_of_their_own_and_may_what_they_could(
             ("tok_1", None, None, None, None, None)
         ]
         assert connection.execute("SELECT caps FROM users").fetchall() == [(None,)]
+
+
+def explained(connection: sqlite3.Connection, sql: str, *, how: str = "EXPLAIN") -> str:
+    params = dict.fromkeys(map(str, range(1, PARAMETERS_MAX + 1)))
+    return str(connection.execute(f"{how} {sql}", params).fetchall())
+
+
+def test_the_tables_of_a_store_in_use_are_copied_whole_with_constraints_that_refuse_the_same(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    database = Database(tmp_path / "x.db")
+    with monkeypatch.context() as before:
+        earlier = [step for step in migrations() if step.version < CONSTRAINTS_VERSION]
+        before.setattr(migrate_module, "migrations", lambda: earlier)
+        migrate(database, CLOCK)
+    with closing(database.connect()) as connection, closing(database.connect()) as opened_before:
+        for state in ("HELD", "SETTLED", "VOIDED", "EXPIRED"):
+            connection.execute(
+                "INSERT INTO reservations VALUES (?1, ?1, 'w', 'u', 't', 's', 'o', 'm', '[]', 1, 2, 'c', 3, 4, 5, 6, 7, 8)",
+                (state,),
+            )
+        for number, kind in enumerate(("settle", "void", "expire", "overage", "grant", "adjust"), start=1):
+            connection.execute(
+                "INSERT INTO entries VALUES (?1, ?2, ?2, 'u', 't', 1, 'anthropic', 'o', 'm', 'completed', 'reported', "
+                "2, 3, 4, 5, 6, 'x', 'n', '[]', 'p', 200, 'r', 9)",
+                (number * 10, kind),
+            )
+        tables = [f"SELECT * FROM {name} ORDER BY 1" for name in ("reservations", "entries", "llm_usage")]
+        schema = "SELECT name FROM sqlite_schema ORDER BY name"
+        contents = [connection.execute(sql).fetchall() for sql in (*tables, schema)]
+        assert opened_before.execute(tables[0]).fetchall() == contents[0]
+        migrate(database, CLOCK)
+        for one in (connection, opened_before):
+            assert [one.execute(sql).fetchall() for sql in (*tables, schema)] == contents
+        assert connection.execute("PRAGMA integrity_check").fetchall() == [("ok",)]
+        for wrong in (
+            "UPDATE reservations SET state = 'LOST'",
+            "UPDATE entries SET kind = 'lost'",
+            "UPDATE entries SET basis = 'lost'",
+            "UPDATE entries SET reservation_id = 'settle' WHERE kind = 'void'",
+        ):
+            with pytest.raises(sqlite3.IntegrityError):
+                opened_before.execute(wrong)
+
+
+@pytest.mark.parametrize(
+    "sql",
+    [
+        *(HOLD_ACCOUNT, MOVE_ACCOUNT, INSERT_RESERVATION, CHECKPOINT_RESERVATION, EXTEND_RESERVATION),
+        *(RESOLVE_RESERVATION, EXPIRE_RESERVATION, INSERT_ENTRY),
+    ],
+)
+def test_what_every_request_writes_makes_no_temporary_tree(tmp_path: Path, sql: str) -> None:
+    database = Database(tmp_path / "x.db")
+    migrate(database, CLOCK)
+    with closing(database.connect()) as connection:
+        assert "OpenEphemeral" in explained(connection, ADJUST_RESERVATION)  # it returns something
+        assert "OpenEphemeral" not in explained(connection, sql)
+
+
+@pytest.mark.parametrize(
+    "sql", [SELECT_EARLIER, SELECT_TOUCHES, SELECT_RECENT, SELECT_RESOLUTIONS, SELECT_EXPIRED_TOKENS]
+)
+def test_resolutions_are_found_by_their_index(tmp_path: Path, sql: str) -> None:
+    database = Database(tmp_path / "x.db")
+    migrate(database, CLOCK)
+    with closing(database.connect()) as connection:
+        assert "USING INDEX entries_resolution" in explained(connection, sql, how="EXPLAIN QUERY PLAN")
 
 
 def test_a_later_schema_is_refused_and_left_alone(tmp_path: Path) -> None:

@@ -589,3 +589,14 @@ async def test_two_writers_share_a_store_without_losing_a_unit(database: Databas
         results = await asyncio.gather(*units)
     assert all(isinstance(result, Done) for result in results)
     assert sorted(notes(database)) == list(range(400))
+
+
+async def test_closing_ends_as_soon_as_the_last_results_are_delivered(database: Database) -> None:
+    def let_the_thread_wait(_: CommitStats) -> None:  # the loop stands still, and has not said yet that it delivers
+        time.sleep(0.05)
+
+    writer = GroupCommitWriter(database, on_commit=let_the_thread_wait)
+    waiting = writer.submit(note(1))
+    async with asyncio.timeout(writer_module.CLOSING_S / 2):
+        await writer.aclose()
+    assert isinstance(await waiting, Done)
