@@ -592,7 +592,9 @@ async def test_two_writers_share_a_store_without_losing_a_unit(database: Databas
 
 
 async def test_closing_ends_as_soon_as_the_last_results_are_delivered(database: Database) -> None:
-    def let_the_thread_wait(_: CommitStats) -> None:  # the loop stands still, and has not said yet that it delivers
+    def let_the_thread_wait(
+        _: CommitStats,
+    ) -> None:  # the loop stands still, and has not said yet that it delivers
         time.sleep(0.05)
 
     writer = GroupCommitWriter(database, on_commit=let_the_thread_wait)
