@@ -23,6 +23,7 @@ from proxy.upstream import (
     Unreachable,
     UpstreamClient,
 )
+from tests.support.raw_vendor import Vendor, answering, answering_and_closing, turns
 
 TIMEOUTS = Timeouts(connect_s=60, first_byte_s=60, idle_s=60, pool_idle_s=60)
 SOON_S = 0.05
@@ -55,88 +56,6 @@ def on_both_loops(test):
     run.__signature__ = inspect.Signature(parameters)
     loops = [asyncio.new_event_loop, uvloop.new_event_loop]
     return pytest.mark.parametrize("loop_factory", loops, ids=["asyncio", "uvloop"])(run)
-
-
-class Vendor:
-    """A server whose every connection runs `script(self, reader, writer)` and is closed after it."""
-
-    def __init__(self, script):
-        self.script = script
-        self.requests = []
-        self.connections = 0
-        self.open_connections = 0
-        self.changed = asyncio.Condition()
-        self.go = asyncio.Event()
-
-    async def request(self, reader):
-        """The next request as (head, body)."""
-        head = await reader.readuntil(b"\r\n\r\n")
-        length = 0
-        for line in head.split(b"\r\n"):
-            if line.startswith(b"content-length: "):
-                length = int(line[16:])
-        body = await reader.readexactly(length)
-        self.requests.append((head, body))
-        return head, body
-
-    def accept(self, reader, writer):
-        self.tasks.add(asyncio.get_running_loop().create_task(self.serve(reader, writer)))
-
-    async def serve(self, reader, writer):
-        self.connections += 1
-        self.open_connections += 1
-        try:
-            with contextlib.suppress(ConnectionError, asyncio.IncompleteReadError):
-                await self.script(self, reader, writer)
-        finally:
-            writer.close()
-            with contextlib.suppress(ConnectionError, ssl.SSLError):
-                await writer.wait_closed()
-            self.open_connections -= 1
-            async with self.changed:
-                self.changed.notify_all()
-
-    async def until_open_connections_are(self, count):
-        async with self.changed:
-            await self.changed.wait_for(lambda: self.open_connections == count)
-
-    async def __aenter__(self):
-        self.tasks = set()
-        self.server = await asyncio.start_server(self.accept, "127.0.0.1", 0, ssl=self.tls)
-        self.port = self.server.sockets[0].getsockname()[1]
-        self.origin = Origin("https" if self.tls else "http", "127.0.0.1", self.port)
-        return self
-
-    tls = None
-
-    async def __aexit__(self, *_):
-        await turns()  # a connection that is just being accepted becomes a task, to be ended below
-        self.server.close()
-        for task in self.tasks:
-            task.cancel()
-        await asyncio.gather(*self.tasks, return_exceptions=True)
-
-
-def answering(*answers):
-    """A script: one of `answers` per request on a connection, then hold the connection open."""
-
-    async def script(vendor, reader, writer):
-        for answer in answers:
-            await vendor.request(reader)
-            writer.write(answer)
-            await writer.drain()
-        await reader.read()
-
-    return script
-
-
-def answering_and_closing(answer):
-    async def script(vendor, reader, writer):
-        await vendor.request(reader)
-        writer.write(answer)
-        await writer.drain()
-
-    return script
 
 
 async def silent(vendor, reader, writer):
@@ -176,12 +95,6 @@ async def exchange(client, origin, **how):
         return answer.status, await read_all(answer)
     finally:
         answer.close()
-
-
-async def turns(count=5):
-    """Let the loop go round a few times."""
-    for _ in range(count):
-        await asyncio.sleep(0)
 
 
 # --- requests and answers -----------------------------------------------------------------------------
