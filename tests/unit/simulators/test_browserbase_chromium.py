@@ -52,8 +52,11 @@ def address(vendor, path="/connect"):
 
 def runs(pid):
     """Whether a process is alive; one that only waits for its parent to look is not."""
-    status = Path(f"/proc/{pid}/stat")
-    return status.exists() and status.read_text().rpartition(")")[2].split()[0] != "Z"
+    try:
+        status = Path(f"/proc/{pid}/stat").read_text()
+    except (FileNotFoundError, ProcessLookupError):  # also between finding and reading it
+        return False
+    return status.rpartition(")")[2].split()[0] != "Z"
 
 
 async def test_messages_pass_both_ways_as_they_are(vendor, pids):
