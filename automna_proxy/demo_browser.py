@@ -2,15 +2,15 @@
 DevTools Protocol, and what the ledger says while it runs and afterwards."""
 
 import base64
-import http.client
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
-from urllib.parse import urlsplit
 
 from websockets.exceptions import WebSocketException
 from websockets.sync.client import ClientConnection, connect
+
+from automna_proxy.demo_json import object_from
 
 MOUNT = "/api/browserbase"
 TIMEOUT_S = 10.0
@@ -44,25 +44,19 @@ class Browsing:
     """One session, from its creation to its client's leaving. Raises BrowsingError."""
 
     def __init__(self, url: str, gateway_token: str) -> None:
-        self._url = urlsplit(url)
-        self._headers = {"x-bb-api-key": gateway_token, "content-type": "application/json"}
+        self._url = url
+        self._headers = {"x-bb-api-key": gateway_token}
         self._commands = 0
 
     def create(self) -> Mapping[str, Any]:
         """A session, as the proxy shows it."""
-        connection = http.client.HTTPConnection(self._url.hostname or "", self._url.port, timeout=TIMEOUT_S)
-        try:
-            connection.request("POST", f"{MOUNT}/v1/sessions", b"{}", self._headers)
-            answer = connection.getresponse()
-            body = answer.read()
-        except (OSError, http.client.HTTPException) as error:
-            raise BrowsingError(f"no browser session: {error}") from error
-        finally:
-            connection.close()
-        if answer.status != CREATED:
-            raise BrowsingError(f"no browser session: {answer.status} {body.decode(errors='replace')}")
-        session: dict[str, Any] = json.loads(body)
-        return session
+        return object_from(
+            self._url,
+            ("POST", f"{MOUNT}/v1/sessions", b"{}"),
+            self._headers,
+            status=CREATED,
+            failed=lambda why: BrowsingError(f"no browser session: {why}"),
+        )
 
     def connected(self, session: Mapping[str, Any]) -> ClientConnection:
         """The websocket into its browser."""

@@ -1,14 +1,13 @@
 """The demo's phone call: asked for in the words of the simple API, and what its status says afterwards."""
 
-import http.client
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
-from urllib.parse import urlsplit
+
+from automna_proxy.demo_json import object_from
 
 PATH = "/api/user/call"
-TIMEOUT_S = 10.0
 OK = 200
 
 
@@ -37,18 +36,10 @@ def status_of(url: str, gateway_token: str, call_id: str) -> Mapping[str, Any]:
 
 
 def _asked(url: str, gateway_token: str, method: str, path: str, body: bytes | None) -> Mapping[str, Any]:
-    address = urlsplit(url)
-    connection = http.client.HTTPConnection(address.hostname or "", address.port, timeout=TIMEOUT_S)
-    headers = {"authorization": f"Bearer {gateway_token}", "content-type": "application/json"}
-    try:
-        connection.request(method, path, body, headers)
-        answer = connection.getresponse()
-        said = answer.read()
-    except (OSError, http.client.HTTPException) as error:
-        raise DialError(f"no call: {error}") from error
-    finally:
-        connection.close()
-    if answer.status != OK:
-        raise DialError(f"no call: {answer.status} {said.decode(errors='replace')}")
-    told: dict[str, Any] = json.loads(said)
-    return told
+    return object_from(
+        url,
+        (method, path, body),
+        {"authorization": f"Bearer {gateway_token}"},
+        status=OK,
+        failed=lambda why: DialError(f"no call: {why}"),
+    )
