@@ -24,9 +24,11 @@ async def drip(stage, first, piece, *, token=None):
     """SLOW_CLIENTS that send `first` and then `piece` again and again, until all of them are closed; meanwhile
     somebody else is served. What each was answered."""
     async with AsyncExitStack() as stack:
-        peers = [await stack.enter_async_context(stage.connected()) for _ in range(SLOW_CLIENTS)]
-        for peer in peers:
-            peer.send(first)
+        peers = []
+        for _ in range(SLOW_CLIENTS):
+            peer = await stack.enter_async_context(stage.connected())
+            peer.send(first)  # at once: whoever says nothing is closed, too
+            peers.append(peer)
         for round_ in range(ROUNDS_MAX):
             if all(peer.is_closed for peer in peers):
                 break

@@ -5,6 +5,7 @@ The vendor answers the request as badly as it may, and all later questions as it
 which is what the vendor bills, or nothing; ended where nobody knows of it; and nothing left open, held, counted or running.
 """
 
+import asyncio
 from dataclasses import replace
 from typing import Any
 
@@ -16,8 +17,8 @@ from simulators.script import Ready, Script
 from simulators.server import ReceivedRequest
 from simulators.text import filler
 from tests.matrix.begun import CELLS, Begun, BegunCell, Fate, begun
-from tests.matrix.house import UNSEEN, House, bounds_of, hurry
-from tests.matrix.play import Play
+from tests.matrix.house import POLL_S, UNSEEN, House, bounds_of, hurry
+from tests.matrix.play import WITHIN_S, Play
 from tests.matrix.tables import End, View
 from tests.matrix.wire import spoken
 from tests.matrix.works import Bill
@@ -28,6 +29,8 @@ RUNS_S = 50.0
 """How long what its user knows of goes on: longer than until it is asked about."""
 LOOK_S, LOOKS_MAX = 20.0, 12
 """Between two moments at which whatever is due is asked about; and how many of them there are until all is over."""
+UNDER_WAY = """
+SELECT 1 FROM deferred_work d JOIN reservations r ON r.id = d.reservation_id WHERE d.is_open = 1 AND r.state = 'HELD'"""
 
 
 @pytest.mark.parametrize("cell", CELLS, ids=[cell.name for cell in CELLS])
@@ -121,13 +124,16 @@ class Beginning(Play):
     async def until_over(self, must: Begun) -> Bill | None:
         """Time passes until nothing is asked about any more; what the vendor then bills."""
         await self._gateway.until(lambda: not self._gateway.service.engine.open_exchanges)
+        readers = self._gateway.service.store.readers
+        async with asyncio.timeout(WITHIN_S):  # no time passes before it is written that its request is over
+            while await readers.row(UNDER_WAY) is not None:
+                await asyncio.sleep(POLL_S)
         for one in self.made:
             self.work.begin_to_cost(self._vendor, one)
             if must.fate is Fate.TOLD:
                 await self._house.pass_time(self._gateway, RUNS_S)
                 assert self.work.bill_of(one) is None, "nobody has ended it"
                 self.work.end(self._vendor, one)
-        readers = self._gateway.service.store.readers
         for _ in range(LOOKS_MAX):
             if await readers.row("SELECT 1 FROM deferred_work") is None:
                 return self.work.bill_of(self.made[0]) if self.made else None
