@@ -63,9 +63,6 @@ class HeaderFilter:
     def __init__(self, names: Iterable[bytes], prefixes: Iterable[bytes]) -> None:
         self._verdicts = _Verdicts(names, prefixes)
 
-    def is_dropped(self, name: bytes) -> bool:
-        return self._verdicts[name]
-
     def passed(self, headers: Headers, *, secret: bytes) -> Headers:
         """What remains, also without the headers that `Connection` names and, whatever their name, those that
         repeat `secret`: the gateway token on the way up, the vendor's key on the way down."""

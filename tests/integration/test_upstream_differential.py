@@ -50,9 +50,7 @@ class Case:
 
 
 HEAD = b"HTTP/1.1 200 OK\r\ncontent-type: text/plain\r\n"
-TYPE = (b"content-type", b"text/plain")
 CHUNKED = HEAD + b"transfer-encoding: chunked\r\n\r\n"
-FRAMED = (TYPE, (b"transfer-encoding", b"chunked"))
 HELLO = HEAD + b"content-length: 5\r\n\r\nhello"
 
 CASES = (
