@@ -157,7 +157,10 @@ class Settings:
         minimum=1,
     )
     credential_cache_max: int = _setting(
-        10_000, "gateway tokens remembered per worker", unit="tokens", minimum=1
+        200_000,
+        "gateway tokens remembered per worker, about a kilobyte each; beyond, each request of a forgotten one asks the store",
+        unit="tokens",
+        minimum=1,
     )
 
     agentmail_webhook_secret: str = _setting(

@@ -1,5 +1,5 @@
-"""`python -m bench`, which is `make bench`: every measurement, a table, and the figures as JSON; or, with --compare,
-kinds of traffic in alternating runs."""
+"""`python -m bench`, which is `make bench`: what the documentation shows, in tables there, here and as JSON; or, with
+--compare, kinds of traffic in alternating runs."""
 
 import argparse
 import json
@@ -7,22 +7,27 @@ import os
 import sys
 import tempfile
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from bench.books import UncountedError
-from bench.compare import compare, comparison_table, traffics_named
+from bench.compare import Rounds, compare, comparison_table, traffics_named
 from bench.machine import Cores, description, filesystem_of
 from bench.measure import MEASUREMENTS, SHAPES, Bench, ClientError
 from bench.native import NativeError
-from bench.report import FLOOR_PER_S, below_floor, document
+from bench.report import FLOOR_PER_S, below_floor, circumstances, document, publish
 from bench.targets import TargetError
 from bench.traffic import ANTHROPIC, TRAFFICS, Traffic
+from bench.variants import VARIANTS, vary
 from bench.wrk import WrkError
 from metering.clock import SystemClock, utc
 
 RESULTS = Path(__file__).parent / "results"
+DOCUMENT = Path(__file__).parents[1] / "docs" / "benchmarks.md"
 MEMORY_FILESYSTEMS = ("tmpfs", "ramfs")
-SECONDS, REPEATS = 8.0, 3
+SECONDS, REPEATS = 5.0, 3
+VARIED_SECONDS, VARIED_ROUNDS = 3.0, 5
+"""Of the variants, which are compared as versions are."""
 COMPARED_SECONDS, ROUNDS = 4.0, 7
 """Short runs, and many: what disturbs one round is in all of it."""
 QUICK_SECONDS, QUICK_REPEATS = 2.0, 1
@@ -31,9 +36,11 @@ BELOW_FLOOR, CANNOT_MEASURE = 1, 2
 
 def options(arguments: Sequence[str]) -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m bench", description=__doc__)
-    names = [measurement.name for measurement in MEASUREMENTS]
+    names = [one.name for one in (*MEASUREMENTS, *VARIANTS)]
+    own = [one.name for one in MEASUREMENTS if one.traffic is ANTHROPIC] + [one.name for one in VARIANTS]
+    parser.add_argument("--quick", action="store_true", help="one short run of each: does it work at all?")
     parser.add_argument(
-        "--quick", action="store_true", help="one short run of each of Anthropic's: does it work at all?"
+        "--all", action="store_true", help="the other vendors' too, which takes three times as long"
     )
     parser.add_argument("--seconds", type=_seconds, help=f"of each run (default {SECONDS:g})")
     parser.add_argument("--repeats", type=_repeats, help=f"of each measurement (default {REPEATS})")
@@ -77,9 +84,9 @@ def options(arguments: Sequence[str]) -> argparse.Namespace:
     chosen.repeats = chosen.repeats or (QUICK_REPEATS if chosen.quick else REPEATS)
     chosen.rounds = chosen.rounds or (QUICK_REPEATS if chosen.quick else ROUNDS)
     chosen.shapes = [shape for shape in SHAPES if shape.name in (chosen.shapes or compared[:2])]
+    chosen.is_documented = chosen.only is None and not (chosen.quick or chosen.check or chosen.compare)
     if chosen.only is None:
-        all_names = [one.name for one in MEASUREMENTS if one.traffic is ANTHROPIC] if chosen.quick else names
-        chosen.only = list(FLOOR_PER_S) if chosen.check else all_names
+        chosen.only = list(FLOOR_PER_S) if chosen.check else names if chosen.all else own
     return chosen
 
 
@@ -134,16 +141,31 @@ def main(arguments: Sequence[str]) -> int:
             if chosen.compare:
                 return _compare(bench, chosen, machine)
             runs = {one.name: bench.run(one) for one in MEASUREMENTS if one.name in chosen.only}
+            varied = _vary(bench, chosen)
     except (UncountedError, WrkError, ClientError, NativeError, TargetError, ValueError) as error:
         print(f"cannot measure: {error}", file=sys.stderr)
         return CANNOT_MEASURE
-    _show(machine, cores, f"{chosen.repeats} runs of {chosen.seconds:g} s")
-    print(document(runs))
-    print(f"\n{_keep(machine, runs)}")
+    how = f"{chosen.repeats} runs of {chosen.seconds:g} s; variants: {QUICK_REPEATS if chosen.quick else VARIED_ROUNDS} rounds of {VARIED_SECONDS:g} s"
+    _show(machine, cores, how)
+    text = document(runs, varied)
+    print(text)
+    print(f"\n{_keep(machine, runs | varied)}")
+    if chosen.is_documented:
+        publish(DOCUMENT, f"{circumstances(machine, how)}\n\n{text}")
     problems = below_floor(runs)
     for problem in problems:
         print(f"below the floor: {problem}", file=sys.stderr)
     return BELOW_FLOOR if problems and chosen.check else 0
+
+
+def _vary(bench: Bench, chosen: argparse.Namespace) -> dict[str, Rounds]:
+    seconds = min(chosen.seconds, VARIED_SECONDS)
+    rounds = QUICK_REPEATS if chosen.quick else VARIED_ROUNDS
+    return {
+        one.name: vary(replace(bench, seconds=seconds), one.quick() if chosen.quick else one, rounds=rounds)
+        for one in VARIANTS
+        if one.name in chosen.only
+    }
 
 
 def _compare(bench: Bench, chosen: argparse.Namespace, machine: dict[str, str]) -> int:
@@ -152,15 +174,14 @@ def _compare(bench: Bench, chosen: argparse.Namespace, machine: dict[str, str]) 
         for shape in chosen.shapes
     }
     _show(machine, bench.cores, f"{chosen.rounds} rounds, runs of {chosen.seconds:g} s")
-    print("\n\n".join(comparison_table(shape, runs[shape.name]) for shape in chosen.shapes))
+    print("\n\n".join(comparison_table(shape.title, runs[shape.name]) for shape in chosen.shapes))
     print(f"\n{_keep(machine, runs)}")
     return 0
 
 
 def _show(machine: dict[str, str], cores: Cores, how: str) -> None:
     machine["placement"] = f"proxies on core {cores.proxy}, vendor on {cores.vendor}, load on {cores.load}"
-    print("\n" + "\n".join(f"{key}: {value}" for key, value in machine.items()))
-    print(f"{how}, metering on, synchronous=FULL\n")
+    print(f"\n{circumstances(machine, how)}\n")
 
 
 def _say(line: str) -> None:

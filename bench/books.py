@@ -7,14 +7,16 @@ import sqlite3
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
 from dataclasses import dataclass
+from itertools import cycle, islice
 from pathlib import Path
 
 from metering.clock import SystemClock
 from metering.store.database import Database
 from metering.store.migrate import migrate
 from metering.store.store import open_store
-from metering.users import Directory
+from metering.users import Directory, hash_of
 
 PLAN = """
 [plans.bench]
@@ -34,6 +36,28 @@ VERIFIED_WITHIN_S = 120.0
 HERE = Path(__file__).resolve().parent.parent
 
 
+_OF_A_USER = {
+    "users": {"id": ":id"},
+    "gateway_tokens": {"id": ":token", "user_id": ":id", "token_hash": ":hash", "family": ":token"},
+}
+"""Tables with a row a user -> what differs in it."""
+_EARLIER = "{} - 1000 * (1 + ?1 - number)"
+_COPY = "substr({0}, 1, 4) || printf('%010d', number) || substr({0}, 15)"
+_OF_AN_EXCHANGE = {
+    "reservations": {
+        "id": _COPY.format("id"),
+        "created_at_ms": _EARLIER.format("created_at_ms"),
+        "resolved_at_ms": _EARLIER.format("resolved_at_ms"),
+    },
+    "entries": {"reservation_id": _COPY.format("reservation_id"), "at_ms": _EARLIER.format("at_ms")},
+}
+"""Tables with a row an exchange -> what differs in its copies: they are sorted by time, as the originals are."""
+
+
+def _columns(connection: sqlite3.Connection, table: str) -> list[str]:
+    return [name for (name,) in connection.execute("SELECT name FROM pragma_table_info(?1)", (table,))]
+
+
 class UncountedError(RuntimeError):
     """The ledger does not say what the load generator saw: the run is worth nothing."""
 
@@ -49,13 +73,14 @@ class Books:
     """The checkout whose schema the store has: another version's is another."""
 
     @classmethod
-    def open(cls, folder: Path, *, users: int) -> "Books":
-        """Make the store and `users` users with a token each."""
+    def open(cls, folder: Path, *, users: int, listed: int | None = None) -> "Books":
+        """Make the store and `users` users with a token each; of these `listed` are listed (all), again and again."""
         folder.mkdir(parents=True)
         (folder / "plans.toml").write_text(PLAN, encoding="utf-8")
         books = cls(folder, folder / "tokens")
         tokens = asyncio.run(books._add_users(users))
-        books.tokens.write_text("".join(f"{token}\n" for token in tokens), encoding="ascii")
+        listing = islice(cycle(tokens), users if listed is None else listed)
+        books.tokens.write_text("".join(f"{token}\n" for token in listing), encoding="ascii")
         return books
 
     @property
@@ -73,13 +98,57 @@ class Books:
 
     async def _add_users(self, users: int) -> list[str]:
         migrate(self.database, SystemClock())
-        tokens = []
         async with open_store(self.database) as store:
             directory = Directory(store, SystemClock())
-            for number in range(users):
-                user = await directory.add_user(f"user{number}", plan="bench")
-                tokens.append((await directory.create_token(user.id))[0])
-        return tokens
+            first = await directory.add_user("user0", plan="bench")
+            token, _ = await directory.create_token(first.id)
+        return [token, *self._add_more(users)]
+
+    def _add_more(self, users: int) -> list[str]:
+        """All but the first user, each with a token: copies of its rows, because a commit for each would take minutes."""
+        secrets = [f"amp_bench{number:036}" for number in range(1, users)]
+        with self._changing() as connection:
+            for table, changed in _OF_A_USER.items():
+                columns = _columns(connection, table)
+                chosen = ", ".join(changed.get(name, name) for name in columns)
+                connection.executemany(
+                    f"INSERT INTO {table} ({', '.join(columns)}) SELECT {chosen} FROM (SELECT * FROM {table} ORDER BY rowid LIMIT 1)",
+                    [
+                        {"id": f"user{number}", "token": f"tok_{number:032}", "hash": hash_of(secret)}
+                        for number, secret in enumerate(secrets, start=1)
+                    ],
+                )
+        return secrets
+
+    def add_history(self, entries: int) -> None:
+        """Copy what was booked until there are so many entries more, older than what was there, and let the accounts say so.
+
+        The store must not be served meanwhile, and hold nothing."""
+        with self._changing() as connection:
+            (booked,) = connection.execute("SELECT COUNT(*) FROM entries").fetchone()
+            copies = max(1, round(entries / booked))
+            for table, changed in _OF_AN_EXCHANGE.items():
+                columns = _columns(connection, table)
+                chosen = ", ".join(changed.get(name, name) for name in columns if name != "seq")
+                named = ", ".join(name for name in columns if name != "seq")
+                connection.execute(f"CREATE TEMP TABLE booked AS SELECT * FROM {table}")
+                connection.execute(
+                    "WITH RECURSIVE copies(number) AS (VALUES (1) UNION ALL SELECT number + 1 FROM copies WHERE number < ?1) "
+                    f"INSERT INTO {table} ({named}) SELECT {chosen} FROM copies, booked",
+                    (copies,),
+                )
+                connection.execute("DROP TABLE temp.booked")
+            connection.execute("UPDATE accounts SET spent = spent * (1 + ?1)", (copies,))
+
+    @contextlib.contextmanager
+    def _changing(self) -> Iterator[sqlite3.Connection]:
+        """One transaction, at once and without waiting for the disk."""
+        with contextlib.closing(sqlite3.connect(self.database.path, isolation_level=None)) as connection:
+            connection.execute("PRAGMA synchronous = OFF")
+            connection.execute("BEGIN IMMEDIATE")
+            yield connection
+            connection.execute("COMMIT")
+            connection.execute("PRAGMA wal_checkpoint(TRUNCATE)")
 
     def settled(self) -> int:
         """How many settle entries there are, once nothing is held any more. Raises UncountedError."""
@@ -102,10 +171,19 @@ class Books:
 
     def bound(self) -> int:
         """How many of the vendors' ids have an owner."""
+        return self._count("SELECT COUNT(*) FROM owned_objects")
+
+    def users(self) -> int:
+        return self._count("SELECT COUNT(*) FROM users")
+
+    def users_who_asked(self) -> int:
+        return self._count("SELECT COUNT(DISTINCT user_id) FROM reservations")
+
+    def _count(self, query: str) -> int:
         with contextlib.closing(
             sqlite3.connect(f"file:{self.database.path}?mode=ro", uri=True)
         ) as connection:
-            (count,) = connection.execute("SELECT COUNT(*) FROM owned_objects").fetchone()
+            (count,) = connection.execute(query).fetchone()
             return int(count)
 
     def check_clean(self) -> None:

@@ -50,18 +50,31 @@ def compare(
 
     Raises UncountedError, WrkError, ClientError, TargetError.
     """
-    runs: dict[str, list[Figures]] = {}
     with _contestants(bench, shape, traffics, against) as contestants:
-        for one in contestants:
-            bench.load(one.measurement, one.target, one.books, WARM_UP_S)
-        for number in range(rounds):
-            for one in contestants if number % 2 == 0 else reversed(contestants):
-                figures = bench.counted(one.measurement, one.target, one.books)
-                runs.setdefault(one.name, []).append(figures)
-                bench.say(f"{shape.name}: {one.name}: {short(figures, shape.unit)}")
+        runs = alternate(bench, shape.name, contestants, rounds=rounds)
+    check_books(contestants)
+    return runs
+
+
+def alternate(
+    bench: Bench, name: str, contestants: Sequence[Contestant], *, rounds: int
+) -> dict[str, list[Figures]]:
+    """Warm all up, then one after the other, forwards in one round and backwards in the next. Raises as `compare`."""
+    runs: dict[str, list[Figures]] = {one.name: [] for one in contestants}
+    for one in contestants:
+        bench.load(one.measurement, one.target, one.books, WARM_UP_S)
+    for number in range(rounds):
+        for one in contestants if number % 2 == 0 else reversed(contestants):
+            figures = bench.counted(one.measurement, one.target, one.books)
+            runs[one.name].append(figures)
+            bench.say(f"{name}: {one.name}: {short(figures, one.measurement.shape.unit)}")
+    return runs
+
+
+def check_books(contestants: Sequence[Contestant]) -> None:
+    """All their ledgers add up, once nobody is served any more. Raises UncountedError."""
     for books in {one.books.folder: one.books for one in contestants}.values():
         books.check_clean()
-    return {one.name: runs[one.name] for one in contestants}
 
 
 @contextlib.contextmanager
@@ -119,18 +132,21 @@ def ratios(rounds: Rounds, name: str) -> list[float]:
     return [one["cpu_us"] / another["cpu_us"] for one, another in zip(rounds[name], other, strict=True)]
 
 
-def comparison_table(shape: Shape, rounds: Rounds) -> str:
+def comparison_table(title: str, rounds: Rounds) -> str:
     """Medians and ratios, and every single run."""
     lines = [
-        f"{shape.title}",
+        title,
         "",
-        "| | CPU us each, median | ratio, median (lowest to highest) | CPU us each, every run |",
-        "|---|---|---|---|",
+        "| | per second, median | CPU us each, median | ratio, median (lowest to highest) | CPU us each, every run |",
+        "|---|---|---|---|---|",
     ]
+    notes: list[str] = []
     for name, runs in rounds.items():
         found = ratios(rounds, name)
         single = " ".join(f"{run['cpu_us']:.0f}" for run in runs)
-        middle = median([run["cpu_us"] for run in runs])
+        rate, middle = (median([run[key] for run in runs]) for key in ("per_s", "cpu_us"))
         spread = f"{median(found):.3f} ({min(found):.3f} to {max(found):.3f})"
-        lines.append(f"| {name} | {middle:.0f} | {spread} | {single} |")
-    return "\n".join(lines)
+        for share in {run["reused_share"] for run in runs if "reused_share" in run}:
+            notes.append(f"{name}: {share:.2%} of the requests went on a connection that was open already")
+        lines.append(f"| {name} | {rate:,.0f} | {middle:.0f} | {spread} | {single} |")
+    return "\n".join([*lines, "", *notes] if notes else lines)

@@ -46,13 +46,30 @@ def core_times(core: int, stat: str | None = None) -> CoreTimes:
 
 
 def cpu_s(pid: int) -> float:
-    """User and system time of a process, all its threads, dead ones too."""
+    """User and system time of a process and of its living descendants (workers), all their threads, dead ones too."""
+    return sum(_cpu_s(each) for each in (pid, *descendants(pid)))
+
+
+def _cpu_s(pid: int) -> float:
     fields = Path(f"/proc/{pid}/stat").read_text(encoding="utf-8").rpartition(")")[2].split()
     return (int(fields[11]) + int(fields[12])) / TICKS_PER_S
 
 
+def descendants(pid: int) -> list[int]:
+    """The processes that it began, and theirs, as far as they live."""
+    found: list[int] = []
+    for task in Path(f"/proc/{pid}/task").iterdir():
+        for child in (task / "children").read_text(encoding="ascii").split():
+            found += [int(child), *descendants(int(child))]
+    return found
+
+
 def rss_mb(pid: int, field: str = "VmRSS") -> float:
-    """Resident memory in MB: `VmRSS` now, `VmHWM` at its highest."""
+    """Resident memory in MB, of a process and of its living descendants together: `VmRSS` now, `VmHWM` at its highest."""
+    return sum(_rss_mb(each, field) for each in (pid, *descendants(pid)))
+
+
+def _rss_mb(pid: int, field: str) -> float:
     for line in Path(f"/proc/{pid}/status").read_text(encoding="utf-8").splitlines():
         if line.startswith(f"{field}:"):
             return int(line.split()[1]) / 1024

@@ -9,9 +9,11 @@ import sys
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from enum import Enum
 from pathlib import Path
 
 from bench import native, targets, wrk
+from bench.beside import asking
 from bench.books import Books, check_bound, check_count
 from bench.machine import Cores, core_times, cpu_s, rss_mb
 from bench.native import BURSTS, FIXED, PACED
@@ -23,6 +25,7 @@ from bench.traffic import (
     OPENAI_UNASKED,
     TRAFFICS,
     Traffic,
+    huge_request,
     long_request,
     small_request,
 )
@@ -43,6 +46,12 @@ Figures = dict[str, float]
 WRK, OPEN_LOOP, PACED_CLIENT = "wrk", "open_loop", "paced"
 
 
+class Body(Enum):
+    """How long a request is."""
+
+    SMALL, LONG, HUGE = "2 KB", "100 KB", "5 MB"
+
+
 @dataclass(frozen=True, slots=True)
 class Shape:
     """A kind of load."""
@@ -53,9 +62,12 @@ class Shape:
     client: str
     connections: int
     unit: str = "requests"
-    is_long: bool = False
+    body: Body = Body.SMALL
     is_compared: bool = True
     """Measured for every vendor, not for Anthropic alone."""
+
+    has_beside: bool = False
+    """Somebody else is served beside it, whose waiting is measured."""
 
     @property
     def is_streaming(self) -> bool:
@@ -78,9 +90,9 @@ class Measurement:
         return self.shape.title if self.traffic is ANTHROPIC else f"{self.shape.title}: {self.traffic.title}"
 
     def body(self) -> bytes:
-        if self.shape.is_long:
-            return long_request(self.traffic)
-        return small_request(self.traffic, is_streaming=self.shape.is_streaming)
+        if self.shape.body is Body.SMALL:
+            return small_request(self.traffic, is_streaming=self.shape.is_streaming)
+        return (long_request if self.shape.body is Body.LONG else huge_request)(self.traffic)
 
 
 SHAPES = (
@@ -94,7 +106,17 @@ SHAPES = (
         8,
         is_compared=False,
     ),
-    Shape("long", "100 KB requests, 16 connections", FIXED, WRK, 16, is_long=True),
+    Shape("long", "100 KB requests, 16 connections", FIXED, WRK, 16, body=Body.LONG),
+    Shape(
+        "huge",
+        "5 MB requests, 4 connections",
+        FIXED,
+        WRK,
+        4,
+        body=Body.HUGE,
+        is_compared=False,
+        has_beside=True,
+    ),
     Shape(
         "paced", "400 paced streams, 50 events/s each", PACED, PACED_CLIENT, 400, "streams", is_compared=False
     ),
@@ -197,7 +219,11 @@ class Bench:
             core_times(self.cores.load),
             time.monotonic(),
         )
-        figures = self.load(measurement, target, books, self.seconds)
+        with contextlib.ExitStack() as stack:
+            beside = stack.enter_context(asking(target.origin)) if measurement.shape.has_beside else None
+            figures = self.load(measurement, target, books, self.seconds)
+        if beside is not None:
+            figures |= beside.figures()
         wall_s = time.monotonic() - began_s
         own_after, load_after = core_times(core), core_times(self.cores.load)
         process_s = cpu_s(target.pid) - process_s

@@ -1,9 +1,13 @@
-"""Tables of what was measured, and whether it is above the floor."""
+"""Tables of what was measured, where they are published, and whether it is above the floor."""
 
+import re
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 
+from bench.compare import Rounds, comparison_table
 from bench.measure import MEASUREMENTS, Figures, Measurement, median
 from bench.targets import PROXY
+from bench.variants import VARIANTS
 
 Runs = Mapping[str, Mapping[str, Sequence[Figures]]]
 """Measurement -> target -> its runs."""
@@ -11,6 +15,8 @@ Runs = Mapping[str, Mapping[str, Sequence[Figures]]]
 FLOOR_PER_S = {"requests": 3_000.0, "bursts": 1_500.0}
 """Below this, `--check` fails: what the first version must hold on any machine of today."""
 NGINX = "nginx"
+BEGIN, END = "<!-- figures: begin -->", "<!-- figures: end -->"
+"""Around what `make bench` writes."""
 
 COLUMNS: tuple[tuple[str, str, str], ...] = (
     ("per_s", "per second", ",.0f"),
@@ -21,6 +27,8 @@ COLUMNS: tuple[tuple[str, str, str], ...] = (
     ("first_byte_p99_ms", "p99 ms", ",.2f"),
     ("lateness_p50_ms", "event late p50 ms", ",.2f"),
     ("lateness_p99_ms", "p99 ms", ",.2f"),
+    ("beside_p99_ms", "beside it p99 ms", ",.1f"),
+    ("beside_max_ms", "longest ms", ",.1f"),
     ("rss_peak_mb", "peak MB", ",.0f"),
     ("core_share", "of its core", ".0%"),
     ("others_share", "others there", ".0%"),
@@ -91,8 +99,23 @@ def below_floor(runs: Runs) -> list[str]:
     return problems
 
 
-def document(runs: Runs) -> str:
+def document(runs: Runs, varied: Mapping[str, Rounds]) -> str:
     """All tables."""
-    return "\n\n".join(
-        table(measurement, runs[measurement.name]) for measurement in MEASUREMENTS if measurement.name in runs
-    )
+    tables = [table(one, runs[one.name]) for one in MEASUREMENTS if one.name in runs]
+    tables += [comparison_table(one.title, varied[one.name]) for one in VARIANTS if one.name in varied]
+    return "\n\n".join(tables)
+
+
+def circumstances(machine: Mapping[str, str], how: str) -> str:
+    """Where and how it was measured."""
+    lines = [f"- {key}: {value}" for key, value in machine.items()]
+    return "\n".join([*lines, f"- runs: {how}, metering on, synchronous=FULL"])
+
+
+def publish(document: Path, figures: str) -> None:
+    """Put the figures where the last ones stand, between the marks. Raises ValueError where there are no marks."""
+    text = document.read_text(encoding="utf-8")
+    if len(re.findall(f"^{BEGIN}$.*^{END}$", text, re.MULTILINE | re.DOTALL)) != 1:
+        raise ValueError(f"{document}: expected the figures' place once, between {BEGIN} and {END}")
+    before, _, rest = text.partition(BEGIN)
+    document.write_text(f"{before}{BEGIN}\n\n{figures}\n\n{END}{rest.partition(END)[2]}", encoding="utf-8")

@@ -1,4 +1,4 @@
-"""automna-proxy with one worker on a port of 127.0.0.1: `python -m bench.serve PORT`, settings in the environment."""
+"""automna-proxy on a port of 127.0.0.1: `python -m bench.serve PORT [WORKERS]`, settings in the environment."""
 
 import os
 import sys
@@ -7,4 +7,5 @@ from automna_proxy.server import serve
 from automna_proxy.settings import Settings
 
 if __name__ == "__main__":
-    sys.exit(serve(Settings.from_env(os.environ), host="127.0.0.1", port=int(sys.argv[1]), workers=1))
+    port, workers = (*map(int, sys.argv[1:]), 1)[:2]
+    sys.exit(serve(Settings.from_env(os.environ), host="127.0.0.1", port=port, workers=workers))

@@ -5,6 +5,7 @@ import http.client
 import os
 import signal
 import socket
+import ssl
 import subprocess
 import sys
 import time
@@ -12,10 +13,13 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+import trustme
+
 from bench import native
 from bench.traffic import TRAFFICS, Traffic
 from bench.wrk import find
 
+LOOPBACK = "127.0.0.1"
 VENDOR_KEY = "sk-bench"
 VENDORS = ("ANTHROPIC", "OPENAI", "GEMINI")
 """As the names of their settings begin."""
@@ -57,6 +61,27 @@ NGINX_PROXY = """
 {locations}
     }}
 """
+NGINX_TLS = """
+    upstream vendor {{
+        server {upstream};
+        keepalive 1024;
+        keepalive_requests 1000000000;
+    }}
+    server {{
+        listen 127.0.0.1:{port} ssl backlog=2048;
+        ssl_certificate {certificate};
+        ssl_certificate_key {certificate};
+        location = /nginx_status {{ stub_status; }}
+        location / {{
+            proxy_pass http://vendor;
+            proxy_http_version 1.1;
+            proxy_set_header Connection "";
+        }}
+    }}
+"""
+STATUS_PATH = "/nginx_status"
+OWN_CONNECTIONS = 2
+"""Ours, in the counts: whether the port is open, and the question for the counts."""
 NGINX_PROXY_LOCATION = """
         location {mount}/ {{
             proxy_pass http://vendor/;
@@ -124,8 +149,38 @@ def nginx_proxy(folder: Path, vendor: Target, *, core: int, is_streaming: bool) 
 
 
 @contextlib.contextmanager
-def _nginx(folder: Path, servers: str, *, port: int, core: int) -> Iterator[int]:
+def tls_vendor(folder: Path, vendor: Target, *, core: int) -> Iterator[tuple[Target, Path]]:
+    """The same vendor behind TLS, and the file of the authority that vouches for it: nginx, because the vendor speaks none."""
+    port, authority = free_port(), trustme.CA()
     folder.mkdir(parents=True)
+    authority.cert_pem.write_to_path(str(folder / "authority.pem"))
+    authority.issue_cert(LOOPBACK).private_key_and_cert_chain_pem.write_to_path(str(folder / "vendor.pem"))
+    servers = NGINX_TLS.format(
+        port=port, upstream=vendor.origin.removeprefix("http://"), certificate=folder / "vendor.pem"
+    )
+    with _nginx(folder, servers, port=port, core=core) as pid:
+        yield (
+            Target("vendor", f"https://{LOOPBACK}:{port}", has_mounts=False, pid=pid),
+            folder / "authority.pem",
+        )
+
+
+def reuse_share(tls_vendor: Target, authority: Path) -> float:
+    """Of the requests to that vendor since it began, the share that opened no connection."""
+    context = ssl.create_default_context(cafile=str(authority))
+    connection = http.client.HTTPSConnection(
+        tls_vendor.origin.removeprefix("https://"), timeout=30, context=context
+    )
+    with contextlib.closing(connection):
+        connection.request("GET", STATUS_PATH)
+        told = connection.getresponse().read().decode()
+    accepted, _, requests = (int(number) for number in told.splitlines()[2].split())
+    return 1 - (accepted - OWN_CONNECTIONS) / (requests - 1)
+
+
+@contextlib.contextmanager
+def _nginx(folder: Path, servers: str, *, port: int, core: int) -> Iterator[int]:
+    folder.mkdir(parents=True, exist_ok=True)
     (folder / "nginx.conf").write_text(NGINX.format(folder=folder, servers=servers), encoding="utf-8")
     arguments = [find("nginx"), "-p", str(folder), "-c", str(folder / "nginx.conf")]
     with _process([*arguments, "-e", str(folder / "error.log")], core=core, log=folder / "log") as process:
@@ -135,16 +190,23 @@ def _nginx(folder: Path, servers: str, *, port: int, core: int) -> Iterator[int]
 
 @contextlib.contextmanager
 def proxy(
-    folder: Path, vendor: Target, *, core: int, environ: Mapping[str, str], tree: Path = ROOT
+    folder: Path,
+    vendor: Target,
+    *,
+    core: int,
+    environ: Mapping[str, str],
+    tree: Path = ROOT,
+    workers: int = 1,
 ) -> Iterator[Target]:
-    """automna-proxy as an operator runs it, one worker; its log of requests goes to a file.
+    """automna-proxy as an operator runs it; its log of requests goes to a file. All workers have one core.
 
     `tree`: the checkout whose code runs. Raises TargetError when it does not start, or does not end with status 0.
     """
     port = free_port()
     upstreams = {f"{name}_UPSTREAM_URL": vendor.origin for name in VENDORS}
     settings = {**environ, **upstreams, **{f"{name}_API_KEY": VENDOR_KEY for name in VENDORS}}
-    arguments = [sys.executable, "-m", "bench.serve", str(port)]
+    more = [str(workers)] if workers > 1 else []  # which an older checkout does not know
+    arguments = [sys.executable, "-m", "bench.serve", str(port), *more]
     with _process(arguments, core=core, log=folder / "proxy.log", environ=settings, tree=tree) as process:
         _wait_for_port(port, process, folder / "proxy.log")
         yield Target(PROXY, f"http://127.0.0.1:{port}", has_mounts=True, pid=process.pid)

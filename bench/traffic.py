@@ -90,6 +90,16 @@ def long_request(traffic: Traffic, size: int = 100 * 1024) -> bytes:
     return orjson.dumps(traffic.body(turns, system, False))
 
 
+def huge_request(traffic: Traffic, size: int = 5_000_000) -> bytes:
+    """As an agent sends that works through documents: half of `size` is a conversation, the other half an image."""
+    turns = [filler_of_bytes(TURN_BYTES)] * (size // 2 // TURN_BYTES | 1)
+    fields = traffic.body(turns, filler_of_bytes(TURN_BYTES), False)
+    image = {"type": "base64", "media_type": "image/png", "data": ""}
+    fields["messages"][0]["content"].insert(0, {"type": "image", "source": image})
+    image["data"] = "A" * (size - len(orjson.dumps(fields)))
+    return orjson.dumps(fields)
+
+
 def _with_roles(turns: Sequence[str], assistant: str) -> list[tuple[str, str]]:
     return [(assistant if number % 2 else "user", turn) for number, turn in enumerate(turns)]
 

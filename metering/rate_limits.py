@@ -16,8 +16,8 @@ from metering.clock import Clock
 from metering.rate_state import RateState
 from metering.tokens_per_minute import TokensPerMinute
 
-KEYS_MAX = 100_000
-"""Keys remembered. Evicting one forgives its owner at most one minute's requests."""
+KEYS_MAX = 200_000
+"""Keys remembered: more than there are users. Evicting one forgives its owner at most one minute's requests."""
 LIMITS_MAX = 1_000
 """Different limits remembered: plans have a few, but users choose those of their own tokens."""
 WINDOW_S, WINDOW_MS = 60, 60_000

@@ -18,8 +18,8 @@ from metering.prices import PricedLine
 from metering.rate_state import RateState
 from metering.usage import CACHE_WRITE_UNITS, INPUT_UNITS, OUTPUT_UNITS
 
-KEYS_MAX = 100_000
-"""Owners remembered. Forgetting one forgives it at most two minutes' tokens."""
+KEYS_MAX = 200_000
+"""Owners remembered: more than there are users. Forgetting one forgives it at most two minutes' tokens."""
 PARTS = 60_000
 """Of a token, and milliseconds of a minute."""
 DEBT_MS_MAX = PARTS - 1

@@ -1,21 +1,25 @@
 """The small parts that a wrong number could hide in."""
 
 import json
+import subprocess
+import sys
 
 import pytest
 
 from bench.books import UncountedError, check_bound, check_count
 from bench.compare import comparison_table, ratios
-from bench.machine import Cores, core_times
-from bench.measure import MEASUREMENTS, SHAPES, median
+from bench.machine import Cores, core_times, cpu_s, descendants, rss_mb
+from bench.measure import MEASUREMENTS, median
 from bench.open_loop import percentile
-from bench.report import below_floor, table
+from bench.report import BEGIN, END, below_floor, document, publish, table
 from bench.traffic import (
     ANSWER_BYTES,
+    ANTHROPIC,
     BURST_EVENTS,
     OPENAI_UNASKED,
     TRAFFICS,
     burst_events,
+    huge_request,
     long_request,
     small_request,
     whole_answer,
@@ -68,6 +72,14 @@ def test_requests_are_as_long_as_they_say_and_the_user_speaks_last(traffic, requ
     assert turns[-1]["role"] == "user"
 
 
+def test_a_huge_request_is_a_conversation_and_an_image():
+    body = huge_request(ANTHROPIC)
+    image, *_ = json.loads(body)["messages"][0]["content"]
+    assert len(body) == 5_000_000
+    assert len(image["source"]["data"]) == pytest.approx(len(body) / 2, rel=0.1)
+    assert json.loads(body)["messages"][-1]["role"] == "user"
+
+
 @pytest.mark.parametrize("traffic", TRAFFICS, ids=lambda traffic: traffic.name)
 def test_answers_have_their_size_and_bursts_their_events(traffic):
     assert ANSWER_BYTES <= len(whole_answer(traffic)) < ANSWER_BYTES + 200
@@ -89,13 +101,13 @@ def test_every_measurement_has_a_name_of_its_own():
 
 def test_a_comparison_is_by_rounds_and_shows_every_run():
     def runs(*cpu_us):
-        return [{"cpu_us": value} for value in cpu_us]
+        return [{"cpu_us": value, "per_s": 1e6 / value} for value in cpu_us]
 
     rounds = {"anthropic": runs(100.0, 200.0, 100.0), "gemini": runs(110.0, 180.0, 105.0)}
     assert ratios(rounds, "gemini") == pytest.approx([1.1, 0.9, 1.05])
-    table = comparison_table(SHAPES[0], rounds)
-    assert "| anthropic | 100 | 1.000 (1.000 to 1.000) | 100 200 100 |" in table
-    assert "| gemini | 110 | 1.050 (0.900 to 1.100) | 110 180 105 |" in table
+    table = comparison_table("The same load", rounds)
+    assert "| anthropic | 10,000 | 100 | 1.000 (1.000 to 1.000) | 100 200 100 |" in table
+    assert "| gemini | 9,091 | 110 | 1.050 (0.900 to 1.100) | 110 180 105 |" in table
 
 
 def test_versions_are_compared_by_the_same_traffic():
@@ -128,3 +140,37 @@ def test_the_table_shows_each_target_and_the_ratio_to_nginx():
     text = table(MEASUREMENTS[0], _runs(5_000.0))
     assert "| automna-proxy | 5,000 (5,000 to 5,000)" in text
     assert "1/6.0 of nginx by rate, 1/10.0 by CPU" in text
+
+
+def test_what_was_measured_is_published_in_the_place_of_the_last_figures(tmp_path):
+    page = tmp_path / "page.md"
+    page.write_text(f"Before\n{BEGIN}\nold\n{END}\nAfter\n")
+    publish(page, document({"requests": _runs(5_000.0)}, {}))
+    publish(page, document({"requests": _runs(4_000.0)}, {}))
+    text = page.read_text()
+    assert "| automna-proxy | 4,000" in text
+    assert "5,000" not in text
+    assert text.startswith(f"Before\n{BEGIN}\n")
+    assert text.endswith(f"{END}\nAfter\n")
+
+
+def test_a_page_without_a_place_for_figures_is_left_alone(tmp_path):
+    page = tmp_path / "page.md"
+    page.write_text("Nothing here\n")
+    with pytest.raises(ValueError, match="place"):
+        publish(page, "figures")
+    assert page.read_text() == "Nothing here\n"
+
+
+def test_what_the_children_of_a_process_use_is_its_own():
+    burns = "import subprocess, sys; subprocess.run([sys.executable, '-c', 'sum(range(30_000_000)); print(1, flush=True); input()'])"
+    with subprocess.Popen(
+        [sys.executable, "-c", burns], stdin=subprocess.PIPE, stdout=subprocess.PIPE
+    ) as process:
+        assert process.stdin is not None
+        assert process.stdout is not None
+        process.stdout.readline()
+        assert len(descendants(process.pid)) == 1
+        assert cpu_s(process.pid) > 10 * cpu_s(descendants(process.pid)[0]) / 11 > 0.1
+        assert rss_mb(process.pid) > rss_mb(descendants(process.pid)[0])
+        process.stdin.write(b"\n")

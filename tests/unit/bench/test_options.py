@@ -5,18 +5,34 @@ import pytest
 from bench.__main__ import COMPARED_SECONDS, QUICK_SECONDS, REPEATS, ROUNDS, SECONDS, options
 from bench.measure import MEASUREMENTS
 
+OWN = ["requests", "bursts", "latency", "long", "huge", "paced", "history", "population", "workers", "tls"]
 
-def test_without_options_everything_is_measured_at_length():
+
+def test_without_options_what_is_documented_is_measured_at_length():
     chosen = options([])
-    assert chosen.only == [measurement.name for measurement in MEASUREMENTS]
+    assert chosen.only == OWN
     assert (chosen.seconds, chosen.repeats) == (SECONDS, REPEATS)
+    assert chosen.is_documented
 
 
-def test_a_quick_run_is_one_short_run_of_each_of_anthropics():
+def test_all_is_that_and_the_other_vendors():
+    chosen = options(["--all"])
+    assert sorted(chosen.only) == sorted({*OWN, *(measurement.name for measurement in MEASUREMENTS)})
+    assert chosen.is_documented
+
+
+def test_a_quick_run_is_one_short_run_of_each():
     chosen = options(["--quick"])
-    assert chosen.only == ["requests", "bursts", "latency", "long", "paced"]
+    assert chosen.only == OWN
     assert options(["--quick", "--only", "long:gemini"]).only == ["long:gemini"]
     assert (chosen.seconds, chosen.repeats) == (QUICK_SECONDS, 1)
+
+
+@pytest.mark.parametrize(
+    "words", [["--quick"], ["--only", "requests"], ["--check"], ["--compare", "anthropic"]], ids=" ".join
+)
+def test_what_is_only_a_part_is_not_published(words):
+    assert not options(words).is_documented
 
 
 def test_seconds_that_are_given_hold_for_a_quick_run_too():
