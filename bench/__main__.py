@@ -36,8 +36,9 @@ BELOW_FLOOR, CANNOT_MEASURE = 1, 2
 
 def options(arguments: Sequence[str]) -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m bench", description=__doc__)
-    names = [one.name for one in (*MEASUREMENTS, *VARIANTS)]
-    own = [one.name for one in MEASUREMENTS if one.traffic is ANTHROPIC] + [one.name for one in VARIANTS]
+    variants = [variant.name for variant in VARIANTS]
+    names = [one.name for one in MEASUREMENTS] + variants
+    own = [one.name for one in MEASUREMENTS if one.traffic is ANTHROPIC] + variants
     parser.add_argument("--quick", action="store_true", help="one short run of each: does it work at all?")
     parser.add_argument(
         "--all", action="store_true", help="the other vendors' too, which takes three times as long"

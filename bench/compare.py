@@ -87,7 +87,7 @@ def _contestants(
     with contextlib.ExitStack() as stack:
         vendor = stack.enter_context(bench.vendor(shape, folder))
         versions = [("", targets.ROOT)] if against is None else [(THERE, against), (HERE, targets.ROOT)]
-        found = []
+        contestants: list[Contestant] = []
         for version, tree in versions:
             books = _books_of(tree, folder / (version.strip(" ()") or "books"))
             proxy = stack.enter_context(
@@ -95,8 +95,8 @@ def _contestants(
             )
             for measurement in measurements:
                 bench.check_answers(measurement, vendor, (proxy,), books)
-                found.append(Contestant(measurement.traffic.name + version, measurement, proxy, books))
-        yield found
+                contestants.append(Contestant(measurement.traffic.name + version, measurement, proxy, books))
+        yield contestants
 
 
 def _books_of(tree: Path, folder: Path) -> Books:
@@ -146,7 +146,9 @@ def comparison_table(title: str, rounds: Rounds) -> str:
         single = " ".join(f"{run['cpu_us']:.0f}" for run in runs)
         rate, middle = (median([run[key] for run in runs]) for key in ("per_s", "cpu_us"))
         spread = f"{median(found):.3f} ({min(found):.3f} to {max(found):.3f})"
-        for share in {run["reused_share"] for run in runs if "reused_share" in run}:
-            notes.append(f"{name}: {share:.2%} of the requests went on a connection that was open already")
+        notes += [
+            f"{name}: {share:.2%} of the requests went on a connection that was open already"
+            for share in {run["reused_share"] for run in runs if "reused_share" in run}
+        ]
         lines.append(f"| {name} | {rate:,.0f} | {middle:.0f} | {spread} | {single} |")
     return "\n".join([*lines, "", *notes] if notes else lines)
