@@ -341,8 +341,7 @@ class Ledger:
         Raises Refused(STORE_UNAVAILABLE). Cancelled meanwhile, it voids what may still be granted.
         """
         holds = sorted(intent.holds)
-        steps, held = _hold_steps(holds, is_under_way=intent.is_under_way)
-        hold_nanousd = _money(holds)
+        steps, held, hold_nanousd = _hold_steps(holds, is_under_way=intent.is_under_way)
         now_ms = self._clock.now_ms()
         who = (intent.id, self.worker_id, intent.user_id, intent.token_id)
         what = (intent.surface, intent.operation, intent.model)
@@ -392,7 +391,7 @@ class Ledger:
         """
         await self.extension_of(reservation)
         holds = sorted([*more, *_credit_beside(more, reservation.lines)])
-        steps, held_lines = _hold_steps(holds, is_more=True)
+        steps, held_lines, _ = _hold_steps(holds, is_more=True)
         before, hold_nanousd = reservation.lines, _money(_added(reservation.lines, more))
 
         def extended(rows: Rows) -> tuple[Line, ...]:
@@ -466,8 +465,7 @@ class Ledger:
         self, reservation: Reservation, settlement: Settlement, *, may_reduce: bool = False
     ) -> "asyncio.Future[Resolved]":
         """`may_reduce`: to what can be booked of a report that the store refuses."""
-        intent, cost_nanousd = reservation.intent, settlement.priced.cost_nanousd
-        now_ms = self._clock.now_ms()
+        cost_nanousd, now_ms = settlement.priced.cost_nanousd, self._clock.now_ms()
         within_nanousd = min(cost_nanousd, reservation.hold_nanousd)
         above_nanousd = cost_nanousd - within_nanousd
         steps: list[AnyStep] = [_resolution(reservation, "SETTLED", cost_nanousd, now_ms)]
@@ -496,18 +494,11 @@ class Ledger:
             of_settle = payment.lines(lambda charge: charge.within(within_nanousd), within)
             of_overage = payment.lines(lambda charge: charge.above(within_nanousd), above)
         duration_ms = _duration_ms(reservation.created_at_ms, now_ms)
-        steps.append(
-            _entry(
-                *("settle", intent, settlement, within_nanousd, of_settle),
-                at_ms=now_ms,
-                duration_ms=duration_ms,
-                usage=encode_usage(settlement.priced),
-                tokens=settlement.priced.tokens,
-            )
-        )
+        shared = (reservation.intent, settlement, now_ms, duration_ms)
+        used = (encode_usage(settlement.priced), settlement.priced.tokens)
+        steps.append(_entry("settle", within_nanousd, of_settle, shared, used))
         if above_nanousd:
-            overage = ("overage", intent, settlement, above_nanousd, of_overage)
-            steps.append(_entry(*overage, at_ms=now_ms, duration_ms=duration_ms))
+            steps.append(_entry("overage", above_nanousd, of_overage, shared))
         steps += settlement.more
         return self._resolve(reservation, steps, settlement, may_reduce=may_reduce)
 
@@ -524,9 +515,7 @@ class Ledger:
         ]
         settlement = Settlement(outcome, NO_COST, is_reported=True, notes=(note,) if note else ())
         duration_ms = _duration_ms(reservation.created_at_ms, now_ms)
-        steps.append(
-            _entry("void", reservation.intent, settlement, 0, (), at_ms=now_ms, duration_ms=duration_ms)
-        )
+        steps.append(_entry("void", 0, (), (reservation.intent, settlement, now_ms, duration_ms)))
         return self._resolve(reservation, steps, None)
 
     async def resolve_found(
@@ -722,15 +711,9 @@ class Ledger:
         of_expiry: _Lines = booked
         if payment is not None:
             of_expiry = payment.lines(lambda charge: charge.spent, booked)
-        steps.append(
-            _entry(
-                *("expire", intent, settlement, checkpoint_nanousd, of_expiry),
-                at_ms=now_ms,
-                duration_ms=_duration_ms(created_at_ms, now_ms),
-                usage=usage,
-                tokens=_decoded_counts(usage),
-            )
-        )
+        shared = (intent, settlement, now_ms, _duration_ms(created_at_ms, now_ms))
+        used = (usage, _decoded_counts(usage))
+        steps.append(_entry("expire", checkpoint_nanousd, of_expiry, shared, used))
         return Unit(steps)
 
     async def _adjust(self, intent: Intent, settlement: Settlement, booked: "_Booked") -> bool:
@@ -741,7 +724,8 @@ class Ledger:
         moves, moved = correction_steps(
             intent.id, lines, difference_nanousd, beside=_recounted(lines, settlement.amounts)
         )
-        tokens = tuple(map(operator.sub, settlement.priced.tokens, booked.tokens))
+        more = cast("TokenCounts", tuple(map(operator.sub, settlement.priced.tokens, booked.tokens)))
+        used = (encode_usage(settlement.priced), more)
         steps: list[AnyStep] = [
             Step(
                 ADJUST_RESERVATION,
@@ -749,12 +733,7 @@ class Ledger:
                 refusal=ALREADY_RESOLVED,
             ),
             *moves,
-            _entry(
-                *("adjust", intent, settlement, difference_nanousd, moved),
-                at_ms=now_ms,
-                usage=encode_usage(settlement.priced),
-                tokens=cast("TokenCounts", tokens),
-            ),
+            _entry("adjust", difference_nanousd, moved, (intent, settlement, now_ms, None), used),
             *settlement.more,
         ]
         is_done = isinstance(await self._store.writer.submit(Unit(steps, must_keep=True)), Done)
@@ -891,28 +870,39 @@ STEPS_OF_CREDIT = 2
 
 def _hold_steps(
     holds: Sequence[Hold], *, is_more: bool = False, is_under_way: bool = False
-) -> tuple[list[AnyStep], _HeldLines]:
-    """The steps that hold, and the lines that are held then: known before, unless some of it is on credit."""
+) -> tuple[list[AnyStep], _HeldLines, int]:
+    """The steps that hold, the lines that are held then (known before, unless some of it is on credit), and what they hold
+    in nano-USD, as `_money` says."""
     statement = HOLD_MORE if is_more else HOLD_ACCOUNT
     if is_under_way:
         statement = HOLD_BESIDE_CREDIT  # what holds nothing is granted
     steps: list[AnyStep] = []
-    lines, purse = [], None
+    lines, purse, hold_nanousd = [], None, 0
     for owner, meter, period, amount, allowance in holds:
         assert amount >= 0, f"a negative hold would give others' money away: {holds}"
         steps.append((statement, (owner, meter, period, allowance, amount), meter))
         lines.append(Line(owner, meter, period, amount))
-        if meter == CREDIT:
+        if meter in CHARGED:
+            hold_nanousd = max(hold_nanousd, amount)
+        elif meter == CREDIT:
             purse = _purse(holds)
     if purse is None:
-        return steps, tuple(lines)
+        return steps, tuple(lines), hold_nanousd
+    steps, held_lines = _steps_on_credit(holds, lines, purse, statement, is_more=is_more)
+    return steps, held_lines, _money(lines)
+
+
+def _steps_on_credit(
+    holds: Sequence[Hold], lines: Sequence[Line], purse: tuple[Hold, Hold], statement: str, *, is_more: bool
+) -> tuple[list[AnyStep], _HeldLines]:
+    """As `_hold_steps`, where a hold is split between credit and money by how they stand."""
     credit, money = purse
     locked_at = holds.index(credit)
 
     def split(rows: Rows) -> Split:
         return held_on(money.amount, rows[locked_at])
 
-    steps = []
+    steps: list[AnyStep] = []
     for hold in holds:
         if hold == credit:
             steps.append((LOCK_ACCOUNT, credit[:3], None))
@@ -985,23 +975,20 @@ class _Booked(NamedTuple):
     lines: str
 
 
-NO_TOKENS: TokenCounts = (0, 0, 0, 0)
+_Shared = tuple[Intent, Settlement, int, int | None]
+"""What the entries of one resolution share; the last two are its instant, and how long the request took, in ms."""
+_Used = tuple[str | None, TokenCounts]
+"""What an entry says was used: usage as `encode_usage` has it, and its tokens."""
+NOTHING_USED: _Used = (None, (0, 0, 0, 0))
 
 
 def _entry(
-    kind: str,
-    intent: Intent,
-    settlement: Settlement,
-    cost_nanousd: int,
-    lines: _Lines,
-    *,
-    at_ms: int,
-    duration_ms: int | None = None,
-    usage: str | None = None,
-    tokens: TokenCounts = NO_TOKENS,
+    kind: str, cost_nanousd: int, lines: _Lines, shared: _Shared, used: "_Used" = NOTHING_USED
 ) -> AnyStep:
-    """The step that appends an entry. `usage`, as `encode_usage` has it, and `tokens` stand in one entry of a resolution: the
-    columns of all entries together are what was used."""
+    """The step that appends an entry. `used` stands in one entry of a resolution: the columns of all entries together are what
+    was used."""
+    intent, settlement, at_ms, duration_ms = shared
+    usage, tokens = used
     priced, notes = settlement.priced, settlement.notes
     if priced.flags:
         notes = (*notes, *priced.flags)
@@ -1128,12 +1115,11 @@ def _duration_ms(started_at_ms: int, now_ms: int) -> int:
     return max(0, now_ms - started_at_ms)
 
 
-def _money(lines: Sequence[Line | Hold]) -> int:
+def _money(lines: Sequence[Line]) -> int:
     """The hold in nano-USD: what every account of the reservation that is charged holds, or, of a user with credit,
     both accounts together. Credit stands right before the money of its owner."""
     hold_nanousd = beside_nanousd = 0
-    for line in lines:
-        meter, amount = line[1], line[3]
+    for _, meter, _, amount in lines:
         if meter == CREDIT:
             beside_nanousd = amount
         elif meter in CHARGED:
