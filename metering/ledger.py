@@ -232,6 +232,13 @@ WHERE excluded.held = 0 OR accounts.spent + accounts.held + excluded.held <= acc
 MOVE_ACCOUNT = """
 UPDATE accounts SET spent = spent + ?4, held = held - ?5 WHERE owner = ?1 AND meter = ?2 AND period = ?3"""
 
+# Of two accounts that have rows, as all have on which something is held: each statement is a turn of the thread that writes with
+# the loop. No account is made by it.
+MOVE_TWO_ACCOUNTS = """
+INSERT INTO accounts (owner, meter, period, allowance, spent, held)
+VALUES (?1, ?2, ?3, 0, ?4, ?5), (?6, ?7, ?8, 0, ?9, ?10)
+ON CONFLICT (owner, meter, period) DO UPDATE SET spent = accounts.spent + excluded.spent, held = accounts.held - excluded.held"""
+
 INSERT_RESERVATION = """
 INSERT INTO reservations (id, state, worker_id, user_id, token_id, surface, operation, model, lines,
     hold_nanousd, checkpoint_nanousd, created_at_ms, due_at_ms)
@@ -476,6 +483,7 @@ class Ledger:
             steps += payment.steps
         within: list[_PlainLine] = []
         above: list[_PlainLine] = []
+        moves: list[_Move] = []
         for owner, meter, period, held in reservation.lines:
             if payment is not None and payment.is_on(owner, meter):
                 continue
@@ -487,7 +495,8 @@ class Ledger:
                 spent = booked = settlement.amounts.get(meter, 0 if meter in GAUGES else held)
             if booked:
                 within.append((owner, meter, period, booked))
-            steps.append((MOVE_ACCOUNT, (owner, meter, period, spent, held), None))
+            moves.append((owner, meter, period, spent, held))
+        steps += _move_steps(moves)
         of_settle: _Lines = within
         of_overage: _Lines = above
         if payment is not None:
@@ -511,7 +520,7 @@ class Ledger:
         now_ms = self._clock.now_ms()
         steps: list[AnyStep] = [
             _resolution(reservation, "VOIDED", 0, now_ms),
-            *(_move(line, 0) for line in reservation.lines),
+            *_move_steps([(*line[:3], 0, line.amount) for line in reservation.lines]),
         ]
         settlement = Settlement(outcome, NO_COST, is_reported=True, notes=(note,) if note else ())
         duration_ms = _duration_ms(reservation.created_at_ms, now_ms)
@@ -1099,6 +1108,17 @@ def _resolution(reservation: Reservation, state: str, cost_nanousd: int, now_ms:
     if reservation.found is None:
         return RESOLVE_RESERVATION, params, ALREADY_RESOLVED
     return RESOLVE_AS_FOUND, (*params, reservation.found), ALREADY_RESOLVED
+
+
+_Move = tuple[str, str, str, int, int]
+"""An account, what it has spent more, and what it holds less."""
+
+
+def _move_steps(moves: Sequence[_Move]) -> list[AnyStep]:
+    """Of different accounts, on each of which something is held."""
+    if len(moves) == 2:  # noqa: PLR2004 - as a request has that nothing but the plan bounds
+        return [(MOVE_TWO_ACCOUNTS, moves[0] + moves[1], None)]
+    return [(MOVE_ACCOUNT, move, None) for move in moves]
 
 
 def _move(line: Line, spent: int) -> Step:
