@@ -1,9 +1,9 @@
 """The group-committing writer: one thread, one connection, many units of work per commit.
 
 Theory of operation. `submit` appends a unit to a queue and returns a future at once; nothing that happens
-to the caller afterwards (cancelled, gone) takes the unit back. The thread takes whatever has gathered, runs
-it as one transaction, commits, and delivers all results in one hop to the event loop. While a commit waits
-for the disk, the next batch gathers: the busier the store, the larger its batches.
+to the caller afterwards (cancelled, gone) takes the unit back. When the loop's turn has ended, the thread takes
+whatever has gathered, runs it as one transaction, commits, and delivers all results in one hop to the event loop.
+While a commit waits for the disk, the next batch gathers: the busier the store, the larger its batches.
 
 A unit is a list of steps, all or none. A step that names a `refusal` must return or change a row; when it does
 none, the unit is undone and answers `Declined(refusal)`. Statements never raise in normal life: their
@@ -188,7 +188,8 @@ class GroupCommitWriter:
 
     def keep(self, steps: Sequence[AnyStep], told: Told) -> None:
         """Queue a unit that must be kept. `told` is called with the result, or with what a future would raise; later, on the
-        loop: a future would cost a turn more."""
+        loop: a future would cost a turn more. It may be called again, for what hung when it was given up on and is in
+        after all."""
         self._put(_Ticket(Unit(steps, must_keep=True), None, told))
 
     def _put(self, ticket: _Ticket) -> None:
