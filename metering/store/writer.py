@@ -27,6 +27,7 @@ import threading
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import field
+from functools import lru_cache
 from typing import NamedTuple
 
 from metering.errors import Reason, Refused
@@ -42,6 +43,8 @@ SAVEPOINT_UNITS = 1_000
 """Run with savepoints after one that had to be undone: where somebody is refused, more will be."""
 QUEUE_UNITS_MAX = 20_000
 """Units waiting: beyond it new ones are refused; those that must be kept are bounded by open requests."""
+STATEMENTS_MAX = 256
+"""Statements of which it is remembered whether they return rows: about as many as there are."""
 RETRY_MIN_S, RETRY_MAX_S = 0.05, 1.0
 """Pause between attempts while the store is in trouble."""
 STALL_GRACE_S = 1.0
@@ -495,13 +498,26 @@ def _run_unit(cursor: sqlite3.Cursor, steps: Sequence[AnyStep]) -> Result:
     return _run_steps(cursor, steps)
 
 
+@lru_cache(maxsize=STATEMENTS_MAX)
+def _is_silent(sql: str) -> bool:
+    """Whether a statement changes rows and returns none. `executemany` is for these, and does not ask for the id of the
+    last row: it gives the processor away twice where `execute` does three times, each time to a loop that may be long in giving
+    it back."""
+    return sql.split(None, 1)[0] in {"INSERT", "UPDATE", "DELETE"} and "RETURNING" not in sql
+
+
 def _run_steps(cursor: sqlite3.Cursor, steps: Sequence[AnyStep], *, may_undo: bool = False) -> Result:
     """Raises _UndoError where what was done must be undone, and nobody can do that here."""
-    execute, fetch = cursor.execute, cursor.fetchone
+    execute, execute_silent, fetch = cursor.execute, cursor.executemany, cursor.fetchone
     rows: list[Row | None] = []
     for sql, params, refusal in steps:
-        execute(sql, params if isinstance(params, tuple) else params(rows))
-        rows.append(fetch())
+        bound = params if isinstance(params, tuple) else params(rows)
+        if _is_silent(sql):
+            execute_silent(sql, (bound,))
+            rows.append(None)
+        else:
+            execute(sql, bound)
+            rows.append(fetch())
         # Of what only reads, -1 rows have changed.
         if refusal is not None and cursor.rowcount <= 0 and rows[-1] is None:
             if len(rows) > 1 and not may_undo:
