@@ -92,17 +92,24 @@ class Caller:
     has_credit: bool = False
     """Prepaid credit was granted; what is left of it the ledger knows."""
 
-    @property
-    def limits(self) -> tuple[OwnedLimits, ...]:
-        """Limits of the gateway token and of those it comes from; empty for most. A request must
-        pass the plan's and all of these."""
-        return () if self.token is None else self.token.limits
+    owner: str = field(init=False, compare=False)
+    """Of the user's accounts."""
+    limits: tuple[OwnedLimits, ...] = field(init=False, compare=False)
+    """Limits of the gateway token and of those it comes from; empty for most. A request must
+    pass the plan's and all of these."""
+    owners: tuple[tuple[str, Plan | TokenLimits], ...] = field(init=False, compare=False)
+    """All whose rates a request counts against, with their limits; the user is the first."""
 
-    @property
-    def owners(self) -> tuple[tuple[str, Plan | TokenLimits], ...]:
-        """All whose rates a request counts against, with their limits; the user is the first."""
-        of_tokens = [(owner, limits) for _, owner, limits in self.limits]
-        return ((owner_of(self.user_id), self.plan), *of_tokens)
+    def __post_init__(self) -> None:
+        """Found once: a caller is remembered with its gateway token."""
+        owner, limits = owner_of(self.user_id), () if self.token is None else self.token.limits
+        of_tokens = [(token, its) for _, token, its in limits]
+        for name, value in (
+            ("owner", owner),
+            ("limits", limits),
+            ("owners", ((owner, self.plan), *of_tokens)),
+        ):
+            object.__setattr__(self, name, value)
 
 
 @immutable
@@ -166,6 +173,8 @@ class Admission:
 
     def check_plan(self, caller: Caller, surface: str, models: tuple[str, ...]) -> None:
         """What the plan includes. A model or surface outside it does not exist for this user (404)."""
+        if caller.plan.includes_all:
+            return
         require_surface(caller, surface)
         for model in models:
             if not caller.plan.allows_model(model):
@@ -184,7 +193,7 @@ class Admission:
                 if limits.requests_per_minute is not None:
                     self._rate_limits.hit(owner, limits.requests_per_minute)
             return self._tightest(caller)
-        owner, plan = owner_of(caller.user_id), caller.plan
+        owner, plan = caller.owner, caller.plan
         tokens = self._rate_limits.tokens.look(owner, plan.tokens_per_minute)
         if not (tokens.is_allowed or is_free):
             raise _tokens_limited(tokens, _of_plan(caller))
@@ -248,7 +257,7 @@ class Admission:
     async def left(self, caller: Caller, quotas: Sequence[str]) -> dict[str, int]:
         """What is neither spent nor held of the month's money, prepaid credit with it, and of these quotas, by meter. A
         soft budget bounds no money. Raises Refused(STORE_UNAVAILABLE)."""
-        owner, plan, names = owner_of(caller.user_id), caller.plan, self._periods.names()
+        owner, plan, names = caller.owner, caller.plan, self._periods.names()
         left = {}
         if plan.budget != SOFT:
             money = await self._ledger.balance(owner, MONEY, self._current_month()[0])
@@ -264,12 +273,11 @@ class Admission:
 
     def charge(self, caller: Caller, priced: Priced) -> None:
         """Count what an answer has used against the minute's tokens."""
-        tokens = counted_tokens(priced.lines)
+        tokens = counted_tokens(priced)
         if not tokens:
             return
         if not caller.limits:
-            owner = owner_of(caller.user_id)
-            self._rate_limits.tokens.charge(owner, caller.plan.tokens_per_minute, tokens)
+            self._rate_limits.tokens.charge(caller.owner, caller.plan.tokens_per_minute, tokens)
             return
         for owner, limit in token_rates_of(caller):
             self._rate_limits.tokens.charge(owner, limit, tokens)
@@ -286,21 +294,15 @@ class Admission:
         requests, tokens = self.check_rate(caller, is_free=request.is_free)
         period, began_ms, ends_ms = self._current_month()
         holds = self._holds(caller, request, period)
-        intent = Intent(
-            id=request.id,
-            user_id=caller.user_id,
-            token_id=caller.token_id,
-            surface=request.surface,
-            operation=request.operation,
-            model=request.models[0] if request.models else None,
-            holds=holds,
-            floor_nanousd=request.floor_nanousd,
-            due_at_ms=(
-                None if request.due_in_s is None else self._clock.now_ms() + round(request.due_in_s * 1000)
-            ),
-            shown=request.quotas,
-        )
-        reservation = await self._ledger.reserve(intent, *[claim.step for claim in claims], *steps)
+        due_at_ms = None
+        if request.due_in_s is not None:
+            due_at_ms = self._clock.now_ms() + round(request.due_in_s * 1000)
+        model = request.models[0] if request.models else None
+        who, what = (request.id, caller.user_id, caller.token_id), (request.surface, request.operation, model)
+        intent = Intent(*who, *what, holds, request.floor_nanousd, due_at_ms, shown=request.quotas)
+        if claims:
+            steps = (*[claim.step for claim in claims], *steps)
+        reservation = await self._ledger.reserve(intent, *steps)
         if isinstance(reservation, Declined):
             for claim in claims:
                 if reservation.refusal == claim.step.refusal:
@@ -308,12 +310,14 @@ class Admission:
             declined = declined_hold(holds, reservation)
             assert declined is not None, f"a reservation refused for something else: {reservation}"
             raise await self._refusal(declined, caller, request.hold_nanousd, costs_less=request.costs_less)
-        allowance, concurrent = caller.plan.allowance_nanousd, _concurrent(caller)
-        money, credit = reservation.balances.get(MONEY), reservation.balances.get(CREDIT)
-        remaining = allowance - money.spent - money.held if money else None
-        if remaining is not None and credit is not None:
-            allowance += credit.allowance - credit.spent
-            remaining = max(0, remaining) + credit.allowance - credit.spent - credit.held
+        allowance, concurrent, remaining = caller.plan.allowance_nanousd, _concurrent(caller), None
+        money = reservation.balances.get(MONEY)
+        if money is not None:
+            remaining = allowance - money.spent - money.held
+            credit = reservation.balances.get(CREDIT)
+            if credit is not None:
+                allowance += credit.allowance - credit.spent
+                remaining = max(0, remaining) + credit.allowance - credit.spent - credit.held
         quotas: tuple[QuotaState, ...] = ()
         if request.quotas:
             quotas = tuple(
@@ -355,7 +359,7 @@ class Admission:
 
     def _holds(self, caller: Caller, request: Request, period: str) -> list[Hold]:
         """On every account that has a say."""
-        owner, plan = owner_of(caller.user_id), caller.plan
+        owner, plan = caller.owner, caller.plan
         if request.runs:
             holds = [concurrency_hold(owner, plan, request.runs)]
         else:
@@ -464,7 +468,7 @@ class Admission:
     ) -> Refused:
         """`costs_less`: as Request has it; `own_nanousd`: what the request holds already; `used_nanousd`: what of it is known to be used."""
         if hold.meter == OPEN_REQUESTS:
-            is_plans = hold.owner == owner_of(caller.user_id)
+            is_plans = hold.owner == caller.owner
             return _too_many_concurrent(hold.allowance, _of_plan(caller) if is_plans else _OF_KEY)
         if hold.meter in CONCURRENCIES:
             return concurrency_refusal(hold, caller.plan.name, upgrade_url=self._upgrade_url)
@@ -502,7 +506,7 @@ class Admission:
         used_nanousd: int = 0,
     ) -> Refused:
         """Spent, or only held, or too large: three different things to tell a person. All else as `_refusal`."""
-        allowance, owner = caller.plan.allowance_nanousd, owner_of(caller.user_id)
+        allowance, owner = caller.plan.allowance_nanousd, caller.owner
         money = await self._ledger.balance(owner, MONEY, period)
         credit = await self._ledger.balance(owner, CREDIT, NO_PERIOD) if caller.has_credit else None
         month_left = max(0, allowance - money.spent)
@@ -563,12 +567,10 @@ def token_rates_of(caller: Caller) -> list[tuple[str, int]]:
 
 
 def _concurrent(caller: Caller) -> int:
-    if caller.token is None:
+    if not caller.limits:
         return caller.plan.concurrent_requests
     own = [
-        limits.concurrent_requests
-        for _, _, limits in caller.token.limits
-        if limits.concurrent_requests is not None
+        limits.concurrent_requests for _, _, limits in caller.limits if limits.concurrent_requests is not None
     ]
     return min([caller.plan.concurrent_requests, *own])
 

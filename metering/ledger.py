@@ -42,12 +42,23 @@ from metering.credit import (
     held_on,
 )
 from metering.errors import Refused
-from metering.prices import Priced, PricedLine
+from metering.prices import Priced
 from metering.store.readers import Readers
 from metering.store.store import Store
-from metering.store.writer import Declined, Done, Params, Result, Row, Rows, Step, Unit, store_unavailable
+from metering.store.writer import (
+    AnyStep,
+    Declined,
+    Done,
+    Params,
+    Result,
+    Row,
+    Rows,
+    Step,
+    Unit,
+    store_unavailable,
+)
 from metering.tasks import spawn
-from metering.usage import CACHE_READ_UNITS, CACHE_WRITE_UNITS, INPUT_UNITS, OUTPUT_UNITS, Usage, UsageLine
+from metering.usage import TokenCounts, Usage, UsageLine, token_counts
 from metering.values import immutable
 
 logger = logging.getLogger(__name__)
@@ -162,6 +173,8 @@ class Reservation:
     created_at_ms: int
     balances: Mapping[str, Balance]
     """Of the money and credit accounts, and those that the intent wants shown, right after the hold, by meter."""
+    has_credit: bool
+    """One of its lines is on credit."""
     extension: "asyncio.Future[Result] | None" = None
     """An extension under way: a resolution waits for it, because it must give back all that is held."""
     refused_of_nanousd: int = 0
@@ -218,6 +231,13 @@ WHERE excluded.held = 0 OR accounts.spent + accounts.held + excluded.held <= acc
 
 MOVE_ACCOUNT = """
 UPDATE accounts SET spent = spent + ?4, held = held - ?5 WHERE owner = ?1 AND meter = ?2 AND period = ?3"""
+
+# Of two accounts that have rows, as all have on which something is held: each statement is a turn of the thread that writes with
+# the loop. No account is made by it.
+MOVE_TWO_ACCOUNTS = """
+INSERT INTO accounts (owner, meter, period, allowance, spent, held)
+VALUES (?1, ?2, ?3, 0, ?4, ?5), (?6, ?7, ?8, 0, ?9, ?10)
+ON CONFLICT (owner, meter, period) DO UPDATE SET spent = accounts.spent + excluded.spent, held = accounts.held - excluded.held"""
 
 INSERT_RESERVATION = """
 INSERT INTO reservations (id, state, worker_id, user_id, token_id, surface, operation, model, lines,
@@ -328,59 +348,37 @@ class Ledger:
         Raises Refused(STORE_UNAVAILABLE). Cancelled meanwhile, it voids what may still be granted.
         """
         holds = sorted(intent.holds)
-        assert not [hold for hold in holds if hold.amount < 0], (
-            f"a negative hold would give others' money away: {holds}"
-        )
-        lines = tuple([Line(*hold[:4]) for hold in holds])
-        hold_nanousd = _money(lines)
+        steps, held, hold_nanousd = _hold_steps(holds, is_under_way=intent.is_under_way)
         now_ms = self._clock.now_ms()
-        steps, held_lines = _hold_steps(holds, lines, is_under_way=intent.is_under_way)
-        steps.append(
-            Step(
-                INSERT_RESERVATION_ONCE if intent.is_under_way else INSERT_RESERVATION,
-                with_lines(
-                    (
-                        intent.id,
-                        self.worker_id,
-                        intent.user_id,
-                        intent.token_id,
-                        intent.surface,
-                        intent.operation,
-                        intent.model,
-                    ),
-                    held_lines,
-                    (
-                        hold_nanousd,
-                        min(intent.floor_nanousd, hold_nanousd),
-                        now_ms,
-                        intent.due_at_ms,
-                    ),
-                ),
-                refusal=ALREADY_RESERVED if intent.is_under_way else None,
-            )
-        )
-
+        who = (intent.id, self.worker_id, intent.user_id, intent.token_id)
+        what = (intent.surface, intent.operation, intent.model)
+        after = (hold_nanousd, min(intent.floor_nanousd, hold_nanousd), now_ms, intent.due_at_ms)
+        params = with_lines(who + what, held, after)
+        if intent.is_under_way:
+            steps.append((INSERT_RESERVATION_ONCE, params, ALREADY_RESERVED))
+        else:
+            steps.append((INSERT_RESERVATION, params, None))
         steps += more
         # Read apart: RETURNING would make each hold three times as dear, and few are ever shown.
-        looked_at = [hold for hold in holds if hold.meter in PURSE or hold.meter in intent.shown]
+        looked_at = [hold for hold in holds if hold[1] in PURSE or hold[1] in intent.shown]
         looked_from = len(steps)
-        steps += [Step(SELECT_ACCOUNT, hold[:3]) for hold in looked_at]
+        for hold in looked_at:
+            steps.append((SELECT_ACCOUNT, hold[:3], None))
 
         def granted(result: Result) -> Reservation | Declined:
             if isinstance(result, Declined):
                 return result
-            balances = {
-                hold.meter: Balance._make(row or (0, 0, 0))
-                for hold, row in zip(looked_at, result.rows[looked_from:], strict=True)
-            }
-            lines = _lines_by(held_lines, result.rows)
-            return Reservation(intent, lines, hold_nanousd, now_ms, balances)
+            balances = {}
+            for hold, row in zip(looked_at, result.rows[looked_from:], strict=True):
+                balances[hold.meter] = Balance._make(row or (0, 0, 0))
+            lines = _lines_by(held, result.rows)
+            return Reservation(intent, lines, hold_nanousd, now_ms, balances, has_credit=callable(held))
 
-        def abandon(result: Result) -> None:
-            if isinstance(reservation := granted(result), Reservation):
-                self.void(reservation, note="abandoned_while_admitted")
+        def abandon(result: Result | Exception) -> None:
+            if isinstance(result, Done):
+                self.void(cast("Reservation", granted(result)), note="abandoned_while_admitted")
 
-        waiting = self._store.writer.submit(Unit(steps), on_unclaimed=abandon)
+        waiting = self._store.writer.submit(Unit(steps), abandon)
         try:
             return granted(await waiting)
         except asyncio.CancelledError:
@@ -400,7 +398,7 @@ class Ledger:
         """
         await self.extension_of(reservation)
         holds = sorted([*more, *_credit_beside(more, reservation.lines)])
-        steps, held_lines = _hold_steps(holds, tuple([Line(*hold[:4]) for hold in holds]), is_more=True)
+        steps, held_lines, _ = _hold_steps(holds, is_more=True)
         before, hold_nanousd = reservation.lines, _money(_added(reservation.lines, more))
 
         def extended(rows: Rows) -> tuple[Line, ...]:
@@ -410,7 +408,7 @@ class Ledger:
         statement, after = EXTEND_RESERVATION, cast("Params", (hold_nanousd,))
         if reservation.found is not None:
             statement, after = EXTEND_AS_FOUND, (hold_nanousd, reservation.found)
-        steps.append(Step(statement, with_lines((reservation.id,), lines, after), refusal=ALREADY_RESOLVED))
+        steps.append((statement, with_lines((reservation.id,), lines, after), ALREADY_RESOLVED))
 
         def apply(waiting: "asyncio.Future[Result]") -> None:
             reservation.extension = None
@@ -461,64 +459,57 @@ class Ledger:
         if reservation.extension is not None:
             return _after(reservation.extension, lambda: self.settle(reservation, settlement))
 
-        def without_details() -> "asyncio.Future[Resolved]":
-            return self._settle(reservation, _reduced(settlement, reservation.hold_nanousd))
-
         if not _is_sane(settlement):
             logger.error("cost of %s: %s", reservation.id, _told(settlement))
-            return without_details()
+            return self._settle(reservation, _reduced(settlement, reservation.hold_nanousd))
         try:
-            return self._settle(reservation, settlement, instead=without_details)
+            return self._settle(reservation, settlement, may_reduce=True)
         except (TypeError, ValueError) as error:
             logger.error("report of %s: %s", reservation.id, error)  # noqa: TRY400 - the text is all there is
-            return without_details()
+            return self._settle(reservation, _reduced(settlement, reservation.hold_nanousd))
 
     def _settle(
-        self,
-        reservation: Reservation,
-        settlement: Settlement,
-        *,
-        instead: "Callable[[], asyncio.Future[Resolved]] | None" = None,
+        self, reservation: Reservation, settlement: Settlement, *, may_reduce: bool = False
     ) -> "asyncio.Future[Resolved]":
-        hold_nanousd, cost_nanousd = reservation.hold_nanousd, settlement.priced.cost_nanousd
-        now_ms = self._clock.now_ms()
-        steps = [_resolution(reservation, "SETTLED", cost_nanousd, now_ms)]
-        within_nanousd = min(cost_nanousd, hold_nanousd)
+        """`may_reduce`: to what can be booked of a report that the store refuses."""
+        cost_nanousd, now_ms = settlement.priced.cost_nanousd, self._clock.now_ms()
+        within_nanousd = min(cost_nanousd, reservation.hold_nanousd)
         above_nanousd = cost_nanousd - within_nanousd
-        within, above = [], []
-        payment = _payment(reservation.id, reservation.lines, cost_nanousd, at=len(steps))
+        steps: list[AnyStep] = [_resolution(reservation, "SETTLED", cost_nanousd, now_ms)]
+        payment = None
+        if reservation.has_credit:
+            payment = _payment(reservation.id, reservation.lines, cost_nanousd, at=len(steps))
         if payment is not None:
             steps += payment.steps
+        within: list[_PlainLine] = []
+        above: list[_PlainLine] = []
+        moves: list[_Move] = []
         for owner, meter, period, held in reservation.lines:
             if payment is not None and payment.is_on(owner, meter):
                 continue
             if meter in CHARGED:
-                spent = cost_nanousd
-                within.append(Line(owner, meter, period, within_nanousd))
+                spent, booked = cost_nanousd, within_nanousd
                 if above_nanousd:
-                    above.append(Line(owner, meter, period, above_nanousd))
+                    above.append((owner, meter, period, above_nanousd))
             else:
-                spent = settlement.amounts.get(meter, 0 if meter in GAUGES else held)
-                within.append(Line(owner, meter, period, spent))
-            steps.append(Step(MOVE_ACCOUNT, (owner, meter, period, spent, held)))
-        entry = _Entry(
-            reservation.intent, settlement, now_ms, _duration_ms(reservation.created_at_ms, now_ms)
-        )
+                spent = booked = settlement.amounts.get(meter, 0 if meter in GAUGES else held)
+            if booked:
+                within.append((owner, meter, period, booked))
+            moves.append((owner, meter, period, spent, held))
+        steps += _move_steps(moves)
         of_settle: _Lines = within
         of_overage: _Lines = above
         if payment is not None:
             of_settle = payment.lines(lambda charge: charge.within(within_nanousd), within)
             of_overage = payment.lines(lambda charge: charge.above(within_nanousd), above)
-        steps.append(entry.step("settle", within_nanousd, of_settle))
+        duration_ms = _duration_ms(reservation.created_at_ms, now_ms)
+        shared = (reservation.intent, settlement, now_ms, duration_ms)
+        used = (encode_usage(settlement.priced), settlement.priced.tokens)
+        steps.append(_entry("settle", within_nanousd, of_settle, shared, used))
         if above_nanousd:
-            steps.append(entry.step("overage", above_nanousd, of_overage, with_usage=False))
+            steps.append(_entry("overage", above_nanousd, of_overage, shared))
         steps += settlement.more
-
-        def charged() -> None:
-            if cost_nanousd:
-                self._note(reservation.lines, spent_nanousd=reservation.refused_of_nanousd)
-
-        return self._resolve(reservation.id, steps, entry, on_done=charged, instead=instead)
+        return self._resolve(reservation, steps, settlement, may_reduce=may_reduce)
 
     def void(
         self, reservation: Reservation, *, outcome: Outcome = Outcome.NOT_SENT, note: str | None = None
@@ -527,16 +518,14 @@ class Ledger:
         if reservation.extension is not None:
             return _after(reservation.extension, lambda: self.void(reservation, outcome=outcome, note=note))
         now_ms = self._clock.now_ms()
-        steps = [
+        steps: list[AnyStep] = [
             _resolution(reservation, "VOIDED", 0, now_ms),
-            *(_move(line, 0) for line in reservation.lines),
+            *_move_steps([(*line[:3], 0, line.amount) for line in reservation.lines]),
         ]
         settlement = Settlement(outcome, NO_COST, is_reported=True, notes=(note,) if note else ())
-        entry = _Entry(
-            reservation.intent, settlement, now_ms, _duration_ms(reservation.created_at_ms, now_ms)
-        )
-        steps.append(entry.step("void", 0, ()))
-        return self._resolve(reservation.id, steps, None)
+        duration_ms = _duration_ms(reservation.created_at_ms, now_ms)
+        steps.append(_entry("void", 0, (), (reservation.intent, settlement, now_ms, duration_ms)))
+        return self._resolve(reservation, steps, None)
 
     async def resolve_found(
         self, reservation_id: str, resolve: "Callable[[Reservation], asyncio.Future[Resolved]]"
@@ -591,7 +580,7 @@ class Ledger:
             intent = await self.intent_of(reservation_id)
             tokens = await self._store.readers.row(SELECT_EXPIRED_TOKENS, (reservation_id,))
             assert tokens is not None, f"{reservation_id} is EXPIRED without an entry that says so"
-            booked = _Booked(cast("int", row[1]), cast("tuple[int, int, int, int]", tokens), str(row[2]))
+            booked = _Booked(cast("int", row[1]), cast("TokenCounts", tokens), str(row[2]))
             if await self._adjust(intent, settlement, booked):
                 return True
         raise store_unavailable("the reservation is being repriced")
@@ -611,7 +600,8 @@ class Ledger:
         if row is None:
             return None
         intent, lines, _, _, created_at_ms = _held(row)
-        return Reservation(intent, lines, _money(lines), created_at_ms, {}, found=str(row[6]))
+        has_credit = _purse(lines) is not None
+        return Reservation(intent, lines, _money(lines), created_at_ms, {}, has_credit, found=str(row[6]))
 
     async def user_of(self, reservation_id: str) -> str | None:
         """Whose a reservation is; None where there is none. Raises Refused(STORE_UNAVAILABLE)."""
@@ -653,42 +643,39 @@ class Ledger:
 
     def _resolve(
         self,
-        reservation_id: str,
-        steps: Sequence[Step],
-        late: "_Entry | None",
+        reservation: Reservation,
+        steps: Sequence[AnyStep],
+        settlement: Settlement | None,
         *,
-        on_done: Callable[[], None] | None = None,
-        instead: "Callable[[], asyncio.Future[Resolved]] | None" = None,
+        may_reduce: bool = False,
     ) -> "asyncio.Future[Resolved]":
-        """`late`: what to report if it expired meanwhile; `instead`: for a unit that the store refuses."""
+        """`settlement`: what was settled, and is reported late if it expired meanwhile; `may_reduce`, as `_settle`."""
         resolved: asyncio.Future[Resolved] = asyncio.get_running_loop().create_future()
 
-        def finished(waiting: "asyncio.Future[Result]") -> None:
-            error = waiting.exception()
-            if error is not None:
-                logger.error("reservation %s could not be resolved: %s", reservation_id, error)
-                if instead is not None and not isinstance(error, Refused):
-                    _pass_on(instead(), resolved)
-                    return
-                if not resolved.done():
-                    resolved.set_exception(error)
-                    resolved.exception()
-                return
-            if not isinstance(waiting.result(), Declined):
-                if on_done is not None:
-                    on_done()
+        def told(result: Result | Exception) -> None:
+            if isinstance(result, Done):
+                if settlement is not None and settlement.priced.cost_nanousd:
+                    self._note(reservation.lines, spent_nanousd=reservation.refused_of_nanousd)
                 _tell(resolved, Resolved.DONE)
-            elif late is None or not late.settlement.is_reported:
+            elif isinstance(result, Exception):
+                logger.error("reservation %s could not be resolved: %s", reservation.id, result)
+                if may_reduce and settlement is not None and not isinstance(result, Refused):
+                    reduced = _reduced(settlement, reservation.hold_nanousd)
+                    _pass_on(self._settle(reservation, reduced), resolved)
+                elif not resolved.done():
+                    resolved.set_exception(result)
+                    resolved.exception()
+            elif settlement is None or not settlement.is_reported:
                 _tell(resolved, Resolved.ALREADY_RESOLVED)
             else:  # whoever waits for the entry waits for the one that has the exact cost
                 reporting = spawn(
-                    self._report_late_surely(reservation_id, late.settlement),
-                    name=f"late report {reservation_id}",
+                    self._report_late_surely(reservation.id, settlement),
+                    name=f"late report {reservation.id}",
                 )
                 self._store.writer.stay_open_for(reporting)
                 reporting.add_done_callback(lambda _: _tell(resolved, Resolved.ALREADY_RESOLVED))
 
-        self._store.writer.submit(Unit(steps, must_keep=True)).add_done_callback(finished)
+        self._store.writer.keep(steps, told)
         return resolved
 
     async def _report_late_surely(self, reservation_id: str, settlement: Settlement) -> None:
@@ -716,8 +703,7 @@ class Ledger:
         intent, lines, checkpoint_nanousd, usage, created_at_ms = _held(row)
         now_ms = self._clock.now_ms()
         settlement = Settlement(Outcome.WORKER_DIED, NO_COST, is_reported=False)
-        entry = _Entry(intent, settlement, now_ms, _duration_ms(created_at_ms, now_ms), usage=usage)
-        steps = [
+        steps: list[AnyStep] = [
             Step(
                 EXPIRE_RESERVATION,
                 (intent.id, checkpoint_nanousd, now_ms, checkpoint_nanousd, str(row[6])),
@@ -734,7 +720,9 @@ class Ledger:
         of_expiry: _Lines = booked
         if payment is not None:
             of_expiry = payment.lines(lambda charge: charge.spent, booked)
-        steps.append(entry.step("expire", checkpoint_nanousd, of_expiry))
+        shared = (intent, settlement, now_ms, _duration_ms(created_at_ms, now_ms))
+        used = (usage, _decoded_counts(usage))
+        steps.append(_entry("expire", checkpoint_nanousd, of_expiry, shared, used))
         return Unit(steps)
 
     async def _adjust(self, intent: Intent, settlement: Settlement, booked: "_Booked") -> bool:
@@ -745,15 +733,16 @@ class Ledger:
         moves, moved = correction_steps(
             intent.id, lines, difference_nanousd, beside=_recounted(lines, settlement.amounts)
         )
-        entry = _Entry(intent, settlement, now_ms, None, tokens_before=booked.tokens)
-        steps = [
+        more = cast("TokenCounts", tuple(map(operator.sub, settlement.priced.tokens, booked.tokens)))
+        used = (encode_usage(settlement.priced), more)
+        steps: list[AnyStep] = [
             Step(
                 ADJUST_RESERVATION,
                 (intent.id, cost_nanousd, now_ms, booked.cost_nanousd),
                 refusal=ALREADY_RESOLVED,
             ),
             *moves,
-            entry.step("adjust", difference_nanousd, moved),
+            _entry("adjust", difference_nanousd, moved, (intent, settlement, now_ms, None), used),
             *settlement.more,
         ]
         is_done = isinstance(await self._store.writer.submit(Unit(steps, must_keep=True)), Done)
@@ -762,14 +751,17 @@ class Ledger:
         return is_done
 
     def _note(self, lines: Sequence[Line], *, spent_nanousd: int = 0) -> None:
-        for line in lines:
-            if line.meter == MONEY:
-                self.charged.note(line.owner, line.period, spent_nanousd=spent_nanousd)
+        for owner, meter, period, _ in lines:
+            if meter == MONEY:
+                self.charged.note(owner, period, spent_nanousd=spent_nanousd)
 
 
 # --- two accounts that pay ---------------------------------------------------------------------------
 
-_Lines = Sequence[Line] | Callable[[Rows], Sequence[Line]]
+_PlainLine = tuple[str, str, str, int]
+"""A Line, or the same without names: only to be written."""
+_HeldLines = tuple[Line, ...] | Callable[[Rows], tuple[Line, ...]]
+_Lines = Sequence[_PlainLine] | Callable[[Rows], Sequence[_PlainLine]]
 """Lines, or what they are by the rows of the unit's steps so far."""
 
 
@@ -806,10 +798,12 @@ class _Payment(NamedTuple):
     def charge(self, rows: Rows) -> Charge:
         return self.split(rows, rows[self.at + 1], rows[self.at])
 
-    def lines(self, part: Callable[[Charge], Split], beside: Sequence[Line]) -> Callable[[Rows], list[Line]]:
+    def lines(
+        self, part: Callable[[Charge], Split], beside: Sequence[_PlainLine]
+    ) -> Callable[[Rows], list[_PlainLine]]:
         """Lines of an entry with a part of the charge, among those beside it."""
 
-        def sorted_lines(rows: Rows) -> list[Line]:
+        def sorted_lines(rows: Rows) -> list[_PlainLine]:
             money, credit = part(self.charge(rows))
             return sorted(
                 (
@@ -884,45 +878,59 @@ STEPS_OF_CREDIT = 2
 
 
 def _hold_steps(
-    holds: Sequence[Hold], lines: tuple[Line, ...], *, is_more: bool = False, is_under_way: bool = False
-) -> tuple[list[Step], _Lines]:
-    """The steps that hold, and the lines that are held then. `lines`: of the holds, as they were asked for."""
-    purse = _purse(holds)
+    holds: Sequence[Hold], *, is_more: bool = False, is_under_way: bool = False
+) -> tuple[list[AnyStep], _HeldLines, int]:
+    """The steps that hold, the lines that are held then (known before, unless some of it is on credit), and what they hold
+    in nano-USD, as `_money` says."""
     statement = HOLD_MORE if is_more else HOLD_ACCOUNT
     if is_under_way:
         statement = HOLD_BESIDE_CREDIT  # what holds nothing is granted
+    steps: list[AnyStep] = []
+    lines, purse, hold_nanousd = [], None, 0
+    for owner, meter, period, amount, allowance in holds:
+        assert amount >= 0, f"a negative hold would give others' money away: {holds}"
+        steps.append((statement, (owner, meter, period, allowance, amount), meter))
+        lines.append(Line(owner, meter, period, amount))
+        if meter in CHARGED:
+            hold_nanousd = max(hold_nanousd, amount)
+        elif meter == CREDIT:
+            purse = _purse(holds)
     if purse is None:
-        steps = [
-            Step(statement, (owner, meter, period, allowance, amount), meter)
-            for owner, meter, period, amount, allowance in holds
-        ]
-        return steps, lines
+        return steps, tuple(lines), hold_nanousd
+    steps, held_lines = _steps_on_credit(holds, lines, purse, statement, is_more=is_more)
+    return steps, held_lines, _money(lines)
+
+
+def _steps_on_credit(
+    holds: Sequence[Hold], lines: Sequence[Line], purse: tuple[Hold, Hold], statement: str, *, is_more: bool
+) -> tuple[list[AnyStep], _HeldLines]:
+    """As `_hold_steps`, where a hold is split between credit and money by how they stand."""
     credit, money = purse
     locked_at = holds.index(credit)
 
     def split(rows: Rows) -> Split:
         return held_on(money.amount, rows[locked_at])
 
-    steps = []
+    steps: list[AnyStep] = []
     for hold in holds:
         if hold == credit:
-            steps.append(Step(LOCK_ACCOUNT, credit[:3]))
-            steps.append(Step(MOVE_ACCOUNT, lambda rows: (*credit[:3], 0, -split(rows).credit)))
+            steps.append((LOCK_ACCOUNT, credit[:3], None))
+            steps.append((MOVE_ACCOUNT, lambda rows: (*credit[:3], 0, -split(rows).credit), None))
         elif hold == money:
             steps.append(
-                Step(
+                (
                     HOLD_MORE if is_more else HOLD_BESIDE_CREDIT,
                     lambda rows: (*money[:3], money.allowance, split(rows).money),
-                    refusal=MONEY,
+                    MONEY,
                 )
             )
         else:
             params = (hold.owner, hold.meter, hold.period, hold.allowance, hold.amount)
-            steps.append(Step(statement, params, refusal=hold.meter))
+            steps.append((statement, params, hold.meter))
 
-    def held_lines(rows: Rows) -> list[Line]:
+    def held_lines(rows: Rows) -> tuple[Line, ...]:
         amounts = {credit[:3]: split(rows).credit, money[:3]: split(rows).money}
-        return [line._replace(amount=amounts.get(line[:3], line.amount)) for line in lines]
+        return tuple(line._replace(amount=amounts.get(line[:3], line.amount)) for line in lines)
 
     return steps, held_lines
 
@@ -935,8 +943,8 @@ def _credit_beside(more: Sequence[Hold], lines: Sequence[Line]) -> list[Hold]:
     return [Hold(*purse[0][:3], amount=0, allowance=0)]
 
 
-def _lines_by(lines: _Lines, rows: Rows) -> tuple[Line, ...]:
-    return tuple(lines(rows) if callable(lines) else lines)
+def _lines_by(lines: _HeldLines, rows: Rows) -> tuple[Line, ...]:
+    return lines(rows) if callable(lines) else lines
 
 
 def with_lines(
@@ -969,59 +977,39 @@ def bounded(priced: Priced, at_least_nanousd: int, at_most_nanousd: int) -> Pric
 
 
 class _Booked(NamedTuple):
-    """What an expiry has booked: nano-USD, tokens as in `token_counts`, and the accounts that paid (JSON)."""
+    """What an expiry has booked: nano-USD, tokens, and the accounts that paid (JSON)."""
 
     cost_nanousd: int
-    tokens: tuple[int, int, int, int]
+    tokens: TokenCounts
     lines: str
 
 
-@immutable
-class _Entry:
-    """What the entries of one resolution share."""
+_Shared = tuple[Intent, Settlement, int, int | None]
+"""What the entries of one resolution share; the last two are its instant, and how long the request took, in ms."""
+_Used = tuple[str | None, TokenCounts]
+"""What an entry says was used: usage as `encode_usage` has it, and its tokens."""
+NOTHING_USED: _Used = (None, (0, 0, 0, 0))
 
-    intent: Intent
-    settlement: Settlement
-    at_ms: int
-    duration_ms: int | None
-    usage: str | None = None
-    """Usage already encoded (a checkpoint's); otherwise the settlement's."""
-    tokens_before: tuple[int, int, int, int] = (0, 0, 0, 0)
-    """Tokens that an earlier entry counts: the columns of all entries together are what was used."""
 
-    def step(self, kind: str, cost_nanousd: int, lines: "_Lines", *, with_usage: bool = True) -> Step:
-        intent, settlement = self.intent, self.settlement
-        usage = None
-        counts: tuple[int, ...] = (0, 0, 0, 0)
-        if with_usage:
-            usage = self.usage or encode_usage(settlement.priced)
-            counts = token_counts(settlement.priced.lines) if self.usage is None else _decoded_counts(usage)
-            if any(self.tokens_before):
-                counts = tuple(map(operator.sub, counts, self.tokens_before))
-        notes = (*settlement.notes, *settlement.priced.flags)
-        before = (
-            kind,
-            intent.id,
-            intent.user_id,
-            intent.token_id,
-            self.at_ms,
-            intent.surface,
-            intent.operation,
-            settlement.priced.lines[0].model if settlement.priced.lines else intent.model,
-            str(settlement.outcome),
-            "reported" if settlement.is_reported else "estimated",
-            cost_nanousd,
-            *counts,
-            usage,
-            orjson.dumps(notes).decode() if notes else None,
-        )
-        after = (
-            settlement.price_version,
-            settlement.upstream_status,
-            settlement.upstream_request_id,
-            self.duration_ms,
-        )
-        return Step(INSERT_ENTRY, with_lines(before, lines, after, without_zeros=True))
+def _entry(
+    kind: str, cost_nanousd: int, lines: _Lines, shared: _Shared, used: "_Used" = NOTHING_USED
+) -> AnyStep:
+    """The step that appends an entry. `used` stands in one entry of a resolution: the columns of all entries together are what
+    was used."""
+    intent, settlement, at_ms, duration_ms = shared
+    usage, tokens = used
+    priced, notes = settlement.priced, settlement.notes
+    if priced.flags:
+        notes = (*notes, *priced.flags)
+    model = priced.lines[0].model if priced.lines else intent.model
+    basis = "reported" if settlement.is_reported else "estimated"
+    noted = orjson.dumps(notes).decode() if notes else None
+    who = (kind, intent.id, intent.user_id, intent.token_id, at_ms)
+    what = (intent.surface, intent.operation, model, settlement.outcome.value, basis, cost_nanousd)
+    status, request_id = settlement.upstream_status, settlement.upstream_request_id
+    after = (settlement.price_version, status, request_id, duration_ms)
+    before = (*who, *what, *tokens, usage, noted)
+    return INSERT_ENTRY, with_lines(before, lines, after, without_zeros=True), None
 
 
 def _after(
@@ -1084,10 +1072,10 @@ def declined_hold(holds: Sequence[Hold], declined: Declined) -> Hold | None:
     return by_step[declined.step] if declined.step < len(by_step) else None
 
 
-def encode_lines(lines: Sequence[Line], *, without_zeros: bool = False) -> str:
+def encode_lines(lines: Sequence[_PlainLine], *, without_zeros: bool = False) -> str:
     """Lines as the JSON of a row."""
     if without_zeros:
-        lines = [line for line in lines if line.amount]
+        lines = [line for line in lines if line[3]]
     return orjson.dumps(lines, default=tuple).decode()
 
 
@@ -1103,24 +1091,6 @@ def encode_usage(priced: Priced) -> str | None:
     return orjson.dumps(priced.lines).decode()
 
 
-TOKEN_COLUMNS = {
-    unit: column
-    for column, units in enumerate((INPUT_UNITS, CACHE_READ_UNITS, CACHE_WRITE_UNITS, OUTPUT_UNITS))
-    for unit in units
-}
-"""Which of an entry's four token columns counts a unit."""
-
-
-def token_counts(lines: Sequence[UsageLine | PricedLine]) -> tuple[int, int, int, int]:
-    """Uncached input, cache read, cache write and output tokens over all lines, of every kind and lifetime."""
-    totals = [0, 0, 0, 0]
-    for line in lines:
-        for unit, count in line.counts.items():
-            if (column := TOKEN_COLUMNS.get(unit)) is not None:
-                totals[column] += count
-    return totals[0], totals[1], totals[2], totals[3]
-
-
 def _decoded_counts(usage: str | None) -> tuple[int, int, int, int]:
     return token_counts([UsageLine(line["model"], line["counts"]) for line in json.loads(usage or "[]")])
 
@@ -1133,11 +1103,22 @@ def _held(row: Row) -> tuple[Intent, tuple[Line, ...], int, str | None, int]:
     return intent, lines, cast("int", row[7]), cast("str | None", row[8]), cast("int", row[9])
 
 
-def _resolution(reservation: Reservation, state: str, cost_nanousd: int, now_ms: int) -> Step:
+def _resolution(reservation: Reservation, state: str, cost_nanousd: int, now_ms: int) -> AnyStep:
     params = (reservation.id, state, cost_nanousd, now_ms)
     if reservation.found is None:
-        return Step(RESOLVE_RESERVATION, params, refusal=ALREADY_RESOLVED)
-    return Step(RESOLVE_AS_FOUND, (*params, reservation.found), refusal=ALREADY_RESOLVED)
+        return RESOLVE_RESERVATION, params, ALREADY_RESOLVED
+    return RESOLVE_AS_FOUND, (*params, reservation.found), ALREADY_RESOLVED
+
+
+_Move = tuple[str, str, str, int, int]
+"""An account, what it has spent more, and what it holds less."""
+
+
+def _move_steps(moves: Sequence[_Move]) -> list[AnyStep]:
+    """Of different accounts, on each of which something is held."""
+    if len(moves) == 2:  # noqa: PLR2004 - as a request has that nothing but the plan bounds
+        return [(MOVE_TWO_ACCOUNTS, moves[0] + moves[1], None)]
+    return [(MOVE_ACCOUNT, move, None) for move in moves]
 
 
 def _move(line: Line, spent: int) -> Step:

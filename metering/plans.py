@@ -2,7 +2,7 @@
 
 import tomllib
 from collections.abc import Mapping
-from dataclasses import fields
+from dataclasses import field, fields
 from fnmatch import fnmatchcase
 from importlib import resources
 from pathlib import Path
@@ -41,10 +41,14 @@ class Plan:
     models: tuple[str, ...] = ("*",)
     budget: str = HARD
 
-    @property
-    def allowance_nanousd(self) -> int:
-        """The month's money."""
-        return self.credits_per_month * CREDIT_NANOUSD
+    allowance_nanousd: int = field(init=False, compare=False)
+    """The month's money."""
+    includes_all: bool = field(init=False, compare=False)
+    """Every surface and every model."""
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "allowance_nanousd", self.credits_per_month * CREDIT_NANOUSD)
+        object.__setattr__(self, "includes_all", self.surfaces == ("*",) and self.models == ("*",))
 
     def allows_surface(self, surface: str) -> bool:
         return self.surfaces == ("*",) or any(fnmatchcase(surface, pattern) for pattern in self.surfaces)
@@ -74,7 +78,9 @@ def load_plans(path: Path | None = None) -> Plans:
 
 
 _PATTERNS = ("surfaces", "models")
-_COUNTS = tuple(field.name for field in fields(Plan) if field.name not in {"name", "budget", *_PATTERNS})
+_COUNTS = tuple(
+    one.name for one in fields(Plan) if one.init and one.name not in {"name", "budget", *_PATTERNS}
+)
 _MAY_LACK = frozenset({"concurrent_calls"})
 """Counts that files of before they were known do not have."""
 

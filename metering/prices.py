@@ -37,7 +37,10 @@ from metering.usage import (
     OUTPUT_AUDIO,
     OUTPUT_IMAGE,
     OUTPUT_VIDEO,
+    TokenCounts,
     Usage,
+    UsageLine,
+    token_counts,
 )
 from metering.values import immutable
 
@@ -123,6 +126,11 @@ class Priced:
     cost_nanousd: int
     lines: tuple[PricedLine, ...]
     flags: tuple[str, ...]
+    tokens: TokenCounts = field(init=False, compare=False)
+    """Of all lines together: the entry, the log and the minute's tokens ask for them."""
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "tokens", token_counts(self.lines))
 
 
 @immutable
@@ -286,31 +294,44 @@ class PriceTable:
         lines: list[PricedLine] = []
         flags: list[str] = []
         for line in usage.lines:
-            resolved = self._resolve(provider, line.model, line.modifiers, at_ms)
-            if resolved.flags:
-                flags += resolved.flags
-            tiers = resolved.tiers
-            units = tiers[0].units if len(tiers) == 1 else _units_for(tiers, line.counts)
-            line_picousd = 0
-            counts, unit_prices = {}, {}
-            for unit, count in line.counts.items():
-                if count > 0:
-                    unit_price = units.get(unit)
-                    if unit_price is None:
-                        unit_price = self._rate_beside(provider, units, unit, flags)
-                    counts[unit], unit_prices[unit] = count, unit_price
-                    line_picousd += count * unit_price
-            if ROUNDED_TO in units or AT_LEAST in units:
-                unit_prices |= {term: units[term] for term in TERMS if term in units}
-                line_picousd = _on_terms(line_picousd, unit_prices)
+            line_picousd, counts, unit_prices = self._charge(provider, line, at_ms, flags)
             picousd += line_picousd
             lines.append(PricedLine(line.model, counts, dict(line.modifiers), unit_prices))
-        unique_flags = tuple(dict.fromkeys(flags)) if flags else ()
-        return Priced(nanousd_of_picousd(picousd), tuple(lines), unique_flags)
+        return Priced(nanousd_of_picousd(picousd), tuple(lines), tuple(dict.fromkeys(flags)) if flags else ())
+
+    def cost(self, provider: str, usage: Usage, *, at_ms: int) -> tuple[int, tuple[str, ...]]:
+        """What `price` says of cost (nano-USD) and flags, without the breakdown: for a hold, of which no entry tells."""
+        picousd = 0
+        flags: list[str] = []
+        for line in usage.lines:
+            picousd += self._charge(provider, line, at_ms, flags)[0]
+        return nanousd_of_picousd(picousd), tuple(dict.fromkeys(flags)) if flags else ()
 
     def unpriced(self, provider: str, usage: Usage, *, at_ms: int) -> tuple[str, ...]:
         """The flags that pricing this usage would raise; admission refuses when there are any."""
-        return self.price(provider, usage, at_ms=at_ms).flags
+        return self.cost(provider, usage, at_ms=at_ms)[1]
+
+    def _charge(
+        self, provider: str, line: UsageLine, at_ms: int, flags: list[str]
+    ) -> tuple[int, dict[str, int], dict[str, int]]:
+        """What a line costs in pico-USD, what of it counts, and at which unit prices. `flags` gets what has no price."""
+        resolved = self._resolve(provider, line.model, line.modifiers, at_ms)
+        if resolved.flags:
+            flags += resolved.flags
+        tiers = resolved.tiers
+        units = tiers[0].units if len(tiers) == 1 else _units_for(tiers, line.counts)
+        picousd, counted, unit_prices = 0, {}, {}
+        for unit, count in line.counts.items():
+            if count > 0:
+                unit_price = units.get(unit)
+                if unit_price is None:
+                    unit_price = self._rate_beside(provider, units, unit, flags)
+                counted[unit], unit_prices[unit] = count, unit_price
+                picousd += count * unit_price
+        if resolved.has_terms:
+            unit_prices |= {term: units[term] for term in TERMS if term in units}
+            picousd = _on_terms(picousd, unit_prices)
+        return picousd, counted, unit_prices
 
     def _rate_beside(self, provider: str, units: Mapping[str, int], unit: str, flags: list[str]) -> int:
         """What a unit costs that its price list has no line for; what nothing has a price for is added to `flags`."""
@@ -323,19 +344,22 @@ class PriceTable:
     def _resolve(self, provider: str, name: str, modifiers: Mapping[str, str], at_ms: int) -> "_Resolved":
         """The prices that hold at an instant: the first that have begun, the last of which began long ago."""
         key: tuple[Any, ...] = (provider, name, *sorted(modifiers.items())) if modifiers else (provider, name)
-        found = self._resolutions.get(key)
-        if found is None:
-            found = self._resolve_anew(provider, name, modifiers)
-            if len(self._resolutions) >= RESOLUTIONS_MAX:
-                self._resolutions.clear()
-            self._resolutions[key] = found
+        found = self._resolutions.get(key) or self._resolve_anew(key, provider, name, modifiers)
         newest = found[0]
         return newest if newest.from_ms <= at_ms else next(one for one in found if one.from_ms <= at_ms)
 
     def _resolve_anew(
+        self, key: tuple[Any, ...], provider: str, name: str, modifiers: Mapping[str, str]
+    ) -> tuple["_Resolved", ...]:
+        """What is remembered under `key` from now on: by when they begin, the newest first."""
+        if len(self._resolutions) >= RESOLUTIONS_MAX:
+            self._resolutions.clear()
+        found = self._resolutions[key] = self._all_resolved(provider, name, modifiers)
+        return found
+
+    def _all_resolved(
         self, provider: str, name: str, modifiers: Mapping[str, str]
     ) -> tuple["_Resolved", ...]:
-        """By when they begin, the newest first."""
         vendor = self._vendors.get(provider)
         rates = self.rates(provider, name)
         if vendor is None or rates is None:
@@ -397,6 +421,12 @@ class _Resolved:
     from_ms: int
     flags: tuple[str, ...]
     tiers: tuple[Tier, ...]
+    has_terms: bool = field(init=False)
+    """Any of its tiers has TERMS."""
+
+    def __post_init__(self) -> None:
+        has_terms = any(term in tier.units for tier in self.tiers for term in TERMS)
+        object.__setattr__(self, "has_terms", has_terms)
 
 
 @immutable

@@ -35,13 +35,19 @@ class BoundedStorage(Storage, SlidingWindowCounterSupport):
         self._clock = clock
         self._keys_max = keys_max
         self._windows: OrderedDict[str, list[int]] = OrderedDict()  # key -> [window, current, previous]
-        self._touched: tuple[list[int], float] = ([0, 0, 0], 0.0)
+        self.touched: tuple[list[int], float] = ([0, 0, 0], 0.0)
+        """The counters of the key that was asked about last, and the seconds since their window began. To ask by the key
+        once more costs as much as the hit itself."""
 
     @property
     def base_exceptions(self) -> type[Exception]:
         return Exception
 
     def acquire_sliding_window_entry(self, key: str, limit: int, expiry: int, amount: int = 1) -> bool:
+        return self.take(key, limit, expiry, amount)
+
+    def take(self, key: str, limit: int, expiry: int, amount: int = 1) -> bool:
+        """What the library's name for it does, which it wraps for errors that there are none of here."""
         window, position_s = self._roll(key, expiry)
         weighted = window[2] * (expiry - position_s) / expiry + window[1]
         if math.floor(weighted) + amount > limit:
@@ -70,13 +76,8 @@ class BoundedStorage(Storage, SlidingWindowCounterSupport):
             self._windows.move_to_end(key)
             if window[0] != now:
                 window[:] = [now, 0, window[1] if window[0] == now - 1 else 0]
-        self._touched = window, position_s
+        self.touched = window, position_s
         return window, position_s
-
-    def touched(self) -> tuple[list[int], float]:
-        """The counters of the key that was asked about last, and the seconds since their window began. To ask by the key
-        once more costs as much as the hit itself."""
-        return self._touched
 
     def incr(self, key: str, expiry: int, amount: int = 1) -> int:
         window, _ = self._roll(key, expiry)
@@ -107,7 +108,11 @@ class _PerMinute(RateLimitItemPerMinute):
     """The library's, with a key of two parts: the library joins five for every request."""
 
     def key_for(self, *identifiers: bytes | str | float) -> str:
-        return f"{identifiers[0]!s}/{self.amount}"
+        return _key(identifiers[0], self.amount)
+
+
+def _key(owner: object, requests_per_minute: int) -> str:
+    return f"{owner!s}/{requests_per_minute}"
 
 
 class RateLimits:
@@ -127,23 +132,25 @@ class RateLimits:
     def _state(self, owner: str, requests_per_minute: int, *, is_counted: bool) -> RateState:
         if requests_per_minute <= 0:
             return RateState(False, 0, 0, self._clock.now_ms() + WINDOW_S * 1000, float(WINDOW_S))
-        item = self._items.get(requests_per_minute)
-        if item is None:
-            if len(self._items) >= LIMITS_MAX:
-                self._items.clear()
-            item = self._items[requests_per_minute] = _PerMinute(requests_per_minute)
-        if is_counted:  # all that the library's `hit` does, without asking the item what is known here
-            key = item.key_for(owner)
-            is_allowed = self._storage.acquire_sliding_window_entry(key, requests_per_minute, WINDOW_S)
+        if is_counted:  # all that the library's `hit` does, without an item
+            is_allowed = self._storage.take(_key(owner, requests_per_minute), requests_per_minute, WINDOW_S)
         else:
-            is_allowed = self._limiter.test(item, owner)
-        (window, current, previous), position_s = self._storage.touched()
+            is_allowed = self._limiter.test(self._item(requests_per_minute), owner)
+        (window, current, previous), position_s = self._storage.touched
         left_s, reset_ms = WINDOW_S - position_s, (window + 1) * WINDOW_MS
         if not is_allowed:
             wait_s = _wait_s(requests_per_minute, previous, current, left_s)
             return RateState(False, requests_per_minute, 0, reset_ms, wait_s)
         remaining = requests_per_minute - (int(previous * left_s / WINDOW_S) + current)
         return RateState(True, requests_per_minute, max(0, remaining), reset_ms, 0.0)
+
+    def _item(self, requests_per_minute: int) -> _PerMinute:
+        item = self._items.get(requests_per_minute)
+        if item is None:
+            if len(self._items) >= LIMITS_MAX:
+                self._items.clear()
+            item = self._items[requests_per_minute] = _PerMinute(requests_per_minute)
+        return item
 
     def look(self, owner: str, requests_per_minute: int) -> RateState:
         """As `hit`, counting nothing."""
@@ -153,7 +160,7 @@ class RateLimits:
         """Requests counted against the limit now, rounded down."""
         item = _PerMinute(max(requests_per_minute, 1))
         self._limiter.test(item, owner)
-        (_, current, previous), position_s = self._storage.touched()
+        (_, current, previous), position_s = self._storage.touched
         return math.floor(previous * (WINDOW_S - position_s) / WINDOW_S + current)
 
 

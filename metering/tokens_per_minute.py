@@ -11,12 +11,10 @@ requests per minute do.
 """
 
 from collections import OrderedDict
-from collections.abc import Sequence
 
 from metering.clock import Clock
-from metering.prices import PricedLine
+from metering.prices import Priced
 from metering.rate_state import RateState
-from metering.usage import CACHE_WRITE_UNITS, INPUT_UNITS, OUTPUT_UNITS
 
 KEYS_MAX = 200_000
 """Owners remembered: more than there are users. Forgetting one forgives it at most two minutes' tokens."""
@@ -27,19 +25,13 @@ DEBT_MS_MAX = PARTS - 1
 a long wait to the letter and freeze."""
 NONE_AT_ALL_S = 60.0
 """The wait that a limit of 0 is told."""
-COUNTED_UNITS = frozenset((*INPUT_UNITS, *CACHE_WRITE_UNITS, *OUTPUT_UNITS))
-"""Uncached input and output. What is written to a cache was read without it; what is read from one costs vendors
-little, and is no part of their own limits."""
 
 
-def counted_tokens(lines: Sequence[PricedLine]) -> int:
-    """What an answer counts against the minute."""
-    tokens = 0
-    for line in lines:
-        for unit, count in line.counts.items():
-            if unit in COUNTED_UNITS:
-                tokens += count
-    return tokens
+def counted_tokens(priced: Priced) -> int:
+    """What an answer counts against the minute: uncached input and output. What is written to a cache was read without it;
+    what is read from one costs vendors little, and is no part of their own limits."""
+    uncached, _, written, output = priced.tokens
+    return uncached + written + output
 
 
 class TokensPerMinute:

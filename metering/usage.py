@@ -1,7 +1,8 @@
 """What an answer used, as disjoint buckets per model. Counting only; `prices` says what it costs."""
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import field
+from typing import Protocol
 
 from metering.values import immutable
 
@@ -65,6 +66,14 @@ OUTPUT_UNITS = (OUTPUT, OUTPUT_AUDIO, OUTPUT_IMAGE, OUTPUT_VIDEO)
 SEARCH_UNITS = (WEB_SEARCHES, WEB_SEARCHES_PREVIEW, MAPS_SEARCHES, STORAGE_SEARCHES)
 TIME_UNITS = (BROWSER_SECONDS, CALL_SECONDS)
 """What goes on by itself until somebody ends it, in seconds."""
+TOKEN_COLUMNS = {
+    unit: column
+    for column, units in enumerate((INPUT_UNITS, CACHE_READ_UNITS, CACHE_WRITE_UNITS, OUTPUT_UNITS))
+    for unit in units
+}
+"""Which of an entry's four token columns counts a unit."""
+TokenCounts = tuple[int, int, int, int]
+"""Uncached input, cache read, cache write and output tokens."""
 PROMPT_UNITS = (*INPUT_UNITS, *CACHE_READ_UNITS, *CACHE_WRITE_UNITS)
 """The buckets whose sum is the length of the prompt: what long-context price tiers look at."""
 
@@ -147,6 +156,23 @@ class Usage:
 
     def total(self, unit: str) -> int:
         return sum([line.counts.get(unit, 0) for line in self.lines])
+
+
+class Counted(Protocol):
+    """A line of counts by unit, priced or not."""
+
+    @property
+    def counts(self) -> Mapping[str, int]: ...
+
+
+def token_counts(lines: Iterable[Counted]) -> TokenCounts:
+    """The tokens of all lines together, of every kind and lifetime."""
+    totals = [0, 0, 0, 0]
+    for line in lines:
+        for unit, count in line.counts.items():
+            if (column := TOKEN_COLUMNS.get(unit)) is not None:
+                totals[column] += count
+    return totals[0], totals[1], totals[2], totals[3]
 
 
 NOTHING = Usage()

@@ -116,7 +116,7 @@ class Booking:
         settled = exchange.settled
         if settled is None or settled.done():
             return
-        loop = asyncio.get_running_loop()
+        loop = settled.get_loop()
         waiter: asyncio.Future[None] = loop.create_future()
 
         def release(_: "asyncio.Future[Resolved] | None" = None) -> None:

@@ -430,7 +430,7 @@ class Deferrals:
             is_booked = await self._ledger.report_late(work.reservation_id, settlement)
         await self._works.forget(work)
         if is_booked:
-            tokens = counted_tokens(settlement.priced.lines)
+            tokens = counted_tokens(settlement.priced)
             for owner, tokens_per_minute in _rates_in(work.demand):
                 self._tokens.charge(owner, tokens_per_minute, tokens)
             self._telemetry.finish_deferred(

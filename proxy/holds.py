@@ -37,7 +37,7 @@ class Holds:
         assert exchange.operation is not None
         assert exchange.caller is not None
         hour = Usage((UsageLine(timed.product, {timed.unit: SECONDS_PER_HOUR}),))
-        price = self._prices.price(mounted.surface.provider, hour, at_ms=self._clock.now_ms()).cost_nanousd
+        price, _ = self._prices.cost(mounted.surface.provider, hour, at_ms=self._clock.now_ms())
         left = await self._admission.left(exchange.caller, exchange.operation.quotas)
         seconds = [left[meter] for meter in exchange.operation.quotas]
         if MONEY in left and price:
@@ -50,9 +50,9 @@ class Holds:
         assert operation is not None
         assert inbound is not None
         assert caller is not None
-        provider, now_ms = mounted.surface.provider, self._clock.now_ms()
+        provider, pricing = mounted.surface.provider, self.pricing(mounted)
         is_done = exchange.repeat is not None and exchange.repeat.is_done
-        demand = NO_DEMAND if is_done else operation.meter.read(inbound, self.pricing(mounted))
+        demand = NO_DEMAND if is_done else operation.meter.read(inbound, pricing)
         if operation.edits_body or demand.fields is not None:
             fields = inbound.fields if demand.fields is None else demand.fields
             said = body_of(
@@ -70,21 +70,21 @@ class Holds:
         exchange.is_scheduled = operation.scheduled is not None and demand.scheduled_ms is not None
         exchange.touches_scheduled = operation.touches is not None and not is_done
         at_first = self._held_at_first(exchange, demand, caller.plan.budget)
-        held = self._prices.price(provider, at_first, at_ms=now_ms)
-        if held.flags:
+        hold_nanousd, flags = self._prices.cost(provider, at_first, at_ms=pricing.now_ms)
+        if flags:
             raise Refused(
                 Reason.MODEL_UNAVAILABLE,
-                f"model: {', '.join(demand.models)} ({', '.join(held.flags)})",
+                f"model: {', '.join(demand.models)} ({', '.join(flags)})",
                 facts={"model": demand.models[0] if demand.models else ""},
             )
-        floor = self._prices.price(provider, demand.floor, at_ms=now_ms)
+        floor_nanousd, _ = self._prices.cost(provider, demand.floor, at_ms=pricing.now_ms)
         return Request(
             id=exchange.request_id,
             surface=mounted.surface.name,
             operation=operation.name,
             models=demand.models,
-            hold_nanousd=held.cost_nanousd,
-            floor_nanousd=floor.cost_nanousd,
+            hold_nanousd=hold_nanousd,
+            floor_nanousd=floor_nanousd,
             due_in_s=self._due_in_s(operation, demand),
             is_free=operation.meter.is_free,
             quotas=quotas_used(at_first, operation.quotas) if operation.quotas else NO_QUOTAS,
@@ -136,7 +136,7 @@ class Holds:
 
         def cost_of(tokens: int) -> int:
             usage = demand.ceiling.with_output_at_most(tokens)
-            return self._prices.price(provider, usage, at_ms=self._clock.now_ms()).cost_nanousd
+            return self._prices.cost(provider, usage, at_ms=self._clock.now_ms())[0]
 
         async def extend(shown_tokens: int, until_tokens: int) -> Refused | None:
             return await self._admission.extend(

@@ -20,7 +20,7 @@ from prometheus_client.multiprocess import MultiProcessCollector
 
 from metering.admission import Caller
 from metering.errors import Reason
-from metering.ledger import Settlement, token_counts
+from metering.ledger import Settlement
 from metering.money import usd
 from metering.prices import Priced, PriceTable
 from metering.rate_state import RateState
@@ -498,7 +498,7 @@ def _ms(began_s: float, then_s: float) -> float:
 
 def _tokens(priced: Priced) -> tuple[int, int]:
     """Prompt tokens of all buckets, and output tokens."""
-    *prompt, output = token_counts(priced.lines)
+    *prompt, output = priced.tokens
     return sum(prompt), output
 
 

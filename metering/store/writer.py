@@ -1,9 +1,9 @@
 """The group-committing writer: one thread, one connection, many units of work per commit.
 
 Theory of operation. `submit` appends a unit to a queue and returns a future at once; nothing that happens
-to the caller afterwards (cancelled, gone) takes the unit back. The thread takes whatever has gathered, runs
-it as one transaction, commits, and delivers all results in one hop to the event loop. While a commit waits
-for the disk, the next batch gathers: the busier the store, the larger its batches.
+to the caller afterwards (cancelled, gone) takes the unit back. When the loop's turn has ended, the thread takes
+whatever has gathered, runs it as one transaction, commits, and delivers all results in one hop to the event loop.
+While a commit waits for the disk, the next batch gathers: the busier the store, the larger its batches.
 
 A unit is a list of steps, all or none. A step that names a `refusal` must return or change a row; when it does
 none, the unit is undone and answers `Declined(refusal)`. Statements never raise in normal life: their
@@ -27,6 +27,7 @@ import threading
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import field
+from functools import lru_cache
 from typing import NamedTuple
 
 from metering.errors import Reason, Refused
@@ -42,6 +43,8 @@ SAVEPOINT_UNITS = 1_000
 """Run with savepoints after one that had to be undone: where somebody is refused, more will be."""
 QUEUE_UNITS_MAX = 20_000
 """Units waiting: beyond it new ones are refused; those that must be kept are bounded by open requests."""
+STATEMENTS_MAX = 256
+"""Statements of which it is remembered whether they return rows: about as many as there are."""
 RETRY_MIN_S, RETRY_MAX_S = 0.05, 1.0
 """Pause between attempts while the store is in trouble."""
 STALL_GRACE_S = 1.0
@@ -57,6 +60,8 @@ Rows = Sequence[Row | None]
 """For each step so far its first returned row, if any."""
 Value = str | int | None
 Params = tuple[Value, ...]
+Told = Callable[["Result | Exception"], None]
+"""What hears of a result on the event loop; it does not raise."""
 
 
 class Step(NamedTuple):
@@ -71,10 +76,15 @@ class Step(NamedTuple):
     refusal: str | None = None
 
 
+AnyStep = tuple[str, Params | Callable[[Rows], Params], str | None]
+"""A Step, or the same as a plain tuple: a request has eight, and each name of a tuple costs as much as a short statement's
+parameters."""
+
+
 class Unit(NamedTuple):
     """Steps that happen together or not at all."""
 
-    steps: Sequence[Step]
+    steps: Sequence[AnyStep]
     must_keep: bool = False
 
 
@@ -95,17 +105,13 @@ class Declined:
 Result = Done | Declined
 
 
-class _Ticket:
-    """A unit in the queue and who waits for it."""
+class _Ticket(NamedTuple):
+    """A unit in the queue and who is told: a future, or `told` alone."""
 
-    __slots__ = ("future", "on_unclaimed", "unit")
-
-    def __init__(
-        self, unit: Unit, future: "asyncio.Future[Result]", on_unclaimed: Callable[[Result], None] | None
-    ) -> None:
-        self.unit = unit
-        self.future = future
-        self.on_unclaimed = on_unclaimed
+    unit: Unit
+    future: "asyncio.Future[Result] | None"
+    told: Told | None
+    """With a future, only where nobody waits for that any more."""
 
 
 class _UndoError(Exception):
@@ -143,6 +149,7 @@ class GroupCommitWriter:
         self._queue: collections.deque[_Ticket] = collections.deque()
         self._wake = threading.Condition()
         self._is_sleeping = False
+        self._is_being_called = False
         self._is_closing = False
         self._is_stopped = False
         self._closing_ends_s = 0.0
@@ -173,34 +180,51 @@ class GroupCommitWriter:
         """What the last attempt failed with, or that this one hangs; None while the store works."""
         return "it does not answer" if self._is_stalled else self._trouble
 
-    def submit(
-        self, unit: Unit, on_unclaimed: Callable[[Result], None] | None = None
-    ) -> "asyncio.Future[Result]":
+    def submit(self, unit: Unit, on_unclaimed: Told | None = None) -> "asyncio.Future[Result]":
         """Queue a unit. The future carries Done, Declined, or raises Refused(STORE_UNAVAILABLE).
 
         `on_unclaimed` is called with the result when the waiter has gone by the time it is there.
         """
         future = self._loop.create_future()
-        if self._is_closing:
-            return self._submit_while_closing(_Ticket(unit, future, on_unclaimed))
-        if self._is_stalled and not unit.must_keep:
-            return _failed(future, store_unavailable("does not answer"))
-        if len(self._queue) >= QUEUE_UNITS_MAX and not unit.must_keep:
-            return _failed(future, store_unavailable("overloaded"))
-        self._queue.append(_Ticket(unit, future, on_unclaimed))
-        if self._is_sleeping:
-            with self._wake:
-                self._wake.notify()
+        self._put(_Ticket(unit, future, on_unclaimed))
         return future
 
-    def _submit_while_closing(self, ticket: _Ticket) -> "asyncio.Future[Result]":
-        """Under the lock under which the thread decides to stop: what is taken will be tried."""
+    def keep(self, steps: Sequence[AnyStep], told: Told) -> None:
+        """Queue a unit that must be kept. `told` is called with the result, or with what a future would raise; later, on the
+        loop: a future would cost a turn more. It may be called again, for what hung when it was given up on and is in
+        after all."""
+        self._put(_Ticket(Unit(steps, must_keep=True), None, told))
+
+    def _put(self, ticket: _Ticket) -> None:
+        if self._is_closing or self._is_stalled or len(self._queue) >= QUEUE_UNITS_MAX:
+            self._put_if_possible(ticket)
+            return
+        self._queue.append(ticket)
+        if self._is_sleeping and not self._is_being_called:
+            self._is_being_called = True
+            self._loop.call_soon(self._call_thread)
+
+    def _call_thread(self) -> None:
+        """At the end of the turn, so that its group has all that came in it: each commit costs as much as several units."""
+        self._is_being_called = False
         with self._wake:
-            if self._is_stopped or not ticket.unit.must_keep:
-                return _failed(ticket.future, store_unavailable("shutting down"))
-            self._queue.append(ticket)
             self._wake.notify()
-        return ticket.future
+
+    def _put_if_possible(self, ticket: _Ticket) -> None:
+        """When closing, under the lock under which the thread decides to stop: what is taken will be tried."""
+        why = None
+        with self._wake:
+            if self._is_closing and (self._is_stopped or not ticket.unit.must_keep):
+                why = "shutting down"
+            elif not ticket.unit.must_keep:
+                why = "does not answer" if self._is_stalled else "overloaded"
+            else:
+                self._queue.append(ticket)
+                self._wake.notify()
+        if why is not None and ticket.future is not None:
+            _tell(ticket, store_unavailable(why))
+        elif why is not None:
+            self._loop.call_soon(_tell, ticket, store_unavailable(why))
 
     def stay_open_for(self, follower: "asyncio.Future[None]") -> None:
         """Closing waits, within its bound, for a task that makes further units of what was delivered."""
@@ -242,8 +266,7 @@ class GroupCommitWriter:
         if waiting:
             self._log_unwritten(sum(ticket.unit.must_keep for ticket in waiting))
         for ticket in waiting:
-            if not ticket.future.done():
-                _failed(ticket.future, store_unavailable("cannot be written"))
+            _tell(ticket, store_unavailable("cannot be written"))
 
     # --- the loop's eye on the thread ------------------------------------------------------------------
 
@@ -256,8 +279,7 @@ class GroupCommitWriter:
         if self._is_stalled:
             self._log.failed(f"a commit has not ended for {stalled_after_s:g} s: look at the store's disk")
         for ticket in refused:
-            if not ticket.future.done():
-                _failed(ticket.future, store_unavailable("does not answer"))
+            _tell(ticket, store_unavailable("does not answer"))
         self._watcher = self._loop.call_later(WATCH_EVERY_S, self._watch)
 
     def _take_refusable(self) -> list[_Ticket]:
@@ -358,7 +380,7 @@ class GroupCommitWriter:
             if not is_statements_defect(error):
                 raise
             _require_tables(connection)
-            logger.exception("the store refused a unit of work: %s", ticket.unit.steps[0].sql)
+            logger.exception("the store refused a unit of work: %s", ticket.unit.steps[0][0])
             return ticket, error
         return ticket, result
 
@@ -429,13 +451,7 @@ class GroupCommitWriter:
 
     def _deliver(self, results: list[_Delivery], stats: CommitStats) -> None:
         for ticket, result in results:
-            future = ticket.future
-            if future.done():
-                _pass_unclaimed(ticket, result)
-            elif isinstance(result, Exception):
-                _failed(future, result)
-            else:
-                future.set_result(result)
+            _tell(ticket, result)
         self._loop.call_soon(self._delivered)  # after the callbacks of these futures: they may make new units
         if self._on_commit is not None:
             self._on_commit(stats)
@@ -454,24 +470,25 @@ def _require_tables(connection: sqlite3.Connection) -> None:
         raise sqlite3.DatabaseError("the store is empty: restore from a backup")
 
 
-def _pass_unclaimed(ticket: _Ticket, result: Result | Exception) -> None:
-    if ticket.on_unclaimed is None or isinstance(result, Exception):
-        return
-    try:
-        ticket.on_unclaimed(result)
-    except Exception:
-        logger.exception("what nobody claimed could not be handled")  # the others are still delivered
+def _tell(ticket: _Ticket, result: Result | Exception) -> None:
+    """Tell who waits, or what is told in their place, of a result or of why there is none."""
+    _, future, told = ticket
+    if future is not None and not future.done():
+        if isinstance(result, Exception):
+            future.set_exception(result)
+            future.exception()  # a waiter that never looks is not a defect
+        else:
+            future.set_result(result)
+    elif told is not None and (future is None or not isinstance(result, Exception)):
+        try:
+            told(result)
+        except Exception:
+            logger.exception("what became of a unit could not be handled")  # the others are still delivered
 
 
-def _failed(future: "asyncio.Future[Result]", error: Exception) -> "asyncio.Future[Result]":
-    future.set_exception(error)
-    future.exception()  # a waiter that never looks is not a defect
-    return future
-
-
-def _run_unit(cursor: sqlite3.Cursor, steps: Sequence[Step]) -> Result:
+def _run_unit(cursor: sqlite3.Cursor, steps: Sequence[AnyStep]) -> Result:
     """Run one unit inside the batch's transaction. A savepoint only where an earlier step may need undoing."""
-    if any(step.refusal for step in steps[1:]):
+    if any(refusal for _, _, refusal in steps[1:]):
         cursor.execute("SAVEPOINT unit")
         result = _run_steps(cursor, steps, may_undo=True)
         if isinstance(result, Declined):
@@ -481,17 +498,29 @@ def _run_unit(cursor: sqlite3.Cursor, steps: Sequence[Step]) -> Result:
     return _run_steps(cursor, steps)
 
 
-def _run_steps(cursor: sqlite3.Cursor, steps: Sequence[Step], *, may_undo: bool = False) -> Result:
+@lru_cache(maxsize=STATEMENTS_MAX)
+def _is_silent(sql: str) -> bool:
+    """Whether a statement changes rows and returns none. `executemany` is for these, and does not ask for the id of the
+    last row: it gives the processor away twice where `execute` does three times, each time to a loop that may be long in giving
+    it back."""
+    return sql.split(None, 1)[0] in {"INSERT", "UPDATE", "DELETE"} and "RETURNING" not in sql
+
+
+def _run_steps(cursor: sqlite3.Cursor, steps: Sequence[AnyStep], *, may_undo: bool = False) -> Result:
     """Raises _UndoError where what was done must be undone, and nobody can do that here."""
-    execute, fetch = cursor.execute, cursor.fetchone
+    execute, execute_silent, fetch = cursor.execute, cursor.executemany, cursor.fetchone
     rows: list[Row | None] = []
     for sql, params, refusal in steps:
-        execute(sql, params if isinstance(params, tuple) else params(rows))
-        row: Row | None = fetch()
+        bound = params if isinstance(params, tuple) else params(rows)
+        if _is_silent(sql):
+            execute_silent(sql, (bound,))
+            rows.append(None)
+        else:
+            execute(sql, bound)
+            rows.append(fetch())
         # Of what only reads, -1 rows have changed.
-        if refusal is not None and row is None and cursor.rowcount <= 0:
-            if rows and not may_undo:
+        if refusal is not None and cursor.rowcount <= 0 and rows[-1] is None:
+            if len(rows) > 1 and not may_undo:
                 raise _UndoError
-            return Declined(refusal, len(rows))
-        rows.append(row)
+            return Declined(refusal, len(rows) - 1)
     return Done(rows)

@@ -377,6 +377,24 @@ def test_the_prices_of_recorded_bodies_come_out_of_the_table(name: str, prices: 
 # --- any vendor ---------------------------------------------------------------------------------------
 
 
+@pytest.mark.parametrize(
+    ("provider", "what"),
+    [
+        (
+            "anthropic",
+            usage("claude-sonnet-4-5", {INPUT: 250_000, OUTPUT: 7, CACHE_READ: 0}, inference_geo="us"),
+        ),
+        ("anthropic", usage("claude-none", {INPUT: 1, "smells": 3})),
+        ("openai", usage("gpt-4o", {INPUT: 3, INPUT_AUDIO: 5, OUTPUT: 11})),
+        ("agentmail", Usage((UsageLine("messages", {"messages": 3}), UsageLine("none", {"messages": -1})))),
+    ],
+)
+def test_a_cost_alone_is_that_of_the_breakdown(provider: str, what: Usage) -> None:
+    priced = TABLE.price(provider, what, at_ms=AT_MS)
+    assert TABLE.cost(provider, what, at_ms=AT_MS) == (priced.cost_nanousd, priced.flags)
+    assert TABLE.unpriced(provider, what, at_ms=AT_MS) == priced.flags
+
+
 def test_nothing_costs_nothing() -> None:
     priced = TABLE.price("anthropic", NOTHING, at_ms=AT_MS)
     assert (priced.cost_nanousd, priced.lines, priced.flags) == (0, (), ())

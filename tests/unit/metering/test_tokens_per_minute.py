@@ -5,7 +5,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from metering.clock import ManualClock
-from metering.prices import PricedLine
+from metering.prices import Priced, PricedLine
 from metering.rate_state import RateState
 from metering.tokens_per_minute import TokensPerMinute, counted_tokens
 from metering.usage import (
@@ -166,5 +166,6 @@ def test_uncached_input_cache_writes_and_output_count_and_reads_and_searches_do_
     kinds = (INPUT_UNITS, CACHE_WRITE_UNITS, OUTPUT_UNITS, CACHE_READ_UNITS, SEARCH_UNITS)
     units = [unit for kind in kinds for unit in kind]
     lines = [PricedLine("m", {unit: 10**place}, {}, {}) for place, unit in enumerate(units)]
+    priced = Priced(0, tuple(lines), ())
     counted = len(INPUT_UNITS) + len(CACHE_WRITE_UNITS) + len(OUTPUT_UNITS)
-    assert counted_tokens(lines) == int("1" * counted)
+    assert counted_tokens(priced) == int("1" * counted)

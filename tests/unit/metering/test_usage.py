@@ -3,7 +3,6 @@
 import pytest
 
 from metering import usage
-from metering.ledger import token_counts
 from metering.prices import PricedLine
 from metering.usage import (
     BROWSER_SECONDS,
@@ -24,6 +23,7 @@ from metering.usage import (
     WEB_SEARCHES,
     Usage,
     UsageLine,
+    token_counts,
 )
 
 NAMES = [value for name, value in vars(usage).items() if name.isupper() and isinstance(value, str)]

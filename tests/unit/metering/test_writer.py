@@ -16,7 +16,7 @@ import pytest
 from metering.errors import Reason, Refused
 from metering.store import writer as writer_module
 from metering.store.database import Database
-from metering.store.writer import CommitStats, Declined, Done, GroupCommitWriter, Step, Unit
+from metering.store.writer import CommitStats, Declined, Done, GroupCommitWriter, Result, Step, Unit
 
 INSERT = "INSERT INTO notes (id, text) VALUES (?1, ?2)"
 INSERT_RETURNING = INSERT + " RETURNING id"
@@ -393,6 +393,48 @@ async def test_closing_a_store_that_hangs_ends_within_a_bound_and_says_what_stay
         assert "stopping with 3 units unwritten" in caplog.text
     writer._thread.join(5)
     assert not writer._thread.is_alive()
+
+
+def submitted_in_a_long_turn(writer: GroupCommitWriter, numbers: range) -> "list[asyncio.Future[Result]]":
+    """The thread has the processor between any two of them."""
+    waiting = []
+    for number in numbers:
+        waiting.append(writer.submit(note(number)))
+        time.sleep(0.01)
+    return waiting
+
+
+async def test_what_one_turn_of_the_loop_queues_is_one_group(database: Database) -> None:
+    commits: list[CommitStats] = []
+    async with writing(database, on_commit=commits.append) as writer:
+        await writer.submit(note(0))
+        while not writer._is_sleeping:
+            await asyncio.sleep(0)
+        await asyncio.gather(*submitted_in_a_long_turn(writer, range(1, 6)))
+    assert [commit.units for commit in commits] == [1, 5]
+
+
+async def test_what_is_kept_is_told_of_without_a_future_and_a_defect_there_concerns_nobody_else(
+    database: Database, caplog: pytest.LogCaptureFixture
+) -> None:
+    told: list[object] = []
+
+    def fail(_: object) -> None:
+        raise RuntimeError("a defect")
+
+    async with writing(database) as writer:
+        writer.keep((Step(INSERT, (1, "x")),), fail)
+        writer.keep((Step(INSERT, (2, "x")),), told.append)
+        assert not told, "it is not in yet"
+        await writer.submit(note(3))
+    assert notes(database) == [1, 2, 3]
+    assert told == [Done([None])]
+    assert "could not be handled" in caplog.text
+    writer.keep((Step(INSERT, (4, "x")),), told.append)
+    assert len(told) == 1, "whoever keeps it is not told while they do"
+    await asyncio.sleep(0)
+    assert isinstance(told[-1], Refused)
+    assert notes(database) == [1, 2, 3]
 
 
 async def test_closing_waits_for_a_follower_within_a_bound_and_says_what_it_left(
