@@ -22,6 +22,7 @@ from metering.usage import (
 )
 from proxy.surface import AnswerHead, Demand, Observer
 from routes.counting import (
+    COUNT_MAX,
     NAME_CHARS_MAX,
     NOTE_UNSOUND,
     BodyObserver,
@@ -144,8 +145,9 @@ class Report:
         if not isinstance(body.get("usage"), dict):
             return False
         self.start(body)
-        content = body.get("content")
-        self.has_output = not isinstance(content, list) or any(map(_is_output, content))
+        if self._stop_reason == "refusal":  # else nobody asks
+            content = body.get("content")
+            self.has_output = not isinstance(content, list) or any(map(_is_output, content))
         return True
 
     def start(self, message: Any) -> None:
@@ -193,13 +195,22 @@ class Report:
         if not isinstance(usage, dict):
             self.is_sound = False
             return
-        self._overlay_counts(self._counts, usage, _COUNTERS)
+        for name in _COUNTERS:
+            value = usage.get(name)
+            if type(value) is int and 0 <= value <= COUNT_MAX:  # as is_count, in every answer
+                self._counts[name] = value
+            elif value is not None:
+                self.is_sound = False
         if (writes := usage.get("cache_creation")) is not None:
-            self._overlay_counts(self._writes, writes)
+            self._overlay_all(self._writes, writes)
         if (tools := usage.get("server_tool_use")) is not None:
-            self._overlay_counts(self._tools, tools)
+            self._overlay_all(self._tools, tools)
         if (iterations := usage.get("iterations")) is not None:
             self._overlay_iterations(iterations)
+        if not _STANDARD.keys().isdisjoint(usage):
+            self._overlay_modifiers(usage)
+
+    def _overlay_modifiers(self, usage: Mapping[str, Any]) -> None:
         for name, standard in _STANDARD.items():
             value = usage.get(name)
             if value is None:
@@ -211,15 +222,12 @@ class Report:
             else:
                 self.is_sound = False
 
-    def _overlay_counts(
-        self, counts: dict[str, int], reported: Any, names: Sequence[str] | None = None
-    ) -> None:
-        """Of all that is reported there, or of `names` alone."""
+    def _overlay_all(self, counts: dict[str, int], reported: Any) -> None:
+        """All that is reported there."""
         if not isinstance(reported, dict):
             self.is_sound = False
             return
-        for name in reported if names is None else names:
-            value = reported.get(name)
+        for name, value in reported.items():
             if is_count(value):
                 counts[name] = value
             elif value is not None:
@@ -293,14 +301,20 @@ class Report:
 
 def _buckets(counts: dict[str, Any], writes: Any, notes: list[str], demand: Demand) -> dict[str, int]:
     """The vendor's counters as disjoint buckets; `input_tokens` leaves out the caches already."""
-    buckets = {
-        INPUT: count_in(counts, "input_tokens"),
-        CACHE_READ: count_in(counts, "cache_read_input_tokens"),
-    }
+    buckets = {}
+    if count := count_in(counts, "input_tokens"):
+        buckets[INPUT] = count
+    if count := count_in(counts, "cache_read_input_tokens"):
+        buckets[CACHE_READ] = count
     if writes or counts.get("cache_creation_input_tokens"):
-        buckets[CACHE_WRITE_5M], buckets[CACHE_WRITE_1H] = _written(counts, writes, notes, demand)
-    buckets[OUTPUT] = count_in(counts, "output_tokens")
-    return {unit: count for unit, count in buckets.items() if count}
+        written_5m, written_1h = _written(counts, writes, notes, demand)
+        if written_5m:
+            buckets[CACHE_WRITE_5M] = written_5m
+        if written_1h:
+            buckets[CACHE_WRITE_1H] = written_1h
+    if count := count_in(counts, "output_tokens"):
+        buckets[OUTPUT] = count
+    return buckets
 
 
 def _written(counts: dict[str, Any], writes: Any, notes: list[str], demand: Demand) -> tuple[int, int]:
