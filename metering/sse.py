@@ -80,9 +80,14 @@ class SseScanner:
 
     def feed(self, chunk: bytes) -> Sequence[SseEvent]:
         """Take the next bytes; return the marked events that they complete, in order."""
-        is_fresh = not self._pending and not self._follows_cr
-        if is_fresh and chunk.endswith(b"\n\n") and not self._is_marked(chunk):
-            return _NO_EVENTS  # the usual case: whole events, as vendors flush them, and none that matters
+        if chunk.endswith(b"\n\n") and not self._pending and not self._follows_cr:
+            # The usual case: whole events, as vendors flush them. Of most none matters; else it is one mostly.
+            if not self._is_marked(chunk):
+                return _NO_EVENTS
+            if chunk.find(b"\n\n") == len(chunk) - 2 and b"\r" not in chunk:
+                only: list[SseEvent] = []
+                self._parse(chunk, 0, only)
+                return only
         if not chunk:
             return _NO_EVENTS
         position = 1 if self._follows_cr and chunk[0] == _LF else 0
