@@ -54,11 +54,12 @@ NOTE_REFUSED = "refused_before_output"
 
 _COUNTERS = ("input_tokens", "output_tokens", "cache_read_input_tokens", "cache_creation_input_tokens")
 _STANDARD = {
-    "service_tier": ("standard",),
-    "speed": ("standard",),
-    "inference_geo": ("global", "not_available"),
+    "service_tier": (None, "standard"),
+    "speed": (None, "standard"),
+    "inference_geo": (None, "global", "not_available"),
 }
-"""What changes the price besides the model, and its values that change nothing."""
+"""What changes the price besides the model, and its values that change nothing; None says nothing."""
+_NOTHING_WRITTEN = {"ephemeral_5m_input_tokens": 0, "ephemeral_1h_input_tokens": 0}
 _SEARCHES = "web_search_requests"
 _FREE_TOOLS = frozenset({"web_fetch_requests"})
 """Web fetches cost only their tokens (Anthropic pricing, 2026-11)."""
@@ -201,13 +202,14 @@ class Report:
                 self._counts[name] = value
             elif value is not None:
                 self.is_sound = False
-        if (writes := usage.get("cache_creation")) is not None:
+        writes = usage.get("cache_creation")
+        if writes is not None and (self._writes or writes != _NOTHING_WRITTEN):
             self._overlay_all(self._writes, writes)
         if (tools := usage.get("server_tool_use")) is not None:
             self._overlay_all(self._tools, tools)
         if (iterations := usage.get("iterations")) is not None:
             self._overlay_iterations(iterations)
-        if not _STANDARD.keys().isdisjoint(usage):
+        if self._modifiers or not _is_standard(usage):
             self._overlay_modifiers(usage)
 
     def _overlay_modifiers(self, usage: Mapping[str, Any]) -> None:
@@ -259,7 +261,7 @@ class Report:
             lines = [
                 UsageLine(
                     entry["model"] if is_name(entry.get("model")) else main,
-                    _buckets(entry, entry.get("cache_creation"), notes, demand),
+                    _buckets(_sound_counts(entry), entry.get("cache_creation"), notes, demand),
                     self._modifiers_of(entry),
                 )
                 for entry in self._billed_iterations()
@@ -299,12 +301,25 @@ class Report:
         return {unit: count for unit, count in counts.items() if count}
 
 
-def _buckets(counts: dict[str, Any], writes: Any, notes: list[str], demand: Demand) -> dict[str, int]:
+def _is_standard(usage: Mapping[str, Any]) -> bool:
+    """Nothing in it changes the price."""
+    return (
+        usage.get("service_tier") in _STANDARD["service_tier"]
+        and usage.get("speed") in _STANDARD["speed"]
+        and usage.get("inference_geo") in _STANDARD["inference_geo"]
+    )
+
+
+def _sound_counts(entry: Mapping[str, Any]) -> dict[str, int]:
+    return {name: entry[name] for name in _COUNTERS if is_count(entry.get(name))}
+
+
+def _buckets(counts: Mapping[str, int], writes: Any, notes: list[str], demand: Demand) -> dict[str, int]:
     """The vendor's counters as disjoint buckets; `input_tokens` leaves out the caches already."""
     buckets = {}
-    if count := count_in(counts, "input_tokens"):
+    if count := counts.get("input_tokens"):
         buckets[INPUT] = count
-    if count := count_in(counts, "cache_read_input_tokens"):
+    if count := counts.get("cache_read_input_tokens"):
         buckets[CACHE_READ] = count
     if writes or counts.get("cache_creation_input_tokens"):
         written_5m, written_1h = _written(counts, writes, notes, demand)
@@ -312,27 +327,27 @@ def _buckets(counts: dict[str, Any], writes: Any, notes: list[str], demand: Dema
             buckets[CACHE_WRITE_5M] = written_5m
         if written_1h:
             buckets[CACHE_WRITE_1H] = written_1h
-    if count := count_in(counts, "output_tokens"):
+    if count := counts.get("output_tokens"):
         buckets[OUTPUT] = count
     return buckets
 
 
-def _written(counts: dict[str, Any], writes: Any, notes: list[str], demand: Demand) -> tuple[int, int]:
+def _written(counts: Mapping[str, int], writes: Any, notes: list[str], demand: Demand) -> tuple[int, int]:
     """Tokens written to the caches of five minutes and of an hour."""
     written = counts.get("cache_creation_input_tokens")
-    if not written and is_count(written):
+    if written == 0:
         return 0, 0
     split = writes if isinstance(writes, dict) else {}
     written_5m = count_in(split, "ephemeral_5m_input_tokens")
     written_1h = count_in(split, "ephemeral_1h_input_tokens")
-    rest = count_in(counts, "cache_creation_input_tokens") - written_5m - written_1h
+    rest = (written or 0) - written_5m - written_1h
     if rest > 0 and demand.ceiling.total(CACHE_WRITE_1H) > 0:
         # A delta has the total without its lifetimes. The request asks for 1h somewhere: the dearer one.
         written_1h += rest
         notes.append(NOTE_TTL_ASSUMED)
     elif rest > 0:
         written_5m += rest
-    elif is_count(written):  # The total shrank: what is left is the dearer kind first.
+    elif written is not None:  # The total shrank: what is left is the dearer kind first.
         written_1h = min(written_1h, written)
         written_5m = written - written_1h
     return written_5m, written_1h
