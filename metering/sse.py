@@ -189,6 +189,14 @@ class SseScanner:
         if len(event) > self._event_bytes_max:
             self.events_skipped += 1
             return
+        kind, at = b"", 0
+        if event.startswith(b"event: "):
+            at = event.find(b"\n") + 1
+            kind = event[7 : at - 1]
+        if event.startswith(b"data: ", at) and event.find(b"\n", at) == len(event) - 2 and b"\r" not in event:
+            # As all vendors write it: its type or none, one line of data, and the empty line.
+            found.append(SseEvent(kind, event[at + 6 : -2], start))
+            return
         kind = b""
         data = []
         for line in event.removeprefix(_BYTE_ORDER_MARK).splitlines():
