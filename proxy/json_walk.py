@@ -32,8 +32,8 @@ class Walk:
         self._objects: list[dict[str, Any]] = []
         self._keys: set[str] = set()
         self._texts: dict[str, AbstractSet[str]] = {}
-        self._level: list[Any] = [root]
-        """Where the walk goes on, if it is not over."""
+        self._level: list[Any] = root if type(root) is list else [root]
+        """Where the walk goes on, if it is not over; not changed."""
         self._walk_on(max(WALKED_FREELY, len(body) // BYTES_EACH_WALKED_FREELY))
 
     def objects(self, keys: AbstractSet[str], names: Sequence[bytes]) -> Sequence[dict[str, Any]]:
