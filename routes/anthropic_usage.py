@@ -118,28 +118,17 @@ class Report:
     """What the vendor has said about one message so far. Values of a wrong type are passed over and make it
     unsound; a null says nothing (a delta leaves out what did not change)."""
 
-    __slots__ = (
-        "_counts",
-        "_iterations",
-        "_model",
-        "_modifiers",
-        "_stop_reason",
-        "_tools",
-        "_writes",
-        "has_output",
-        "is_sound",
-    )
+    is_sound = True
+    has_output = False
+    _model: str | None = None
+    _stop_reason: str | None = None
+    _iterations: Sequence[Mapping[str, Any]] = ()
 
     def __init__(self) -> None:
-        self.is_sound = True
-        self.has_output = False
-        self._model: str | None = None
-        self._stop_reason: str | None = None
         self._counts: dict[str, int] = {}
         self._writes: dict[str, int] = {}
         self._tools: dict[str, int] = {}
         self._modifiers: dict[str, str] = {}
-        self._iterations: list[dict[str, Any]] = []
 
     def read_body(self, body: Mapping[str, Any]) -> bool:
         """A whole answer, if it is a message with its usage."""
@@ -273,7 +262,7 @@ class Report:
         tools = self._tool_counts() if self._tools else None
         return with_counts(lines, UsageLine(main, tools, self._modifiers)) if tools else lines
 
-    def _billed_iterations(self) -> list[dict[str, Any]]:
+    def _billed_iterations(self) -> Sequence[Mapping[str, Any]]:
         """Without the hops of a fallback chain that were declined before they wrote anything: not billed."""
         entries = self._iterations
         was_declined = self._stop_reason == "refusal" or any(
@@ -287,7 +276,7 @@ class Report:
             if entry.get("type") != "message" or count_in(entry, "output_tokens") > DECLINED_OUTPUT_TOKENS_MAX
         ]
 
-    def _modifiers_of(self, entry: dict[str, Any]) -> dict[str, str]:
+    def _modifiers_of(self, entry: Mapping[str, Any]) -> dict[str, str]:
         """An advisor is asked at standard speed, wherever the request's own model runs."""
         if entry.get("type") != "advisor_message":
             return self._modifiers
