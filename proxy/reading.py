@@ -36,7 +36,7 @@ class Reading:
         self._bounds = bounds
         self._admission = admission
         self.waiting_by_owner: Counter[str] = Counter()
-        """Bodies and look-ups being waited for, by owner (a user, a gateway token with limits); no more than may be in flight."""
+        """Bodies and look-ups being waited for, and long bodies being read, by owner (a user, a gateway token with limits); no more than may be in flight."""
 
     def query_of(self, exchange: Exchange, mounted: Mounted, path: bytes) -> bytes:
         """The query as it goes up, without the gateway token. Raises Refused(BAD_REQUEST)."""
@@ -72,7 +72,8 @@ class Reading:
         if operation.takes_any_body or (not inbound.body and operation.may_lack_body):
             return inbound
         if len(inbound.body) > BYTES_AT_ONCE:
-            await _read_in_turns(inbound, operation)
+            with self.waiting(exchange):
+                await _read_in_turns(inbound, operation)
         else:
             inbound.fields = _json_object(inbound.body)
             forbidden.check(operation.forbidden, inbound)
@@ -93,7 +94,7 @@ class Reading:
 
     @contextmanager
     def waiting(self, exchange: Exchange) -> Iterator[None]:
-        """Waiting before admission, for a body or for what must be looked up: within the caller's limits, as what is
+        """Waiting before admission, for a body, its turn, or what must be looked up: within the caller's limits, as what is
         admitted. Raises Refused."""
         caller, operation = exchange.caller, exchange.operation
         assert caller is not None

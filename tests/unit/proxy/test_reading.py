@@ -25,22 +25,31 @@ def exchange_of(body):
         started_s=0.0,
     )
     exchange.operation = SURFACE.operations[0]
+    exchange.caller = SimpleNamespace(owners=[("usr_1", None)])
     return exchange
 
 
-async def read(body):
+def let_all_wait(*_, is_free):
+    assert not is_free
+
+
+async def read(body, *, check_before_body=let_all_wait):
     """What is read of it, and how many turns of the event loop others had meanwhile."""
     turns, loop = [], asyncio.get_running_loop()
 
     def turn():
+        if turns:  # it is counted among its user's
+            assert reading.waiting_by_owner == {"usr_1": 1}
         turns.append(loop.call_soon(turn))
 
-    reading = Reading(bounds=SimpleNamespace(body_bytes_max=32 * 1024 * 1024), admission=None)
+    bounds = SimpleNamespace(body_bytes_max=32 * 1024 * 1024)
+    reading = Reading(bounds=bounds, admission=SimpleNamespace(check_before_body=check_before_body))
     turn()
     try:
         inbound = await reading.read(exchange_of(body), {}, b"")
     finally:
         turns[-1].cancel()
+        assert not reading.waiting_by_owner
     return inbound, len(turns) - 1
 
 
@@ -54,6 +63,14 @@ async def test_others_get_their_turn_while_a_long_body_is_read(size, turns):
     body = body_of(size, model="claude-haiku-4-5")
     inbound, had = await read(body)
     assert (inbound.body, inbound.fields, had) == (body, orjson.loads(body), turns)
+
+
+async def test_a_long_body_of_who_has_enough_under_way_is_not_read():
+    def too_many(*_, is_free):
+        raise Refused(Reason.TOO_MANY_CONCURRENT, f"too many, {is_free=}")
+
+    with pytest.raises(Refused, match="too many, is_free=False"):
+        await read(b"x" * (BYTES_AT_ONCE + 1), check_before_body=too_many)
 
 
 @pytest.mark.parametrize("size", [2_048, BYTES_AT_ONCE + 1])
