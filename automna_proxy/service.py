@@ -8,6 +8,7 @@ from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from dataclasses import dataclass
 from typing import Any
 
+from automna_proxy.logs import CanonicalLines
 from automna_proxy.settings import Settings
 from metering.admission import Admission
 from metering.clock import Clock, SystemClock
@@ -125,7 +126,7 @@ async def running_service(  # noqa: PLR0915 - a statement for each part
     """
     clock = clock or SystemClock()
     plans, prices = load_plans(settings.plans_path), PriceTable.load(settings.prices_path)
-    telemetry = Telemetry(prices, log_format=settings.log_format)
+    telemetry = Telemetry(prices, log_format=settings.log_format, say=CanonicalLines().say)
     database = Database.from_url(settings.database_url, busy_timeout_s=settings.store_busy_timeout_s)
     bounds = bounds_of(settings)
     async with AsyncExitStack() as stack:

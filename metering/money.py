@@ -27,9 +27,9 @@ def credits_left(nanousd: int) -> int:
 
 def usd(nanousd: int) -> str:
     """An amount as decimal USD with nine places: exact, for people and JSON (`"0.000711000"`)."""
-    sign = "-" if nanousd < 0 else ""
-    whole, nano = divmod(abs(nanousd), NANO_PER_USD)
-    return f"{sign}{whole}.{nano:09d}"
+    if nanousd < 0:
+        return "-" + usd(-nanousd)
+    return "%d.%09d" % divmod(nanousd, NANO_PER_USD)  # noqa: UP031 - half the time of an f-string
 
 
 def nanousd_of_usd(text: str) -> int | None:

@@ -80,9 +80,14 @@ class SseScanner:
 
     def feed(self, chunk: bytes) -> Sequence[SseEvent]:
         """Take the next bytes; return the marked events that they complete, in order."""
-        is_fresh = not self._pending and not self._follows_cr
-        if is_fresh and chunk.endswith(b"\n\n") and not self._is_marked(chunk):
-            return _NO_EVENTS  # the usual case: whole events, as vendors flush them, and none that matters
+        if chunk.endswith(b"\n\n") and not self._pending and not self._follows_cr:
+            # The usual case: whole events, as vendors flush them. Of most none matters; else it is one mostly.
+            if not self._is_marked(chunk):
+                return _NO_EVENTS
+            if chunk.find(b"\n\n") == len(chunk) - 2 and b"\r" not in chunk:
+                only: list[SseEvent] = []
+                self._parse(chunk, 0, only)
+                return only
         if not chunk:
             return _NO_EVENTS
         position = 1 if self._follows_cr and chunk[0] == _LF else 0
@@ -183,6 +188,14 @@ class SseScanner:
         """Add one event by its fields; not when it has no data, as the standard has it, and is no bare object."""
         if len(event) > self._event_bytes_max:
             self.events_skipped += 1
+            return
+        kind, at = b"", 0
+        if event.startswith(b"event: "):
+            at = event.find(b"\n") + 1
+            kind = event[7 : at - 1]
+        if event.startswith(b"data: ", at) and event.find(b"\n", at) == len(event) - 2 and b"\r" not in event:
+            # As all vendors write it: its type or none, one line of data, and the empty line.
+            found.append(SseEvent(kind, event[at + 6 : -2], start))
             return
         kind = b""
         data = []

@@ -32,8 +32,8 @@ class Walk:
         self._objects: list[dict[str, Any]] = []
         self._keys: set[str] = set()
         self._texts: dict[str, AbstractSet[str]] = {}
-        self._level: list[Any] = [root]
-        """Where the walk goes on, if it is not over."""
+        self._level: list[Any] = root if type(root) is list else [root]
+        """Where the walk goes on, if it is not over; not changed."""
         self._walk_on(max(WALKED_FREELY, len(body) // BYTES_EACH_WALKED_FREELY))
 
     def objects(self, keys: AbstractSet[str], names: Sequence[bytes]) -> Sequence[dict[str, Any]]:
@@ -87,8 +87,9 @@ class Walk:
 def value_at(node: Any, keys: Sequence[str]) -> Any:
     """What stands at a path of objects; None where there is nothing."""
     for key in keys:
-        is_object = type(node) is dict or isinstance(node, Mapping)  # the usual case, ten times as fast
-        node = node.get(key) if is_object else None
+        if type(node) is not dict and not isinstance(node, Mapping):  # a dict is known ten times as fast
+            return None
+        node = node.get(key)
     return node
 
 

@@ -9,7 +9,7 @@ import json
 import logging
 import os
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
@@ -40,7 +40,12 @@ SHARED_METRICS = "PROMETHEUS_MULTIPROC_DIR"
 MODEL_NAMES_MAX = 1_000
 """Names whose label is remembered; dated names share the label of their model."""
 
-UNITS = frozenset((*PROMPT_UNITS, *OUTPUT_UNITS, *SEARCH_UNITS))
+_UNITS = {
+    unit: (unit, column)
+    for column, units in enumerate((PROMPT_UNITS, OUTPUT_UNITS, SEARCH_UNITS))
+    for unit in units
+}
+"""Units by their label, and to which sum they are added: prompt tokens, output tokens, neither."""
 PATH_CHARS_MAX, SEGMENT_CHARS_MAX = 200, 24
 """Of a path that nobody serves, in a log line. Tokens and keys are longer than a segment may be."""
 OWN = "own"
@@ -52,6 +57,7 @@ INTERNAL = "internal"
 """The outcome of what failed by a defect of ours; the ledger has what is known of it."""
 OTHER = "other"
 """The label of what vendors or requests name and we do not know: names from outside must not make labels."""
+_OTHER_UNIT = (OTHER, 2)
 _OWN_WORDS = frozenset(
     {
         "request",
@@ -105,7 +111,14 @@ class OwnExchange:
 class Telemetry:
     """The metrics of one process and its canonical lines."""
 
-    def __init__(self, prices: PriceTable, *, log_format: str = "console") -> None:
+    def __init__(
+        self,
+        prices: PriceTable,
+        *,
+        log_format: str = "console",
+        say: Callable[[str], None] = logger.info,
+    ) -> None:
+        """`say` gets the canonical lines, in that format, while their logger is enabled."""
         self.registry = CollectorRegistry()
         self._told: list[Counts | Spread | Level] = []
         """Metrics that are told what is new before they are read."""
@@ -113,6 +126,7 @@ class Telemetry:
         self._will_tell = False
         self._prices = prices
         self._models: dict[tuple[str, str], str] = {}
+        self._say = say
         self._render = _as_json if log_format == "json" else _as_text
         self._requests = self._counts(
             "automna_requests",
@@ -309,43 +323,50 @@ class Telemetry:
 
     def finish(self, exchange: Exchange, ended_s: float) -> None:
         """Once per exchange, at its very end: metrics and the canonical line."""
-        surface = exchange.surface.name
+        surface, began_s = exchange.surface.name, exchange.started_s
         operation = exchange.operation.name if exchange.operation is not None else "unknown"
         if exchange.refused is not None:
             self._refusals.new[surface, exchange.refused.reason.value] += 1
         outcome = _outcome(exchange)
         self._requests.new[surface, operation, outcome, str(exchange.status)] += 1
-        self._seconds.new[surface, operation, outcome].observe(ended_s - exchange.started_s)
+        self._seconds.new[surface, operation, outcome].observe(ended_s - began_s)
         if exchange.first_byte_s is not None:
-            self._first_byte.new[surface, operation].observe(exchange.first_byte_s - exchange.started_s)
-        self._count_booked(exchange.surface, exchange.priced, outcome, is_estimated=exchange.is_estimated)
+            self._first_byte.new[surface, operation].observe(exchange.first_byte_s - began_s)
+        tokens = self._count_booked(
+            exchange.surface, exchange.priced, outcome, is_estimated=exchange.is_estimated
+        )
         if self._is_shared:
             self._tell_soon()
         if logger.isEnabledFor(logging.INFO):
-            logger.info(self._render(_fields(exchange, outcome, operation, ended_s)))
+            self._say(self._render(_fields(exchange, outcome, operation, ended_s, tokens)))
 
     def _count_booked(
         self, surface: Surface, priced: Priced | None, outcome: str, *, is_estimated: bool
-    ) -> None:
+    ) -> tuple[int, int]:
+        """What the metrics say of an entry; its prompt tokens of all buckets and its output tokens, for the line."""
         if is_estimated:
             self._estimates.new[surface.name, outcome] += 1
         if priced is None or not priced.lines:
-            return
-        for line in priced.lines:
-            model = self._model_label(surface.provider, line.model)
+            return 0, 0
+        name, totals = surface.name, [0, 0, 0]
+        for line in reversed(priced.lines):
+            model = self._models.get((surface.provider, line.model)) or self._label(
+                surface.provider, line.model
+            )
             for unit, count in line.counts.items():
                 if count:
-                    unit_label = unit if unit in UNITS else OTHER
-                    self._tokens.new[surface.name, model, outcome, unit_label] += count
-        model = self._model_label(surface.provider, priced.lines[0].model)
-        self._cost.new[surface.name, model, outcome] += priced.cost_nanousd
+                    unit_label, column = _UNITS.get(unit, _OTHER_UNIT)
+                    totals[column] += count
+                    self._tokens.new[name, model, outcome, unit_label] += count
+        self._cost.new[name, model, outcome] += priced.cost_nanousd  # by the first line's model
+        return totals[0], totals[1]
 
     def finish_deferred(
         self, surface: Surface, operation: str, request_id: str, settlement: Settlement, *, polls: int
     ) -> None:
         """Once per deferred work, when it has been booked: its cost, and the second line of its request."""
         priced, outcome = settlement.priced, settlement.outcome.value
-        self._count_booked(surface, priced, outcome, is_estimated=not settlement.is_reported)
+        tokens = self._count_booked(surface, priced, outcome, is_estimated=not settlement.is_reported)
         if self._is_shared:
             self._tell_soon()
         if not logger.isEnabledFor(logging.INFO):
@@ -357,13 +378,13 @@ class Telemetry:
             "outcome": outcome,
             "polls": polls,
         }
-        fields["input_tokens"], fields["output_tokens"] = _tokens(priced)
+        fields["input_tokens"], fields["output_tokens"] = tokens
         fields["cost_usd"] = usd(priced.cost_nanousd)
         if not settlement.is_reported:
             fields["estimated"] = True
         if notes := (*settlement.notes, *priced.flags):
             fields["notes"] = ",".join(notes)
-        logger.info(self._render(fields))
+        self._say(self._render(fields))
 
     def finish_own(self, own: OwnExchange, ended_s: float, *, is_told: bool) -> None:
         """Once per request to an endpoint of our own."""
@@ -378,16 +399,14 @@ class Telemetry:
         if self._is_shared:
             self._tell_soon()
         if is_told and logger.isEnabledFor(logging.INFO):
-            logger.info(self._render(_own_fields(own, outcome, operation, ended_s)))
+            self._say(self._render(_own_fields(own, outcome, operation, ended_s)))
 
-    def _model_label(self, provider: str, model: str) -> str:
-        """A model's id in the price table, or OTHER."""
-        label = self._models.get((provider, model))
-        if label is None:
-            known = self._prices.model(provider, model)
-            label = known.id if known else OTHER
-            if len(self._models) < MODEL_NAMES_MAX:
-                self._models[provider, model] = label
+    def _label(self, provider: str, model: str) -> str:
+        """A model's id in the price table, or OTHER; remembered."""
+        known = self._prices.model(provider, model)
+        label = known.id if known else OTHER
+        if len(self._models) < MODEL_NAMES_MAX:
+            self._models[provider, model] = label
         return label
 
     def exposition(self) -> bytes:
@@ -412,7 +431,9 @@ def _outcome(exchange: Exchange) -> str:
     return "refused" if is_refused else INTERNAL
 
 
-def _fields(exchange: Exchange, outcome: str, operation: str, ended_s: float) -> dict[str, Any]:
+def _fields(
+    exchange: Exchange, outcome: str, operation: str, ended_s: float, tokens: tuple[int, int]
+) -> dict[str, Any]:
     """The canonical line. Field names are part of the operators' contract (docs/operations.md has them all);
     no token, no key, no body."""
     caller, refused, began_s = exchange.caller, exchange.refused, exchange.started_s
@@ -430,7 +451,7 @@ def _fields(exchange: Exchange, outcome: str, operation: str, ended_s: float) ->
     if exchange.demand.models:
         fields["model"] = exchange.demand.models[0]
     if exchange.admitted is not None:
-        _add_admitted(fields, exchange)
+        _add_admitted(fields, exchange, tokens)
     if refused is not None:
         fields["reason"] = refused.reason.value
         fields.update(refused.facts)
@@ -448,7 +469,7 @@ def _fields(exchange: Exchange, outcome: str, operation: str, ended_s: float) ->
     return fields
 
 
-def _add_admitted(fields: dict[str, Any], exchange: Exchange) -> None:
+def _add_admitted(fields: dict[str, Any], exchange: Exchange, tokens: tuple[int, int]) -> None:
     """What became of it after it was let in: at the vendor, and in the ledger."""
     admitted, priced, began_s = exchange.admitted, exchange.priced, exchange.started_s
     assert admitted is not None
@@ -457,13 +478,14 @@ def _add_admitted(fields: dict[str, Any], exchange: Exchange) -> None:
     if exchange.first_byte_s is not None:
         fields["first_byte_ms"] = _ms(began_s, exchange.first_byte_s)
     if priced is not None:
-        fields["input_tokens"], fields["output_tokens"] = _tokens(priced)
+        fields["input_tokens"], fields["output_tokens"] = tokens
         fields["cost_usd"] = usd(priced.cost_nanousd)
     if exchange.is_estimated:
         fields["estimated"] = True
         fields["hold_usd"] = usd(admitted.reservation.hold_nanousd)
-    if notes := (*exchange.notes, *(priced.flags if priced is not None else ())):
-        fields["notes"] = ",".join(notes)
+    flags = priced.flags if priced is not None else ()
+    if exchange.notes or flags:
+        fields["notes"] = ",".join((*exchange.notes, *flags))
     if exchange.upstream_status is not None:
         fields["upstream_status"] = exchange.upstream_status
     if exchange.upstream_request_id is not None:
@@ -496,12 +518,6 @@ def _ms(began_s: float, then_s: float) -> float:
     return round((then_s - began_s) * 10_000) / 10
 
 
-def _tokens(priced: Priced) -> tuple[int, int]:
-    """Prompt tokens of all buckets, and output tokens."""
-    *prompt, output = priced.tokens
-    return sum(prompt), output
-
-
 def shown_path(raw_path: bytes) -> str:
     """A path that nobody serves, for the log: enough to see what was meant. Whatever is as long as a secret is
     left out."""
@@ -518,7 +534,9 @@ def _as_text(fields: dict[str, Any]) -> str:
     """`fields` are the caller's no more: words take the place of what could be mistaken."""
     line, foreign = _layout(tuple(fields))
     for key in foreign:
-        fields[key] = _word(str(fields[key]))
+        word = str(fields[key])
+        # Most ids are seen to be plain at once; each is another, and would only push the others out.
+        fields[key] = word if word.isascii() and word.isidentifier() else _perhaps_quoted(word)
     return line % tuple(fields.values())
 
 
@@ -528,12 +546,7 @@ def _layout(keys: tuple[str, ...]) -> tuple[str, list[str]]:
     return " ".join(f"{key}=%s" for key in keys), [key for key in keys if key not in _OWN_WORDS]
 
 
-def _word(text: str) -> str:
-    """As it is, or quoted where it could be taken for more than one field, or for an order to the terminal."""
-    # Most ids are seen to be plain at once; each is another, and would only push the others out.
-    return text if text.isascii() and text.isidentifier() else _perhaps_quoted(text)
-
-
 @lru_cache(maxsize=WORDS_MAX)
 def _perhaps_quoted(text: str) -> str:
+    """As it is, or quoted where it could be taken for more than one field, or for an order to the terminal."""
     return text if text.isprintable() and not _AMBIGUOUS.search(text) else json.dumps(text)

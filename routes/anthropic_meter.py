@@ -60,6 +60,9 @@ _THINKS_ONLY_IF_ASKED = re.compile(r"claude-(?:instant|2|3|(?:opus|sonnet|haiku)
 in Claude Opus 5", 2026-11); Fable and Mythos cannot be told not to."""
 _INTERLEAVED_BETA = b"interleaved-thinking"
 """With it a budget of thoughts holds for each turn of a tool loop, not for the answer."""
+_ROUTING = frozenset({"speed", "inference_geo", "fallbacks"})
+"""Fields that change which model runs, or at what price."""
+_COMPACTING = frozenset({"compaction", "context_management"})
 _KEYS_LOOKED_FOR = frozenset({"cache_control", "type"})
 _NAMES_LOOKED_FOR = (b'"cache_control"', b'"url"', b'"tool_definition"')
 
@@ -99,10 +102,10 @@ class _Pass:
 class _Traits:
     """What the content of a request says about its cost."""
 
-    cache_controls: list[Any]
-    """What asks for cache entries; None says nothing."""
-    has_content_by_url: bool
-    inline_tools: list[Any]
+    bucket: str = INPUT
+    """The dearest way in which the request lets its prompt be read."""
+    has_content_by_url: bool = False
+    inline_tools: Sequence[Any] = ()
     """Tools that messages define (beta `inline-tools-2026-09-15`)."""
 
 
@@ -120,21 +123,19 @@ class _Reading:
         attempts = self._attempts()
         traits = _traits_of(self._request)
         tools = _tools_of(self._fields.get("tools"), traits.inline_tools)
-        has_compaction = _compacts(self._fields)
+        has_compaction = not _COMPACTING.isdisjoint(self._fields) and _compacts(self._fields)
         is_unbounded = traits.has_content_by_url or has_compaction or tools.server
         body_tokens = -(-len(self._request.body) // self._pricing.bytes_per_token)
-        bucket = _prompt_bucket(traits.cache_controls)
+        bucket = traits.bucket
 
         first = attempts[0]
         floor_tokens = min(body_tokens, first.info.context_tokens)
         floor = UsageLine(first.name, {bucket: floor_tokens}, first.modifiers)
         lines = []
-        models: dict[str, None] = {}
-        """In order, each once."""
         for attempt in attempts:
-            models[attempt.name] = None
-            context = attempt.info.context_tokens
-            prompt_tokens = context if is_unbounded else min(body_tokens, context)
+            prompt_tokens = attempt.info.context_tokens
+            if body_tokens < prompt_tokens and not is_unbounded:
+                prompt_tokens = body_tokens
             counts = {bucket: prompt_tokens, OUTPUT: self._output_tokens(attempt)}
             line = UsageLine(attempt.name, counts, attempt.modifiers)
             lines.append(line)
@@ -142,23 +143,23 @@ class _Reading:
                 lines.append(line)
         if tools.searches:
             lines.append(UsageLine(first.name, {WEB_SEARCHES: tools.searches}, first.modifiers))
-        for tool in tools.advisors:
-            line = self._advisor_line(tool)
-            models[line.model] = None
-            lines.append(line)
+        if tools.advisors:
+            lines += map(self._advisor_line, tools.advisors)
+        # In order, each once.
+        models = (first.name,) if len(lines) == 1 else tuple(dict.fromkeys([line.model for line in lines]))
+        is_streaming = self._fields.get("stream") is True
+        has_hidden_passes = has_compaction or tools.server or not is_streaming
         return Demand(
-            models=tuple(models),
-            is_streaming=self._fields.get("stream") is True,
-            ceiling=Usage(tuple(lines), is_exact=False),
-            floor=Usage((floor,), is_exact=False),
-            slicing=self._slicing(attempts, has_hidden_passes=has_compaction or tools.server),
+            models,
+            is_streaming,
+            ceiling=Usage(tuple(lines), False),
+            floor=Usage((floor,), False),
+            slicing=None if has_hidden_passes else self._slicing(attempts),
             costs_less="a lower max_tokens",
         )
 
-    def _slicing(self, attempts: Sequence[_Pass], *, has_hidden_passes: bool) -> Slicing | None:
-        """How much may be written before it is seen: nothing, a budget of thoughts, or nobody knows."""
-        if has_hidden_passes or self._fields.get("stream") is not True:
-            return None
+    def _slicing(self, attempts: Sequence[_Pass]) -> Slicing | None:
+        """How much of a stream may be written before it is seen: nothing, a budget of thoughts, or nobody knows."""
         thinking = self._fields.get("thinking")
         kind = thinking.get("type") if isinstance(thinking, dict) else thinking
         if kind is None or kind == "disabled":
@@ -175,6 +176,8 @@ class _Reading:
         that declines after it has written something is billed beside the one that takes over."""
         name, info = model_named(self._fields, "model", PROVIDER, self._pricing)
         max_tokens = self._fields.get("max_tokens")
+        if _ROUTING.isdisjoint(self._fields):  # the usual case
+            return [_Pass(name, info, max_tokens, self._modifiers(name, None))]
         speed = optional_text(self._fields, "speed")
         attempts = [_Pass(name, info, max_tokens, self._modifiers(name, speed))]
         for entry in _fallbacks_of(self._fields.get("fallbacks")):
@@ -191,7 +194,7 @@ class _Reading:
         """What changes the price besides the model. What is named is taken as it is (and refused by admission
         when it has no price); the operator's default region only where the model can be bound to it."""
         modifiers = {} if speed in (None, "standard") else {"speed": speed}
-        geo = optional_text(self._fields, "inference_geo")
+        geo = optional_text(self._fields, "inference_geo") if "inference_geo" in self._fields else None
         if geo is None:
             geo = self._pricing.options.get(DEFAULT_GEO_ENV) or DEFAULT_GEO
             if geo != DEFAULT_GEO and self._if_priced(name, {"inference_geo": geo}) is None:
@@ -307,29 +310,32 @@ def _uses(tool: Mapping[str, Any], name: str, *, default: int | None) -> int:
 def _traits_of(request: Inbound) -> _Traits:
     """Look where caching, content by URL and inline tools can stand: at the top, on tools, in the content."""
     fields = request.fields
-    traits = _Traits([fields.get("cache_control")], has_content_by_url=False, inline_tools=[])
+    traits = _Traits()
+    cache_controls = [fields["cache_control"]] if "cache_control" in fields else []
     tools = fields.get("tools")
     if isinstance(tools, list):
-        traits.cache_controls += [tool.get("cache_control") for tool in tools if isinstance(tool, dict)]
+        cache_controls += [tool.get("cache_control") for tool in tools if isinstance(tool, dict)]
     for key in ("system", "messages"):
-        if isinstance(fields.get(key), dict | list):
-            _look_through(request.below(key), traits)
+        if type(fields.get(key)) in (list, dict):
+            walk = request.below(key)
+            if found := walk.objects(_KEYS_LOOKED_FOR, _NAMES_LOOKED_FOR):
+                cache_controls += _look_through(walk, found, traits)
+    if cache_controls:
+        traits.bucket = _prompt_bucket(cache_controls)
     return traits
 
 
-def _look_through(walk: Walk, traits: _Traits) -> None:
-    found = walk.objects(_KEYS_LOOKED_FOR, _NAMES_LOOKED_FOR)
-    if not found:
-        return
-    if walk.has_met("cache_control"):
-        traits.cache_controls += [one["cache_control"] for one in found if "cache_control" in one]
+def _look_through(walk: Walk, found: Sequence[Mapping[str, Any]], traits: _Traits) -> Sequence[Any]:
+    """Note what else the objects found say; return what asks for cache entries."""
     kinds = walk.texts_at("type")
     if "url" in kinds:
         traits.has_content_by_url = True
     if "tool_definition" in kinds:
-        traits.inline_tools += [
-            one.get("definition") for one in found if one.get("type") == "tool_definition"
-        ]
+        inline = [one.get("definition") for one in found if one.get("type") == "tool_definition"]
+        traits.inline_tools = (*traits.inline_tools, *inline)
+    if not walk.has_met("cache_control"):
+        return ()
+    return [one["cache_control"] for one in found if "cache_control" in one]
 
 
 def _prompt_bucket(cache_controls: Sequence[Any]) -> str:

@@ -22,6 +22,7 @@ from metering.usage import (
 )
 from proxy.surface import AnswerHead, Demand, Observer
 from routes.counting import (
+    COUNT_MAX,
     NAME_CHARS_MAX,
     NOTE_UNSOUND,
     BodyObserver,
@@ -53,11 +54,12 @@ NOTE_REFUSED = "refused_before_output"
 
 _COUNTERS = ("input_tokens", "output_tokens", "cache_read_input_tokens", "cache_creation_input_tokens")
 _STANDARD = {
-    "service_tier": ("standard",),
-    "speed": ("standard",),
-    "inference_geo": ("global", "not_available"),
+    "service_tier": (None, "standard"),
+    "speed": (None, "standard"),
+    "inference_geo": (None, "global", "not_available"),
 }
-"""What changes the price besides the model, and its values that change nothing."""
+"""What changes the price besides the model, and its values that change nothing; None says nothing."""
+_NOTHING_WRITTEN = {"ephemeral_5m_input_tokens": 0, "ephemeral_1h_input_tokens": 0}
 _SEARCHES = "web_search_requests"
 _FREE_TOOLS = frozenset({"web_fetch_requests"})
 """Web fetches cost only their tokens (Anthropic pricing, 2026-11)."""
@@ -116,36 +118,26 @@ class Report:
     """What the vendor has said about one message so far. Values of a wrong type are passed over and make it
     unsound; a null says nothing (a delta leaves out what did not change)."""
 
-    __slots__ = (
-        "_counts",
-        "_iterations",
-        "_model",
-        "_modifiers",
-        "_stop_reason",
-        "_tools",
-        "_writes",
-        "has_output",
-        "is_sound",
-    )
+    is_sound = True
+    has_output = False
+    _model: str | None = None
+    _stop_reason: str | None = None
+    _iterations: Sequence[Mapping[str, Any]] = ()
 
     def __init__(self) -> None:
-        self.is_sound = True
-        self.has_output = False
-        self._model: str | None = None
-        self._stop_reason: str | None = None
         self._counts: dict[str, int] = {}
         self._writes: dict[str, int] = {}
         self._tools: dict[str, int] = {}
         self._modifiers: dict[str, str] = {}
-        self._iterations: list[dict[str, Any]] = []
 
     def read_body(self, body: Mapping[str, Any]) -> bool:
         """A whole answer, if it is a message with its usage."""
         if not isinstance(body.get("usage"), dict):
             return False
         self.start(body)
-        content = body.get("content")
-        self.has_output = not isinstance(content, list) or any(map(_is_output, content))
+        if self._stop_reason == "refusal":  # else nobody asks
+            content = body.get("content")
+            self.has_output = not isinstance(content, list) or any(map(_is_output, content))
         return True
 
     def start(self, message: Any) -> None:
@@ -193,13 +185,23 @@ class Report:
         if not isinstance(usage, dict):
             self.is_sound = False
             return
-        self._overlay_counts(self._counts, usage, _COUNTERS)
-        if (writes := usage.get("cache_creation")) is not None:
-            self._overlay_counts(self._writes, writes)
+        for name in _COUNTERS:
+            value = usage.get(name)
+            if type(value) is int and 0 <= value <= COUNT_MAX:  # as is_count, in every answer
+                self._counts[name] = value
+            elif value is not None:
+                self.is_sound = False
+        writes = usage.get("cache_creation")
+        if writes is not None and (self._writes or writes != _NOTHING_WRITTEN):
+            self._overlay_all(self._writes, writes)
         if (tools := usage.get("server_tool_use")) is not None:
-            self._overlay_counts(self._tools, tools)
+            self._overlay_all(self._tools, tools)
         if (iterations := usage.get("iterations")) is not None:
             self._overlay_iterations(iterations)
+        if self._modifiers or not _is_standard(usage):
+            self._overlay_modifiers(usage)
+
+    def _overlay_modifiers(self, usage: Mapping[str, Any]) -> None:
         for name, standard in _STANDARD.items():
             value = usage.get(name)
             if value is None:
@@ -211,15 +213,12 @@ class Report:
             else:
                 self.is_sound = False
 
-    def _overlay_counts(
-        self, counts: dict[str, int], reported: Any, names: Sequence[str] | None = None
-    ) -> None:
-        """Of all that is reported there, or of `names` alone."""
+    def _overlay_all(self, counts: dict[str, int], reported: Any) -> None:
+        """All that is reported there."""
         if not isinstance(reported, dict):
             self.is_sound = False
             return
-        for name in reported if names is None else names:
-            value = reported.get(name)
+        for name, value in reported.items():
             if is_count(value):
                 counts[name] = value
             elif value is not None:
@@ -251,7 +250,7 @@ class Report:
             lines = [
                 UsageLine(
                     entry["model"] if is_name(entry.get("model")) else main,
-                    _buckets(entry, entry.get("cache_creation"), notes, demand),
+                    _buckets(_sound_counts(entry), entry.get("cache_creation"), notes, demand),
                     self._modifiers_of(entry),
                 )
                 for entry in self._billed_iterations()
@@ -263,7 +262,7 @@ class Report:
         tools = self._tool_counts() if self._tools else None
         return with_counts(lines, UsageLine(main, tools, self._modifiers)) if tools else lines
 
-    def _billed_iterations(self) -> list[dict[str, Any]]:
+    def _billed_iterations(self) -> Sequence[Mapping[str, Any]]:
         """Without the hops of a fallback chain that were declined before they wrote anything: not billed."""
         entries = self._iterations
         was_declined = self._stop_reason == "refusal" or any(
@@ -277,7 +276,7 @@ class Report:
             if entry.get("type") != "message" or count_in(entry, "output_tokens") > DECLINED_OUTPUT_TOKENS_MAX
         ]
 
-    def _modifiers_of(self, entry: dict[str, Any]) -> dict[str, str]:
+    def _modifiers_of(self, entry: Mapping[str, Any]) -> dict[str, str]:
         """An advisor is asked at standard speed, wherever the request's own model runs."""
         if entry.get("type") != "advisor_message":
             return self._modifiers
@@ -291,34 +290,53 @@ class Report:
         return {unit: count for unit, count in counts.items() if count}
 
 
-def _buckets(counts: dict[str, Any], writes: Any, notes: list[str], demand: Demand) -> dict[str, int]:
+def _is_standard(usage: Mapping[str, Any]) -> bool:
+    """Nothing in it changes the price."""
+    return (
+        usage.get("service_tier") in _STANDARD["service_tier"]
+        and usage.get("speed") in _STANDARD["speed"]
+        and usage.get("inference_geo") in _STANDARD["inference_geo"]
+    )
+
+
+def _sound_counts(entry: Mapping[str, Any]) -> dict[str, int]:
+    return {name: entry[name] for name in _COUNTERS if is_count(entry.get(name))}
+
+
+def _buckets(counts: Mapping[str, int], writes: Any, notes: list[str], demand: Demand) -> dict[str, int]:
     """The vendor's counters as disjoint buckets; `input_tokens` leaves out the caches already."""
-    buckets = {
-        INPUT: count_in(counts, "input_tokens"),
-        CACHE_READ: count_in(counts, "cache_read_input_tokens"),
-    }
+    buckets = {}
+    if count := counts.get("input_tokens"):
+        buckets[INPUT] = count
+    if count := counts.get("cache_read_input_tokens"):
+        buckets[CACHE_READ] = count
     if writes or counts.get("cache_creation_input_tokens"):
-        buckets[CACHE_WRITE_5M], buckets[CACHE_WRITE_1H] = _written(counts, writes, notes, demand)
-    buckets[OUTPUT] = count_in(counts, "output_tokens")
-    return {unit: count for unit, count in buckets.items() if count}
+        written_5m, written_1h = _written(counts, writes, notes, demand)
+        if written_5m:
+            buckets[CACHE_WRITE_5M] = written_5m
+        if written_1h:
+            buckets[CACHE_WRITE_1H] = written_1h
+    if count := counts.get("output_tokens"):
+        buckets[OUTPUT] = count
+    return buckets
 
 
-def _written(counts: dict[str, Any], writes: Any, notes: list[str], demand: Demand) -> tuple[int, int]:
+def _written(counts: Mapping[str, int], writes: Any, notes: list[str], demand: Demand) -> tuple[int, int]:
     """Tokens written to the caches of five minutes and of an hour."""
     written = counts.get("cache_creation_input_tokens")
-    if not written and is_count(written):
+    if written == 0:
         return 0, 0
     split = writes if isinstance(writes, dict) else {}
     written_5m = count_in(split, "ephemeral_5m_input_tokens")
     written_1h = count_in(split, "ephemeral_1h_input_tokens")
-    rest = count_in(counts, "cache_creation_input_tokens") - written_5m - written_1h
+    rest = (written or 0) - written_5m - written_1h
     if rest > 0 and demand.ceiling.total(CACHE_WRITE_1H) > 0:
         # A delta has the total without its lifetimes. The request asks for 1h somewhere: the dearer one.
         written_1h += rest
         notes.append(NOTE_TTL_ASSUMED)
     elif rest > 0:
         written_5m += rest
-    elif is_count(written):  # The total shrank: what is left is the dearer kind first.
+    elif written is not None:  # The total shrank: what is left is the dearer kind first.
         written_1h = min(written_1h, written)
         written_5m = written - written_1h
     return written_5m, written_1h

@@ -137,30 +137,20 @@ CONDENSED_BYTES_MIN = 64 * 1024
 class BodyObserver:
     """Reads a whole answer from a bounded copy, when it has ended."""
 
-    __slots__ = (
-        "_bytes_fed",
-        "_condensed_bytes",
-        "_copy",
-        "_demand",
-        "_is_complete",
-        "_is_given_up",
-        "_is_over",
-        "_report",
-        "_stream",
-    )
+    # What most answers never change stands here, once.
+    _stream: JsonStream | None = None
+    _condensed_bytes = 0
+    _is_given_up = False
+    """Too long to be kept, too dense to be condensed: its usage is an estimate."""
+    _bytes_fed = 0
+    _is_over = False
+    """It has been read, at its last piece."""
+    _is_complete = False
 
     def __init__(self, demand: Demand, report: Report) -> None:
         self._demand = demand
         self._report = report
         self._copy: list[bytes] = []
-        self._stream: JsonStream | None = None
-        self._condensed_bytes = 0
-        self._is_given_up = False
-        """Too long to be kept, too dense to be condensed: its usage is an estimate."""
-        self._bytes_fed = 0
-        self._is_over = False
-        """It has been read, at its last piece."""
-        self._is_complete = False
 
     def feed(self, chunk: bytes) -> int:
         self._bytes_fed += len(chunk)

@@ -8,7 +8,7 @@ import threading
 
 import pytest
 
-from automna_proxy.logs import REQUESTS, TURN_LINES_MAX, TurnHandler, configure_logging
+from automna_proxy.logs import REQUESTS, TURN_LINES_MAX, CanonicalLines, TurnHandler, configure_logging
 from automna_proxy.settings import Settings
 
 
@@ -130,3 +130,56 @@ def test_a_canonical_line_is_taken_apart_in_json_and_not_quoted(capsys, configur
     lines = [json.loads(line) for line in capsys.readouterr().err.splitlines()]
     assert (lines[0]["request"], lines[0]["status"], "message" in lines[0]) == ("req_1", 200, False)
     assert lines[1]["message"] == 'a "quoted" word'
+
+
+@pytest.mark.parametrize("log_format", ["console", "json"])
+@pytest.mark.parametrize("at_s", [1_795_176_000.0, 1_795_176_000.25, 1_795_176_001.999, 1_795_179_661.0625])
+def test_a_canonical_line_is_what_its_record_would_say(configured, log_format, at_s):
+    configured(Settings.from_env({"LOG_FORMAT": log_format}))
+    formatter = logging.getLogger().handlers[-1].formatter
+    record = record_at(at_s, '{"request":"req_1"}')
+    record.name = REQUESTS
+    assert formatter.canonical('{"request":"req_1"}', at_s) == formatter.format(record)
+
+
+async def test_a_canonical_line_keeps_its_place_among_the_others(capsys, configured):
+    configured(Settings.from_env({}))
+    # pytest listens, too: without it, the line takes the short way
+    logging.getLogger().handlers[:] = [
+        one for one in logging.getLogger().handlers if type(one) is TurnHandler
+    ]
+    logging.getLogger("other").warning("before")
+    CanonicalLines().say("request=req_1")
+    logging.getLogger("other").warning("after")
+    assert capsys.readouterr().err == ""
+    await asyncio.sleep(0)
+    said = [line.partition(" ")[2].partition(" ")[2] for line in capsys.readouterr().err.splitlines()]
+    assert said == ["WARNING other: before", f"INFO    {REQUESTS}: request=req_1", "WARNING other: after"]
+
+
+@pytest.mark.parametrize("place", ["", "automna_proxy", REQUESTS])
+def test_who_listens_to_canonical_lines_gets_their_records(capsys, configured, place):
+    configured(Settings.from_env({}))
+    lines, heard = CanonicalLines(), []
+
+    class Listener(logging.Handler):
+        def emit(self, record: logging.LogRecord) -> None:
+            heard.append((record.name, record.levelname, record.getMessage()))
+
+    logger, listener = logging.getLogger(place or None), Listener()
+    logger.addHandler(listener)
+    try:
+        lines.say("request=req_1 100%")
+    finally:
+        logger.removeHandler(listener)
+    assert heard == [(REQUESTS, "INFO", "request=req_1 100%")]
+    assert capsys.readouterr().err.endswith(f" INFO    {REQUESTS}: request=req_1 100%\n")
+
+
+def test_a_canonical_line_that_cannot_be_written_breaks_nothing(capsys, configured):
+    configured(Settings.from_env({}))
+    (handler,) = [one for one in logging.getLogger().handlers if type(one) is TurnHandler]
+    handler.stream = io.StringIO()
+    handler.stream.close()
+    handler.say("request=req_1")
+    assert "--- Logging error ---" in capsys.readouterr().err

@@ -106,6 +106,14 @@ def test_cache_writes_are_told_apart_by_lifetime(ttl, usage, five, one, notes):
     assert found.is_exact
 
 
+def test_a_delta_may_take_back_how_the_cache_was_written():
+    writes = {"cache_creation_input_tokens": 70, "cache_creation": SPLIT}
+    back = {"output_tokens": 5, "cache_creation": dict.fromkeys(SPLIT, 0)}
+    body = stream(started({**ZERO, **writes}), block(), delta(back), STOP)
+    usage = read(body, wanted=demand(ttl="5m"))
+    assert (usage.total(CACHE_WRITE_5M), usage.total(CACHE_WRITE_1H)) == (70, 0)
+
+
 def test_what_a_delta_adds_to_the_cache_gets_its_lifetime_from_the_request():
     first = {
         "input_tokens": 3,
