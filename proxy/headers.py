@@ -1,6 +1,7 @@
 """Which headers pass. Hop-by-hop ones (RFC 9110 section 7.6.1), credentials and traces of the way never do."""
 
 from collections.abc import Iterable
+from itertools import chain
 
 from proxy.surface import HeaderKey, Headers, Surface
 
@@ -68,10 +69,11 @@ class HeaderFilter:
         repeat `secret`: the gateway token on the way up, the vendor's key on the way down."""
         verdicts = self._verdicts
         passed = [pair for pair in headers if not verdicts[pair[0]]]
-        if secret and secret in b"\n".join([value for _, value in passed]):
+        if secret and secret in b"\n".join(chain.from_iterable(passed)):
             passed = [pair for pair in passed if secret not in pair[1]]
-        named = _named_by_connection(headers)
-        return [pair for pair in passed if pair[0] not in named] if named else passed
+        if b"connection" in dict(headers) and (named := _named_by_connection(headers)):
+            passed = [pair for pair in passed if pair[0] not in named]
+        return passed
 
 
 def request_filter(surface: Surface) -> HeaderFilter:
@@ -97,6 +99,8 @@ def answer_filter(surface: Surface) -> HeaderFilter:
 
 def accepts_gzip(headers: Headers) -> bool:
     """Whether the client takes gzip, the one coding that the meter reads besides identity."""
+    if b"accept-encoding" not in dict(headers):
+        return False
     for name, value in headers:
         if name == b"accept-encoding":
             for item in value.lower().split(b","):

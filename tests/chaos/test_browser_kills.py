@@ -28,7 +28,9 @@ async def test_a_browser_whose_budget_ends_is_ended_within_a_slice_whatever_brea
     figures = await browser_budgets.play(tmp_path, BUDGETS, seed)
     told = figures.creations["201"]
     assert told, "no agent was told of its session: none could come back to it"
-    assert figures.ended["budget_ended"] >= told, f"seed {seed}: what is kept alive goes on through a kill, to its budget's end"
+    assert figures.ended["budget_ended"] >= told, (
+        f"seed {seed}: what is kept alive goes on through a kill, to its budget's end"
+    )
 
 
 async def test_whatever_await_it_dies_at_each_browser_is_known_and_charged(tmp_path: Path) -> None:
