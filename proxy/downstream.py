@@ -42,6 +42,7 @@ LINGER_S = 5.0
 BODILESS = frozenset({204, 304})
 """Answers that end with their head (RFC 9110 section 6.4.1), whatever length they name."""
 CONTROL_BYTES = bytes({*range(0x20), 0x7F} - {0x09})
+AS_NULLS = bytes.maketrans(CONTROL_BYTES, bytes(len(CONTROL_BYTES)))
 FRAMING = frozenset({b"content-length", b"transfer-encoding"})
 LAST_WORDS = frozenset({b"expect", b"upgrade"})
 """A request with one of these headers is the last of its connection."""
@@ -129,6 +130,10 @@ class Connection(asyncio.Protocol):
         self._url = b""
         self.headers: Headers = None  # type: ignore[assignment]  # until its first request begins
         self._head_bytes = 0
+        """Of a head that is not whole yet, in the reads before this one."""
+        self._read_bytes = 0
+        self._is_head_of_read = False
+        """The head that is read has begun in this read."""
         self._is_in_body = False
         """Of the newest request. Else in a head, or before one."""
         self._has_ended_message = False
@@ -261,7 +266,7 @@ class Connection(asyncio.Protocol):
                 # Framed by its end: chunks came with HTTP/1.1 (RFC 9112 section 7.1).
                 self._ends_by_closing, request.keep_alive = True, False
             else:
-                request.is_chunked = True
+                request.is_chunked = request.method != "HEAD"
                 framing = b"transfer-encoding: chunked\r\n"
         if not request.keep_alive:
             framing += b"connection: close\r\n"
@@ -274,15 +279,16 @@ class Connection(asyncio.Protocol):
         request = self._running
         if request is None or request.is_abandoned:
             return
-        head, self._unsent_head = self._unsent_head, b""
-        if request.method == "HEAD":
-            piece = b""
-        elif request.is_chunked:
+        if request.is_chunked:
             piece = b"%x\r\n%b\r\n" % (len(piece), piece) if piece else b""
             if is_last:
                 piece += b"0\r\n\r\n"
-        if data := head + piece if head else piece:
-            self.transport.write(data)
+        elif request.method == "HEAD":
+            piece = b""
+        if self._unsent_head:
+            piece, self._unsent_head = self._unsent_head + piece, b""
+        if piece:
+            self.transport.write(piece)
         if is_last:
             self._end_answer(request)
 
@@ -346,7 +352,8 @@ class Connection(asyncio.Protocol):
         if self._is_deaf:
             self._pass_by(data)
             return
-        self._has_ended_message = False
+        self._has_ended_message = self._is_head_of_read = False
+        self._read_bytes = len(data)
         try:
             self._parser.feed_data(data)
         except httptools.HttpParserUpgrade as upgrade:
@@ -384,6 +391,7 @@ class Connection(asyncio.Protocol):
     def on_message_begin(self) -> None:
         self._url = b""
         self.headers = []
+        self._is_head_of_read = True
 
     def on_url(self, url: bytes) -> None:
         self._url += url
@@ -396,8 +404,7 @@ class Connection(asyncio.Protocol):
         if self._is_deaf:
             return
         headers, parser = self.headers, self._parser
-        size = len(self._url) + len(b"".join(chain.from_iterable(headers)))
-        if size > self.head_bytes_max or len(headers) > self.headers_max:
+        if len(headers) > self.headers_max or self._is_head_too_large():
             self._refuse_head()
             return
         first, version = first_of(headers), parser.get_http_version()
@@ -603,6 +610,11 @@ class Connection(asyncio.Protocol):
                 return "Transfer-Encoding: only chunked is understood, and only in HTTP/1.1."
         return NO_VALID_REQUEST if target is None else ""
 
+    def _is_head_too_large(self) -> bool:
+        if self._is_head_of_read and self._read_bytes <= self.head_bytes_max:
+            return False  # as it is part of that
+        return len(self._url) + len(b"".join(chain.from_iterable(self.headers))) > self.head_bytes_max
+
     def _says(self, name: bytes) -> int:
         """How often a head has a header."""
         return [known for known, _ in self.headers].count(name)
@@ -725,9 +737,8 @@ def _lines(headers: Headers) -> bytes:
 
 
 def _has_control(text: bytes, lines: int = 0) -> bool:
-    """Whether control bytes are in it, beside those that end so many lines. Taking bytes out runs in C over all of them, which
-    a regular expression does one by one."""
-    return len(text) - len(text.translate(None, CONTROL_BYTES)) != 2 * lines
+    """Whether control bytes are in it, beside those that end so many lines. All in C, and without a step for each byte."""
+    return text.translate(AS_NULLS).count(0) != 2 * lines
 
 
 def _announces_body(headers: Headers) -> bool:

@@ -152,7 +152,6 @@ class Exchange:
 
     def __init__(
         self,
-        *,
         surface: Surface,
         request: Request,
         connection: Connection,

@@ -102,21 +102,17 @@ class Mounted:
     @property
     def key_header(self) -> tuple[bytes, bytes]:
         """The header with the surface's own key. Raises Refused(NOT_CONFIGURED)."""
-        return self._credential("")
-
-    def credential(self, operation: Operation) -> tuple[bytes, bytes]:
-        """The header with the vendor's key for an operation. Raises Refused(NOT_CONFIGURED)."""
-        return self._credential(operation.key_env)
-
-    def _credential(self, own_key_env: str) -> tuple[bytes, bytes]:
         key_env = self.surface.upstream.key_env
-        header = self._key_headers.get(own_key_env) or self._key_headers.get(key_env)
-        if header is None:
+        if key_env not in self._key_headers:
             raise Refused(
                 Reason.NOT_CONFIGURED,
                 f"This proxy has no key for {self.surface.name}: the operator must set {key_env}.",
             )
-        return header
+        return self._key_headers[key_env]
+
+    def credential(self, operation: Operation) -> tuple[bytes, bytes]:
+        """The header with the vendor's key for an operation. Raises Refused(NOT_CONFIGURED)."""
+        return self._key_headers.get(operation.key_env) or self.key_header
 
     def repeats_key(self, body: bytes) -> bool:
         """Whether a vendor's error repeats a key: then nobody else may read it."""

@@ -158,13 +158,8 @@ class Engine:
 
     async def handle(self, mounted: Mounted, path: bytes, connection: Connection, request: Request) -> None:
         """Serve one request below a surface's mount; `path` is what follows the mount, raw."""
-        exchange = Exchange(
-            surface=mounted.surface,
-            request=request,
-            connection=connection,
-            request_id=new_id("req", self._clock.now_ms()),
-            started_s=time.monotonic(),
-        )
+        request_id = new_id("req", self._clock.now_ms())
+        exchange = Exchange(mounted.surface, request, connection, request_id, time.monotonic())
         connection.request_id = exchange.request_id
         try:
             await self._serve(exchange, mounted, path)
@@ -366,7 +361,8 @@ class Engine:
         self._access.leave(exchange)
         self._open.discard(exchange)
         self._telemetry.open_exchanges.dec()
-        self._drains.leave(exchange)
+        if exchange.drain_timer is not None:
+            self._drains.leave(exchange)
         if exchange.settled is None and not exchange.is_forwarded:
             self._booking.void(exchange)
         elif exchange.settled is None:
@@ -418,11 +414,12 @@ class Engine:
     ) -> OpenAnswer:
         inbound = exchange.inbound
         assert inbound is not None
-        headers = mounted.request_filter.passed(inbound.headers, secret=exchange.gateway_token)
+        request, token = exchange.request, exchange.gateway_token
+        headers = mounted.request_filter.passed(request.headers, secret=token, said=request.first)
         names = {name for name, _ in headers}
         headers += [pair for pair in mounted.fixed_headers if pair[0] not in names]
         is_plain_needed = has_gate(exchange) or self._holds.unseen_tokens(exchange) is not None
-        is_gzip_fine = not is_plain_needed and accepts_gzip(inbound.headers)
+        is_gzip_fine = not is_plain_needed and accepts_gzip(request)
         headers.append((b"accept-encoding", b"gzip" if is_gzip_fine else b"identity"))
         headers.append(credential)
         if (

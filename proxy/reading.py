@@ -38,8 +38,10 @@ class Reading:
         """The query as it goes up, without the gateway token. Raises Refused(BAD_REQUEST)."""
         operation, token = exchange.operation, exchange.gateway_token
         assert operation is not None
-        query = mounted.token_places_of(operation).removed(exchange.request.query)
-        if token and (token in _unquoted(path) or token in _unquoted(query)):
+        query = exchange.request.query
+        if query:
+            query = mounted.token_places_of(operation).removed(query)
+        if token and (token in _unquoted(path) or (query and token in _unquoted(query))):
             raise Refused(Reason.BAD_REQUEST, "The gateway token does not belong into the URL.")
         if query and operation.query is not None:
             check_query(operation.query, query)
