@@ -11,7 +11,7 @@ import logging
 import socket
 import struct
 from collections import deque
-from collections.abc import Callable, Coroutine, Mapping
+from collections.abc import Callable, Coroutine
 from contextlib import suppress
 from itertools import chain
 from typing import Any, NamedTuple, Protocol
@@ -25,6 +25,14 @@ from uvicorn.server import ServerState
 from metering.errors import Reason, Refused
 from proxy.asgi import AsgiCall
 from proxy.headers import asks_for_websocket
+from proxy.heads import (
+    LAST_WORDS,
+    announces_body,
+    clean_lines_of,
+    expects_continue,
+    fault_of,
+    lines_of,
+)
 from proxy.request import Request, first_of
 from proxy.surface import Headers, Rendered
 
@@ -41,11 +49,7 @@ LINGER_S = 5.0
 """A client that was refused while it was still sending may go on for so long, unheard, and read why."""
 BODILESS = frozenset({204, 304})
 """Answers that end with their head (RFC 9110 section 6.4.1), whatever length they name."""
-CONTROL_BYTES = bytes({*range(0x20), 0x7F} - {0x09})
-AS_NULLS = bytes.maketrans(CONTROL_BYTES, bytes(len(CONTROL_BYTES)))
 FRAMING = frozenset({b"content-length", b"transfer-encoding"})
-LAST_WORDS = frozenset({b"expect", b"upgrade"})
-"""A request with one of these headers is the last of its connection."""
 UNREAD_BODY_BYTES_MAX = 64 * 1024
 """Of a body that nobody has taken yet: with more, its client is not read."""
 TRAILERS: Any = deque(maxlen=0)
@@ -54,7 +58,6 @@ TARGETS_MAX, TARGET_BYTES_MAX = 4_096, 256
 """Targets remembered with what serves them: those that clients ask for again and again are few and short. One with a query
 is not: a token may stand in it."""
 NO_VALID_REQUEST = "This is no valid HTTP/1.1 request."
-VERSIONS = frozenset({"1.0", "1.1"})
 Refusal = Callable[[bytes, Refused, str | None], Rendered]
 """Words for a request that never became one: its target, as far as it came; why; and its id, if it had got one."""
 
@@ -77,7 +80,7 @@ class Successor(Protocol):
 
 
 Handle = Callable[["Connection", Request], Coroutine[Any, Any, None]]
-"""Answers one request; until it has begun, nobody waits for it."""
+"""Answers one request of a connection."""
 HandleOf = Callable[[bytes], Handle | None]
 """What serves a path itself; None: the ASGI application does."""
 
@@ -254,11 +257,7 @@ class Connection(asyncio.Protocol):
         assert not request.has_begun, "an answer begins once"
         request.has_begun = True
         request.expects_continue = False
-        headers = [*self.server_state.default_headers, *headers]
-        lines = _lines(headers)
-        if _has_control(lines, len(headers)):  # a vendor's: misread further down
-            headers = [pair for pair in headers if not _has_control(pair[1])]
-            lines = _lines(headers)
+        lines = clean_lines_of([*self.server_state.default_headers, *headers])
         framing = b""
         has_length = b"\ncontent-length: " in lines or lines.startswith(b"content-length: ")
         if not has_length and status not in BODILESS:
@@ -409,15 +408,15 @@ class Connection(asyncio.Protocol):
             return
         first, version = first_of(headers), parser.get_http_version()
         target = self._known_targets.get(self._url) or self._target(self._url)
-        if fault := self._fault_of_head(first, version, target):
-            self._refuse(Reason.BAD_REQUEST, fault)
+        fault = fault_of(self._url, headers, first, version)
+        if fault or target is None:
+            self._refuse(Reason.BAD_REQUEST, fault or NO_VALID_REQUEST)
             return
         if len(self._waiting) >= PIPELINED_REQUESTS_MAX:
             self._is_deaf = True
             self.on_malformed()
             self.drop()
             return
-        assert target is not None
         method = parser.get_method().decode()
         request = Request(method, target.raw_path, target.query, headers, first, version)
         self.may_be_handed_over = False
@@ -431,7 +430,7 @@ class Connection(asyncio.Protocol):
         if not LAST_WORDS.isdisjoint(first):
             # Where the next request begins depends on whether the other side goes on after our answer.
             request.keep_alive = False
-            request.expects_continue = _expects_continue(headers)
+            request.expects_continue = expects_continue(headers)
         self._accept(request, target.handle or self._call_app)
 
     def on_body(self, body: bytes) -> None:
@@ -563,7 +562,7 @@ class Connection(asyncio.Protocol):
         """Whether a request that asks for another protocol can be served, in that or in ours. The parser takes what follows for
         that protocol; where it is a body, another parser reads it."""
         self.may_be_handed_over = asks_for_websocket(headers)
-        if not _announces_body(headers):
+        if not announces_body(headers):
             return True
         if self.may_be_handed_over:
             # Whoever stands before us may have changed protocols: what follows is no body then.
@@ -593,31 +592,10 @@ class Connection(asyncio.Protocol):
             self.on_malformed()
             self.drop()
 
-    def _fault_of_head(self, first: Mapping[bytes, bytes], version: str, target: Target | None) -> str:
-        """What the parser lets pass and others may read in another way than we; "" when there is nothing."""
-        if version not in VERSIONS:
-            return f"HTTP/{version} is not spoken here."
-        if b"#" in self._url:
-            return "A request's target has no fragment."
-        has_host, has_repeats = b"host" in first, len(first) < len(self.headers)
-        if (not has_host and version == "1.1") or (has_repeats and self._says(b"host") > 1):
-            return "A request names its host once."  # RFC 9112 section 3.2
-        if b"transfer-encoding" in first:
-            is_chunked = first[b"transfer-encoding"].strip().lower() == b"chunked"
-            if (
-                not is_chunked or version == "1.0" or self._says(b"transfer-encoding") > 1
-            ):  # RFC 9112 section 6.1
-                return "Transfer-Encoding: only chunked is understood, and only in HTTP/1.1."
-        return NO_VALID_REQUEST if target is None else ""
-
     def _is_head_too_large(self) -> bool:
         if self._is_head_of_read and self._read_bytes <= self.head_bytes_max:
             return False  # as it is part of that
         return len(self._url) + len(b"".join(chain.from_iterable(self.headers))) > self.head_bytes_max
-
-    def _says(self, name: bytes) -> int:
-        """How often a head has a header."""
-        return [known for known, _ in self.headers].count(name)
 
     def _refuse_head(self) -> None:
         self._refuse(Reason.HEAD_TOO_LARGE, "The request's head is too large.")
@@ -643,7 +621,7 @@ class Connection(asyncio.Protocol):
         answer = type(self).refusal(self._url, refused, self.request_id)
         self.told = refused, answer.status
         fields = [*answer.headers, (b"content-length", b"%d" % len(answer.body)), (b"connection", b"close")]
-        head = STATUS_LINE[answer.status] + _lines(fields)
+        head = STATUS_LINE[answer.status] + lines_of(fields)
         self.transport.write(b"%b\r\n%b" % (head, answer.body))
         self._linger()
 
@@ -656,7 +634,7 @@ class Connection(asyncio.Protocol):
         framing = [pair for pair in self.headers if pair[0] in FRAMING]
         self.headers = TRAILERS
         self._parser = httptools.HttpRequestParser(_BodyOnly(self))
-        self._parser.feed_data(b"POST / HTTP/1.1\r\n" + _lines(framing) + b"\r\n")
+        self._parser.feed_data(b"POST / HTTP/1.1\r\n" + lines_of(framing) + b"\r\n")
 
     def _expect_head(self) -> None:
         """From now on there must be a whole head within the time that a connection may be idle."""
@@ -729,24 +707,3 @@ def bounded(
         "client_stall_s": client_stall_s,
     }
     return type("BoundedConnection", (Connection,), bounds)
-
-
-def _lines(headers: Headers) -> bytes:
-    """As they stand in a head. Joined in C, which a format for each line is not."""
-    return b"\r\n".join([*map(b": ".join, headers), b""])
-
-
-def _has_control(text: bytes, lines: int = 0) -> bool:
-    """Whether control bytes are in it, beside those that end so many lines. All in C, and without a step for each byte."""
-    return text.translate(AS_NULLS).count(0) != 2 * lines
-
-
-def _announces_body(headers: Headers) -> bool:
-    return any(
-        name == b"transfer-encoding" or (name == b"content-length" and value.strip(b"0 "))
-        for name, value in headers
-    )
-
-
-def _expects_continue(headers: Headers) -> bool:
-    return any(name == b"expect" and value.lower() == b"100-continue" for name, value in headers)
