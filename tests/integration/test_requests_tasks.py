@@ -5,6 +5,7 @@ from contextlib import asynccontextmanager
 
 import pytest
 
+from simulators.script import WAIT_TIMEOUT_S
 from tests.integration.test_hand_over import serving
 
 REQUEST = b"POST /a HTTP/1.1\r\nhost: x\r\ncontent-length: 3\r\n\r\nabc"
@@ -140,4 +141,31 @@ async def test_an_answer_without_a_length_is_framed_as_its_request_can_read_it(r
         assert (b"transfer-encoding: chunked" in head) is (b"1.1" in request_head)
         writer.write_eof()
         assert b"\r\n" + await reader.read(-1) == framing
+        writer.close()
+
+
+async def test_of_a_body_that_nobody_takes_no_more_than_two_reads_are_kept():
+    size, served, gate = 8_000_000, asyncio.Queue(), asyncio.Event()
+
+    async def handle(connection, request):
+        served.put_nowait(request)
+        await gate.wait()
+        taken = 0
+        while taken < size:
+            await connection.arrival(request)
+            taken += len(connection.take_body(request))
+        connection.begin(200, [LENGTH], is_flushed_soon=False)
+        connection.write(b"ok", is_last=True)
+
+    async with serving(None, handle_of=lambda _path: handle) as (_, port), asyncio.timeout(WAIT_TIMEOUT_S):
+        reader, writer = await asyncio.open_connection("127.0.0.1", port)
+        writer.write(b"POST / HTTP/1.1\r\nhost: x\r\ncontent-length: %d\r\n\r\n" % size + bytes(size))
+        request = await served.get()
+        seen = -1
+        while request.unread_bytes != seen:
+            seen = request.unread_bytes
+            await asyncio.sleep(0.05)
+        gate.set()
+        assert 0 < seen < 1_000_000
+        assert (await reader.readuntil(b"ok")).startswith(b"HTTP/1.1 200 ")
         writer.close()
