@@ -1,7 +1,9 @@
-"""The ASGI application: raw for the surfaces (every microsecond counts there), Starlette for our own endpoints."""
+"""What serves what: the engine the surfaces, straight from their connections (every microsecond counts there), and Starlette
+our own endpoints, as an ASGI application."""
 
 import logging
 from contextlib import AsyncExitStack
+from functools import partial
 
 from starlette.applications import Starlette
 
@@ -10,8 +12,9 @@ from automna_proxy.settings import Settings
 from metering.clock import Clock, SystemClock
 from metering.errors import Refused
 from metering.ids import new_id
+from proxy.asgi import Message, Receive, Scope, Send
+from proxy.downstream import Handle
 from proxy.errors import PLAIN_JSON
-from proxy.exchange import Message, Receive, Scope, Send
 from proxy.mounted import Mounted, by_mount
 from proxy.surface import Rendered
 from routes.own import own_app
@@ -21,9 +24,6 @@ logger = logging.getLogger(__name__)
 
 OWN_BELOW_MOUNTS = frozenset(path.encode() for path in CALL_PATHS)
 """Endpoints of our own whose paths begin with a surface's mount."""
-
-PATHS_MAX, PATH_BYTES_MAX = 4_096, 256
-"""Paths remembered with their surface: those that clients ask for again and again are few and short."""
 
 
 class App:
@@ -35,34 +35,22 @@ class App:
         self._stack = AsyncExitStack()
         self._own: Starlette | None = None
         self._mounts: list[tuple[bytes, Mounted]] = []
-        self._found: dict[bytes, tuple[Mounted, bytes]] = {}
         self.service: Service | None = None
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """What is no surface's: our own endpoints, and the lifespan."""
         if scope["type"] == "http":
-            await self._serve(scope, receive, send)
+            assert self._own is not None
+            await self._own(scope, receive, send)
         elif scope["type"] == "lifespan":
             await self._live(receive, send)
 
-    async def _serve(self, scope: Scope, receive: Receive, send: Send) -> None:
-        service, own = self.service, self._own
-        assert service is not None
-        assert own is not None
-        raw_path: bytes = scope["raw_path"]
-        found = self._found.get(raw_path) or self._find(raw_path)
-        if found is not None:
-            await service.engine.handle(*found, scope, receive)
-        else:
-            await own(scope, receive, send)
-
-    def _find(self, raw_path: bytes) -> tuple[Mounted, bytes] | None:
-        """The surface that a path is below, and what follows its mount."""
+    def handle_of(self, raw_path: bytes) -> Handle | None:
+        """What serves a path below a surface's mount."""
+        assert self.service is not None
         for mount, mounted in () if raw_path in OWN_BELOW_MOUNTS else self._mounts:
             if raw_path.startswith(mount) and raw_path[len(mount) : len(mount) + 1] in {b"/", b""}:
-                found = mounted, raw_path[len(mount) :]
-                if len(self._found) < PATHS_MAX and len(raw_path) <= PATH_BYTES_MAX:
-                    self._found[raw_path] = found
-                return found
+                return partial(self.service.engine.handle, mounted, raw_path[len(mount) :])
         return None
 
     def refusal(self, target: bytes, refused: Refused, request_id: str | None) -> Rendered:

@@ -140,6 +140,7 @@ def make_server(settings: Settings, *, parent_pid: int | None = None, clock: Clo
             client_stall_s=settings.client_stall_timeout_s,
             on_malformed=app.count_malformed,
             refusal=app.refusal,
+            handle_of=app.handle_of,
         ),
         ws="none",
         loop="uvloop",

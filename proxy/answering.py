@@ -22,6 +22,7 @@ from proxy.links import base_of, relinker
 from proxy.mounted import Mounted
 from proxy.relay import Relay, send_body
 from proxy.replies import Replies, make_showable
+from proxy.request import SCHEME
 from proxy.rewriting import shown
 from proxy.silence import SilenceKeeper
 from proxy.surface import AnswerHead, Headers, Inbound, Links
@@ -204,7 +205,7 @@ class Answering:
         edit: Callable[[bytes], bytes],
     ) -> Callable[[bytes], bytes]:
         """With our addresses; and nothing that repeats a key of the platform's."""
-        base = base_of(self._bounds.public_url, exchange.scope["headers"], exchange.scope["scheme"])
+        base = base_of(self._bounds.public_url, exchange.request.headers, SCHEME)
         relink = relinker(links, mounted, self._tickets, caller, base)
 
         def relinked(body: bytes) -> bytes:

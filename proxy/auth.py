@@ -22,6 +22,7 @@ from metering.store.writer import store_unavailable
 from metering.tasks import spawn
 from metering.users import TOKEN_PREFIX, Credential, Directory, hash_of
 from proxy.query import name_of, parameters
+from proxy.request import Request
 from proxy.surface import HeaderKey, Headers, QueryKey, TokenPlace
 
 GATEWAY_TOKEN_BYTES_MAX = 512
@@ -68,6 +69,13 @@ class TokenPlaces:
             found.update(value for name, value in parameters(query) if name in self._parameters)
         found.discard(b"")
         return found
+
+    def find_in(self, request: Request) -> set[bytes]:
+        """As `find`, in a request."""
+        first = request.first
+        if request.has_repeats:
+            return self.find(request.headers, request.query)
+        return self.find([(name, first[name]) for name in self._schemes if name in first], request.query)
 
     def removed(self, query: bytes) -> bytes:
         """The query without them; what is left is byte for byte as it was."""
@@ -136,6 +144,18 @@ class Authenticator:
         """The newest change that was heard of; None before the first look."""
         self._looked_at_s = self._failed_at_s = -math.inf
         self._look: asyncio.Task[None] | None = None
+
+    def known(self, tokens: set[bytes]) -> Caller | None:
+        """Whoever has the one token, in the usual case: nothing has to be looked up, or decided anew. Else None, and
+        `authenticate` tells."""
+        if len(tokens) != 1 or self._is_stale():
+            return None
+        (token,) = tokens
+        known = self._cache.get(token)
+        if known is None or known.caller is None:
+            return None
+        self._cache.move_to_end(token)
+        return known.caller
 
     async def authenticate(self, tokens: set[bytes]) -> Caller:
         """Raises Refused: UNAUTHENTICATED, FORBIDDEN (disabled user), STORE_UNAVAILABLE."""

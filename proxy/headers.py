@@ -1,7 +1,9 @@
 """Which headers pass. Hop-by-hop ones (RFC 9110 section 7.6.1), credentials and traces of the way never do."""
 
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
+from itertools import chain
 
+from proxy.request import Request
 from proxy.surface import HeaderKey, Headers, Surface
 
 HOP_BY_HOP = frozenset(
@@ -63,15 +65,19 @@ class HeaderFilter:
     def __init__(self, names: Iterable[bytes], prefixes: Iterable[bytes]) -> None:
         self._verdicts = _Verdicts(names, prefixes)
 
-    def passed(self, headers: Headers, *, secret: bytes) -> Headers:
+    def passed(
+        self, headers: Headers, *, secret: bytes, said: Collection[bytes] = frozenset({b"connection"})
+    ) -> Headers:
         """What remains, also without the headers that `Connection` names and, whatever their name, those that
-        repeat `secret`: the gateway token on the way up, the vendor's key on the way down."""
+        repeat `secret`: the gateway token on the way up, the vendor's key on the way down. `said`: the names that stand there,
+        as far as they are known."""
         verdicts = self._verdicts
         passed = [pair for pair in headers if not verdicts[pair[0]]]
-        if secret and secret in b"\n".join([value for _, value in passed]):
+        if secret and secret in b"\n".join(chain.from_iterable(passed)):
             passed = [pair for pair in passed if secret not in pair[1]]
-        named = _named_by_connection(headers)
-        return [pair for pair in passed if pair[0] not in named] if named else passed
+        if b"connection" in said and (named := _named_by_connection(headers)):
+            passed = [pair for pair in passed if pair[0] not in named]
+        return passed
 
 
 def request_filter(surface: Surface) -> HeaderFilter:
@@ -95,9 +101,11 @@ def answer_filter(surface: Surface) -> HeaderFilter:
     )
 
 
-def accepts_gzip(headers: Headers) -> bool:
+def accepts_gzip(request: Request) -> bool:
     """Whether the client takes gzip, the one coding that the meter reads besides identity."""
-    for name, value in headers:
+    if b"accept-encoding" not in request.first:
+        return False
+    for name, value in request.headers:
         if name == b"accept-encoding":
             for item in value.lower().split(b","):
                 coding, _, weight = item.partition(b";")

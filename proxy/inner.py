@@ -2,11 +2,11 @@
 booked as if the client had made it. Its answer stays here."""
 
 from collections.abc import Callable
-from typing import Any
 
 from metering.errors import Refused
-from proxy.downstream import CONNECTION, Connection
+from proxy.downstream import Connection
 from proxy.exchange import Exchange
+from proxy.request import Request, first_of
 from proxy.surface import BEARER, HeaderKey, Headers, Surface
 
 _KEPT = frozenset({b"host", b"user-agent", b"x-forwarded-proto"})
@@ -18,7 +18,6 @@ class InnerConnection:
 
     may_be_handed_over = False
     is_write_paused = False
-    has_whole_request = True
     told: tuple[Refused, int] | None = None
 
     def __init__(self, outer: Connection) -> None:
@@ -39,6 +38,9 @@ class InnerConnection:
     def unwatch(self, on_gone: Callable[[], None]) -> None:
         self._outer.unwatch(on_gone)
 
+    def take_body(self, request: Request) -> bytes:  # noqa: ARG002 - as Connection's
+        return b""
+
     def begin(self, status: int, headers: Headers, *, is_flushed_soon: bool) -> None:  # noqa: ARG002 - as Connection's
         self.status, self.headers = status, headers
 
@@ -58,25 +60,15 @@ class InnerConnection:
         """Nobody is slow."""
 
 
-def inner_scope(exchange: Exchange, method: str, path: str, inner: InnerConnection) -> dict[str, Any]:
-    """Of a request without a body to `path`, below the mount, with the gateway token of the exchange's own."""
-    headers = [pair for pair in exchange.scope["headers"] if pair[0] in _KEPT]
+def inner_request(exchange: Exchange, method: str, path: str) -> Request:
+    """Without a body, to `path` below the mount, with the gateway token of the exchange's own."""
+    outer = exchange.request
+    headers = [pair for pair in outer.headers if pair[0] in _KEPT]
     headers.append(_token_header(exchange.surface, exchange.gateway_token))
     raw_path = (exchange.surface.mounts[0] + path).encode()
-    return {
-        **exchange.scope,
-        "method": method,
-        "path": raw_path.decode(),
-        "raw_path": raw_path,
-        "query_string": b"",
-        "headers": headers,
-        "extensions": {CONNECTION: inner},
-    }
-
-
-async def nothing_more() -> dict[str, Any]:
-    """ASGI's `receive` of a request without a body."""
-    return {"type": "http.request", "body": b"", "more_body": False}
+    request = Request(method, raw_path, b"", headers, first_of(headers), outer.version)
+    request.is_whole = True
+    return request
 
 
 def _token_header(surface: Surface, token: bytes) -> tuple[bytes, bytes]:

@@ -23,6 +23,7 @@ _WS = re.compile("^ws(?=s?:)")
 _NAMED = re.compile(rb"\{(\w+)\}")
 _DOTS = frozenset({b".", b".."})
 _NO_PIECES = frozenset({"", ".", ".."})
+_NO_PIECES_NAMED: Mapping[str, str] = {}
 
 
 class Mounted:
@@ -42,6 +43,12 @@ class Mounted:
             name: variables.get(name, "")
             for name in (upstream.key_env, *(one.key_env for one in surface.operations if one.key_env))
         }
+        self._key_headers = {
+            name: (upstream.credential.name.encode(), f"{upstream.credential.scheme}{key}".encode())
+            for name, key in self._keys.items()
+            if key
+        }
+        """What an operation of the vendor's is asked with, by the variable of the key."""
         self._more_keys = {
             name.encode(): variables[option].encode()
             for name, option in upstream.secret_headers.items()
@@ -95,21 +102,17 @@ class Mounted:
     @property
     def key_header(self) -> tuple[bytes, bytes]:
         """The header with the surface's own key. Raises Refused(NOT_CONFIGURED)."""
-        return self._key_header(self._keys[self.surface.upstream.key_env])
+        key_env = self.surface.upstream.key_env
+        if key_env not in self._key_headers:
+            raise Refused(
+                Reason.NOT_CONFIGURED,
+                f"This proxy has no key for {self.surface.name}: the operator must set {key_env}.",
+            )
+        return self._key_headers[key_env]
 
     def credential(self, operation: Operation) -> tuple[bytes, bytes]:
         """The header with the vendor's key for an operation. Raises Refused(NOT_CONFIGURED)."""
-        own = operation.key_env and self._keys[operation.key_env]
-        return self._key_header(own or self._keys[self.surface.upstream.key_env])
-
-    def _key_header(self, key: str) -> tuple[bytes, bytes]:
-        upstream = self.surface.upstream
-        if not key:
-            raise Refused(
-                Reason.NOT_CONFIGURED,
-                f"This proxy has no key for {self.surface.name}: the operator must set {upstream.key_env}.",
-            )
-        return upstream.credential.name.encode(), f"{upstream.credential.scheme}{key}".encode()
+        return self._key_headers.get(operation.key_env) or self.key_header
 
     def repeats_key(self, body: bytes) -> bool:
         """Whether a vendor's error repeats a key: then nobody else may read it."""
@@ -122,7 +125,7 @@ class Mounted:
         """
         operation = self._exact.get((method, path or b"/"))
         if operation is not None:
-            return operation, {}
+            return operation, _NO_PIECES_NAMED
         is_safe = not _UNSAFE.search(path)
         for known, pattern, templated in self._templates:
             if known == method and (found := pattern.fullmatch(path)):

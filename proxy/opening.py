@@ -3,7 +3,7 @@ requests; what passes on it is relayed by websocket.py (events) and splice.py (b
 
 import asyncio
 from collections.abc import Awaitable, Callable, Mapping
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from metering.errors import Reason, Refused
 from metering.ledger import Outcome
@@ -13,14 +13,15 @@ from proxy.answering import Answering
 from proxy.booking import Booking
 from proxy.bounds import Bounds
 from proxy.downstream import Successor
-from proxy.exchange import ClientLeftError, Exchange, Receive, Scope
+from proxy.exchange import ClientLeftError, Exchange
 from proxy.handshakes import AnsweredError, dial, handshake_headers
-from proxy.inner import InnerConnection, inner_scope, nothing_more
+from proxy.inner import InnerConnection, inner_request
 from proxy.links import base_of, websocket_url
 from proxy.mounted import Mounted
 from proxy.query import value_of
 from proxy.relay import send_body
 from proxy.replies import JSON_TYPE, Replies
+from proxy.request import SCHEME, Request
 from proxy.splice import Splice
 from proxy.splice_handshake import agreed_head, dial_spliced
 from proxy.spliced_sockets import SplicedSockets
@@ -32,8 +33,8 @@ T = TypeVar("T")
 S = TypeVar("S", bound=Successor)
 SWITCHING_PROTOCOLS = 101
 OK, REDIRECT, CLIENT_ERROR = 200, 300, 400
-Handle = Callable[[Mounted, bytes, Scope, Receive], Awaitable[None]]
-"""As Engine.handle."""
+Handle = Callable[[Mounted, bytes, Any, Request], Awaitable[None]]
+"""As Engine.handle; an InnerConnection stands for a connection."""
 
 
 class Opening:
@@ -148,11 +149,11 @@ class Opening:
         self, exchange: Exchange, mounted: Mounted, path: bytes, question: Question
     ) -> None:
         """Where the websocket is. The vendor is not asked, and nothing is made for it."""
-        scope = exchange.scope
-        base = base_of(self._bounds.public_url, scope["headers"], scope["scheme"])
+        query = exchange.request.query
+        base = base_of(self._bounds.public_url, exchange.request.headers, SCHEME)
         url = websocket_url(base, mounted, path.decode("ascii"))
-        if scope["query_string"]:
-            url += f"?{scope['query_string'].decode('ascii')}"
+        if query:
+            url += f"?{query.decode('ascii')}"
         body = question.says(url)
         exchange.outcome = Outcome.COMPLETED
         self._replies.begin(exchange, OK, [JSON_TYPE, (b"content-length", b"%d" % len(body))])
@@ -172,7 +173,7 @@ class Opening:
         assert operation.spliced is not None
         assert caller is not None
         spliced, lingering = operation.spliced, self._spliced.lingering
-        named = value_of(spliced.id_param, exchange.scope["query_string"]) if spliced.id_param else None
+        named = value_of(spliced.id_param, exchange.request.query) if spliced.id_param else None
         if spliced.ticket_piece:
             await self._spliced.spend(mounted, spliced, params[spliced.ticket_piece])
         elif named is not None:
@@ -200,7 +201,7 @@ class Opening:
         """Make what the client has named nothing of, by a request of its own; where that is refused, so is this, in its words."""
         method, path = spliced.makes.split(" ", 1)
         inner = InnerConnection(exchange.connection)
-        await self._handle(mounted, path.encode(), inner_scope(exchange, method, path, inner), nothing_more)
+        await self._handle(mounted, path.encode(), inner, inner_request(exchange, method, path))
         if inner.is_whole and OK <= inner.status < REDIRECT:
             if self._spliced.made(mounted, exchange, bytes(inner.body)):
                 return True

@@ -32,9 +32,9 @@ from proxy.auth import Authenticator
 from proxy.booking import Booking
 from proxy.bounds import Bounds
 from proxy.deferral import Deferrals
-from proxy.downstream import CONNECTION, Connection
+from proxy.downstream import Connection
 from proxy.drains import Drains
-from proxy.exchange import ClientLeftError, Exchange, Receive, Scope
+from proxy.exchange import ClientLeftError, Exchange
 from proxy.handshakes import Handshake
 from proxy.headers import accepts_gzip, asks_for_websocket
 from proxy.holds import Holds
@@ -46,10 +46,11 @@ from proxy.query import value_of, without
 from proxy.reading import Reading
 from proxy.relay import send_body
 from proxy.replies import JSON_TYPE, Replies
+from proxy.request import Request
 from proxy.rewriting import body_of, tag_of
 from proxy.silence import SilenceKeeper
 from proxy.spliced_sockets import SplicedSockets
-from proxy.surface import Headers
+from proxy.surface import Headers, SplicedSocket
 from proxy.telemetry import Telemetry
 from proxy.upstream import CancelledUnsent, OpenAnswer, UpstreamClient, UpstreamError
 from proxy.websocket import Sockets
@@ -155,17 +156,10 @@ class Engine:
 
     # --- one exchange --------------------------------------------------------------------------------
 
-    async def handle(self, mounted: Mounted, path: bytes, scope: Scope, receive: Receive) -> None:
+    async def handle(self, mounted: Mounted, path: bytes, connection: Connection, request: Request) -> None:
         """Serve one request below a surface's mount; `path` is what follows the mount, raw."""
-        connection: Connection = scope["extensions"][CONNECTION]
-        exchange = Exchange(
-            surface=mounted.surface,
-            scope=scope,
-            receive=receive,
-            connection=connection,
-            request_id=new_id("req", self._clock.now_ms()),
-            started_s=time.monotonic(),
-        )
+        request_id = new_id("req", self._clock.now_ms())
+        exchange = Exchange(mounted.surface, request, connection, request_id, time.monotonic())
         connection.request_id = exchange.request_id
         try:
             await self._serve(exchange, mounted, path)
@@ -199,28 +193,45 @@ class Engine:
     async def _serve(self, exchange: Exchange, mounted: Mounted, path: bytes) -> None:
         if self.is_stopping:
             raise Refused(Reason.DRAINING, "The proxy is restarting; retry shortly.", retry_after_s=2.0)
-        await exchange.connection.drain()  # sent ahead: nothing is done for who does not read what it has
-        scope = exchange.scope
-        path, question = mounted.asked(scope["method"], path)
-        if asks_for_websocket(scope["headers"]) and not mounted.is_socket(scope["method"], path):
+        request, connection = exchange.request, exchange.connection
+        if connection.is_write_paused:  # sent ahead: nothing is done for who does not read what it has
+            await connection.drain()
+        path, question = mounted.asked(request.method, path)
+        is_upgrade = b"upgrade" in request.first and asks_for_websocket(request.headers)
+        if is_upgrade and not mounted.is_socket(request.method, path):
             # At once, and by this status: agents (Codex 0.153) try any other several times before they use HTTP.
             message = f"There is no websocket at {exchange.surface.name} here: use HTTP."
             raise Refused(Reason.WEBSOCKET_UNAVAILABLE, message)
-        exchange.operation, params = mounted.match(scope["method"], path)
-        exchange.caller = await self._let_in(exchange, mounted, params)
-        if (terms := exchange.caller.token) is not None:
-            terms.require(mounted.surface.name, exchange.operation.name)
+        operation, params = mounted.match(request.method, path)
+        exchange.operation = operation
+        if operation.spliced is not None and operation.spliced.ticket_piece:
+            caller = await self._let_in_by_ticket(exchange, mounted, operation.spliced, params)
+        else:
+            tokens = mounted.token_places_of(operation).find_in(request)
+            caller = self._authenticator.known(tokens) or await self._authenticator.authenticate(tokens)
+            (exchange.gateway_token,) = tokens
+            exchange.access_key = exchange.gateway_token
+        exchange.caller = caller
+        if caller.token is not None:
+            caller.token.require(mounted.surface.name, operation.name)
         if question is not None:
             await self._opening.answer_question(exchange, mounted, path, question)
-            return
-        if not exchange.operation.is_websocket:
+        elif operation.is_websocket:
+            await self._serve_websocket(exchange, mounted, path, params)
+        else:
             await self._serve_caller(exchange, mounted, path, params)
-            return
-        exchange.handshake = Handshake.of(scope["headers"], scope["http_version"])
+
+    async def _serve_websocket(
+        self, exchange: Exchange, mounted: Mounted, path: bytes, params: Mapping[str, str]
+    ) -> None:
+        operation, caller, request = exchange.operation, exchange.caller, exchange.request
+        assert operation is not None
+        assert caller is not None
+        exchange.handshake = Handshake.of(request.headers, request.version)
         if not exchange.connection.may_be_handed_over:  # our parser and the library do not read it alike
             raise Refused(Reason.BAD_REQUEST, "This is no handshake of a websocket.")
-        with self.sockets.place(exchange.caller.user_id):
-            if exchange.operation.spliced is not None:
+        with self.sockets.place(caller.user_id):
+            if operation.spliced is not None:
                 await self._opening.serve_spliced(
                     exchange, mounted, params, lambda: self._serve_caller(exchange, mounted, path, params)
                 )
@@ -228,58 +239,47 @@ class Engine:
             await self._serve_caller(exchange, mounted, path, params)
             await self._opening.relay_socket(exchange, mounted)
 
-    async def _let_in(self, exchange: Exchange, mounted: Mounted, params: Mapping[str, str]) -> Caller:
-        """Who is calling, by their gateway token or by a ticket. Raises Refused."""
-        operation, scope = exchange.operation, exchange.scope
-        assert operation is not None
-        if operation.spliced is not None and operation.spliced.ticket_piece:
-            ticket, caller = await self.spliced.let_in(
-                mounted, operation.spliced, params[operation.spliced.ticket_piece]
-            )
-            exchange.access_key, exchange.leads_to = ticket.token_id, ticket.one.upstream_id
-            return caller
-        tokens = mounted.token_places_of(operation).find(scope["headers"], scope["query_string"])
-        caller = await self._authenticator.authenticate(tokens)
-        (exchange.gateway_token,) = tokens
-        exchange.access_key = exchange.gateway_token
+    async def _let_in_by_ticket(
+        self, exchange: Exchange, mounted: Mounted, spliced: SplicedSocket, params: Mapping[str, str]
+    ) -> Caller:
+        """Whoever has a ticket that stands for a gateway token. Raises Refused."""
+        ticket, caller = await self.spliced.let_in(mounted, spliced, params[spliced.ticket_piece])
+        exchange.access_key, exchange.leads_to = ticket.token_id, ticket.one.upstream_id
         return caller
 
     async def _serve_caller(
         self, exchange: Exchange, mounted: Mounted, path: bytes, params: Mapping[str, str]
     ) -> None:
         """Of somebody who may ask this: what is left of the phases."""
-        assert exchange.operation is not None
-        assert exchange.caller is not None
+        operation, caller = exchange.operation, exchange.caller
+        assert operation is not None
+        assert caller is not None
         query = self._reading.query_of(exchange, mounted, path)
-        credential = mounted.credential(exchange.operation)
+        credential = mounted.credential(operation)
         exchange.inbound = await self._reading.read(exchange, params, query)
-        owned = await self._check_owned(exchange, mounted)
-        claims = await self._prepare(exchange, mounted, path) if exchange.operation.is_prepared else ()
+        owned = await self._check_owned(exchange, mounted) if operation.is_about_objects else ()
+        claims = await self._prepare(exchange, mounted, path) if operation.is_prepared else ()
         request = self._holds.price(exchange, mounted)
-        steps = self._deferrals.scheduling.steps(exchange) if exchange.operation.is_about_scheduled else ()
-        if exchange.operation.timed is not None:
+        steps = self._deferrals.scheduling.steps(exchange) if operation.is_about_scheduled else ()
+        if operation.timed is not None:
             steps = (self._deferrals.opening(exchange),)
         if exchange.is_scheduled and exchange.repeat is None:
             exchange.repeat = await self._preparation.name_of(exchange, path)
             if exchange.repeat is not None and exchange.repeat.claim is not None:
                 claims = (*claims, Claim(exchange.repeat.claim, repeat_running()))
         try:
-            exchange.admitted = await self._admission.admit(
-                exchange.caller, request, *claims, *owned, steps=steps
-            )
+            exchange.admitted = await self._admission.admit(caller, request, *claims, *owned, steps=steps)
         except OwnersChangedError:  # once more, by what the store says now
             await self._authenticator.look_for_changes()
             owned = await self._check_owned(exchange, mounted)
-            exchange.admitted = await self._admission.admit(
-                exchange.caller, request, *claims, *owned, steps=steps
-            )
+            exchange.admitted = await self._admission.admit(caller, request, *claims, *owned, steps=steps)
         exchange.admitted_s = time.monotonic()
         self._enter(exchange)
         try:
             if exchange.connection.is_gone:
                 self._booking.void(exchange)
                 raise ClientLeftError
-            if exchange.operation.spliced is not None:
+            if operation.spliced is not None:
                 await self._opening.open_spliced(exchange, mounted)
             elif exchange.handshake is not None:
                 await self._opening.open_socket(exchange, mounted, path, credential)
@@ -361,7 +361,8 @@ class Engine:
         self._access.leave(exchange)
         self._open.discard(exchange)
         self._telemetry.open_exchanges.dec()
-        self._drains.leave(exchange)
+        if exchange.drain_timer is not None:
+            self._drains.leave(exchange)
         if exchange.settled is None and not exchange.is_forwarded:
             self._booking.void(exchange)
         elif exchange.settled is None:
@@ -413,11 +414,12 @@ class Engine:
     ) -> OpenAnswer:
         inbound = exchange.inbound
         assert inbound is not None
-        headers = mounted.request_filter.passed(inbound.headers, secret=exchange.gateway_token)
+        request, token = exchange.request, exchange.gateway_token
+        headers = mounted.request_filter.passed(request.headers, secret=token, said=request.first)
         names = {name for name, _ in headers}
         headers += [pair for pair in mounted.fixed_headers if pair[0] not in names]
         is_plain_needed = has_gate(exchange) or self._holds.unseen_tokens(exchange) is not None
-        is_gzip_fine = not is_plain_needed and accepts_gzip(inbound.headers)
+        is_gzip_fine = not is_plain_needed and accepts_gzip(request)
         headers.append((b"accept-encoding", b"gzip" if is_gzip_fine else b"identity"))
         headers.append(credential)
         if (

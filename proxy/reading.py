@@ -13,12 +13,12 @@ from metering.admission import Admission
 from metering.errors import Reason, Refused
 from proxy import forbidden
 from proxy.bounds import Bounds
-from proxy.exchange import ClientLeftError, Exchange, Receive
+from proxy.exchange import ClientLeftError, Exchange
 from proxy.headers import is_said_to_be_json
 from proxy.mounted import Mounted
 from proxy.query import at_most
 from proxy.query import check as check_query
-from proxy.surface import Inbound, Operation
+from proxy.surface import NOTHING_FOUND, Inbound, Operation
 
 VALUES_MAX = 1_000_000
 """Commas and opening brackets of a JSON body. No model reads a text with so many, and a body full of `{}` would
@@ -42,8 +42,10 @@ class Reading:
         """The query as it goes up, without the gateway token. Raises Refused(BAD_REQUEST)."""
         operation, token = exchange.operation, exchange.gateway_token
         assert operation is not None
-        query = mounted.token_places_of(operation).removed(exchange.scope["query_string"])
-        if token and (token in _unquoted(path) or token in _unquoted(query)):
+        query = exchange.request.query
+        if query:
+            query = mounted.token_places_of(operation).removed(query)
+        if token and (token in _unquoted(path) or (query and token in _unquoted(query))):
             raise Refused(Reason.BAD_REQUEST, "The gateway token does not belong into the URL.")
         if query and operation.query is not None:
             check_query(operation.query, query)
@@ -53,22 +55,29 @@ class Reading:
 
     async def read(self, exchange: Exchange, params: Any, query: bytes) -> Inbound:
         """The body, bounded, as it came; and its fields where there is one."""
-        scope, operation = exchange.scope, exchange.operation
+        request, operation = exchange.request, exchange.operation
         assert operation is not None
-        inbound = Inbound(scope["method"], params, query, scope["headers"], b"", {})
-        if inbound.method == "GET":
-            if not exchange.connection.has_whole_request:
+        # By place, and nothing made that few need.
+        inbound = Inbound(
+            request.method, params, query, request.headers, b"", {}, NOTHING_FOUND, None, NOTHING_FOUND
+        )
+        if request.method == "GET":
+            if not request.is_whole:
                 await self._body(exchange)  # not passed on; but what is not whole, or breaks, is no request
             return inbound
-        if inbound.header(b"content-encoding") not in {b"", b"identity"}:
+        said = request.first
+        if said.get(b"content-encoding", b"") not in {b"", b"identity"}:
             raise Refused(Reason.BAD_REQUEST, "Content-Encoding: request bodies must be sent uncompressed.")
-        if not operation.takes_any_body and not is_said_to_be_json(inbound.headers):
+        is_json = said.get(b"content-type") == b"application/json" and not request.has_repeats
+        if not (is_json or operation.takes_any_body or is_said_to_be_json(request.headers)):
             raise Refused(Reason.BAD_REQUEST, "Content-Type: must be application/json, in UTF-8.")
-        if not exchange.connection.has_whole_request:  # else its own length is looked at
-            length = inbound.header(b"content-length")
+        if request.is_whole:
+            inbound.body = self._taken(exchange)
+        else:
+            length = said.get(b"content-length", b"")
             if length.isdigit() and int(length) > self._bounds.body_bytes_max:
                 raise self._too_large()
-        inbound.body = await self._body(exchange)
+            inbound.body = await self._body(exchange)
         if operation.takes_any_body or (not inbound.body and operation.may_lack_body):
             return inbound
         if len(inbound.body) > BYTES_AT_ONCE:
@@ -80,12 +89,10 @@ class Reading:
         return inbound
 
     async def _body(self, exchange: Exchange) -> bytes:
-        if exchange.connection.has_whole_request:  # the usual case needs no timer
-            return await self._body_pieces(exchange.receive)
         with self.waiting(exchange):
             try:
                 async with asyncio.timeout(self._bounds.body_timeout_s):
-                    return await self._body_pieces(exchange.receive)
+                    return await self._body_pieces(exchange)
             except TimeoutError:
                 seconds = self._bounds.body_timeout_s
                 raise Refused(
@@ -113,19 +120,23 @@ class Reading:
                 if not self.waiting_by_owner[owner]:
                     del self.waiting_by_owner[owner]
 
-    async def _body_pieces(self, receive: Receive) -> bytes:
-        message = await receive()
-        body: bytes = message.get("body", b"")
-        if message.get("more_body"):
-            pieces, size = [body], len(body)
-            while message.get("more_body"):
-                message = await receive()
-                pieces.append(message.get("body", b""))
-                size += len(pieces[-1])
-                if size > self._bounds.body_bytes_max:
-                    raise self._too_large()
-            body = b"".join(pieces)
-        if message["type"] == "http.disconnect":
+    async def _body_pieces(self, exchange: Exchange) -> bytes:
+        request, pieces, size = exchange.request, [], 0
+        while True:
+            await exchange.connection.arrival(request)
+            is_whole = request.is_whole
+            piece = self._taken(exchange)
+            pieces.append(piece)
+            size += len(piece)
+            if size > self._bounds.body_bytes_max:
+                raise self._too_large()
+            if is_whole:
+                return b"".join(pieces)
+
+    def _taken(self, exchange: Exchange) -> bytes:
+        """What has come of the body. Raises ClientLeftError, Refused(TOO_LARGE)."""
+        body = exchange.connection.take_body(exchange.request)
+        if exchange.request.is_abandoned:
             raise ClientLeftError
         if len(body) > self._bounds.body_bytes_max:
             raise self._too_large()

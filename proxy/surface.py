@@ -80,6 +80,9 @@ class Upstream:
 # --- what a request asks for, and what its answer used ------------------------------------------------
 
 
+NOTHING_FOUND: Mapping[str, Any] = {}
+
+
 @dataclass(slots=True)
 class Inbound:
     """One request as a meter sees it. `fields` is the decoded JSON object ({} for a GET)."""
@@ -96,10 +99,12 @@ class Inbound:
     """How long what the request starts may run by what is left of quota and budget; None where nobody looked."""
     looked_behind: Mapping[str, Any] = field(default_factory=dict)
     """What the one behind it found."""
-    _walks: dict[tuple[str, ...], Walk] = field(default_factory=dict, repr=False)
+    _walks: dict[tuple[str, ...], Walk] | None = field(default=None, repr=False)
 
     def below(self, *keys: str) -> Walk:
         """Every object in the value at a path of `fields`; all of the body without a path. Found once."""
+        if self._walks is None:
+            self._walks = {}
         walk = self._walks.get(keys)
         if walk is None:
             walk = self._walks[keys] = Walk(value_at(self.fields, keys), self.body)
@@ -108,15 +113,8 @@ class Inbound:
     def forget_body(self) -> bytes:
         """Give up the body and what was found in it; `fields` stay."""
         body, self.body = self.body, b""
-        self._walks.clear()
+        self._walks = None
         return body
-
-    def header(self, name: bytes) -> bytes:
-        """The first value of a header, b"" when absent."""
-        for key, value in self.headers:
-            if key == name:
-                return value
-        return b""
 
 
 @immutable
@@ -730,6 +728,11 @@ class Operation:
     @cached_property
     def is_websocket(self) -> bool:
         return self.socket is not None or self.spliced is not None
+
+    @cached_property
+    def is_about_objects(self) -> bool:
+        """What it names, stands on or chooses must be its user's."""
+        return bool(self.names or self.homes or self.fills or self.chooses is not None)
 
     @cached_property
     def is_prepared(self) -> bool:

@@ -465,7 +465,7 @@ def _fields(
     if exchange.bytes_passed is not None:
         fields["bytes_up"], fields["bytes_down"] = exchange.bytes_passed
     if exchange.operation is None:
-        fields["method"], fields["path"] = exchange.scope["method"], shown_path(exchange.scope["raw_path"])
+        fields["method"], fields["path"] = exchange.request.method, shown_path(exchange.request.raw_path)
     return fields
 
 

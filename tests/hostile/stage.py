@@ -376,7 +376,7 @@ class Stage:
         """A whole request has no answer yet."""
         running = [one._running for one in self.gateway.server.server_state.connections]
         return self.gateway.service.engine.open_exchanges > 0 or any(
-            one is not None and not one.response_complete and not one.more_body for one in running
+            one is not None and one.is_whole and not one.is_answered for one in running
         )
 
     def forget(self) -> None:
