@@ -68,7 +68,7 @@ class Booking:
         assert exchange.admitted is not None
         assert operation is not None
         reservation = exchange.admitted.reservation
-        if _goes_on(exchange):
+        if exchange.is_deferred and _goes_on(exchange):
             exchange.outcome, exchange.settled = Outcome.DEFERRED, _deferred()
             return
         if operation.timed is not None and _may_run_unknown(exchange):
@@ -151,11 +151,10 @@ class Booking:
 
 
 def _goes_on(exchange: Exchange) -> bool:
-    """Whether the work goes on after its request: then a poll settles it, as it is written where to ask."""
+    """Of what is deferred, whether the work goes on after its request: then a poll settles it, as it is written where to ask."""
     operation = exchange.operation
     return (
-        exchange.is_deferred
-        and exchange.observer is not None
+        exchange.observer is not None
         and operation is not None
         and operation.deferred is not None
         and operation.deferred.is_running(exchange.observer)
