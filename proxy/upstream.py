@@ -30,8 +30,9 @@ import ssl
 from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import partial
+from functools import lru_cache, partial
 from math import inf
+from operator import itemgetter
 from typing import Literal, NamedTuple, Protocol, cast
 from urllib.parse import urlsplit
 
@@ -65,6 +66,10 @@ STALE_TRIES_MAX = 3
 """How often a connection handed over from the queue may turn out to be closed."""
 CLOSE_S = 2.0
 """How long `aclose` waits for the loop to drop the sockets."""
+
+FORMS_KEPT = 100
+"""Sets of header names whose form is remembered: the requests of one kind of client differ in their values alone. Each
+as long as a head at most."""
 
 INTERIM_MIN, STATUS_MIN, STATUS_MAX = 100, 200, 599
 SWITCHING_PROTOCOLS = 101
@@ -509,16 +514,34 @@ def _encode_head(method: bytes, target: bytes, headers: Headers, body: bytes) ->
     """
     if not target or b" " in target or b" " in method:
         raise ValueError(f"not a request line: {method!r} {target!r}")
-    parts = [b"%b: %b\r\n" % pair for pair in headers if pair[0].lower() not in OWN_HEADERS]
-    if body or method not in BODILESS_METHODS:
-        parts.append(b"content-length: %d\r\n" % len(body))
-    parts.append(b"connection: keep-alive\r\n\r\n")
     request_line = b"%b %b HTTP/1.1\r\n" % (method, target)
-    fields = b"".join(parts)
-    lines, head = len(parts) + 2, request_line + fields
+    lines, form = _form_of(tuple(map(_name, headers)))
+    fields = form % tuple(map(_value, headers))
+    if body or method not in BODILESS_METHODS:
+        fields = b"%bcontent-length: %d\r\nconnection: keep-alive\r\n\r\n" % (fields, len(body))
+        lines += 4
+    else:
+        fields += b"connection: keep-alive\r\n\r\n"
+        lines += 3
+    head = request_line + fields
     if head.count(b"\n") != lines or head.count(b"\r") != lines:
         raise ValueError(f"a line break inside the head of {method!r} {target!r}")
     return request_line, fields
+
+
+@lru_cache(maxsize=FORMS_KEPT)
+def _form_of(names: tuple[bytes, ...]) -> tuple[int, bytes]:
+    """Headers of these names, in this order, as a form for their values; and in how many lines. Of those that are this
+    client's own it takes the value, and writes nothing."""
+    others = [name.lower() not in OWN_HEADERS for name in names]
+    lines = [
+        name.replace(b"%", b"%%") + b": %b\r\n" if is_other else b"%.0b"
+        for name, is_other in zip(names, others, strict=True)
+    ]
+    return sum(others), b"".join(lines)
+
+
+_name, _value = itemgetter(0), itemgetter(1)
 
 
 # --- one answer ---------------------------------------------------------------------------------------
@@ -541,22 +564,27 @@ class _OpenAnswer:
         "waiter",
     )
 
+    connection: "_Connection | None"
+    status: int
+    """0 until its head is here."""
+    headers: Headers
+    is_first_shown: bool
+    """The taker has seen the first of the chunks, and left it."""
+    taker: Callable[[bytes], bool] | None
+    failure: Callable[[], UpstreamError] | None
+    """Makes the error to raise. One that is kept and raised would be a cycle: it holds the frames it passed,
+    which hold us and the request's body, and nobody looks for cycles until it is too late."""
+    waiter: "asyncio.Future[None] | None"
+    """Of whoever waits for us; whoever ends its wait takes it away."""
+
     def __init__(self, connection: "_Connection", *, is_head_only: bool) -> None:
-        self.connection: _Connection | None = connection
+        self.connection = connection
         self.is_head_only = is_head_only
-        self.status = 0
-        """0 until its head is here."""
-        self.headers: Headers = _NO_HEADERS
+        self.status = self.buffered_bytes = 0
         self.is_complete = self.is_first_shown = False
-        """`is_first_shown`: the taker has seen the first of the chunks, and left it."""
         self.chunks: list[bytes] = []
-        self.buffered_bytes = 0
-        self.taker: Callable[[bytes], bool] | None = None
-        self.failure: Callable[[], UpstreamError] | None = None
-        """Makes the error to raise. One that is kept and raised would be a cycle: it holds the frames it passed,
-        which hold us and the request's body, and nobody looks for cycles until it is too late."""
-        self.waiter: asyncio.Future[None] | None = None
-        """Of whoever waits for us; whoever ends its wait takes it away."""
+        self.headers = _NO_HEADERS
+        self.taker = self.failure = self.waiter = None
 
     async def read(self) -> bytes:
         while not self.chunks:
@@ -589,11 +617,6 @@ class _OpenAnswer:
         chunks.clear()
         self.buffered_bytes = 0
         return data
-
-    def add(self, data: bytes) -> None:
-        """To what is to be read."""
-        self.chunks.append(data)
-        self.buffered_bytes += len(data)
 
     @property
     def is_read(self) -> bool:
@@ -823,7 +846,16 @@ class _Connection(asyncio.Protocol):
             self._finish(answer, is_reusable=self._is_keep_alive and is_written)
         elif self._pieces:
             self._framing_bytes = 0
-            self._hand_on(answer, self._take_pieces())
+            piece = self._take_pieces()
+            waiter, taker = answer.waiter, answer.taker
+            if taker is None or waiter is None or waiter.done():
+                self._keep(answer, piece)
+            elif taker(piece):
+                # As `_wait_for("idle")`, whose timer is set since the piece before.
+                self._deadline_s = min(self.loop.time() + self._idle_s, self._answer_until_s)
+            else:
+                answer.is_first_shown = True
+                self._keep(answer, piece)
         else:
             self._framing_bytes += len(data)
             if self._framing_bytes > self._client.head_bytes_max:
@@ -875,8 +907,8 @@ class _Connection(asyncio.Protocol):
         answer = self._answer
         # Without a head, an informational answer (1xx) is over. What a vendor says behind its answer's end is nobody's.
         if answer is not None and answer.status and not answer.is_complete:
-            if self._pieces:
-                answer.add(self._take_pieces())
+            answer.chunks += self._pieces
+            self._pieces.clear()
             answer.is_complete = True
 
     # --- inside
@@ -907,19 +939,16 @@ class _Connection(asyncio.Protocol):
 
     def _take_pieces(self) -> bytes:
         pieces = self._pieces
-        data = pieces[0] if len(pieces) == 1 else b"".join(pieces)
+        if len(pieces) == 1:
+            return pieces.pop()
+        piece = b"".join(pieces)
         pieces.clear()
-        return data
+        return piece
 
-    def _hand_on(self, answer: _OpenAnswer, data: bytes) -> None:
-        """More of a body that goes on: to the taker where somebody waits for it, else to whoever reads next."""
-        waiter, taker = answer.waiter, answer.taker
-        if taker is not None and waiter is not None and not waiter.done():
-            if taker(data):
-                self._wait_for("idle", self._idle_s)
-                return
-            answer.is_first_shown = True
-        answer.add(data)
+    def _keep(self, answer: _OpenAnswer, piece: bytes) -> None:
+        """More of a body that goes on, for whoever reads next."""
+        answer.chunks.append(piece)
+        answer.buffered_bytes += len(piece)
         if answer.buffered_bytes <= self._client.answer_buffer_bytes_max:
             self._wait_for("idle", self._idle_s)
         elif not self.is_reading_paused and self._transport is not None:
@@ -932,8 +961,7 @@ class _Connection(asyncio.Protocol):
         if answer.is_complete:
             self._finish(answer, is_reusable=False)
         else:
-            if self._pieces:
-                answer.add(self._take_pieces())
+            answer.chunks += self._pieces
             # The parser hides an exception of its callbacks in the context of its own.
             self.fail(f"not a proper answer: {error.__context__ or error}")
 
