@@ -1,7 +1,9 @@
 """Phase "settle": what an exchange has used is booked, once; and noted while it is open, for the case that we die."""
 
 import asyncio
+from collections import deque
 from dataclasses import replace
+from functools import partial
 
 from metering.admission import NO_QUOTAS, Admission
 from metering.clock import Clock
@@ -36,6 +38,10 @@ class Booking:
         self._admission = admission
         self._deferrals = deferrals
         self._clock = clock
+        self._waits: deque[tuple[float, asyncio.Future[None]]] = deque()
+        """Who waits for a settle, and until when. All wait equally long, so the first comes first, and one timer serves
+        all."""
+        self._timer: asyncio.TimerHandle | None = None
 
     def known_usage(self, exchange: Exchange, *, is_intact: bool = True) -> Usage:
         """What is known now: what the observer saw, or what the request alone must have used."""
@@ -116,20 +122,22 @@ class Booking:
         settled = exchange.settled
         if settled is None or settled.done():
             return
-        loop = asyncio.get_running_loop()
+        loop, waits = asyncio.get_running_loop(), self._waits
         waiter: asyncio.Future[None] = loop.create_future()
+        settled.add_done_callback(partial(_release, waiter))
+        while waits and waits[0][1].done():
+            waits.popleft()
+        waits.append((loop.time() + self._bounds.settle_wait_s, waiter))
+        if self._timer is None:
+            self._timer = loop.call_at(waits[0][0], self._release_late, loop)
+        await waiter
 
-        def release(_: "asyncio.Future[Resolved] | None" = None) -> None:
-            if not waiter.done():
-                waiter.set_result(None)
-
-        timer = loop.call_later(self._bounds.settle_wait_s, release)
-        settled.add_done_callback(release)
-        try:
-            await waiter
-        finally:
-            timer.cancel()
-            settled.remove_done_callback(release)
+    def _release_late(self, loop: asyncio.AbstractEventLoop) -> None:
+        """Those whose settle takes too long."""
+        waits, now_s = self._waits, loop.time()
+        while waits and (waits[0][0] <= now_s or waits[0][1].done()):
+            _release(waits.popleft()[1])
+        self._timer = loop.call_at(waits[0][0], self._release_late, loop) if waits else None
 
     def checkpoint(self, exchange: Exchange) -> None:
         if exchange.observer is None or exchange.settled is not None or exchange.admitted is None:
@@ -148,6 +156,11 @@ class Booking:
         self.charge(exchange)
         if exchange.client_left and exchange.operation is not None and exchange.operation.timed is not None:
             self._deferrals.leave_open(exchange)  # nobody was told of it
+
+
+def _release(waiter: "asyncio.Future[None]", _settled: "asyncio.Future[Resolved] | None" = None) -> None:
+    if not waiter.done():
+        waiter.set_result(None)
 
 
 def _goes_on(exchange: Exchange) -> bool:
