@@ -80,9 +80,13 @@ class SseScanner:
 
     def feed(self, chunk: bytes) -> Sequence[SseEvent]:
         """Take the next bytes; return the marked events that they complete, in order."""
-        is_fresh = not self._pending and not self._follows_cr
-        if is_fresh and chunk.endswith(b"\n\n") and not self._is_marked(chunk):
-            return _NO_EVENTS  # the usual case: whole events, as vendors flush them, and none that matters
+        # The usual case first: whole events, as vendors flush them, and none that matters.
+        if not (self._pending or self._follows_cr or self._latest) and chunk.endswith(b"\n\n"):
+            for marker in self.markers:
+                if marker in chunk:
+                    break
+            else:
+                return _NO_EVENTS
         if not chunk:
             return _NO_EVENTS
         position = 1 if self._follows_cr and chunk[0] == _LF else 0
