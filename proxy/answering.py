@@ -3,7 +3,7 @@ where it may not pass."""
 
 import asyncio
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 
 from metering.admission import Caller
 from metering.errors import Reason, Refused
@@ -80,9 +80,10 @@ class Answering:
         message = f"Connection error: {vendor} cannot be reached."
         return Refused(Reason.UPSTREAM_UNREACHABLE, message, retry_after_s=1.0)
 
-    async def answer(
+    def answer(
         self, exchange: Exchange, mounted: Mounted, answer: OpenAnswer, silence: SilenceKeeper | None
-    ) -> None:
+    ) -> Awaitable[None]:
+        """Note what its head says; the rest is to be awaited."""
         status = answer.status
         head = AnswerHead(status, answer.headers)
         is_success = OK <= status < REDIRECT
@@ -93,9 +94,8 @@ class Answering:
         if is_success or status == NOT_FOUND:
             self._note_end(exchange)
         if is_success:
-            await self._answer_success(exchange, mounted, answer, head, silence)
-        else:
-            await self.answer_error(exchange, mounted, answer, head, silence)
+            return self._answer_success(exchange, mounted, answer, head, silence)
+        return self.answer_error(exchange, mounted, answer, head, silence)
 
     async def _answer_success(
         self,
@@ -171,10 +171,10 @@ class Answering:
     def begin(self, exchange: Exchange, status: int, headers: Headers) -> None:
         self._replies.begin(exchange, status, headers)
 
-    async def settle(self, exchange: Exchange, outcome: Outcome, *, is_intact: bool) -> None:
+    def settle(self, exchange: Exchange, outcome: Outcome, *, is_intact: bool) -> Awaitable[None]:
         usage = self._booking.known_usage(exchange, is_intact=is_intact)
         self._booking.settle(exchange, outcome, usage)
-        await self._booking.durable(exchange)
+        return self._booking.durable(exchange)
 
     async def withhold(self, exchange: Exchange, refused: Refused) -> None:
         """Tell the client that nothing more comes of an answer that a gate has stopped, and read on as if it had

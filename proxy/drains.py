@@ -28,8 +28,7 @@ class Drains:
         self._telemetry.drains.inc()
 
     def leave(self, exchange: Exchange) -> None:
-        """The exchange is over, whether it was read on or not."""
-        if exchange.drain_timer is not None:
-            exchange.drain_timer.cancel()
-            self._open -= 1
-            self._telemetry.drains.dec()
+        """An exchange is over that was read on."""
+        exchange.drain_timer.cancel()
+        self._open -= 1
+        self._telemetry.drains.dec()

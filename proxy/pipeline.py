@@ -360,10 +360,12 @@ class Engine:
         exchange.connection.unwatch(exchange.on_client_gone)
         # They hold the exchange: a cycle for each request otherwise.
         exchange.on_client_gone = exchange.on_access_lost = None
-        self._access.leave(exchange)
+        if exchange.demand.is_streaming or exchange.handshake is not None:
+            self._access.leave(exchange)
         self._open.discard(exchange)
         self._telemetry.open_exchanges.dec()
-        self._drains.leave(exchange)
+        if exchange.drain_timer is not None:
+            self._drains.leave(exchange)
         if exchange.settled is None and not exchange.is_forwarded:
             self._booking.void(exchange)
         elif exchange.settled is None:

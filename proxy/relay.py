@@ -10,7 +10,7 @@ for the meter alone.
 import asyncio
 import logging
 import time
-from collections.abc import Sequence
+from collections.abc import Awaitable, Sequence
 from typing import NamedTuple, Protocol
 
 from metering.errors import UPSTREAM_REASONS, Reason, Refused
@@ -47,8 +47,8 @@ class Desk(Protocol):
     def begin(self, exchange: Exchange, status: int, headers: Headers) -> None:
         """Send the answer's head."""
 
-    async def settle(self, exchange: Exchange, outcome: Outcome, *, is_intact: bool) -> None:
-        """Book the exchange, once, and wait, within its bound, until that is durable."""
+    def settle(self, exchange: Exchange, outcome: Outcome, *, is_intact: bool) -> Awaitable[None]:
+        """Book the exchange, once; done when that is durable, or its bound is reached."""
 
     def bind(self, exchange: Exchange, ids: Sequence[ObjectId]) -> "asyncio.Future[Result]":
         """Give ids their owner; queued at once, done when it is durable."""
@@ -92,6 +92,17 @@ class Relay:
         "withheld",
     )
 
+    withheld: Refused | None
+    """Why the rest may not go down: an id in it has no owner."""
+    refused: Refused | None
+    """Why no more of the answer is paid for: it ends here, and its vendor is not read on."""
+    _ungranted: Refused | None
+    """The same, while the last event passes to its end."""
+    _lost: Refused | None
+    """The same, because the caller has lost access meanwhile."""
+    _seen: _Seen | None
+    """Of the piece that is read next, where it was shown to `_take`."""
+
     def __init__(
         self,
         desk: Desk,
@@ -107,7 +118,10 @@ class Relay:
         slices: Slices | None,
         is_shown: bool,
     ) -> None:
-        """`headers`: of the answer's head, if that has not gone down yet."""
+        """`headers`: of the answer's head, if that has not gone down yet. `is_decoded`: that head names no coding, and the
+        client gets decoded bytes. `is_shown` False: the head that went out early promises a stream, and this is none. A
+        client would read nothing in it and take that for an answer; it is read for the meter alone, and an error says what
+        happened."""
         self._desk = desk
         self._exchange = exchange
         self._answer = answer
@@ -118,27 +132,16 @@ class Relay:
         self._gate = gate
         self._slices = slices
         self._is_decoded = is_decoded
-        """The head that goes down names no coding: the client gets decoded bytes."""
-        self.withheld: Refused | None = None
-        """Why the rest may not go down: an id in it has no owner."""
-        self.refused: Refused | None = None
-        """Why no more of the answer is paid for: it ends here, and its vendor is not read on."""
-        self._ungranted: Refused | None = None
-        """The same, while the last event passes to its end."""
-        self._lost: Refused | None = None
-        """The same, because the caller has lost access meanwhile."""
+        self.withheld = self.refused = self._ungranted = self._lost = None
         self._finishing_bytes = 0
         self._breaks_off_in_event = False
         self._tail = b""
         self._plain: list[bytes] = []
         """What a compressed chunk says, for the slices: it passes as it came, and can only be broken off."""
-        self._seen: _Seen | None = None
-        """Of the piece that is read next, where it was shown to `_take`."""
+        self._seen = None
         self._has_events = observer.at_boundary
         """A JSON body never is at one: nothing of ours could follow any part of it."""
         self.is_shown = is_shown
-        """False: the head that went out early promises a stream, and this is none. A client would read nothing
-        in it and take that for an answer; it is read for the meter alone, and an error says what happened."""
 
     @property
     def is_whole(self) -> bool:
