@@ -922,7 +922,7 @@ class _Connection(asyncio.Protocol):
         has_read_more = self._framing_bytes + self._read_bytes > client.head_bytes_max
         if has_read_more and sum([len(name) + len(value) for name, value in headers]) > client.head_bytes_max:
             raise _BadAnswer(f"more than {client.head_bytes_max} bytes of head")
-        if b"transfer-encoding" in dict(headers):
+        if b"transfer-encoding" in map(_name, headers):
             codings = [value for name, value in headers if name == b"transfer-encoding"]
             if codings != [b"chunked"] and {coding.strip().lower() for coding in codings} != {b"chunked"}:
                 raise _BadAnswer("a transfer coding other than chunked")
