@@ -80,7 +80,7 @@ class SseScanner:
 
     def feed(self, chunk: bytes) -> Sequence[SseEvent]:
         """Take the next bytes; return the marked events that they complete, in order."""
-        if chunk.endswith(b"\n\n") and not self._pending and not self._follows_cr:
+        if chunk.endswith(b"\n\n") and not (self._pending or self._follows_cr):
             # The usual case: whole events, as vendors flush them. Of most none matters; else it is one mostly.
             if not self._is_marked(chunk):
                 return _NO_EVENTS

@@ -2,7 +2,8 @@
 where it may not pass."""
 
 import asyncio
-from collections.abc import Callable, Sequence
+import time
+from collections.abc import Awaitable, Callable, Sequence
 
 from metering.admission import Caller
 from metering.errors import Reason, Refused
@@ -12,7 +13,7 @@ from metering.store.writer import Done, Result
 from metering.tickets import Tickets
 from proxy.booking import Booking
 from proxy.bounds import Bounds
-from proxy.decoding import decoder_for
+from proxy.decoding import Decoder, decoder_for
 from proxy.deferral import Deferrals
 from proxy.drains import Drains
 from proxy.exchange import Exchange
@@ -20,12 +21,12 @@ from proxy.gate import BodyGate, EventGate, Gate
 from proxy.holds import Holds
 from proxy.links import base_of, relinker
 from proxy.mounted import Mounted
-from proxy.relay import Relay, send_body
+from proxy.relay import Relay, outcome_of_whole, send_body
 from proxy.replies import Replies, make_showable
 from proxy.request import SCHEME
 from proxy.rewriting import shown
 from proxy.silence import SilenceKeeper
-from proxy.surface import AnswerHead, Headers, Inbound, Links
+from proxy.surface import AnswerHead, Headers, Inbound, Links, Observer
 from proxy.telemetry import Telemetry
 from proxy.upstream import Answer, Broken, OpenAnswer, TimedOut, UpstreamError
 
@@ -80,20 +81,22 @@ class Answering:
         message = f"Connection error: {vendor} cannot be reached."
         return Refused(Reason.UPSTREAM_UNREACHABLE, message, retry_after_s=1.0)
 
-    async def answer(
+    def answer(
         self, exchange: Exchange, mounted: Mounted, answer: OpenAnswer, silence: SilenceKeeper | None
-    ) -> None:
-        head = AnswerHead(answer.status, answer.headers)
-        is_known = not exchange.is_lost or answer.status < REDIRECT or answer.status in JUDGED
-        exchange.upstream_status = answer.status if is_known else None
+    ) -> Awaitable[None]:
+        """Note what its head says; the rest is to be awaited."""
+        status = answer.status
+        head = AnswerHead(status, answer.headers)
+        is_success = OK <= status < REDIRECT
+        is_known = is_success or not exchange.is_lost or status in JUDGED
+        exchange.upstream_status = status if is_known else None
         request_id = head.header(b"request-id") or head.header(b"x-request-id")
         exchange.upstream_request_id = request_id.decode("latin-1")[:200] or None
-        if OK <= answer.status < REDIRECT or answer.status == NOT_FOUND:
+        if is_success or status == NOT_FOUND:
             self._note_end(exchange)
-        if OK <= answer.status < REDIRECT:
-            await self._answer_success(exchange, mounted, answer, head, silence)
-        else:
-            await self.answer_error(exchange, mounted, answer, head, silence)
+        if is_success:
+            return self._answer_success(exchange, mounted, answer, head, silence)
+        return self.answer_error(exchange, mounted, answer, head, silence)
 
     async def _answer_success(
         self,
@@ -108,56 +111,95 @@ class Answering:
         assert inbound is not None
         if silence is not None:
             await silence.hush()
-        is_head_early = exchange.head_is_out
+        demand, is_head_early = exchange.demand, exchange.head_is_out
         decoder = decoder_for(head.header(b"content-encoding"))
-        exchange.observer = operation.meter.observe(inbound, exchange.demand, head)
-        gate, slices = self._gate(exchange, mounted, inbound, head), self._holds.slices(exchange)
+        observer = exchange.observer = operation.meter.observe(inbound, demand, head)
+        gate = self._gate(exchange, mounted, inbound, head) if has_gate(exchange) else None
+        slices = self._holds.slices(exchange) if demand.slicing is not None else None
         inbound.fields = {}  # as its body
-        is_decoded = gate is not None and decoder is not None
+        is_decoded = decoder is not None and (is_head_early or gate is not None)
         headers = _as_framed(mounted.answer_headers(answer.headers), exchange, is_decoded=is_decoded)
-
-        def begin() -> None:
-            if not exchange.head_is_out:
-                self._replies.begin(exchange, answer.status, headers)
-
-        if not isinstance(gate, BodyGate):  # which lets nothing pass before all of it can
-            begin()
-        is_plain = is_head_early or gate is not None or decoder is None
-        if silence is not None and is_plain and exchange.observer.at_boundary:  # which a JSON body never is
+        is_held_back = isinstance(gate, BodyGate)  # nothing passes before all of it can
+        if not is_head_early and not is_held_back:
+            self._replies.begin(exchange, answer.status, headers)
+        if answer.is_complete and not demand.is_streaming and gate is None and not observer.at_boundary:
+            await self._pass_whole(exchange, answer, observer, decoder)
+            return
+        is_plain = decoder is None or is_decoded
+        if silence is not None and is_plain and observer.at_boundary:  # which a JSON body never is
             silence.start()
         else:
             silence = None
         relay = Relay(
+            self,
             exchange,
             answer,
-            exchange.observer,
-            decoder,
+            observer,
+            headers=headers,
+            decoder=decoder,
+            is_decoded=is_decoded,
             silence=silence,
-            begin=begin,
-            bind=lambda ids: self._bind(exchange, ids),
-            refuse=lambda refused: self._withhold(exchange, refused),
             gate=gate,
             slices=slices,
-            is_head_early=is_head_early,
             is_shown=not is_head_early or _is_event_stream(head),
         )
-
-        async def settle(outcome: Outcome) -> None:
-            if exchange.settled is not None:  # the end has waited already; what follows it does not
-                return
-            intact = decoder is None or decoder.is_intact
-            self._booking.settle(exchange, outcome, self._booking.known_usage(exchange, is_intact=intact))
-            await self._booking.durable(exchange)
-
-        if exchange.demand.is_streaming:
+        if demand.is_streaming:
             self._telemetry.open_streams.inc()
         try:
-            outcome = await relay.run(settle)
+            outcome = await relay.run()
         finally:
-            if exchange.demand.is_streaming:
+            if demand.is_streaming:
                 self._telemetry.open_streams.dec()
-        await settle(outcome)
+        await relay.settle(outcome)
         await self._end(exchange, relay, outcome)
+
+    async def _pass_whole(
+        self, exchange: Exchange, answer: OpenAnswer, observer: Observer, decoder: Decoder | None
+    ) -> None:
+        """What a relay does, for a body that is all here: the usual answer without a stream."""
+        body = answer.take()
+        if body:
+            exchange.first_byte_s = time.monotonic()
+            for piece in (body,) if decoder is None else decoder.feed(body):
+                observer.feed(piece)
+        observer.end()
+        outcome = outcome_of_whole(exchange, observer)
+        await self.settle(exchange, outcome, is_intact=decoder is None or decoder.is_intact)
+        await send_body(exchange, body, is_last=True)
+
+    # --- for the relay
+
+    def begin(self, exchange: Exchange, status: int, headers: Headers) -> None:
+        self._replies.begin(exchange, status, headers)
+
+    def settle(self, exchange: Exchange, outcome: Outcome, *, is_intact: bool) -> Awaitable[None]:
+        usage = self._booking.known_usage(exchange, is_intact=is_intact)
+        self._booking.settle(exchange, outcome, usage)
+        return self._booking.durable(exchange)
+
+    async def withhold(self, exchange: Exchange, refused: Refused) -> None:
+        """Tell the client that nothing more comes of an answer that a gate has stopped, and read on as if it had
+        left."""
+        if exchange.head_is_out and exchange.demand.is_streaming:
+            make_showable(refused)
+            exchange.refused = refused
+            event = exchange.surface.dialect.stream_error(refused, exchange.request_id)
+            await send_body(exchange, event, is_last=True)
+        else:
+            await self._replies.refuse(exchange, refused)
+        task = asyncio.current_task()
+        assert task is not None
+        if exchange.drain_timer is None:
+            self._drains.bound(exchange, task)
+
+    def bind(self, exchange: Exchange, ids: Sequence[ObjectId]) -> "asyncio.Future[Result]":
+        """Give what an answer hands out to its user, and note where its work may go on."""
+        assert exchange.caller is not None
+        steps = self._deferrals.steps(exchange, ids)
+        binding = self._objects.bind(ids, exchange.caller.user_id, exchange.request_id, *steps)
+        if steps:
+            binding.add_done_callback(lambda done: self._look_at_deferral(exchange, done))
+        return binding
 
     def _note_end(self, exchange: Exchange) -> None:
         """What the request has deleted at the vendor is no more; what it did not find there was deleted before."""
@@ -171,8 +213,7 @@ class Answering:
     def _gate(self, exchange: Exchange, mounted: Mounted, inbound: Inbound, head: AnswerHead) -> Gate | None:
         """What the answer must pass, where its operation has an added event or hands out ids."""
         operation, vendor = exchange.operation, exchange.surface.provider
-        if operation is None or not has_gate(exchange):
-            return None
+        assert operation is not None
         places = [place for place in operation.hands_out if place.when is None or place.when(inbound)]
         is_stream = exchange.demand.is_streaming and _is_event_stream(head)
         if is_stream and (places or exchange.demand.added_event is not None):
@@ -219,30 +260,6 @@ class Answering:
 
         return relinked
 
-    async def _withhold(self, exchange: Exchange, refused: Refused) -> None:
-        """Tell the client that nothing more comes of an answer that a gate has stopped, and read on as if it had
-        left."""
-        if exchange.head_is_out and exchange.demand.is_streaming:
-            make_showable(refused)
-            exchange.refused = refused
-            event = exchange.surface.dialect.stream_error(refused, exchange.request_id)
-            await send_body(exchange, event, is_last=True)
-        else:
-            await self._replies.refuse(exchange, refused)
-        task = asyncio.current_task()
-        assert task is not None
-        if exchange.drain_timer is None:
-            self._drains.bound(exchange, task)
-
-    def _bind(self, exchange: Exchange, ids: Sequence[ObjectId]) -> "asyncio.Future[Result]":
-        """Give what an answer hands out to its user, and note where its work may go on."""
-        assert exchange.caller is not None
-        steps = self._deferrals.steps(exchange, ids)
-        binding = self._objects.bind(ids, exchange.caller.user_id, exchange.request_id, *steps)
-        if steps:
-            binding.add_done_callback(lambda done: self._look_at_deferral(exchange, done))
-        return binding
-
     def _look_at_deferral(self, exchange: Exchange, binding: "asyncio.Future[Result]") -> None:
         """Nobody will ask about work whose row could not be written: it is settled now, as what is known of it."""
         if binding.cancelled() or (binding.exception() is None and isinstance(binding.result(), Done)):
@@ -256,7 +273,7 @@ class Answering:
 
     async def _end(self, exchange: Exchange, relay: Relay, outcome: Outcome) -> None:
         """End the client's answer as the vendor ended its own; what broke off never ends cleanly."""
-        if relay.withheld is not None:  # the client has been told
+        if exchange.is_done or relay.withheld is not None:  # the client has been told
             return
         if relay.refused is not None:
             await self._end_early(exchange, relay, relay.refused)

@@ -1,7 +1,9 @@
 """Phase "settle": what an exchange has used is booked, once; and noted while it is open, for the case that we die."""
 
 import asyncio
+from collections import deque
 from dataclasses import replace
+from functools import partial
 
 from metering.admission import NO_QUOTAS, Admission
 from metering.clock import Clock
@@ -36,6 +38,10 @@ class Booking:
         self._admission = admission
         self._deferrals = deferrals
         self._clock = clock
+        self._waits: deque[tuple[float, asyncio.Future[None]]] = deque()
+        """Who waits for a settle, and until when. All wait equally long, so the first comes first, and one timer serves
+        all."""
+        self._timer: asyncio.TimerHandle | None = None
 
     def known_usage(self, exchange: Exchange, *, is_intact: bool = True) -> Usage:
         """What is known now: what the observer saw, or what the request alone must have used."""
@@ -68,7 +74,7 @@ class Booking:
         assert exchange.admitted is not None
         assert operation is not None
         reservation = exchange.admitted.reservation
-        if _goes_on(exchange):
+        if exchange.is_deferred and _goes_on(exchange):
             exchange.outcome, exchange.settled = Outcome.DEFERRED, _deferred()
             return
         if operation.timed is not None and _may_run_unknown(exchange):
@@ -116,20 +122,22 @@ class Booking:
         settled = exchange.settled
         if settled is None or settled.done():
             return
-        loop = settled.get_loop()
+        loop, waits = settled.get_loop(), self._waits
         waiter: asyncio.Future[None] = loop.create_future()
+        settled.add_done_callback(partial(_release, waiter))
+        while waits and waits[0][1].done():
+            waits.popleft()
+        waits.append((loop.time() + self._bounds.settle_wait_s, waiter))
+        if self._timer is None:
+            self._timer = loop.call_at(waits[0][0], self._release_late, loop)
+        await waiter
 
-        def release(_: "asyncio.Future[Resolved] | None" = None) -> None:
-            if not waiter.done():
-                waiter.set_result(None)
-
-        timer = loop.call_later(self._bounds.settle_wait_s, release)
-        settled.add_done_callback(release)
-        try:
-            await waiter
-        finally:
-            timer.cancel()
-            settled.remove_done_callback(release)
+    def _release_late(self, loop: asyncio.AbstractEventLoop) -> None:
+        """Those whose settle takes too long."""
+        waits, now_s = self._waits, loop.time()
+        while waits and (waits[0][0] <= now_s or waits[0][1].done()):
+            _release(waits.popleft()[1])
+        self._timer = loop.call_at(waits[0][0], self._release_late, loop) if waits else None
 
     def checkpoint(self, exchange: Exchange) -> None:
         if exchange.observer is None or exchange.settled is not None or exchange.admitted is None:
@@ -150,12 +158,16 @@ class Booking:
             self._deferrals.leave_open(exchange)  # nobody was told of it
 
 
+def _release(waiter: "asyncio.Future[None]", _settled: "asyncio.Future[Resolved] | None" = None) -> None:
+    if not waiter.done():
+        waiter.set_result(None)
+
+
 def _goes_on(exchange: Exchange) -> bool:
-    """Whether the work goes on after its request: then a poll settles it, as it is written where to ask."""
+    """Of what is deferred, whether the work goes on after its request: then a poll settles it, as it is written where to ask."""
     operation = exchange.operation
     return (
-        exchange.is_deferred
-        and exchange.observer is not None
+        exchange.observer is not None
         and operation is not None
         and operation.deferred is not None
         and operation.deferred.is_running(exchange.observer)

@@ -1,7 +1,9 @@
 """Which headers pass. Hop-by-hop ones (RFC 9110 section 7.6.1), credentials and traces of the way never do."""
 
-from collections.abc import Collection, Iterable
-from itertools import chain
+from collections.abc import Iterable
+from functools import lru_cache
+from itertools import compress
+from operator import itemgetter
 
 from proxy.request import Request
 from proxy.surface import HeaderKey, Headers, Surface
@@ -39,45 +41,45 @@ ANSWER_DROPPED_PREFIXES = (b"x-automna-", b"ratelimit-")
 """A vendor's `RateLimit` speaks of our account; the answer has the caller's own (proxy/limit_headers.py)."""
 
 
-class _Verdicts(dict[bytes, bool]):
-    """Whether a name is dropped, remembered."""
-
-    AT_MOST = 4_096
-    """Clients use a few dozen; a hostile one must not fill memory."""
-
-    def __init__(self, names: Iterable[bytes], prefixes: Iterable[bytes]) -> None:
-        super().__init__()
-        self._names = frozenset(names)
-        self._prefixes = tuple(prefixes)
-
-    def __missing__(self, name: bytes) -> bool:
-        verdict = name in self._names or name.startswith(self._prefixes)
-        if len(self) < self.AT_MOST:
-            self[name] = verdict
-        return verdict
+SETS_KEPT = 1_000
+"""Sets of names whose verdict a filter remembers: each kind of client has one or two, and so has a vendor."""
+SET_BYTES_MAX = 2_048
+"""Of the names in one of them: a hostile client must not fill memory."""
+CODINGS_KEPT = 100
+"""Lists of codings (Accept-Encoding) whose verdict is remembered; each as long as a head at most."""
+_name, _value = itemgetter(0), itemgetter(1)
 
 
 class HeaderFilter:
     """A set of names and prefixes that do not pass, and a secret that passes under no name."""
 
-    __slots__ = ("_verdicts",)
+    __slots__ = ("_names", "_prefixes", "_remembered")
 
     def __init__(self, names: Iterable[bytes], prefixes: Iterable[bytes]) -> None:
-        self._verdicts = _Verdicts(names, prefixes)
+        self._names = frozenset(names)
+        self._prefixes = tuple(prefixes)
+        self._remembered: dict[tuple[bytes, ...], tuple[bool, ...]] = {}
+        """Which headers with these names, in this order, pass: heads of one origin differ in their values alone."""
 
-    def passed(
-        self, headers: Headers, *, secret: bytes, said: Collection[bytes] = frozenset({b"connection"})
-    ) -> Headers:
+    def passed(self, headers: Headers, *, secret: bytes) -> Headers:
         """What remains, also without the headers that `Connection` names and, whatever their name, those that
-        repeat `secret`: the gateway token on the way up, the vendor's key on the way down. `said`: the names that stand there,
-        as far as they are known."""
-        verdicts = self._verdicts
-        passed = [pair for pair in headers if not verdicts[pair[0]]]
-        if secret and secret in b"\n".join(chain.from_iterable(passed)):
+        repeat `secret`: the gateway token on the way up, the vendor's key on the way down."""
+        names = tuple(map(_name, headers))
+        verdicts = self._remembered.get(names)
+        passed = list(compress(headers, self._verdicts(names) if verdicts is None else verdicts))
+        if secret and secret in b"\n".join(map(_value, passed)):
             passed = [pair for pair in passed if secret not in pair[1]]
-        if b"connection" in said and (named := _named_by_connection(headers)):
+        if b"connection" in names and (named := _named_by_connection(headers)):
             passed = [pair for pair in passed if pair[0] not in named]
         return passed
+
+    def _verdicts(self, names: tuple[bytes, ...]) -> tuple[bool, ...]:
+        verdicts = tuple([not (name in self._names or name.startswith(self._prefixes)) for name in names])
+        if sum(map(len, names)) <= SET_BYTES_MAX:
+            if len(self._remembered) >= SETS_KEPT:
+                self._remembered.clear()
+            self._remembered[names] = verdicts
+        return verdicts
 
 
 def request_filter(surface: Surface) -> HeaderFilter:
@@ -105,12 +107,15 @@ def accepts_gzip(request: Request) -> bool:
     """Whether the client takes gzip, the one coding that the meter reads besides identity."""
     if b"accept-encoding" not in request.first:
         return False
-    for name, value in request.headers:
-        if name == b"accept-encoding":
-            for item in value.lower().split(b","):
-                coding, _, weight = item.partition(b";")
-                if coding.strip() == b"gzip":
-                    return weight.replace(b" ", b"").rstrip(b"0").rstrip(b".") not in {b"q=", b"q=0"}
+    return _has_gzip(b",".join([value for name, value in request.headers if name == b"accept-encoding"]))
+
+
+@lru_cache(maxsize=CODINGS_KEPT)
+def _has_gzip(codings: bytes) -> bool:
+    for item in codings.lower().split(b","):
+        coding, _, weight = item.partition(b";")
+        if coding.strip() == b"gzip":
+            return weight.replace(b" ", b"").rstrip(b"0").rstrip(b".") not in {b"q=", b"q=0"}
     return False
 
 

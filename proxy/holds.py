@@ -67,8 +67,9 @@ class Holds:
                 said = orjson.dumps(demand.fields)
             demand = replace(demand, body=said, fields=None)
         exchange.demand = demand
-        exchange.is_scheduled = operation.scheduled is not None and demand.scheduled_ms is not None
-        exchange.touches_scheduled = operation.touches is not None and not is_done
+        if operation.is_about_scheduled:
+            exchange.is_scheduled = operation.scheduled is not None and demand.scheduled_ms is not None
+            exchange.touches_scheduled = operation.touches is not None and not is_done
         at_first = self._held_at_first(exchange, demand, caller.plan.budget)
         hold_nanousd, flags = self._prices.cost(provider, at_first, at_ms=pricing.now_ms)
         if flags:

@@ -52,7 +52,7 @@ from proxy.silence import SilenceKeeper
 from proxy.spliced_sockets import SplicedSockets
 from proxy.surface import Headers, SplicedSocket
 from proxy.telemetry import Telemetry
-from proxy.upstream import CancelledUnsent, OpenAnswer, UpstreamClient, UpstreamError
+from proxy.upstream import CancelledUnsent, OpenAnswer, Origin, Timeouts, UpstreamClient, UpstreamError
 from proxy.websocket import Sockets
 
 logger = logging.getLogger(__name__)
@@ -70,6 +70,8 @@ EARLY_HEAD: Headers = [
     (b"content-type", b"text/event-stream; charset=utf-8"),
     (b"cache-control", b"no-cache"),
 ]
+UpRequest = tuple[Origin, bytes, bytes, Headers, bytes, Timeouts]
+"""What `UpstreamClient.open` takes, in its order."""
 
 
 class Engine:
@@ -358,7 +360,8 @@ class Engine:
         exchange.connection.unwatch(exchange.on_client_gone)
         # They hold the exchange: a cycle for each request otherwise.
         exchange.on_client_gone = exchange.on_access_lost = None
-        self._access.leave(exchange)
+        if exchange.demand.is_streaming or exchange.handshake is not None:
+            self._access.leave(exchange)
         self._open.discard(exchange)
         self._telemetry.open_exchanges.dec()
         if exchange.drain_timer is not None:
@@ -398,9 +401,25 @@ class Engine:
     async def _forward(
         self, exchange: Exchange, mounted: Mounted, path: bytes, credential: tuple[bytes, bytes]
     ) -> None:
-        silence = self._silence_keeper(exchange)
+        operation = exchange.operation
+        assert operation is not None
+        silence = self._silence_keeper(exchange) if exchange.demand.is_streaming else None
         try:
-            answer = await self._open_answer(exchange, mounted, path, credential)
+            if operation.upstream_path:
+                path = await self._path_up(exchange, mounted, path)
+            if operation.not_during:
+                await self._look_again(exchange, mounted, path)
+            request = self._request_up(exchange, mounted, path, credential)
+            try:
+                if exchange.repeat is None and not operation.is_repeatable:
+                    answer = await self._client.open(*request)
+                else:
+                    answer = await self._ask(exchange, request)
+            except UpstreamError as error:
+                raise self._answering.no_answer(exchange, error) from error
+            except CancelledUnsent:
+                self._booking.void(exchange)
+                raise
             try:
                 await self._answering.answer(exchange, mounted, answer, silence)
             finally:
@@ -409,32 +428,33 @@ class Engine:
             if silence is not None:
                 await silence.hush()
 
-    async def _open_answer(
-        self, exchange: Exchange, mounted: Mounted, path: bytes, credential: tuple[bytes, bytes]
-    ) -> OpenAnswer:
-        inbound = exchange.inbound
+    async def _path_up(self, exchange: Exchange, mounted: Mounted, path: bytes) -> bytes:
+        """Where the vendor has another path than we."""
+        operation, inbound = exchange.operation, exchange.inbound
+        assert operation is not None
         assert inbound is not None
-        request, token = exchange.request, exchange.gateway_token
-        headers = mounted.request_filter.passed(request.headers, secret=token, said=request.first)
-        names = {name for name, _ in headers}
+        pieces = dict(await self._preparation.homes_of(exchange, mounted))
+        if operation.in_path:
+            pieces |= {name: value_of(name, inbound.query) or "" for name in operation.in_path}
+            inbound.query = without(operation.in_path, inbound.query)
+        return mounted.upstream_path(operation, path, pieces)
+
+    def _request_up(
+        self, exchange: Exchange, mounted: Mounted, path: bytes, credential: tuple[bytes, bytes]
+    ) -> UpRequest:
+        """What goes up. From here on the vendor may see it."""
+        operation, inbound = exchange.operation, exchange.inbound
+        assert operation is not None
+        assert inbound is not None
+        request = exchange.request
+        headers = mounted.request_filter.passed(request.headers, secret=exchange.gateway_token)
+        names = dict(headers)
         headers += [pair for pair in mounted.fixed_headers if pair[0] not in names]
         is_plain_needed = has_gate(exchange) or self._holds.unseen_tokens(exchange) is not None
         is_gzip_fine = not is_plain_needed and accepts_gzip(request)
-        headers.append((b"accept-encoding", b"gzip" if is_gzip_fine else b"identity"))
-        headers.append(credential)
-        if (
-            exchange.repeat is not None
-            and exchange.operation is not None
-            and exchange.operation.is_idempotent
-        ):
+        headers += ((b"accept-encoding", b"gzip" if is_gzip_fine else b"identity"), credential)
+        if operation.is_idempotent and exchange.repeat is not None:
             headers.append((KEY_HEADER, exchange.repeat.upstream_key.encode()))
-        if exchange.operation is not None and exchange.operation.upstream_path:
-            pieces = dict(await self._preparation.homes_of(exchange, mounted))
-            if exchange.operation.in_path:
-                pieces |= {name: value_of(name, inbound.query) or "" for name in exchange.operation.in_path}
-                inbound.query = without(exchange.operation.in_path, inbound.query)
-            path = mounted.upstream_path(exchange.operation, path, pieces)
-        await self._look_again(exchange, mounted, path)
         if exchange.is_scheduled:
             self._mark(exchange)
         target = path + b"?" + inbound.query if inbound.query else path
@@ -445,13 +465,7 @@ class Engine:
                 headers.append(JSON_TYPE)
             body = exchange.demand.body
             exchange.demand = replace(exchange.demand, body=None)
-        try:
-            return await self._ask(exchange, mounted, target, headers, body)
-        except UpstreamError as error:
-            raise self._answering.no_answer(exchange, error) from error
-        except CancelledUnsent:
-            self._booking.void(exchange)
-            raise
+        return mounted.origin, operation.method.encode(), target, headers, body, mounted.timeouts
 
     def _mark(self, exchange: Exchange) -> None:
         """Put the tag into the body by which the work will be found that this request schedules."""
@@ -472,25 +486,18 @@ class Engine:
         operation, inbound, repeat = exchange.operation, exchange.inbound, exchange.repeat
         assert operation is not None
         assert inbound is not None
-        if not operation.not_during or operation.looks_up is None or (repeat is not None and repeat.is_done):
+        if operation.looks_up is None or (repeat is not None and repeat.is_done):
             return
         await self._preparation.look_up(exchange, mounted, path)
         if operation.meter.read(inbound, self._holds.pricing(mounted)).ceiling != exchange.demand.ceiling:
             raise Refused(Reason.CONFLICT, "It was changed meanwhile.", retry_after_s=1.0)
 
-    async def _ask(
-        self, exchange: Exchange, mounted: Mounted, target: bytes, headers: Headers, body: bytes
-    ) -> OpenAnswer:
+    async def _ask(self, exchange: Exchange, request: UpRequest) -> OpenAnswer:
         """The vendor's answer. One that was lost is asked for again where the vendor does nothing twice."""
-        operation = exchange.operation
-        assert operation is not None
-        method = operation.method.encode()
         lost: list[UpstreamError] = []
         while True:
             try:
-                return await self._client.open(
-                    mounted.origin, method, target, headers, body, mounted.timeouts
-                )
+                return await self._client.open(*request)
             except UpstreamError as error:
                 if lost and not error.is_sent:  # this time; but it was before
                     raise lost[0] from error
@@ -506,8 +513,9 @@ class Engine:
                 raise
 
     def _silence_keeper(self, exchange: Exchange) -> SilenceKeeper | None:
+        """Of a stream, where its dialect has a comment."""
         comment = exchange.surface.dialect.stream_comment
-        if not exchange.demand.is_streaming or comment is None:
+        if comment is None:
             return None
 
         async def speak() -> None:

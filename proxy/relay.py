@@ -10,8 +10,8 @@ for the meter alone.
 import asyncio
 import logging
 import time
-from collections.abc import Awaitable, Callable, Sequence
-from typing import NamedTuple
+from collections.abc import Awaitable, Sequence
+from typing import NamedTuple, Protocol
 
 from metering.errors import UPSTREAM_REASONS, Reason, Refused
 from metering.ledger import Outcome
@@ -24,15 +24,10 @@ from proxy.exchange import Exchange
 from proxy.gate import EventGate, Gate
 from proxy.silence import SilenceKeeper
 from proxy.slices import Slices
-from proxy.surface import PASS_ALL, Observer
+from proxy.surface import PASS_ALL, Headers, Observer
 from proxy.upstream import Broken, OpenAnswer, TimedOut
 
 logger = logging.getLogger(__name__)
-
-Settle = Callable[[Outcome], Awaitable[None]]
-"""Book the exchange and wait, within its bound, until that is durable."""
-Bind = Callable[[Sequence[ObjectId]], "asyncio.Future[Result]"]
-"""Give ids their owner; queued at once, done when it is durable."""
 
 IN_STREAM = "error in the stream"
 ENDED_EARLY = "ended before its last event"
@@ -44,6 +39,22 @@ FINISH_EVENT_S = 1.0
 """For an event to come to its end, and its client to take it, when the stream is cut from outside."""
 ERROR_TYPE_CHARS_MAX = 100
 """Of a vendor's word in our log."""
+
+
+class Desk(Protocol):
+    """What a relay has done for it: the same for all answers."""
+
+    def begin(self, exchange: Exchange, status: int, headers: Headers) -> None:
+        """Send the answer's head."""
+
+    def settle(self, exchange: Exchange, outcome: Outcome, *, is_intact: bool) -> Awaitable[None]:
+        """Book the exchange, once; done when that is durable, or its bound is reached."""
+
+    def bind(self, exchange: Exchange, ids: Sequence[ObjectId]) -> "asyncio.Future[Result]":
+        """Give ids their owner; queued at once, done when it is durable."""
+
+    async def withhold(self, exchange: Exchange, refused: Refused) -> None:
+        """Tell the client that nothing more comes, and why."""
 
 
 class _Seen(NamedTuple):
@@ -59,19 +70,18 @@ class Relay:
 
     __slots__ = (
         "_answer",
-        "_begin",
-        "_bind",
         "_breaks_off_in_event",
         "_decoder",
+        "_desk",
         "_exchange",
         "_finishing_bytes",
         "_gate",
         "_has_events",
+        "_headers",
         "_is_decoded",
         "_lost",
         "_observer",
         "_plain",
-        "_refuse",
         "_seen",
         "_silence",
         "_slices",
@@ -82,56 +92,56 @@ class Relay:
         "withheld",
     )
 
+    withheld: Refused | None
+    """Why the rest may not go down: an id in it has no owner."""
+    refused: Refused | None
+    """Why no more of the answer is paid for: it ends here, and its vendor is not read on."""
+    _ungranted: Refused | None
+    """The same, while the last event passes to its end."""
+    _lost: Refused | None
+    """The same, because the caller has lost access meanwhile."""
+    _seen: _Seen | None
+    """Of the piece that is read next, where it was shown to `_take`."""
+
     def __init__(
         self,
+        desk: Desk,
         exchange: Exchange,
         answer: OpenAnswer,
         observer: Observer,
-        decoder: Decoder | None,
         *,
+        headers: Headers,
+        decoder: Decoder | None,
+        is_decoded: bool,
         silence: SilenceKeeper | None,
-        begin: Callable[[], None],
-        bind: Bind,
-        refuse: Callable[[Refused], Awaitable[None]],
         gate: Gate | None,
         slices: Slices | None,
-        is_head_early: bool,
-        is_shown: bool = True,
+        is_shown: bool,
     ) -> None:
-        """`begin` sends the answer's head if that has not been done; `refuse` tells the client that nothing more
-        comes."""
+        """`headers`: of the answer's head, if that has not gone down yet. `is_decoded`: that head names no coding, and the
+        client gets decoded bytes. `is_shown` False: the head that went out early promises a stream, and this is none. A
+        client would read nothing in it and take that for an answer; it is read for the meter alone, and an error says what
+        happened."""
+        self._desk = desk
         self._exchange = exchange
         self._answer = answer
         self._observer = observer
+        self._headers = headers
         self._decoder = decoder
-        self._is_decoded = (is_head_early or gate is not None) and decoder is not None
-        """The head that goes down names no coding: the client gets decoded bytes."""
         self._silence = silence
-        self._begin = begin
-        self._bind = bind
-        self._refuse = refuse
-        self.withheld: Refused | None = None
-        """Why the rest may not go down: an id in it has no owner."""
         self._gate = gate
         self._slices = slices
-        self.refused: Refused | None = None
-        """Why no more of the answer is paid for: it ends here, and its vendor is not read on."""
-        self._ungranted: Refused | None = None
-        """The same, while the last event passes to its end."""
-        self._lost: Refused | None = None
-        """The same, because the caller has lost access meanwhile."""
+        self._is_decoded = is_decoded
+        self.withheld = self.refused = self._ungranted = self._lost = None
         self._finishing_bytes = 0
         self._breaks_off_in_event = False
         self._tail = b""
         self._plain: list[bytes] = []
         """What a compressed chunk says, for the slices: it passes as it came, and can only be broken off."""
-        self._seen: _Seen | None = None
-        """Of the piece that is read next, where it was shown to `_take`."""
+        self._seen = None
         self._has_events = observer.at_boundary
         """A JSON body never is at one: nothing of ours could follow any part of it."""
         self.is_shown = is_shown
-        """False: the head that went out early promises a stream, and this is none. A client would read nothing
-        in it and take that for an answer; it is read for the meter alone, and an error says what happened."""
 
     @property
     def is_whole(self) -> bool:
@@ -155,38 +165,53 @@ class Relay:
             return self._has_events and is_plain and not self._breaks_off_in_event
         return self._observer.at_boundary and (self._decoder is None or self._is_decoded)
 
-    async def run(self, settle: Settle) -> Outcome:
-        """Relay until the vendor is done or has failed; how it ended. The end goes down after `settle`."""
+    async def run(self) -> Outcome:
+        """Relay until the vendor is done or has failed; how it ended. The end goes down when that is settled."""
         answer, exchange = self._answer, self._exchange
-        if exchange.access_lost is not None:
-            self.lose(exchange.access_lost)
-        exchange.on_access_lost = self.lose
-        if self._gate is None and self._decoder is None and exchange.status not in BODILESS:
-            answer.taker = self._take
+        self._watch_access(exchange)
         try:
-            return await self._relay(settle)
+            while True:
+                try:
+                    chunk = await answer.read()
+                except (TimedOut, Broken) as error:
+                    return self._ended_by(error)
+                if not chunk:
+                    break
+                if self._lost is not None and self._is_between_events:
+                    return self._end_for_lost_access()
+                # Asked at once: after a wait, the end may have come with bytes that are not in this chunk.
+                is_last = answer.is_read
+                if exchange.first_byte_s is None and self.is_shown:
+                    await self._note_first_byte()
+                if self._is_decoded:
+                    await self._pass_decoded(chunk, is_last=is_last)
+                else:
+                    await self._pass_piece(chunk, is_last=is_last)
+                if self.refused is not None:
+                    return self._cut_by(self.refused)
+                if is_last:
+                    break
         finally:
             answer.taker = None  # a cycle else
-
-    async def _relay(self, settle: Settle) -> Outcome:
-        answer = self._answer
-        while True:
-            try:
-                chunk = await answer.read()
-            except (TimedOut, Broken) as error:
-                return self._ended_by(error)
-            if not chunk:
-                break
-            if self._lost is not None and self._is_between_events:
-                return self._end_for_lost_access()
-            # Asked at once: after a wait, the end may have come with bytes that are not in this chunk.
-            await self._pass_on(chunk, settle, is_last=answer.is_read)
-            if self.refused is not None:
-                return self._cut_by(self.refused)
-        if self._gate is not None:  # what it finds at the end decides how the answer ended
-            await self._pass_on(b"", settle, is_last=True)
+        if self._gate is not None:
+            await self._pass_rest()
         self._observer.end()
         return self._outcome()
+
+    async def _pass_rest(self) -> None:
+        """Of a gate: what it finds at the end decides how the answer ended."""
+        if self._exchange.first_byte_s is None and self.is_shown:
+            await self._note_first_byte()
+        await self._pass_piece(b"", is_last=True)
+
+    async def _note_first_byte(self) -> None:
+        """What comes from now on and only passes by is written down as it comes."""
+        exchange = self._exchange
+        exchange.first_byte_s = time.monotonic()
+        if self._silence is not None:
+            await self._silence.hush()
+        if self._gate is None and self._decoder is None and exchange.status not in BODILESS:
+            self._answer.taker = self._take
 
     def _ended_by(self, error: TimedOut | Broken) -> Outcome:
         """How an answer ended that broke off, or was closed by us."""
@@ -201,6 +226,11 @@ class Relay:
         if refused is self._lost:
             return Outcome.ACCESS_LOST
         return Outcome.TIMED_OUT if refused.reason is Reason.STORE_UNAVAILABLE else Outcome.BUDGET_ENDED
+
+    def _watch_access(self, exchange: Exchange) -> None:
+        if exchange.access_lost is not None:
+            self.lose(exchange.access_lost)
+        exchange.on_access_lost = self.lose
 
     def lose(self, refused: Refused) -> None:
         """The caller has lost access: no more comes but the rest of the event that the client has begun to read, if that
@@ -236,45 +266,30 @@ class Relay:
         """Write down what has come at once, where nothing else is to be done about it: a turn of our task for each event of a
         stream costs a tenth more, and makes events late where there are many streams. What is left is read next, and is not
         observed again."""
-        exchange = self._exchange
-        if (
-            exchange.first_byte_s is None
-            or exchange.client_left
-            or exchange.is_done
-            or self._lost is not None
-            or exchange.connection.is_write_paused
-            or not self.is_shown
-        ):
+        exchange, slices = self._exchange, self._slices
+        if exchange.client_left or self._lost is not None or exchange.connection.is_write_paused:
             return False
-        was_at_boundary = self._slices is None or self._observer.at_boundary
+        was_at_boundary = slices is None or self._observer.at_boundary
         hold_at = self._observer.feed(chunk)
-        is_held = hold_at != PASS_ALL
-        if is_held or not (self._slices is None or self._slices.observe(chunk)):
+        if hold_at != PASS_ALL or not (slices is None or slices.observe(chunk)):
             self._seen = _Seen(hold_at, was_at_boundary)
             return False
         self._tail = chunk[-1:]
         exchange.connection.write(chunk, is_last=False)
         return True
 
-    async def _pass_on(self, chunk: bytes, settle: Settle, *, is_last: bool) -> None:
-        exchange = self._exchange
-        if exchange.first_byte_s is None and self.is_shown:
-            exchange.first_byte_s = time.monotonic()
-            if self._silence is not None:
-                await self._silence.hush()
-        if self._decoder is None or not self._is_decoded:
-            await self._pass_piece(chunk, settle, is_last=is_last)
-            return
+    async def _pass_decoded(self, chunk: bytes, *, is_last: bool) -> None:
+        assert self._decoder is not None
         piece = b""
         for decoded in self._decoder.feed(chunk):  # together they may be a thousand times the chunk
             if piece:
-                await self._pass_piece(piece, settle, is_last=False)
+                await self._pass_piece(piece, is_last=False)
             if self.refused is not None:
                 return
             piece = decoded
-        await self._pass_piece(piece, settle, is_last=is_last)
+        await self._pass_piece(piece, is_last=is_last)
 
-    async def _pass_piece(self, chunk: bytes, settle: Settle, *, is_last: bool) -> None:
+    async def _pass_piece(self, chunk: bytes, *, is_last: bool) -> None:
         may_be_cut = self._slices is not None or self._lost is not None
         tail, self._tail = self._tail, chunk[-1:]
         seen, self._seen = self._seen, None
@@ -295,7 +310,7 @@ class Relay:
                 await self._finish_event(tail, chunk)
             return
         if self._gate is not None:
-            await self._pass_gate(self._gate, chunk, hold_at, settle, is_last=is_last)
+            await self._pass_gate(self._gate, chunk, hold_at, is_last=is_last)
             return
         if hold_at == PASS_ALL:
             await self.send(chunk)
@@ -303,8 +318,13 @@ class Relay:
         if hold_at:
             await self.send(chunk[:hold_at])
             chunk = chunk[hold_at:]
-        await settle(self._outcome())
+        await self.settle(self._outcome())
         await self.send(chunk, is_last=is_last)
+
+    async def settle(self, outcome: Outcome) -> None:
+        if self._exchange.settled is None:  # else the end has waited already; what follows it does not
+            is_intact = self._decoder is None or self._decoder.is_intact
+            await self._desk.settle(self._exchange, outcome, is_intact=is_intact)
 
     async def _is_granted(self, pieces: Sequence[bytes]) -> bool:
         """Whether what they show is paid for, and without any, what has been counted; waits for that if need be. What is not
@@ -328,10 +348,8 @@ class Relay:
             self._breaks_off_in_event = end is None
             self.refused = self._ungranted
 
-    async def _pass_gate(
-        self, gate: Gate, chunk: bytes, hold_at: int, settle: Settle, *, is_last: bool
-    ) -> None:
-        """As `_pass_on`, for what the gate lets through; what cannot pass is withheld for good."""
+    async def _pass_gate(self, gate: Gate, chunk: bytes, hold_at: int, *, is_last: bool) -> None:
+        """As `_pass_piece`, for what the gate lets through; what cannot pass is withheld for good."""
         is_held = hold_at != PASS_ALL
         try:
             before = gate.feed(chunk[:hold_at] if is_held else chunk)
@@ -344,9 +362,9 @@ class Relay:
         except Refused as refused:
             await self._withhold(refused)
             if is_held:
-                await settle(self._outcome())
+                await self.settle(self._outcome())
             return
-        await settle(self._outcome())
+        await self.settle(self._outcome())
         try:
             await self._bound(binding)
         except Refused as refused:
@@ -366,7 +384,7 @@ class Relay:
 
     def _binding(self, gate: Gate) -> "asyncio.Future[Result] | None":
         ids = gate.take_ids()
-        return self._bind(ids) if ids else None
+        return self._desk.bind(self._exchange, ids) if ids else None
 
     async def _bound(self, binding: "asyncio.Future[Result] | None") -> None:
         if binding is not None and isinstance(await asyncio.shield(binding), Declined):
@@ -379,7 +397,7 @@ class Relay:
     async def _withhold(self, refused: Refused) -> None:
         """Tell the client why nothing more comes, and read on for the meter alone."""
         self.withheld, self._gate = refused, None
-        await self._refuse(refused)
+        await self._desk.withhold(self._exchange, refused)
 
     def _observe(self, chunk: bytes) -> int:
         """From where on what is to be sent must wait."""
@@ -396,23 +414,27 @@ class Relay:
 
     def _outcome(self) -> Outcome:
         """How an answer ended that the vendor ended by itself."""
-        if self._observer.error is not None:
-            self._exchange.cause = f"{IN_STREAM}: {self._observer.error[:ERROR_TYPE_CHARS_MAX]}"
+        exchange, withheld = self._exchange, self.withheld
+        is_fine = self.is_shown and (withheld is None or withheld.reason not in UPSTREAM_REASONS)
+        if self._observer.error is None and not (is_fine and self.is_whole):
+            exchange.cause = exchange.cause or (ENDED_EARLY if self.is_shown else NOT_A_STREAM)
             return Outcome.UPSTREAM_FAILED
-        if not self.is_whole or not self.is_shown or self._is_vendors_fault:
-            self._exchange.cause = self._exchange.cause or (ENDED_EARLY if self.is_shown else NOT_A_STREAM)
-            return Outcome.UPSTREAM_FAILED
-        return Outcome.CLIENT_LEFT if self._exchange.client_left else Outcome.COMPLETED
-
-    @property
-    def _is_vendors_fault(self) -> bool:
-        return self.withheld is not None and self.withheld.reason in UPSTREAM_REASONS
+        return outcome_of_whole(exchange, self._observer)
 
     async def send(self, chunk: bytes, *, is_last: bool = False) -> None:
         """Pass bytes on, unless the client has left, cannot read them or must not."""
         if self.is_shown and self.withheld is None and (chunk or is_last):
-            self._begin()
+            if not self._exchange.head_is_out:
+                self._desk.begin(self._exchange, self._answer.status, self._headers)
             await send_body(self._exchange, chunk, is_last=is_last)
+
+
+def outcome_of_whole(exchange: Exchange, observer: Observer) -> Outcome:
+    """How an answer ended that has all that its vendor had to say."""
+    if observer.error is not None:
+        exchange.cause = f"{IN_STREAM}: {observer.error[:ERROR_TYPE_CHARS_MAX]}"
+        return Outcome.UPSTREAM_FAILED
+    return Outcome.CLIENT_LEFT if exchange.client_left else Outcome.COMPLETED
 
 
 async def send_body(exchange: Exchange, chunk: bytes, *, is_last: bool) -> None:

@@ -15,6 +15,9 @@ returns the slot that it holds of `connections_max`, to the first in the queue i
 Each connection has one timer. What it waits for is a deadline that moves with every byte; the timer is not
 moved with it but, when it fires early, goes to sleep again until the deadline of that moment.
 
+Bytes of a body are collected by the parser itself (`on_body` is the `append` of a list: many events of a stream may stand
+in one read), and looked at once for each read.
+
 llhttp runs in its strict mode: it refuses obs-fold, bare CR or LF, NUL in values, a repeated Content-Length,
 Content-Length beside Transfer-Encoding, and malformed chunk sizes (RFC 9112 sections 5.2, 6.3, 7.1). Left to
 us: transfer codings other than `chunked` and any in HTTP/1.0 (section 6.1), statuses outside 200-599,
@@ -27,8 +30,9 @@ import ssl
 from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import partial
+from functools import lru_cache, partial
 from math import inf
+from operator import itemgetter
 from typing import Literal, NamedTuple, Protocol, cast
 from urllib.parse import urlsplit
 
@@ -62,6 +66,10 @@ STALE_TRIES_MAX = 3
 """How often a connection handed over from the queue may turn out to be closed."""
 CLOSE_S = 2.0
 """How long `aclose` waits for the loop to drop the sockets."""
+
+FORMS_KEPT = 100
+"""Sets of header names whose form is remembered: the requests of one kind of client differ in their values alone. Each
+as long as a head at most."""
 
 INTERIM_MIN, STATUS_MIN, STATUS_MAX = 100, 200, 599
 SWITCHING_PROTOCOLS = 101
@@ -203,6 +211,9 @@ class OpenAnswer(Answer, Protocol):
     def is_read(self) -> bool:
         """The answer's end has arrived, and all before it has been read: there is nothing more."""
 
+    def take(self) -> bytes:
+        """What has arrived and is unread, without waiting; all that is left of an answer that is complete."""
+
 
 # --- the client ---------------------------------------------------------------------------------------
 
@@ -280,15 +291,14 @@ class UpstreamClient:
                 raise CancelledUnsent from cancelled
         answer = _OpenAnswer(connection, is_head_only=method == b"HEAD")
         connection.send(answer, request_line + connection.host_line + fields, body, timeouts)
-        waiter = answer.waiter = connection.loop.create_future()
+        answer.waiter = connection.loop.create_future()
         try:
-            await waiter
+            await answer.waiter
         except BaseException:
+            answer.waiter = None
             answer.close()
             raise
-        finally:
-            answer.waiter = None
-        if answer.has_head:
+        if answer.status:
             return answer
         if answer.failure is not None:
             raise answer.failure()
@@ -314,8 +324,7 @@ class UpstreamClient:
 
     def give_back(self, connection: "_Connection") -> None:
         """A connection is ready for the next request: whoever waits for its origin first, or the pool."""
-        waiter = self._first_waiter()
-        if waiter is not None:
+        if self._waiters and (waiter := self._first_waiter()) is not None:
             if waiter.origin == connection.origin:
                 self._waiters.popleft()
                 waiter.future.set_result(connection)
@@ -505,18 +514,34 @@ def _encode_head(method: bytes, target: bytes, headers: Headers, body: bytes) ->
     """
     if not target or b" " in target or b" " in method:
         raise ValueError(f"not a request line: {method!r} {target!r}")
-    parts = [b"%b: %b\r\n" % pair for pair in headers if pair[0].lower() not in OWN_HEADERS]
-    lines = len(parts) + 3
+    request_line = b"%b %b HTTP/1.1\r\n" % (method, target)
+    lines, form = _form_of(tuple(map(_name, headers)))
+    fields = form % tuple(map(_value, headers))
     if body or method not in BODILESS_METHODS:
-        parts.append(b"content-length: %d\r\n" % len(body))
-        lines += 1
-    parts.append(b"connection: keep-alive\r\n\r\n")
-    request_line = method + b" " + target + b" HTTP/1.1\r\n"
-    fields = b"".join(parts)
-    for line_break in (b"\n", b"\r"):
-        if request_line.count(line_break) + fields.count(line_break) != lines:
-            raise ValueError(f"a line break inside the head of {method!r} {target!r}")
+        fields = b"%bcontent-length: %d\r\nconnection: keep-alive\r\n\r\n" % (fields, len(body))
+        lines += 4
+    else:
+        fields += b"connection: keep-alive\r\n\r\n"
+        lines += 3
+    head = request_line + fields
+    if head.count(b"\n") != lines or head.count(b"\r") != lines:
+        raise ValueError(f"a line break inside the head of {method!r} {target!r}")
     return request_line, fields
+
+
+@lru_cache(maxsize=FORMS_KEPT)
+def _form_of(names: tuple[bytes, ...]) -> tuple[int, bytes]:
+    """Headers of these names, in this order, as a form for their values; and in how many lines. Of those that are this
+    client's own it takes the value, and writes nothing."""
+    others = [name.lower() not in OWN_HEADERS for name in names]
+    lines = [
+        name.replace(b"%", b"%%") + b": %b\r\n" if is_other else b"%.0b"
+        for name, is_other in zip(names, others, strict=True)
+    ]
+    return sum(others), b"".join(lines)
+
+
+_name, _value = itemgetter(0), itemgetter(1)
 
 
 # --- one answer ---------------------------------------------------------------------------------------
@@ -530,7 +555,6 @@ class _OpenAnswer:
         "chunks",
         "connection",
         "failure",
-        "has_head",
         "headers",
         "is_complete",
         "is_first_shown",
@@ -540,22 +564,27 @@ class _OpenAnswer:
         "waiter",
     )
 
+    connection: "_Connection | None"
+    status: int
+    """0 until its head is here."""
+    headers: Headers
+    is_first_shown: bool
+    """The taker has seen the first of the chunks, and left it."""
+    taker: Callable[[bytes], bool] | None
+    failure: Callable[[], UpstreamError] | None
+    """Makes the error to raise. One that is kept and raised would be a cycle: it holds the frames it passed,
+    which hold us and the request's body, and nobody looks for cycles until it is too late."""
+    waiter: "asyncio.Future[None] | None"
+    """Of whoever waits for us; whoever ends its wait takes it away."""
+
     def __init__(self, connection: "_Connection", *, is_head_only: bool) -> None:
-        self.connection: _Connection | None = connection
+        self.connection = connection
         self.is_head_only = is_head_only
-        self.status = 0
-        self.headers: Headers = []
-        self.has_head = False
-        self.is_complete = False
+        self.status = self.buffered_bytes = 0
+        self.is_complete = self.is_first_shown = False
         self.chunks: list[bytes] = []
-        self.is_first_shown = False
-        """The taker has seen the first of them, and left it."""
-        self.buffered_bytes = 0
-        self.taker: Callable[[bytes], bool] | None = None
-        self.failure: Callable[[], UpstreamError] | None = None
-        """Makes the error to raise. One that is kept and raised would be a cycle: it holds the frames it passed,
-        which hold us and the request's body, and nobody looks for cycles until it is too late."""
-        self.waiter: asyncio.Future[None] | None = None
+        self.headers = _NO_HEADERS
+        self.taker = self.failure = self.waiter = None
 
     async def read(self) -> bytes:
         while not self.chunks:
@@ -566,40 +595,28 @@ class _OpenAnswer:
                 return b""
             if self.waiter is not None:
                 raise RuntimeError("two reads of one answer at the same time")
-            waiter = self.waiter = connection.loop.create_future()
+            self.waiter = connection.loop.create_future()
             try:
-                await waiter
-            finally:
+                await self.waiter
+            except BaseException:
                 self.waiter = None
-        chunks = self.chunks
+                raise
         if self.is_first_shown:
             self.is_first_shown = False
-            data = chunks.pop(0)
+            data = self.chunks.pop(0)
             self.buffered_bytes -= len(data)
         else:
-            data = self._take_all()
+            data = self.take()
         if self.connection is not None and self.connection.is_reading_paused:
             self.connection.resume_reading()
         return data
 
-    def _take_all(self) -> bytes:
+    def take(self) -> bytes:
         chunks = self.chunks
         data = chunks[0] if len(chunks) == 1 else b"".join(chunks)
         chunks.clear()
         self.buffered_bytes = 0
         return data
-
-    def show(self) -> bool:
-        """Whether the taker has taken what has come; only of somebody who waits in `read`."""
-        if self.taker is None or self.waiter is None or self.waiter.done():
-            return False
-        data = self._take_all()
-        if self.taker(data):
-            return True
-        self.chunks.append(data)
-        self.buffered_bytes = len(data)
-        self.is_first_shown = True
-        return False
 
     @property
     def is_read(self) -> bool:
@@ -610,9 +627,12 @@ class _OpenAnswer:
             self.connection.fail("the answer was closed before its end")
 
     def wake(self) -> None:
-        waiter = self.waiter
+        waiter, self.waiter = self.waiter, None
         if waiter is not None and not waiter.done():
             waiter.set_result(None)
+
+
+_NO_HEADERS: Headers = []
 
 
 # --- one connection -----------------------------------------------------------------------------------
@@ -634,12 +654,15 @@ class _Connection(asyncio.Protocol):
         "_ends_at_eof",
         "_feed",
         "_framing_bytes",
+        "_headers",
         "_idle_s",
         "_is_keep_alive",
         "_is_write_paused",
         "_parser",
         "_phase",
+        "_pieces",
         "_poll",
+        "_read_bytes",
         "_timeouts",
         "_timer",
         "_timer_at_s",
@@ -652,6 +675,7 @@ class _Connection(asyncio.Protocol):
         "is_idle",
         "is_reading_paused",
         "loop",
+        "on_body",
         "origin",
     )
 
@@ -667,6 +691,11 @@ class _Connection(asyncio.Protocol):
         self._client = client
         self._transport: asyncio.Transport | None = None
         self._poll: select.poll | None = None
+        self._headers: Headers = []
+        """Those of the head that is being read."""
+        self._pieces: list[bytes] = []
+        """Of a body, in what is being read."""
+        self.on_body = self._pieces.append
         self._parser: HttpResponseParser | None = HttpResponseParser(self)
         self._feed: Callable[[bytes], None] = self._parser.feed_data
         self._answer: _OpenAnswer | None = None
@@ -678,6 +707,9 @@ class _Connection(asyncio.Protocol):
         self._is_keep_alive = False
         self._ends_at_eof = False
         self._framing_bytes = 0
+        """Read since the last of a body."""
+        self._read_bytes = 0
+        """What is being read."""
         self._phase: Phase = "connect"
         self._deadline_s = inf
         self._timer: asyncio.TimerHandle | None = None
@@ -706,13 +738,16 @@ class _Connection(asyncio.Protocol):
         self._idle_s = timeouts.idle_s
         self._answer_until_s = inf
         self._framing_bytes = 0
-        if len(body) <= COALESCED_BODY_BYTES_MAX:
-            transport.write(head + body if body else head)
-        else:
+        if len(body) > COALESCED_BODY_BYTES_MAX:
             transport.write(head)
             self._unsent = memoryview(body)
             self._send_more(transport)
-        self._expect_next()
+        else:
+            transport.write(head + body)
+        if self._unsent is not None or self._is_write_paused:
+            self._wait_for("idle", timeouts.idle_s)
+        else:
+            self._wait_for("first_byte", timeouts.first_byte_s)
 
     def resume_reading(self) -> None:
         """The reader has caught up; the vendor's time to send starts anew."""
@@ -732,7 +767,7 @@ class _Connection(asyncio.Protocol):
     def fail(self, reason: str) -> None:
         """Give up whatever is going on, and close."""
         answer = self._answer
-        if answer is not None and answer.has_head:
+        if answer is not None and answer.status:
             self._break_off(partial(Broken, f"{self.origin}: {reason}"))
         else:
             is_sent = answer is not None
@@ -746,7 +781,7 @@ class _Connection(asyncio.Protocol):
         self._deadline_s = inf
         if self._timer is not None:
             self._timer.cancel()
-            self._timer = None
+            self._timer, self._timer_at_s = None, inf
         # The parser holds our methods: without this every connection would wait for the cycle collector.
         self._parser = None
         self._feed = _ignore
@@ -778,7 +813,7 @@ class _Connection(asyncio.Protocol):
 
     def eof_received(self) -> None:
         answer = self._answer
-        if answer is not None and answer.has_head and self._ends_at_eof:
+        if answer is not None and answer.status and self._ends_at_eof:
             answer.is_complete = True
             self._finish(answer, is_reusable=False)
         else:
@@ -800,7 +835,7 @@ class _Connection(asyncio.Protocol):
         if answer is None:
             self.abort()  # said without being asked: whose answer would it become?
             return
-        buffered_bytes = answer.buffered_bytes
+        self._read_bytes = len(data)
         try:
             self._feed(data)
         except (HttpParserError, HttpParserUpgrade) as error:
@@ -809,49 +844,57 @@ class _Connection(asyncio.Protocol):
         if answer.is_complete:
             is_written = self._unsent is None and not self._is_write_paused
             self._finish(answer, is_reusable=self._is_keep_alive and is_written)
-            return
-        if answer.buffered_bytes != buffered_bytes:
+        elif self._pieces:
             self._framing_bytes = 0
+            piece = self._take_pieces()
+            waiter, taker = answer.waiter, answer.taker
+            if taker is None or waiter is None or waiter.done():
+                self._keep(answer, piece)
+            elif taker(piece):
+                # As `_wait_for("idle")`, whose timer is set since the piece before.
+                self._deadline_s = min(self.loop.time() + self._idle_s, self._answer_until_s)
+            else:
+                answer.is_first_shown = True
+                self._keep(answer, piece)
         else:
             self._framing_bytes += len(data)
             if self._framing_bytes > self._client.head_bytes_max:
                 self.fail(f"more than {self._client.head_bytes_max} bytes of head, chunk headers or trailers")
-                return
-        if answer.has_head:
-            self._on_body_progress(answer)
+            elif answer.status and not self.is_reading_paused:
+                self._wait_for("idle", self._idle_s)
 
     # --- the parser's callbacks
 
     def on_message_begin(self) -> None:
+        self._headers.clear()  # trailers of the answer before
         if self._answer is not None and self._answer.is_complete:
             self._is_keep_alive = False  # more than one answer to one request
 
     def on_header(self, name: bytes, value: bytes) -> None:
-        answer = self._answer
-        if (
-            answer is not None and not answer.has_head
-        ):  # else a trailer; those are bounded by `_framing_bytes`
-            answer.headers.append((name.lower(), value))
+        """Also of a trailer; those are dropped, and bounded by `_framing_bytes`."""
+        self._headers.append((name.lower(), value))
 
     def on_headers_complete(self) -> None:
         answer, parser = self._answer, self._parser
-        if answer is None or parser is None or answer.has_head:
+        if answer is None or parser is None or answer.status:
             return
+        headers, self._headers = self._headers, []
+        self._check_head(headers)
         status = parser.get_status_code()
-        self._check_head(answer.headers)
-        if INTERIM_MIN <= status < STATUS_MIN:
-            if status == SWITCHING_PROTOCOLS:
-                raise _BadAnswer("switched protocols, which nobody asked for")
-            answer.headers.clear()
-            return
         if not STATUS_MIN <= status <= STATUS_MAX:
-            raise _BadAnswer(f"status {status}")
+            if INTERIM_MIN <= status < STATUS_MIN and status != SWITCHING_PROTOCOLS:
+                return
+            raise _BadAnswer(
+                "switched protocols, which nobody asked for"
+                if status == SWITCHING_PROTOCOLS
+                else f"status {status}"
+            )
         self._is_keep_alive = parser.should_keep_alive()
         self._ends_at_eof = False
         if not self._is_keep_alive:
-            self._read_framing(answer, parser.get_http_version())
+            self._read_framing(headers, parser.get_http_version())
+        answer.headers = headers
         answer.status = status
-        answer.has_head = True
         if self._timeouts is not None:
             self._answer_until_s = self.loop.time() + self._timeouts.answer_s
         if answer.is_head_only:
@@ -860,33 +903,33 @@ class _Connection(asyncio.Protocol):
             answer.is_complete = True
         answer.wake()
 
-    def on_body(self, body: bytes) -> None:
-        answer = self._answer
-        if answer is not None and not answer.is_complete:
-            answer.chunks.append(body)
-            answer.buffered_bytes += len(body)
-
     def on_message_complete(self) -> None:
         answer = self._answer
-        if answer is not None and answer.has_head:  # without a head: an informational answer (1xx) is over
+        # Without a head, an informational answer (1xx) is over. What a vendor says behind its answer's end is nobody's.
+        if answer is not None and answer.status and not answer.is_complete:
+            answer.chunks += self._pieces
+            self._pieces.clear()
             answer.is_complete = True
 
     # --- inside
 
     def _check_head(self, headers: Headers) -> None:
         """Raises _BadAnswer. What of a head comes before its end is bounded by `_framing_bytes`."""
-        if len(headers) > self._client.headers_max:
-            raise _BadAnswer(f"more than {self._client.headers_max} headers")
-        if sum([len(name) + len(value) for name, value in headers]) > self._client.head_bytes_max:
-            raise _BadAnswer(f"more than {self._client.head_bytes_max} bytes of head")
-        if b"transfer-encoding" in dict(headers):
-            for name, value in headers:
-                if name == b"transfer-encoding" and value.strip().lower() != b"chunked":
-                    raise _BadAnswer("a transfer coding other than chunked")
+        client = self._client
+        if len(headers) > client.headers_max:
+            raise _BadAnswer(f"more than {client.headers_max} headers")
+        # Measured only where so much has been read since the request.
+        has_read_more = self._framing_bytes + self._read_bytes > client.head_bytes_max
+        if has_read_more and sum([len(name) + len(value) for name, value in headers]) > client.head_bytes_max:
+            raise _BadAnswer(f"more than {client.head_bytes_max} bytes of head")
+        if b"transfer-encoding" in map(_name, headers):
+            codings = [value for name, value in headers if name == b"transfer-encoding"]
+            if codings != [b"chunked"] and {coding.strip().lower() for coding in codings} != {b"chunked"}:
+                raise _BadAnswer("a transfer coding other than chunked")
 
-    def _read_framing(self, answer: _OpenAnswer, version: str) -> None:
+    def _read_framing(self, headers: Headers, version: str) -> None:
         """How the answer ends, for the ones after which llhttp would close."""
-        names = {name for name, _ in answer.headers}
+        names = {name for name, _ in headers}
         is_chunked = b"transfer-encoding" in names
         if version not in ("1.1", "1.0"):
             raise _BadAnswer(f"HTTP/{version}")
@@ -894,21 +937,31 @@ class _Connection(asyncio.Protocol):
             raise _BadAnswer("a transfer coding in HTTP/1.0")
         self._ends_at_eof = not is_chunked and b"content-length" not in names
 
-    def _on_body_progress(self, answer: _OpenAnswer) -> None:
-        if answer.buffered_bytes > self._client.answer_buffer_bytes_max:
-            if not self.is_reading_paused and self._transport is not None:
-                self._transport.pause_reading()
-                self.is_reading_paused = True
-                self._wait_for("idle", inf)  # our reader is the slow one
-        else:
+    def _take_pieces(self) -> bytes:
+        pieces = self._pieces
+        if len(pieces) == 1:
+            return pieces.pop()
+        piece = b"".join(pieces)
+        pieces.clear()
+        return piece
+
+    def _keep(self, answer: _OpenAnswer, piece: bytes) -> None:
+        """More of a body that goes on, for whoever reads next."""
+        answer.chunks.append(piece)
+        answer.buffered_bytes += len(piece)
+        if answer.buffered_bytes <= self._client.answer_buffer_bytes_max:
             self._wait_for("idle", self._idle_s)
-        if answer.chunks and not answer.show():
-            answer.wake()
+        elif not self.is_reading_paused and self._transport is not None:
+            self._transport.pause_reading()
+            self.is_reading_paused = True
+            self._wait_for("idle", inf)  # our reader is the slow one
+        answer.wake()
 
     def _on_parser_error(self, answer: _OpenAnswer, error: Exception) -> None:
         if answer.is_complete:
             self._finish(answer, is_reusable=False)
         else:
+            answer.chunks += self._pieces
             # The parser hides an exception of its callbacks in the context of its own.
             self.fail(f"not a proper answer: {error.__context__ or error}")
 
@@ -935,7 +988,8 @@ class _Connection(asyncio.Protocol):
         self._answer = None
         self._deadline_s = inf
         answer.connection = None
-        answer.wake()
+        if answer.waiter is not None:
+            answer.wake()
 
     def _send_more(self, transport: asyncio.Transport) -> None:
         """Hand over pieces of the body until the transport has enough."""
@@ -950,18 +1004,15 @@ class _Connection(asyncio.Protocol):
         timeouts, answer = self._timeouts, self._answer
         if timeouts is None or answer is None:
             return
-        if answer.has_head or self._unsent is not None or self._is_write_paused:
+        if answer.status or self._unsent is not None or self._is_write_paused:
             self._wait_for("idle", timeouts.idle_s)
         else:
             self._wait_for("first_byte", timeouts.first_byte_s)
 
     def _wait_for(self, phase: Phase, within_s: float) -> None:
         self._phase = phase
-        deadline_s = self.loop.time() + within_s
-        if deadline_s > self._answer_until_s:
-            self._phase, deadline_s = "answer", self._answer_until_s
-        self._deadline_s = deadline_s
-        if deadline_s < inf and (self._timer is None or self._timer_at_s > deadline_s):
+        self._deadline_s = deadline_s = min(self.loop.time() + within_s, self._answer_until_s)
+        if deadline_s < self._timer_at_s:
             self._set_timer(deadline_s)
 
     def _set_timer(self, at_s: float) -> None:
@@ -971,14 +1022,15 @@ class _Connection(asyncio.Protocol):
         self._timer = self.loop.call_at(at_s, self._on_timer)
 
     def _on_timer(self) -> None:
-        self._timer = None
+        self._timer, self._timer_at_s = None, inf
         if self._deadline_s == inf:
             return
         if self.loop.time() < self._deadline_s:
             self._set_timer(self._deadline_s)
             return
-        words = f"{self.origin}: {_MISSED[self._phase]} in time"
-        self._break_off(partial(TimedOut, self._phase, words, is_sent=True))
+        phase: Phase = "answer" if self._deadline_s == self._answer_until_s else self._phase
+        words = f"{self.origin}: {_MISSED[phase]} in time"
+        self._break_off(partial(TimedOut, phase, words, is_sent=True))
 
 
 _MISSED: dict[Phase, str] = {

@@ -148,7 +148,7 @@ async def test_a_defect_of_ours_is_named_as_one_and_costs_nothing_before_anythin
                 patch.setattr(MessagesMeter, "read", broken)
                 before_admission = await client.post("/v1/messages", json=messages_body())
             with monkeypatch.context() as patch:
-                patch.setattr(gateway.service.engine, "_silence_keeper", broken)
+                patch.setattr(gateway.service.engine, "_request_up", broken)
                 after_it = await client.post("/v1/messages", json=messages_body())
         entries = await gateway.entries()
         counted = sum(

@@ -8,9 +8,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from metering.tasks import spawn
 from proxy.upstream import (
     Broken,
     Origin,
+    TimedOut,
     Timeouts,
     Unreachable,
     UpstreamClient,
@@ -83,6 +85,11 @@ def test_a_head_has_our_framing_and_the_callers_headers_in_their_order():
     line, fields = _encode_head(b"POST", b"/v1?q=%20", headers, b"body")
     assert line == b"POST /v1?q=%20 HTTP/1.1\r\n"
     assert fields == b"x-b: 1\r\nx-a: \r\nx-b: 2\r\ncontent-length: 4\r\nconnection: keep-alive\r\n\r\n"
+
+
+def test_a_header_is_written_as_it_is_called():
+    _, fields = _encode_head(b"GET", b"/", [(b"x-%b%d%%", b"%s")], b"")
+    assert fields == b"x-%b%d%%: %s\r\nconnection: keep-alive\r\n\r\n"
 
 
 @pytest.mark.parametrize(
@@ -229,3 +236,84 @@ def test_garbage_is_an_upstream_error_and_nothing_else(garbage, at):
     assert (status, is_reusable) == (0, False)
     assert isinstance(error, Unreachable)
     assert error.is_sent
+
+
+class Turns:
+    """A loop whose time is told it, for the timers of a connection."""
+
+    def __init__(self):
+        self.now_s = 0.0
+        self._timers = []
+        self.create_future = asyncio.get_running_loop().create_future
+
+    def time(self):
+        return self.now_s
+
+    def call_at(self, at_s, callback):
+        self._timers.append((at_s, callback))
+        return asyncio.TimerHandle(at_s, callback, (), asyncio.get_running_loop())
+
+    def reach(self, now_s):
+        self.now_s = now_s
+        due = [callback for at_s, callback in self._timers if at_s <= now_s]
+        self._timers = [timer for timer in self._timers if timer[0] > now_s]
+        for callback in due:
+            callback()
+
+
+def busy(loop, timeouts=TIMEOUTS):
+    """A connection that a request has gone out on, and its answer."""
+    client = UpstreamClient(ssl_context=NO_TRUST)
+    client._slots_taken = 1
+    connection = _Connection(client, ORIGIN, loop)
+    connection.connection_made(Wire())
+    return connection, ask(connection, timeouts)
+
+
+def ask(connection, timeouts=TIMEOUTS):
+    answer = _OpenAnswer(connection, is_head_only=False)
+    connection.send(answer, b"GET / HTTP/1.1\r\n\r\n", b"", timeouts)
+    return answer
+
+
+CHUNKED = b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n"
+
+
+async def test_what_only_passes_by_is_progress_too():
+    loop = Turns()
+    connection, answer = busy(loop, Timeouts(connect_s=5, first_byte_s=60, idle_s=10, pool_idle_s=5))
+    connection.data_received(CHUNKED + b"1\r\na\r\n")
+    assert await answer.read() == b"a"
+    taken = []
+    answer.taker = lambda piece: taken.append(piece) is None
+    reading = spawn(answer.read(), name="reading")
+    await asyncio.sleep(0)
+    for now_s in (9.0, 18.0, 27.0):
+        loop.reach(now_s)
+        connection.data_received(b"1\r\nb\r\n")
+    assert taken == [b"b"] * 3
+    loop.reach(36.9)
+    await asyncio.sleep(0)
+    assert not reading.done()
+    loop.reach(37.0)
+    await asyncio.sleep(0)
+    assert reading.done()
+    with pytest.raises(TimedOut, match="no progress in time"):
+        await reading
+
+
+async def test_what_came_before_garbage_in_the_same_bytes_is_read_before_the_error():
+    connection, answer = busy(asyncio.get_running_loop())
+    connection.data_received(CHUNKED + b"5\r\nhello\r\nno chunk\r\n")
+    assert await answer.read() == b"hello"
+    with pytest.raises(Broken, match="not a proper answer"):
+        await answer.read()
+
+
+async def test_the_trailers_of_an_answer_are_no_headers_of_the_next():
+    connection, answer = busy(asyncio.get_running_loop())
+    connection.data_received(CHUNKED + b"1\r\na\r\n0\r\nX-Trailer: theirs\r\n\r\n")
+    assert (answer.take(), answer.headers) == (b"a", [(b"transfer-encoding", b"chunked")])
+    following = ask(connection)
+    connection.data_received(b"HTTP/1.1 200 OK\r\nContent-Length: 0\r\n\r\n")
+    assert (following.is_read, following.headers) == (True, [(b"content-length", b"0")])
