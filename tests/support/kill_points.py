@@ -175,7 +175,7 @@ class _Victim:
         order = self.order()
         if "commit" not in order:
             return
-        kinds = {COMMIT_OF.get(step.sql) for unit in units for step in unit.steps}
+        kinds = {COMMIT_OF.get(sql) for unit in units for sql, _, _ in unit.steps}
         if order["commit"] in kinds and self.is_nth(order):
             assert self._disk is not None
             self.tell(died=order["commit"], disk=order["disk"])
