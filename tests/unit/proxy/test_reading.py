@@ -9,21 +9,20 @@ import pytest
 from metering.errors import Reason, Refused
 from proxy.exchange import Exchange
 from proxy.reading import BYTES_AT_ONCE, VALUES_MAX, Reading
+from proxy.request import Request
 from routes.anthropic import SURFACE
 
 
-def exchange_of(body):
-    async def receive():
-        return {"type": "http.request", "body": body}
+def take_body(request):
+    body, request.pieces = b"".join(request.pieces), []
+    return body
 
-    exchange = Exchange(
-        surface=SURFACE,
-        scope={"method": "POST", "headers": [(b"content-type", b"application/json")]},
-        receive=receive,
-        connection=SimpleNamespace(has_whole_request=True),
-        request_id="req_1",
-        started_s=0.0,
-    )
+
+def exchange_of(body):
+    headers = [(b"content-type", b"application/json")]
+    request = Request("POST", b"/v1/messages", b"", headers, dict(headers), "1.1")
+    request.pieces, request.is_whole = [body], True
+    exchange = Exchange(SURFACE, request, SimpleNamespace(take_body=take_body), "req_1", 0.0)
     exchange.operation = SURFACE.operations[0]
     exchange.caller = SimpleNamespace(owners=[("usr_1", None)])
     return exchange
