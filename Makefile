@@ -4,6 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 OLD_SDKS := anthropic-0 openai-2
 AGENT := tests/openclaw
+PEER := bench/peers
 ROOMS := automna_proxy routes proxy provisioning metering simulators
 CORES := $(shell nproc)
 JOBS ?= $(shell expr 1 + $(CORES))
@@ -12,9 +13,10 @@ ONCE ?=
 ROUNDS ?= 1000
 SEED ?=
 FIGURES ?=
+PEERS ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help install check test image-test openclaw openclaw-test chaos demo soak bench prices lock wheel clean
+.PHONY: help install check test image-test openclaw openclaw-test chaos demo soak bench peers prices lock wheel clean
 
 help: ## this list
 	@grep -hE '^[a-z-]+:.*##' Makefile | sed -E 's/:.*## /\t/' | expand -t 16
@@ -34,6 +36,15 @@ $(VENV)/.installed: requirements-dev.lock pyproject.toml
 
 $(AGENT)/node_modules/.installed: $(AGENT)/package.json $(AGENT)/package-lock.json
 	cd $(AGENT) && npm ci --ignore-scripts --no-audit --no-fund --loglevel=error
+	touch $@
+
+$(PEER)/.venv-litellm/.installed: $(PEER)/litellm.lock
+	$(PYTHON) -m venv $(PEER)/.venv-litellm
+	$(PEER)/.venv-litellm/bin/pip install --quiet --disable-pip-version-check --require-hashes --no-deps -r $<
+	touch $@
+
+$(PEER)/node_modules/.installed: $(PEER)/package.json $(PEER)/package-lock.json
+	cd $(PEER) && npm ci --ignore-scripts --no-audit --no-fund --loglevel=error
 	touch $@
 
 check: install ## ruff, mypy strict, import-linter, the price table up to date
@@ -64,8 +75,12 @@ demo: install ## see it work: proxy, simulated vendor, a user, streamed requests
 soak: install ## two million mixed requests: nothing lost, nothing grown (ARGS="--requests 100000 --workers 2")
 	$(BIN)/python -m tests.soak $(ARGS)
 
-bench: install ## requests/s, CPU per request, latency, beside nginx (needs nginx, wrk and cc)
-	$(BIN)/python -m bench $(ARGS)
+bench: install $(if $(PEERS),peers) ## requests/s, CPU per request, latency, beside nginx (needs nginx, wrk and cc; PEERS=1: and LiteLLM, Portkey)
+	$(BIN)/python -m bench $(if $(PEERS),--peers) $(ARGS)
+
+peers: ## the gateways that the benchmark can run beside ours, 1 GB (any npm); one that cannot be installed is left out
+	-$(MAKE) --no-print-directory $(PEER)/.venv-litellm/.installed
+	-$(MAKE) --no-print-directory $(PEER)/node_modules/.installed
 
 prices: install ## rebuild metering/prices.json from its sources
 	$(BIN)/python scripts/build_prices.py
@@ -74,6 +89,7 @@ lock: ## resolve the locks anew (needs uv)
 	uv pip compile --quiet --universal --generate-hashes --python-version 3.11 pyproject.toml -o requirements.lock
 	uv pip compile --quiet --universal --generate-hashes --python-version 3.11 requirements-build.in -o requirements-build.lock
 	uv pip compile --quiet --universal --generate-hashes --python-version 3.11 pyproject.toml --extra dev -o requirements-dev.lock
+	uv pip compile --quiet --universal --generate-hashes --python-version 3.11 $(PEER)/litellm.in -o $(PEER)/litellm.lock
 	for sdk in $(OLD_SDKS); do \
 	  uv pip compile --quiet --universal --generate-hashes --python-version 3.11 tests/sdk/$$sdk.in -o tests/sdk/$$sdk.lock || exit; \
 	done
@@ -82,4 +98,4 @@ wheel: install ## build the wheel into dist/
 	$(BIN)/python -m build --wheel --no-isolation --outdir dist .
 
 clean: ## remove what was built and installed
-	rm -rf $(VENV) $(OLD_SDKS:%=.venv-%) $(AGENT)/node_modules build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis
+	rm -rf $(VENV) $(OLD_SDKS:%=.venv-%) $(AGENT)/node_modules $(PEER)/.venv-litellm $(PEER)/node_modules build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis

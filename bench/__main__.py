@@ -7,14 +7,15 @@ import os
 import sys
 import tempfile
 from collections.abc import Callable, Sequence
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 
 from bench.books import UncountedError
 from bench.compare import Rounds, compare, comparison_table, traffics_named
 from bench.machine import Cores, description, filesystem_of
-from bench.measure import MEASUREMENTS, SHAPES, Bench, ClientError
+from bench.measure import MEASUREMENTS, SHAPES, Bench, ClientError, nobody
 from bench.native import NativeError
+from bench.peers.runs import MEASURED, PeerRuns
 from bench.report import FLOOR_PER_S, below_floor, circumstances, document, publish
 from bench.targets import TargetError
 from bench.traffic import ANTHROPIC, TRAFFICS, Traffic
@@ -69,6 +70,11 @@ def options(arguments: Sequence[str]) -> argparse.Namespace:
         metavar="FOLDER",
         help="with --compare: another checkout of the proxy, run beside this one",
     )
+    parser.add_argument(
+        "--peers",
+        action="store_true",
+        help=f"gateways of the field beside it, as far as `make peers` has installed them: {', '.join(MEASURED)}",
+    )
     floor = ", ".join(f"{name} {rate:,.0f}/s" for name, rate in FLOOR_PER_S.items())
     parser.add_argument("--check", action="store_true", help=f"exit with status 1 below the floor: {floor}")
     parser.add_argument(
@@ -88,6 +94,8 @@ def options(arguments: Sequence[str]) -> argparse.Namespace:
     chosen.is_documented = chosen.only is None and not (chosen.quick or chosen.check or chosen.compare)
     if chosen.only is None:
         chosen.only = list(FLOOR_PER_S) if chosen.check else names if chosen.all else own
+    if chosen.peers and (chosen.compare or not set(MEASURED).intersection(chosen.only)):
+        parser.error(f"--peers is for {', '.join(MEASURED)}")
     return chosen
 
 
@@ -141,16 +149,21 @@ def main(arguments: Sequence[str]) -> int:
             bench = Bench(Path(folder), cores, chosen.seconds, chosen.repeats, _say)
             if chosen.compare:
                 return _compare(bench, chosen, machine)
-            runs = {one.name: bench.run(one) for one in MEASUREMENTS if one.name in chosen.only}
+            peers = {name: PeerRuns() for name in MEASURED if chosen.peers}
+            runs = {
+                one.name: bench.run(one, peers[one.name].guests if one.name in peers else nobody)
+                for one in MEASUREMENTS
+                if one.name in chosen.only
+            }
             varied = _vary(bench, chosen)
     except (UncountedError, WrkError, ClientError, NativeError, TargetError, ValueError) as error:
         print(f"cannot measure: {error}", file=sys.stderr)
         return CANNOT_MEASURE
     how = f"{chosen.repeats} runs of {chosen.seconds:g} s; variants: {QUICK_REPEATS if chosen.quick else VARIED_ROUNDS} rounds of {VARIED_SECONDS:g} s"
     _show(machine, cores, how)
-    text = document(runs, varied)
+    text = document(runs, varied, peers)
     print(text)
-    print(f"\n{_keep(machine, runs | varied)}")
+    print(f"\n{_keep(machine, runs | varied, {name: asdict(one) for name, one in peers.items()})}")
     if chosen.is_documented:
         publish(DOCUMENT, f"{circumstances(machine, how)}\n\n{text}")
     problems = below_floor(runs)
@@ -193,10 +206,12 @@ def _today() -> str:
     return utc(SystemClock().now_ms()).strftime("%Y-%m-%d %H:%M UTC")
 
 
-def _keep(machine: dict[str, str], runs: object) -> Path:
+def _keep(machine: dict[str, str], runs: object, peers: object = None) -> Path:
     RESULTS.mkdir(exist_ok=True)
     path = RESULTS / f"{machine['date'].replace(' UTC', '').replace(' ', 'T').replace(':', '')}.json"
-    path.write_text(json.dumps({"machine": machine, "runs": runs}, indent=1), encoding="utf-8")
+    path.write_text(
+        json.dumps({"machine": machine, "runs": runs, "peers": peers}, indent=1), encoding="utf-8"
+    )
     return path
 
 

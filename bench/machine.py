@@ -1,5 +1,6 @@
 """The machine: which cores there are, what a process and a core have used, and what to say about it all."""
 
+import contextlib
 import os
 import platform
 import sysconfig
@@ -59,8 +60,9 @@ def descendants(pid: int) -> list[int]:
     """The processes that it began, and theirs, as far as they live."""
     found: list[int] = []
     for task in Path(f"/proc/{pid}/task").iterdir():
-        for child in (task / "children").read_text(encoding="ascii").split():
-            found += [int(child), *descendants(int(child))]
+        with contextlib.suppress(FileNotFoundError, ProcessLookupError):  # a thread that has ended meanwhile
+            for child in (task / "children").read_text(encoding="ascii").split():
+                found += [int(child), *descendants(int(child))]
     return found
 
 

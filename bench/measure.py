@@ -7,7 +7,7 @@ import re
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from enum import Enum
 from pathlib import Path
@@ -142,6 +142,12 @@ class ClientError(RuntimeError):
     """A load generator of our own failed, or saw what it should not."""
 
 
+@contextlib.contextmanager
+def nobody(*_: object) -> Iterator[Callable[[], None]]:
+    """No guests."""
+    yield lambda: None
+
+
 @dataclass(frozen=True, slots=True)
 class Bench:
     """Where and how long; runs measurements one after the other."""
@@ -152,8 +158,9 @@ class Bench:
     repeats: int
     say: Callable[[str], None]
 
-    def run(self, measurement: Measurement) -> dict[str, list[Figures]]:
-        """All runs by target. Raises UncountedError, WrkError, ClientError, TargetError."""
+    def run(self, measurement: Measurement, guests: "Guests" = nobody) -> dict[str, list[Figures]]:
+        """All runs of ours by target; guests have theirs at the end of each round. Raises UncountedError, WrkError,
+        ClientError, TargetError."""
         folder, shape, cores = self.folder / measurement.name.replace(":", "-"), measurement.shape, self.cores
         books = Books.open(folder / "books", users=USERS)
         runs: dict[str, list[Figures]] = {}
@@ -171,11 +178,13 @@ class Bench:
             all_targets = (vendor, nginx, proxy)
             for target in all_targets:
                 self.load(measurement, target, books, WARM_UP_S)
+            run_guests = stack.enter_context(guests(self, measurement, vendor, books))
             for repeat in range(self.repeats):
                 for target in all_targets[1 if repeat else 0 :]:  # the vendor alone: once
                     figures = self.counted(measurement, target, books)
                     runs.setdefault(target.name, []).append(figures)
                     self.say(f"{measurement.name}: {target.name}: {short(figures, shape.unit)}")
+                run_guests()
         books.check_clean()
         kinds = books.kinds()
         self.say(f"{measurement.name}: ledger clean, {kinds}")
@@ -189,15 +198,15 @@ class Bench:
         self, measurement: Measurement, vendor: Target, others: Sequence[Target], books: Books
     ) -> None:
         """Before anything is timed: what comes through is what the vendor sends. Raises ClientError."""
-        expected = self._answer(measurement, vendor, books)
+        expected = self.answer(measurement, vendor, books)
         for target in others:
-            answer = self._answer(measurement, target, books)
+            answer = self.answer(measurement, target, books)
             passed = measurement.traffic.passed(expected) if target.name == PROXY else expected
             if measurement.shape.vendor != PACED and answer != passed:  # stamps differ
                 raise ClientError(f"{target.name} answered: {answer[:500]!r}")
 
-    def _answer(self, measurement: Measurement, target: Target, books: Books) -> bytes:
-        """Without its ids, which are new in each."""
+    def answer(self, measurement: Measurement, target: Target, books: Books) -> bytes:
+        """Of one request by itself, without its ids, which are new in each. Raises ClientError where it is no 200."""
         token = books.tokens.read_text(encoding="ascii").split()[0]
         is_streaming = measurement.shape.is_streaming
         status, answer = targets.ask(
@@ -253,40 +262,45 @@ class Bench:
         body = books.folder / f"body-{measurement.name.replace(':', '-')}"
         if not body.exists():
             body.write_bytes(measurement.body())
-        path = target.path_to(traffic, is_streaming=shape.is_streaming)
-        if shape.client != WRK:
-            return self._own_client(shape, target.origin, path, books.tokens, body, seconds)
+        tokens = books.tokens
+        if target.token:
+            tokens = body.with_suffix(f".{target.name}.token")
+            tokens.write_text(f"{target.token}\n", encoding="ascii")
         load = wrk.Load(
-            books.tokens,
+            tokens,
             body,
-            path,
+            target.path_to(traffic, is_streaming=shape.is_streaming),
             traffic.gateway_header,
             traffic.scheme,
-            traffic.headers,
+            {**traffic.headers, **target.headers},
             shape.connections,
         )
+        if shape.client != WRK:
+            return self._own_client(shape, target, load, seconds)
         result = wrk.run(target.origin, load, seconds=seconds, core=self.cores.load)
-        if not result.is_clean:
+        if result.good_answers <= 0 or (target.is_ours and not result.is_clean):
             raise ClientError(f"{target.name}: not every answer was good: {result}")
         return {
-            "answers": result.answers,
+            "answers": result.good_answers,
+            "bad_answers": result.bad_statuses,
+            "broken": result.socket_errors,
             "duration_s": result.duration_s,
             "p50_ms": result.p50_ms,
             "p99_ms": result.p99_ms,
         }
 
-    def _own_client(
-        self, shape: Shape, origin: str, path: str, tokens: Path, body: Path, seconds: float
-    ) -> Figures:
+    def _own_client(self, shape: Shape, target: Target, load: wrk.Load, seconds: float) -> Figures:
+        origin, body = target.origin, load.body
         if shape.client == PACED_CLIENT:
             requests = body.with_suffix(".requests")
-            users = tokens.read_text(encoding="ascii").split()
-            requests.write_bytes(native.requests_file(raw_requests(path, users, body.read_bytes())))
+            users = load.tokens.read_text(encoding="ascii").split()
+            raw = raw_requests(load.path, users, body.read_bytes(), target.headers)
+            requests.write_bytes(native.requests_file(raw))
             port = origin.rpartition(":")[2]
             amounts = (str(BURST_EVENTS), str(shape.connections), str(seconds))
             client = [str(native.built("paced")), port, str(requests), *amounts]
         else:
-            asked = (origin, path, str(tokens), str(body), str(LATENCY_RATE), str(seconds))
+            asked = (origin, load.path, str(load.tokens), str(body), str(LATENCY_RATE), str(seconds))
             client = [sys.executable, "-m", "bench.open_loop", *asked]
         arguments = [wrk.find("taskset"), "-c", str(self.cores.load), *client]
         finished = subprocess.run(
@@ -301,6 +315,11 @@ class Bench:
             raise ClientError(f"{origin}: {finished.stderr.strip()[-1_000:]}")
         figures: Figures = json.loads(finished.stdout)
         return figures
+
+
+Guests = Callable[[Bench, Measurement, Target, Books], contextlib.AbstractContextManager[Callable[[], None]]]
+"""Further servers before the same vendor: begins them, and gives what runs each of them once. Raises nothing: what
+happens to guests is theirs to tell."""
 
 
 def short(figures: Figures, unit: str) -> str:

@@ -11,6 +11,7 @@ import socket
 import sys
 import threading
 import time
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -18,6 +19,7 @@ THREADS = 8
 ANSWER_WITHIN_S = 30.0
 FIRST_REQUESTS = 10
 """Of each thread, not counted: connections are opened, caches filled."""
+NO_HEADERS: Mapping[str, str] = {}
 
 
 class AnswerError(RuntimeError):
@@ -89,12 +91,15 @@ def _more(connection: socket.socket) -> bytes:
     return data
 
 
-def raw_requests(path: str, tokens: list[str], body: bytes) -> list[bytes]:
+def raw_requests(
+    path: str, tokens: list[str], body: bytes, headers: Mapping[str, str] = NO_HEADERS
+) -> list[bytes]:
     """A request on the wire for each gateway token."""
+    more = "".join(f"{name}: {value}\r\n" for name, value in headers.items())
     return [
         (
             f"POST {path} HTTP/1.1\r\nhost: bench\r\nx-api-key: {token}\r\ncontent-type: application/json\r\n"
-            f"anthropic-version: 2023-06-01\r\ncontent-length: {len(body)}\r\n\r\n"
+            f"anthropic-version: 2023-06-01\r\ncontent-length: {len(body)}\r\n{more}\r\n"
         ).encode()
         + body
         for token in tokens

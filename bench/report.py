@@ -6,6 +6,7 @@ from pathlib import Path
 
 from bench.compare import Rounds, comparison_table
 from bench.measure import MEASUREMENTS, Figures, Measurement, median
+from bench.peers.runs import PeerRuns
 from bench.targets import PROXY
 from bench.variants import VARIANTS
 
@@ -15,6 +16,7 @@ Runs = Mapping[str, Mapping[str, Sequence[Figures]]]
 FLOOR_PER_S = {"requests": 3_000.0, "bursts": 1_500.0}
 """Below this, `--check` fails: what the first version must hold on any machine of today."""
 NGINX = "nginx"
+NOBODY: Mapping[str, PeerRuns] = {}
 BEGIN, END = "<!-- figures: begin -->", "<!-- figures: end -->"
 """Around what `make bench` writes."""
 
@@ -38,19 +40,51 @@ ALWAYS_SHORT = {"core_share", "others_share", "load_core_idle_share", "rss_peak_
 """Shown without their spread."""
 
 
-def table(measurement: Measurement, runs: Mapping[str, Sequence[Figures]]) -> str:
-    """A Markdown table: a row a target, medians with (lowest to highest) where there are several runs."""
+def table(
+    measurement: Measurement, ours: Mapping[str, Sequence[Figures]], peers: PeerRuns | None = None
+) -> str:
+    """A Markdown table: a row a target, medians with (lowest to highest) where there are several runs; ratios and, of
+    peers, what they do or did wrong, below it."""
+    peers = peers or PeerRuns()
+    runs = {**ours, **peers.runs}
     columns = [column for column in COLUMNS if all(column[0] in run for one in runs.values() for run in one)]
     rows = [["", *(heading for _, heading, _ in columns)]]
     for target, its_runs in runs.items():
         rows.append([target, *(_cell(key, form, its_runs) for key, _, form in columns)])
     widths = [max(len(row[index]) for row in rows) for index in range(len(rows[0]))]
+    rows += [
+        [f"{peer}: {said}", *("" for _ in columns)]
+        for peer, said in peers.findings.items()
+        if peer not in peers.runs
+    ]
     lines = [
         "| " + " | ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)) + " |"
         for row in rows
     ]
     lines.insert(1, "|" + "|".join("-" * (width + 2) for width in widths) + "|")
-    return "\n".join([f"{measurement.title}", "", *lines, "", *_ratios(measurement, runs)])
+    below = [*_ratios(measurement, ours), *_peer_lines(ours, peers)]
+    return "\n".join([f"{measurement.title}", "", *lines, "", *below])
+
+
+def _peer_lines(ours: Mapping[str, Sequence[Figures]], peers: PeerRuns) -> list[str]:
+    """A list: each peer beside ours and nginx, what it does, and what it did wrong after a good round."""
+    items = []
+    for peer, note in peers.notes.items():
+        its_runs = peers.runs.get(peer)
+        ratios = [_beside(its_runs, other, ours[other]) for other in (PROXY, NGINX)] if its_runs else []
+        stopped = [peers.findings[peer]] if its_runs and peer in peers.findings else []
+        items.append(f"- {peer} " + "; ".join([note, *ratios, *stopped]))
+    return ["", *items] if items else []
+
+
+def _beside(its_runs: Sequence[Figures], other: str, others_runs: Sequence[Figures]) -> str:
+    by_rate, by_cpu = (_of(others_runs, "per_s") / _of(its_runs, "per_s"), _of(its_runs, "cpu_us"))
+    by_cpu /= max(_of(others_runs, "cpu_us"), 1e-9)
+    return f"1/{by_rate:.1f} of {other} by rate, 1/{by_cpu:.1f} by CPU"
+
+
+def _of(runs: Sequence[Figures], key: str) -> float:
+    return median([run[key] for run in runs])
 
 
 def _cell(key: str, form: str, runs: Sequence[Figures]) -> str:
@@ -64,15 +98,9 @@ def _cell(key: str, form: str, runs: Sequence[Figures]) -> str:
 def _ratios(measurement: Measurement, runs: Mapping[str, Sequence[Figures]]) -> list[str]:
     """Against nginx in the same run. By CPU it is true where nginx could not be loaded fully."""
     ours, theirs = runs[PROXY], runs[NGINX]
-
-    def of(one: Sequence[Figures], key: str) -> float:
-        return median([run[key] for run in one])
-
     lines = []
     if measurement.shape.client == "wrk":
-        by_rate = of(theirs, "per_s") / of(ours, "per_s")
-        by_cpu = of(ours, "cpu_us") / max(of(theirs, "cpu_us"), 1e-9)
-        lines.append(f"1/{by_rate:.1f} of nginx by rate, 1/{by_cpu:.1f} by CPU")
+        lines.append(_beside(ours, NGINX, theirs))
     for key, words in (
         ("p50_ms", "p50"),
         ("p99_ms", "p99"),
@@ -81,9 +109,9 @@ def _ratios(measurement: Measurement, runs: Mapping[str, Sequence[Figures]]) -> 
         ("lateness_p99_ms", "event lateness p99"),
     ):
         if measurement.shape.client != "wrk" and key in ours[0]:
-            lines.append(f"{words}: {of(ours, key) - of(theirs, key):+.2f} ms to nginx")
+            lines.append(f"{words}: {_of(ours, key) - _of(theirs, key):+.2f} ms to nginx")
     if measurement.shape.client == "paced":
-        lines.append(f"{of(ours, 'cpu_us') / 1000:.2f} CPU s per 1,000 streams")
+        lines.append(f"{_of(ours, 'cpu_us') / 1000:.2f} CPU s per 1,000 streams")
     return lines
 
 
@@ -99,9 +127,9 @@ def below_floor(runs: Runs) -> list[str]:
     return problems
 
 
-def document(runs: Runs, varied: Mapping[str, Rounds]) -> str:
+def document(runs: Runs, varied: Mapping[str, Rounds], peers: Mapping[str, PeerRuns] = NOBODY) -> str:
     """All tables."""
-    tables = [table(one, runs[one.name]) for one in MEASUREMENTS if one.name in runs]
+    tables = [table(one, runs[one.name], peers.get(one.name)) for one in MEASUREMENTS if one.name in runs]
     tables += [comparison_table(one.title, varied[one.name]) for one in VARIANTS if one.name in varied]
     return "\n\n".join(tables)
 

@@ -10,7 +10,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import trustme
@@ -104,8 +104,18 @@ class Target:
     has_mounts: bool
     """Whether the vendors' paths begin below their mounts there."""
     pid: int
+    is_ours: bool = True
+    """Whether a bad answer ends the benchmark; a peer's is counted."""
+    path: str = ""
+    """Where it is asked, if that has nothing to do with the vendor's path."""
+    token: str = ""
+    """What all send, where it knows no users."""
+    headers: Mapping[str, str] = field(default_factory=dict)
+    """Beside those of the traffic."""
 
     def path_to(self, traffic: Traffic, *, is_streaming: bool) -> str:
+        if self.path:
+            return self.path
         path = traffic.path_of(is_streaming=is_streaming)
         return traffic.mount + path if self.has_mounts else path
 
@@ -184,7 +194,7 @@ def _nginx(folder: Path, servers: str, *, port: int, core: int) -> Iterator[int]
     (folder / "nginx.conf").write_text(NGINX.format(folder=folder, servers=servers), encoding="utf-8")
     arguments = [find("nginx"), "-p", str(folder), "-c", str(folder / "nginx.conf")]
     with _process([*arguments, "-e", str(folder / "error.log")], core=core, log=folder / "log") as process:
-        _wait_for_port(port, process, folder / "log")
+        wait_for_port(port, process, folder / "log")
         yield process.pid
 
 
@@ -208,7 +218,7 @@ def proxy(
     more = [str(workers)] if workers > 1 else []  # which an older checkout does not know
     arguments = [sys.executable, "-m", "bench.serve", str(port), *more]
     with _process(arguments, core=core, log=folder / "proxy.log", environ=settings, tree=tree) as process:
-        _wait_for_port(port, process, folder / "proxy.log")
+        wait_for_port(port, process, folder / "proxy.log")
         yield Target(PROXY, f"http://127.0.0.1:{port}", has_mounts=True, pid=process.pid)
 
 
@@ -222,11 +232,30 @@ def _process(
     tree: Path = ROOT,
 ) -> "Iterator[subprocess.Popen[bytes]]":
     """A process pinned to a core; on leaving it is told to stop, and must end with status 0."""
+    with started(
+        arguments, core=core, log=log, environ={**os.environ, **(environ or {})}, folder=tree
+    ) as process:
+        yield process
+    if process.returncode:
+        raise TargetError(f"{arguments[:3]} ended with status {process.returncode}: {_end_of(log)}")
+
+
+@contextlib.contextmanager
+def started(
+    arguments: list[str],
+    *,
+    core: int,
+    log: Path,
+    environ: Mapping[str, str],
+    folder: Path,
+    stopped_within_s: float = STOPPED_WITHIN_S,
+) -> "Iterator[subprocess.Popen[bytes]]":
+    """A process pinned to a core, with this environment alone; on leaving it is told to stop, and killed if it does not."""
     with log.open("wb") as output:
         process = subprocess.Popen(
             [find("taskset"), "-c", str(core), *arguments],  # taskset becomes the process: the pid is its own
-            cwd=tree,
-            env={**os.environ, **(environ or {})},
+            cwd=folder,
+            env=environ,
             stdout=output,
             stderr=subprocess.STDOUT,
         )
@@ -235,12 +264,10 @@ def _process(
     finally:
         process.send_signal(signal.SIGTERM)
         try:
-            status = process.wait(STOPPED_WITHIN_S)
+            process.wait(stopped_within_s)
         except subprocess.TimeoutExpired:
             process.kill()
-            status = process.wait()
-    if status:
-        raise TargetError(f"{arguments[:3]} ended with status {status}: {_end_of(log)}")
+            process.wait()
 
 
 def free_port() -> int:
@@ -250,7 +277,11 @@ def free_port() -> int:
     return port
 
 
-def _wait_for_port(port: int, process: "subprocess.Popen[bytes]", log: Path) -> None:
+def wait_for_port(
+    port: int, process: "subprocess.Popen[bytes]", log: Path, *, within_s: float = STARTED_WITHIN_S
+) -> None:
+    """Raises TargetError when the process has ended, or does not listen in time."""
+
     def is_open() -> bool:
         try:
             socket.create_connection(("127.0.0.1", port), timeout=1).close()
@@ -258,12 +289,17 @@ def _wait_for_port(port: int, process: "subprocess.Popen[bytes]", log: Path) -> 
             return False
         return True
 
-    _wait(is_open, process, log)
+    _wait(is_open, process, log, within_s)
 
 
-def _wait(is_ready: Callable[[], bool], process: "subprocess.Popen[bytes]", log: Path) -> None:
+def _wait(
+    is_ready: Callable[[], bool],
+    process: "subprocess.Popen[bytes]",
+    log: Path,
+    within_s: float = STARTED_WITHIN_S,
+) -> None:
     """Raises TargetError when the process has ended, or is not ready in time."""
-    until_s = time.monotonic() + STARTED_WITHIN_S
+    until_s = time.monotonic() + within_s
     while not is_ready():
         if process.poll() is not None or time.monotonic() > until_s:
             raise TargetError(f"{process.args!r} did not start: {_end_of(log)}")
@@ -281,10 +317,11 @@ def ask(
     connection = http.client.HTTPConnection(target.origin.removeprefix("http://"), timeout=30)
     with contextlib.closing(connection):
         headers = {
-            traffic.gateway_header: traffic.scheme + token,
+            traffic.gateway_header: traffic.scheme + (target.token or token),
             "content-type": "application/json",
             "accept-encoding": "identity",
             **traffic.headers,
+            **target.headers,
         }
         connection.request("POST", target.path_to(traffic, is_streaming=is_streaming), body, headers)
         answer = connection.getresponse()

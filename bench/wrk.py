@@ -35,6 +35,10 @@ class WrkResult:
         return self.answers / self.duration_s
 
     @property
+    def good_answers(self) -> int:
+        return self.answers - self.bad_statuses
+
+    @property
     def is_clean(self) -> bool:
         return not self.bad_statuses and not self.socket_errors
 

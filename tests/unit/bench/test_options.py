@@ -43,6 +43,15 @@ def test_a_check_measures_what_has_a_floor():
     assert options(["--check"]).only == ["requests", "bursts"]
 
 
+def test_peers_are_asked_for_and_published():
+    assert not options([]).peers
+    chosen = options(["--peers"])
+    assert chosen.peers
+    assert chosen.is_documented
+    assert chosen.only == OWN
+    assert options(["--peers", "--only", "paced"]).only == ["paced"]
+
+
 def test_only_may_be_repeated():
     assert options(["--only", "long", "--only", "paced"]).only == ["long", "paced"]
 
@@ -71,6 +80,8 @@ def test_rounds_and_shapes_may_be_chosen():
         ["--compare", "nobody"],
         ["--compare", "gemini", "paced"],
         ["--rounds", "3"],
+        ["--peers", "--only", "latency"],
+        ["--peers", "--compare", "anthropic"],
     ],
 )
 def test_what_cannot_be_measured_is_refused(wrong, capsys):
