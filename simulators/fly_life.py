@@ -79,7 +79,7 @@ class Life:
 
     def _stop(self, call: Call) -> Given:
         machine, stop_s = self._changeable(call), self._organization.habits.stop_s
-        if machine.state not in OFF:
+        if not machine.is_off:
             self._organization.become(machine, State.STOPPING, (stop_s, State.STOPPED))
         return OK
 

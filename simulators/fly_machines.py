@@ -1,7 +1,6 @@
 """Machines of the simulated Fly: how they are made, shown, listed, given another configuration, destroyed, and asked to run
 a command."""
 
-import copy
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -15,6 +14,7 @@ from simulators.fly_volumes import REGION_DEFAULT
 
 METADATA = "metadata."
 EVENTS_SHOWN, EVENTS_SHOWN_MAX = 20, 50
+EXECUTED_KEPT_MAX = 10_000
 UPDATABLE = OFF | {State.STARTED, State.STARTING}
 """Any other state is one that a change is going on in."""
 
@@ -106,7 +106,7 @@ class Machines:
             updated_ms=now_ms,
             secrets={},
         )
-        machine.versions.append((machine.instance_id, copy.deepcopy(config)))
+        machine.keep_version()
         organization.machines[machine.id] = machine
         return machine
 
@@ -138,9 +138,18 @@ class Machines:
     def _update(self, call: Call) -> Given:
         organization, fields = self._organization, call.fields()
         machine, config = organization.changeable(call.ids, call.nonce), _config(fields)
-        if fields.get("current_version") not in (None, "", machine.instance_id):
-            raise errors.concurrent_update(machine.id)
-        if machine.state not in UPDATABLE:
+        self._check_update(machine, fields, config)
+        machine.config = config
+        machine.instance_id = organization.new_ulid(organization.now_ms())
+        machine.keep_version()
+        machine.secrets = {} if fields.get("skip_secrets") else _values(machine.app)
+        self._boot_again(machine, skips_launch=bool(fields.get("skip_launch")))
+        return self._with_nonce(machine, fields)
+
+    def _check_update(self, machine: Machine, fields: Mapping[str, Any], config: Mapping[str, Any]) -> None:
+        """Raises RefusedError."""
+        is_stale = fields.get("current_version") not in (None, "", machine.instance_id)
+        if is_stale or machine.state not in UPDATABLE:
             raise errors.concurrent_update(machine.id)
         for fixed in ("name", "region"):
             if fields.get(fixed) not in (None, "", getattr(machine, fixed)):
@@ -148,20 +157,14 @@ class Machines:
         if _mounted(config) != _mounted(machine.config):
             raise errors.invalid("the volume of a machine cannot be changed")
         check_secrets_version(machine.app, fields.get("min_secrets_version") or 0)
-        organization.check_host(machine)
-        machine.config = config
-        machine.instance_id = organization.new_ulid(organization.now_ms())
-        machine.versions.append((machine.instance_id, copy.deepcopy(config)))
-        machine.secrets = {} if fields.get("skip_secrets") else _values(machine.app)
-        self._boot_again(machine, skips_launch=bool(fields.get("skip_launch")))
-        return self._with_nonce(machine, fields)
+        self._organization.check_host(machine)
 
     def _boot_again(self, machine: Machine, *, skips_launch: bool) -> None:
         organization, update_s = self._organization, self._organization.habits.update_s
         if not skips_launch:
             boot = organization.booting(machine, update_s / 2, after_s=update_s / 2)
             organization.become(machine, State.REPLACING, *boot)
-        elif machine.state not in OFF:
+        elif not machine.is_off:
             organization.become(machine, State.REPLACING, (update_s, State.STOPPED))
         else:
             organization.happen(machine, "update", "user", organization.now_ms())
@@ -196,7 +199,8 @@ class Machines:
         if machine.state is not State.STARTED:
             raise errors.precondition(f"machine is {machine.state.value}, not started")
         command = Command(tuple(argv), fields.get("stdin") or "", fields.get("timeout") or 30)
-        self.executed.append((machine.id, command))
+        if len(self.executed) < EXECUTED_KEPT_MAX:
+            self.executed.append((machine.id, command))
         ran = self.commands(machine, command)
         return given(
             {"exit_code": ran.exit_code, "exit_signal": 0, "stdout": ran.stdout, "stderr": ran.stderr}

@@ -185,7 +185,6 @@ class Organization:
         machine.events.append(Event(self.new_ulid(at_ms), kind, machine.state.value, source, at_ms))
         if len(machine.events) > EVENTS_KEPT_MAX:
             del machine.events[0]
-            machine.state_event -= 1
         machine.updated_ms = at_ms
 
     def pass_time(self) -> None:
@@ -206,7 +205,7 @@ class Organization:
     def _enter(self, machine: Machine, state: State, at_ms: int) -> None:
         machine.state = state
         self.happen(machine, EVENT_TYPES.get(state, "update"), "flyd", at_ms)
-        machine.state_event = len(machine.events) - 1
+        machine.state_event_id = machine.events[-1].id
         if state is State.STARTED:
             env = {**machine.secrets, **(machine.config.get("env") or {})}
             machine.running = Running(at_ms, machine.instance_id, str(machine.config.get("image")), env)
@@ -298,7 +297,7 @@ class Wait:
             return False
         if self._version and self._version != machine.instance_id:
             return False
-        return self._after not in [event.id for event in machine.events[machine.state_event :]]
+        return self._after < machine.state_event_id  # ids sort by time
 
     def look(self) -> None:
         """End the wait if there is nothing more to wait for."""
@@ -325,6 +324,6 @@ class Wait:
         return {
             "ok": True,
             "state": machine.state.value,
-            "event_id": machine.events[machine.state_event].id,
+            "event_id": machine.state_event_id,
             "version": machine.instance_id,
         }

@@ -7,9 +7,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from metering.clock import instant
+from metering.clock import MS_PER_DAY, instant
 
-DAY_MS = 86_400_000
+VERSIONS_KEPT_MAX = 100
+"""Of one machine."""
 
 
 class State(enum.StrEnum):
@@ -125,7 +126,7 @@ class Volume:
 
     def is_listed(self, now_ms: int) -> bool:
         """Also for a day after its deletion."""
-        return self.deleted_ms is None or now_ms < self.deleted_ms + DAY_MS
+        return self.deleted_ms is None or now_ms < self.deleted_ms + MS_PER_DAY
 
     def overview(self) -> dict[str, Any]:
         """As the lists of the organization show it."""
@@ -208,8 +209,8 @@ class Machine:
     secrets: Mapping[str, str]
     prepared_ms: int = 0
     state: State = State.CREATED
-    state_event: int = 0
-    """Which of the events brought the state."""
+    state_event_id: str = ""
+    """The event that brought the state."""
     events: list[Event] = field(default_factory=list)
     versions: list[tuple[str, dict[str, Any]]] = field(default_factory=list)
     schedule: list[tuple[int, State]] = field(default_factory=list)
@@ -221,6 +222,16 @@ class Machine:
     @property
     def exists(self) -> bool:
         return self.state is not State.DESTROYED
+
+    @property
+    def is_off(self) -> bool:
+        """Nothing runs, and nothing is going to."""
+        return self.state in OFF and not self.schedule
+
+    def keep_version(self) -> None:
+        """Note the configuration as that of this instance."""
+        self.versions.append((self.instance_id, copy.deepcopy(self.config)))
+        del self.versions[:-VERSIONS_KEPT_MAX]
 
     @property
     def metadata(self) -> dict[str, str]:

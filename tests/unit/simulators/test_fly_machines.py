@@ -3,8 +3,18 @@
 import pytest
 
 from metering.tasks import spawn
-from simulators.fly import FAILING_IMAGE, STALLING_IMAGE, Command, Habits, Ran, Shortage, State
-from tests.support.fly import config, made, made_app, made_machine, made_volume, refused
+from simulators.fly import (
+    FAILING_IMAGE,
+    STALLING_IMAGE,
+    Command,
+    FlySimulator,
+    Habits,
+    Ran,
+    Shortage,
+    State,
+)
+from simulators.fly_organization import EVENTS_KEPT_MAX
+from tests.support.fly import IMAGE, config, fly_client, made, made_app, made_machine, made_volume, refused
 
 QUICK = Habits(rates=None, boot_s=2, start_s=1, stop_s=1, update_s=2, destroy_s=1)
 
@@ -268,6 +278,7 @@ async def test_an_update_replaces_the_configuration_and_boots_again(machines_api
     assert await states(machines_api, fly, running, 3) == ["replacing", "starting", "started"]
     versions = (await machines_api.get(f"{running}/versions")).json()
     assert [each["version"] for each in versions] == [after["instance_id"], before["instance_id"]]
+    assert [each["user_config"]["image"] for each in versions] == ["new", IMAGE]
 
 
 async def test_an_update_of_what_has_changed_meanwhile_is_refused(machines_api, fly, app, running):
@@ -333,6 +344,16 @@ async def test_it_stops_sleeps_and_starts(machines_api, fly, running):
     assert (await machines_api.get(running)).json()["instance_id"] == before
 
 
+async def test_one_that_is_booting_is_stopped(machines_api, fly, app):
+    for name, change in (("a", "/stop"), ("b", "")):
+        machine = await made_machine(machines_api, app, name=name)
+        path = f"{app}/machines/{machine['id']}"
+        asked = {} if change else {"config": config(), "skip_launch": True}
+        assert (await machines_api.post(path + change, json=asked)).is_success
+        fly.advance(10)
+        assert await state(machines_api, path) == "stopped"
+
+
 async def test_it_is_signalled_and_cordoned(machines_api, fly, running):
     assert (await machines_api.post(f"{running}/signal", json={"signal": "SIGTERM"})).json() == {"ok": True}
     (event,) = (await machines_api.get(f"{running}/events", params={"limit": 1})).json()
@@ -371,7 +392,9 @@ async def test_only_what_is_off_is_destroyed_without_force(machines_api, fly, ap
     assert (fly.machines, fly.billed.machines) == ([], [])
     for method, path in (("DELETE", running), ("POST", f"{running}/start")):
         assert refused(await machines_api.request(method, path))[0] == 404
-    assert refused(await machines_api.get(f"{app}/machines/unknown"))[0] == 404
+    other = await made_app(machines_api, "u-bob")
+    for unknown in (f"{app}/machines/unknown", running.replace(app, other)):
+        assert refused(await machines_api.get(unknown))[0] == 404
     stopped = await made_machine(machines_api, app, fields={"skip_launch": True})
     assert (await machines_api.delete(f"{app}/machines/{stopped['id']}")).json() == {"ok": True}
 
@@ -420,6 +443,26 @@ async def test_time_that_passes_on_the_clock_itself_ends_a_wait_too(machines_api
     machine = await made_machine(machines_api, app)
     asked = await waiting(machines_api, fly, f"{app}/machines/{machine['id']}")
     fly.organization._clock.advance(2)
+    assert (await asked).json()["state"] == "started"
+
+
+async def test_real_time_ends_a_wait():
+    async with FlySimulator(habits=Habits(boot_s=0.1)) as fly, fly_client(fly.url) as client:
+        app = await made_app(client)
+        machine = await made_machine(client, app)
+        assert machine["state"] == "created"
+        assert (await client.get(f"{app}/machines/{machine['id']}/wait")).json()["state"] == "started"
+
+
+async def test_settled_is_what_changes_no_more(machines_api, fly, app):
+    booting = await made_machine(machines_api, app)
+    resting = await made_machine(machines_api, app, name="off", fields={"skip_launch": True})
+    asked = await waiting(machines_api, fly, f"{app}/machines/{booting['id']}", state="settled")
+    told = await machines_api.get(f"{app}/machines/{resting['id']}/wait", params={"state": "settled"})
+    assert told.json()["state"] == "created"
+    fly.advance(1)
+    assert not asked.done()
+    fly.advance(1)
     assert (await asked).json()["state"] == "started"
 
 
@@ -569,6 +612,16 @@ async def test_a_machine_may_be_born_or_updated_leased(machines_api, fly, app):
 
 
 # --- labelled -----------------------------------------------------------------------------------------
+
+
+async def test_of_its_events_the_last_are_kept(machines_api, fly, running):
+    machine, now_ms = fly.machines[0], fly.organization.now_ms()
+    for _ in range(EVENTS_KEPT_MAX):
+        fly.organization.happen(machine, "signal", "user", now_ms)
+    assert len(machine.events) == EVENTS_KEPT_MAX
+    assert (await machines_api.get(f"{running}/wait")).json()["state"] == "started"
+    assert len((await machines_api.get(f"{running}/events", params={"limit": 50})).json()) == 50
+    assert refused(await machines_api.get(f"{running}/events", params={"limit": 51}))[0] == 400
 
 
 async def test_metadata_is_replaced_merged_and_taken_away(machines_api, fly, running):
