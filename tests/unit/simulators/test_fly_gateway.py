@@ -36,9 +36,9 @@ async def test_it_answers_when_its_machine_has_run_for_a_while_and_only_to_its_t
     machine = await made_machine(machines_api, app)
     fly.advance(2)
     assert (fly.machines[0].state, await probe(world)) == (State.STARTED, 502)
-    fly.advance(2.9)
+    fly.advance(2.999)
     assert await probe(world) == 502
-    fly.advance(0.1)
+    fly.advance(0.001)
     assert [await probe(world, token) for token in ("gw-token", "other", "gw")] == [200, 401, 401]
     assert (await world.get("/u-ada")).status_code == 401
     assert (await world.get("/u-ada/", params={"token": "wrong"})).status_code == 401

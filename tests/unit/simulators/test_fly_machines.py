@@ -274,7 +274,8 @@ async def test_an_update_replaces_the_configuration_and_boots_again(machines_api
     assert (after["id"], after["state"]) == (before["id"], "replacing")
     assert after["instance_id"] > before["instance_id"]
     assert after["config"] == {"image": "new", "env": {"A": "1"}, "metadata": {}}
-    assert refused(await machines_api.post(f"{running}/start"))[0] == 412
+    status, _, words = refused(await machines_api.post(f"{running}/start"))
+    assert (status, words) == (412, "failed_precondition: machine getting replaced, refusing to start")
     assert await states(machines_api, fly, running, 3) == ["replacing", "starting", "started"]
     versions = (await machines_api.get(f"{running}/versions")).json()
     assert [each["version"] for each in versions] == [after["instance_id"], before["instance_id"]]
