@@ -9,7 +9,7 @@ from typing import Any
 
 import uvloop
 
-from simulators import agentmail, anthropic, bland, brave, browserbase, gemini, openai, twilio
+from simulators import agentmail, anthropic, bland, brave, browserbase, fly, gemini, openai, twilio
 from simulators.server import SimulatorServer
 from simulators.vendor import VendorSimulator
 
@@ -19,6 +19,7 @@ VENDORS: dict[str, type[VendorSimulator[Any, Any]]] = {
     "bland": bland.BlandSimulator,
     "brave": brave.BraveSimulator,
     "browserbase": browserbase.BrowserbaseSimulator,
+    "fly": fly.FlySimulator,
     "gemini": gemini.GeminiSimulator,
     "openai": openai.OpenAISimulator,
     "twilio": twilio.TwilioSimulator,

@@ -207,7 +207,16 @@ class Upgrade:
     reports: Reports | None = None
 
 
-Answer = Script | Ready | Upgrade
+@dataclass(frozen=True, slots=True)
+class Later:
+    """An answer that nobody knows before something has happened: what `answer` says when `until` is over."""
+
+    until: Waitable
+    answer: Callable[[], Script | Ready]
+    reports: Reports | None = None
+
+
+Answer = Script | Ready | Upgrade | Later
 
 
 def chunk(data: bytes) -> bytes:

@@ -34,7 +34,9 @@ from simulators.script import (
     Cutter,
     Disconnect,
     Framing,
+    Later,
     Pause,
+    Ready,
     Reports,
     Reset,
     Script,
@@ -467,7 +469,7 @@ class _Connection(asyncio.Protocol):
         self._keeps_alive = keeps_alive
         exchange, answer = self._server.seen(request)
         self._exchange = exchange
-        if isinstance(answer, Script):
+        if isinstance(answer, Script | Later):
             self._player = spawn(self._play(exchange, answer), name=f"simulated answer {request.number}")
             return
         self._transport.write(answer.wire)
@@ -521,12 +523,19 @@ class _Connection(asyncio.Protocol):
         self._end(State.BROKEN_OFF)
         self._transport.abort()
 
-    async def _play(self, exchange: Exchange, script: Script) -> None:
-        player = _Player(self, exchange, script)
-        if script.closes or script.framing is Framing.EOF:
-            self._keeps_alive = False
-        await player.play()
+    async def _play(self, exchange: Exchange, answer: Script | Later) -> None:
+        script = answer if isinstance(answer, Script) else await self._known(answer)
+        if isinstance(script, Ready):
+            exchange.sent_bytes = len(script.wire)
+            await self.write(script.wire)
+        else:
+            self._keeps_alive = self._keeps_alive and not (script.closes or script.framing is Framing.EOF)
+            await _Player(self, exchange, script).play()
         self._end(State.SENT)
+
+    async def _known(self, answer: Later) -> Script | Ready:
+        await answer.until.wait()
+        return answer.answer()
 
     async def write(self, data: bytes) -> None:
         """Write, and return when the kernel has it and the other side had the chance to read it alone.

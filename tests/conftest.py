@@ -10,12 +10,15 @@ import pytest
 
 from simulators.anthropic import AnthropicSimulator
 from tests.fixtures_llm import FOLDER
+from tests.support.fly import DOCUMENT
 
 MEMORY = Path("/dev/shm")
 MEMORY_BYTES_MIN = 2 * 1024**3
 """What the files of a whole run may take at once, and then some: those of a test that passed are removed."""
 ON_DISK = {"chaos", "store_trouble"}
 """Suites about what a disk has when a process dies or the disk fails: a commit there takes as long as it does."""
+MAY_BE_ABSENT = (FOLDER, DOCUMENT)
+"""Other people's work, read where it lies beside the project."""
 
 
 def pytest_configure() -> None:
@@ -36,12 +39,12 @@ def tmp_path(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Path]:
 
 @pytest.hookimpl(hookwrapper=True)
 def pytest_runtest_makereport(item, call):
-    """Under CI every tool is installed by the project itself; only recorded bodies may be absent."""
+    """Under CI every tool is installed by the project itself; only recorded bodies and vendors' documents may be absent."""
     outcome = yield
     report = outcome.get_result()
     if report.skipped and os.environ.get("CI") == "true" and not hasattr(report, "wasxfail"):
         reason = report.longrepr[2] if isinstance(report.longrepr, tuple) else str(report.longrepr)
-        if str(FOLDER) not in reason:
+        if not any(str(place) in reason for place in MAY_BE_ABSENT):
             report.outcome = "failed"
             report.longrepr = f"skipped, which is a failure under CI: {reason}"
 

@@ -7,7 +7,7 @@ import sys
 import httpx
 import pytest
 
-from simulators import agentmail, anthropic, bland, browserbase, openai, twilio
+from simulators import agentmail, anthropic, bland, browserbase, fly, openai, twilio
 from simulators.server import read_record
 
 ASKED = {
@@ -51,6 +51,11 @@ STATEFUL = {
         {"authorization": bland.VENDOR_KEY},
         ("/v1/calls", {"json": {"phone_number": "+12025550100", "task": "Hi"}}, "call_id"),
         "/v1/calls/{}",
+    ),
+    "fly": (
+        {"authorization": f"FlyV1 {fly.VENDOR_KEY}"},
+        ("/v1/apps", {"json": {"name": "u-ada", "org_slug": fly.ORG_SLUG}}, "id"),
+        "/v1/apps/u-ada?{}",
     ),
     "twilio": (
         {"authorization": httpx.BasicAuth(twilio.ACCOUNT_SID, twilio.AUTH_TOKEN)._auth_header},

@@ -9,11 +9,13 @@ import pytest
 import trustme
 import uvloop
 
+from metering.tasks import spawn
 from simulators.script import (
     AtRandom,
     Disconnect,
     Framing,
     Gate,
+    Later,
     Pause,
     Ready,
     Reset,
@@ -82,6 +84,30 @@ async def test_every_framing_delivers_the_body(framing):
     assert answer.content == b"hello world"
     assert ("content-length" in answer.headers) == (framing is Framing.LENGTH)
     assert simulator.exchanges[0].state is State.SENT
+
+
+@pytest.mark.parametrize("known", [Script(steps=HELLO), Ready(head(200, [("Content-Length", "0")]))])
+async def test_an_answer_may_be_known_only_later(known):
+    gate = Gate()
+    said = []
+
+    def answer():
+        said.append(gate.is_open)
+        return known
+
+    async with Scripted(Later(gate, answer)) as simulator, httpx.AsyncClient() as client:
+        asked = [spawn(client.get(simulator.url), name="asked") for _ in range(2)]
+        await simulator.until(lambda: len(simulator.exchanges) == 2)
+        await gate.reached()
+        assert (said, [exchange.state for exchange in simulator.exchanges]) == ([], [State.RUNNING] * 2)
+        asked[0].cancel()
+        await simulator.until(lambda: simulator.client_gone_total == 1)
+        gate.open()
+        assert (await asked[1]).is_success
+        assert (await client.get(simulator.url)).is_success  # on the same connection
+    assert said == [True, True]
+    assert simulator.exchanges[1].sent_bytes > 0
+    assert (simulator.connections_total, simulator.exchanges[2].state) == (2, State.SENT)
 
 
 async def test_a_request_is_recorded_as_it_came():
