@@ -534,7 +534,9 @@ class Connection(asyncio.Protocol):
         target = Target(raw_path, parsed.query or b"", self.handle_of(raw_path))
         is_worth_it = target.handle is not None and b"?" not in url and len(url) <= TARGET_BYTES_MAX
         if is_worth_it:
-            if len(self._known_targets) >= TARGETS_MAX:  # by strangers, perhaps: what is asked for often is soon back
+            if (
+                len(self._known_targets) >= TARGETS_MAX
+            ):  # by strangers, perhaps: what is asked for often is soon back
                 self._known_targets.clear()
             self._known_targets[url] = target
         return target
