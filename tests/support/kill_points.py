@@ -42,6 +42,7 @@ from proxy.deferral import Deferrals
 from proxy.endings import Endings
 from proxy.outbox import Courier
 from proxy.pipeline import Engine
+from proxy.request import Request
 from routes.bland_webhooks import CallReceiver
 from tests.support.faulty_disk import DiskControl
 
@@ -232,8 +233,8 @@ def install(
     handle, commit, connect = Engine.handle, GroupCommitWriter._commit_together, Database.connect
 
     async def watched_handle(self: Engine, *arguments: Any) -> None:
-        scope = arguments[2]
-        tag = next((value.decode() for name, value in scope["headers"] if name == TAG), "")
+        request: Request = arguments[3]
+        tag = request.first.get(TAG, b"").decode()
         await _Watched(handle(self, *arguments), tag, victim)
 
     async def watched_poll(self: Deferrals, work: DeferredWork) -> bool:
