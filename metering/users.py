@@ -6,6 +6,7 @@ Every change that running workers must hear of leaves a row in `changes` in the 
 import hashlib
 import re
 import secrets
+import sys
 from collections.abc import Sequence
 from typing import Any, cast
 
@@ -551,8 +552,8 @@ def _credential(rows: Sequence[Row]) -> Credential | None:
     return Credential(
         token_id=token_id,
         user_id=user_id,
-        plan=plan,
-        status=status,
+        plan=sys.intern(plan),  # hundreds of thousands may be remembered, of a few plans
+        status=sys.intern(status),
         expires_at_ms=min((row[0] for row in of_tokens if row[0] is not None), default=None),
         revoked_at_ms=min((row[1] for row in of_tokens if row[1] is not None), default=None),
         ancestors=tuple(row[0] for row in chain[1:]),

@@ -12,7 +12,8 @@ from typing import Protocol
 
 from metering.admission import Caller
 from metering.errors import Reason, Refused
-from proxy.auth import AccessKey, Authenticator
+from proxy.auth import Authenticator
+from proxy.remembered import AccessKey
 
 LOOK_S = 0.5
 """Between two looks at those who are being served."""

@@ -9,10 +9,8 @@ instead of guessing.
 import asyncio
 import math
 import re
-from collections import OrderedDict
 from collections.abc import Callable, Collection, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
 
 from metering.admission import Caller
 from metering.clock import Clock
@@ -22,6 +20,7 @@ from metering.store.writer import store_unavailable
 from metering.tasks import spawn
 from metering.users import TOKEN_PREFIX, Credential, Directory, hash_of
 from proxy.query import name_of, parameters
+from proxy.remembered import AccessKey, Remembered
 from proxy.request import Request
 from proxy.surface import HeaderKey, Headers, QueryKey, TokenPlace
 
@@ -30,9 +29,6 @@ GATEWAY_TOKEN_BYTES_MAX = 512
 
 OnChanges = Callable[[int, Collection[tuple[str, str]] | None], None]
 """Told with every look up to which change was heard, and what (kind, subject) has changed; None: everything may have."""
-
-AccessKey = bytes | str
-"""By what somebody was let in: a gateway token, or the id of one, where a ticket stands for it."""
 
 _TOKEN = re.compile(rf"{TOKEN_PREFIX}[\w-]+", re.ASCII)
 
@@ -104,20 +100,6 @@ def unauthenticated(message: str) -> Refused:
     return Refused(Reason.UNAUTHENTICATED, message)
 
 
-@dataclass(slots=True)
-class _Known:
-    """What is remembered of a gateway token."""
-
-    credential: Credential
-    caller: Caller | None = None
-    """Whoever has it, where that ends only by a word in the store."""
-
-    @property
-    def may_end(self) -> bool:
-        """By itself, when its time is over or its plan's."""
-        return self.credential.expires_at_ms is not None or self.credential.next_plan is not None
-
-
 class Authenticator:
     """From a gateway token to a caller, with a cache of `cache_max` tokens."""
 
@@ -135,11 +117,10 @@ class Authenticator:
         self._directory = directory
         self._plans = plans
         self._clock = clock
-        self._cache_max = cache_max
         self._poll_s = poll_s
         self._stale_after_s = stale_after_s
         self.on_changes: list[OnChanges] = [] if on_changes is None else [on_changes]
-        self._cache: OrderedDict[AccessKey, _Known] = OrderedDict()
+        self._cache = Remembered(cache_max)
         self._seen_seq: int | None = None
         """The newest change that was heard of; None before the first look."""
         self._looked_at_s = self._failed_at_s = -math.inf
@@ -152,10 +133,7 @@ class Authenticator:
             return None
         (token,) = tokens
         known = self._cache.get(token)
-        if known is None or known.caller is None:
-            return None
-        self._cache.move_to_end(token)
-        return known.caller
+        return None if known is None else known.caller
 
     async def authenticate(self, tokens: set[bytes]) -> Caller:
         """Raises Refused: UNAUTHENTICATED, FORBIDDEN (disabled user), STORE_UNAVAILABLE."""
@@ -176,7 +154,6 @@ class Authenticator:
         known = self._cache.get(key)
         if known is None:
             return self._caller(await self._look_up(key))
-        self._cache.move_to_end(key)
         if known.caller is not None:
             return known.caller
         caller = self._caller(known.credential)
@@ -186,7 +163,7 @@ class Authenticator:
 
     def may_end(self, key: AccessKey) -> bool:
         """Whether what it allows may end without a word in the store; or it is not remembered."""
-        known = self._cache.get(key)
+        known = self._cache.peek(key)
         return known is None or known.may_end
 
     def _caller(self, credential: Credential) -> Caller:
@@ -219,9 +196,7 @@ class Authenticator:
             raise unauthenticated("invalid x-api-key")
         # A change that was heard of while we read may be newer than what we read: use it once, keep nothing.
         if seq == self._seen_seq:
-            self._cache[key] = _Known(credential)
-            if len(self._cache) > self._cache_max:
-                self._cache.popitem(last=False)
+            self._cache.put(key, credential)
         return credential
 
     # --- changes -----------------------------------------------------------------------------------
@@ -279,24 +254,13 @@ class Authenticator:
         if changes:
             self._seen_seq = changes[-1][0]
             changed = {(kind, subject) for _, kind, subject in changes}
-            self._forget(changed)
+            self._cache.forget(changed)
             self._tell(self._seen_seq, changed)
         self._looked_at_s = began_s
 
     def _tell(self, seq: int, changed: Collection[tuple[str, str]] | None) -> None:
         for listener in self.on_changes:
             listener(seq, changed)
-
-    def _forget(self, changed: set[tuple[str, str]]) -> None:
-        stale = [
-            key
-            for key, known in self._cache.items()
-            if ("token", known.credential.token_id) in changed
-            or ("user", known.credential.user_id) in changed
-            or any(("token", ancestor) in changed for ancestor in known.credential.ancestors)
-        ]
-        for key in stale:
-            del self._cache[key]
 
     async def follow_changes(self) -> None:
         """Look forever."""

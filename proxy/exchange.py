@@ -9,9 +9,9 @@ from metering.errors import Refused
 from metering.ledger import Outcome, Resolved
 from metering.prices import Priced
 from metering.repeats import Repeat
-from proxy.auth import AccessKey
 from proxy.downstream import Connection
 from proxy.handshakes import Handshake, Side, Tally
+from proxy.remembered import AccessKey
 from proxy.request import Request
 from proxy.splice import Splice
 from proxy.surface import NO_DEMAND, Demand, Inbound, Observer, Operation, Surface
