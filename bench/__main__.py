@@ -13,7 +13,7 @@ from pathlib import Path
 from bench.books import UncountedError
 from bench.compare import Rounds, compare, comparison_table, traffics_named
 from bench.machine import Cores, description, filesystem_of
-from bench.measure import MEASUREMENTS, SHAPES, Bench, ClientError, nobody
+from bench.measure import MEASUREMENTS, SHAPES, Bench, ClientError, Figures, nobody
 from bench.native import NativeError
 from bench.peers.runs import MEASURED, PeerRuns
 from bench.report import FLOOR_PER_S, below_floor, circumstances, document, publish
@@ -142,6 +142,10 @@ def main(arguments: Sequence[str]) -> int:
         print(f"{chosen.folder} is {machine['filesystem']}: durability costs nothing there", file=sys.stderr)
         if not chosen.quick:  # which measures nothing
             return CANNOT_MEASURE
+    peers = {name: PeerRuns() for name in MEASURED if chosen.peers}
+    runs: dict[str, dict[str, list[Figures]]] = {}
+    varied: dict[str, Rounds] = {}
+    failure: Exception | None = None
     try:
         cores = Cores.assign(os.sched_getaffinity(0))
         os.sched_setaffinity(0, {cores.load})
@@ -149,21 +153,23 @@ def main(arguments: Sequence[str]) -> int:
             bench = Bench(Path(folder), cores, chosen.seconds, chosen.repeats, _say)
             if chosen.compare:
                 return _compare(bench, chosen, machine)
-            peers = {name: PeerRuns() for name in MEASURED if chosen.peers}
-            runs = {
-                one.name: bench.run(one, peers[one.name].guests if one.name in peers else nobody)
-                for one in MEASUREMENTS
-                if one.name in chosen.only
-            }
-            varied = _vary(bench, chosen)
+            for one in MEASUREMENTS:
+                if one.name in chosen.only:
+                    guests = peers[one.name].guests if one.name in peers else nobody
+                    runs[one.name] = bench.run(one, guests)
+            _vary(bench, chosen, varied)
     except (UncountedError, WrkError, ClientError, NativeError, TargetError, ValueError) as error:
         print(f"cannot measure: {error}", file=sys.stderr)
-        return CANNOT_MEASURE
+        if not runs:
+            return CANNOT_MEASURE
+        failure = error  # what was measured before is shown all the same
     how = f"{chosen.repeats} runs of {chosen.seconds:g} s; variants: {QUICK_REPEATS if chosen.quick else VARIED_ROUNDS} rounds of {VARIED_SECONDS:g} s"
     _show(machine, cores, how)
     text = document(runs, varied, peers)
     print(text)
     print(f"\n{_keep(machine, runs | varied, {name: asdict(one) for name, one in peers.items()})}")
+    if failure is not None:
+        return CANNOT_MEASURE
     if chosen.is_documented:
         publish(DOCUMENT, f"{circumstances(machine, how)}\n\n{text}")
     problems = below_floor(runs)
@@ -172,14 +178,13 @@ def main(arguments: Sequence[str]) -> int:
     return BELOW_FLOOR if problems and chosen.check else 0
 
 
-def _vary(bench: Bench, chosen: argparse.Namespace) -> dict[str, Rounds]:
-    seconds = min(chosen.seconds, VARIED_SECONDS)
+def _vary(bench: Bench, chosen: argparse.Namespace, varied: dict[str, Rounds]) -> None:
+    """Adds to `varied`, one after the other."""
+    short = replace(bench, seconds=min(chosen.seconds, VARIED_SECONDS))
     rounds = QUICK_REPEATS if chosen.quick else VARIED_ROUNDS
-    return {
-        one.name: vary(replace(bench, seconds=seconds), one.quick() if chosen.quick else one, rounds=rounds)
-        for one in VARIANTS
-        if one.name in chosen.only
-    }
+    for one in VARIANTS:
+        if one.name in chosen.only:
+            varied[one.name] = vary(short, one.quick() if chosen.quick else one, rounds=rounds)
 
 
 def _compare(bench: Bench, chosen: argparse.Namespace, machine: dict[str, str]) -> int:

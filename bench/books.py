@@ -8,9 +8,10 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import cycle, islice
 from pathlib import Path
+from typing import Any
 
 from metering.clock import SystemClock
 from metering.store.database import Database
@@ -169,6 +170,20 @@ class Books:
                     )
                 time.sleep(POLL_S)
 
+    def of_users_who_have_not_asked(self) -> "Books":
+        """The same store, with the tokens of these alone. Raises UncountedError where all have."""
+        asked = self._rows(
+            "SELECT DISTINCT token_hash FROM reservations r JOIN gateway_tokens t ON t.id = r.token_id"
+        )
+        known = {token_hash for (token_hash,) in asked}
+        tokens = dict.fromkeys(self.tokens.read_text(encoding="ascii").split())
+        missing = [token for token in tokens if hash_of(token) not in known]
+        if not missing:
+            raise UncountedError("all users have asked")
+        listing = self.folder / "tokens-missing"
+        listing.write_text("".join(f"{token}\n" for token in missing), encoding="ascii")
+        return replace(self, tokens=listing)
+
     def bound(self) -> int:
         """How many of the vendors' ids have an owner."""
         return self._count("SELECT COUNT(*) FROM owned_objects")
@@ -180,11 +195,14 @@ class Books:
         return self._count("SELECT COUNT(DISTINCT user_id) FROM reservations")
 
     def _count(self, query: str) -> int:
+        ((count,),) = self._rows(query)
+        return int(count)
+
+    def _rows(self, query: str) -> list[Any]:
         with contextlib.closing(
             sqlite3.connect(f"file:{self.database.path}?mode=ro", uri=True)
         ) as connection:
-            (count,) = connection.execute(query).fetchone()
-            return int(count)
+            return connection.execute(query).fetchall()
 
     def check_clean(self) -> None:
         """Have the store's own version recompute every account from its rows. Raises UncountedError."""
