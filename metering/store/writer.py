@@ -335,6 +335,12 @@ class GroupCommitWriter:
             self._batch = [self._queue.popleft() for _ in range(min(len(self._queue), BATCH_UNITS_MAX))]
             return self._batch
 
+    def _let_join(self) -> None:
+        """Whoever came while another worker had the store's lock need not wait for the next commit, too."""
+        with self._wake:
+            room = BATCH_UNITS_MAX - len(self._batch)
+            self._batch += [self._queue.popleft() for _ in range(min(len(self._queue), room))]
+
     def _may_stop(self) -> bool:
         """Not before all results are delivered: what nobody claims, or what follows from a result, makes new
         units."""
@@ -388,6 +394,8 @@ class GroupCommitWriter:
         cursor = connection.cursor()  # one for all: a cursor a statement costs as much as a short one
         cursor.execute("BEGIN IMMEDIATE")
         try:
+            if batch is self._batch:
+                self._let_join()
             results = self._run_units(cursor, batch)
             cursor.execute("COMMIT")
         except BaseException:

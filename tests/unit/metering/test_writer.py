@@ -16,7 +16,16 @@ import pytest
 from metering.errors import Reason, Refused
 from metering.store import writer as writer_module
 from metering.store.database import Database
-from metering.store.writer import CommitStats, Declined, Done, GroupCommitWriter, Result, Step, Unit
+from metering.store.writer import (
+    BATCH_UNITS_MAX,
+    CommitStats,
+    Declined,
+    Done,
+    GroupCommitWriter,
+    Result,
+    Step,
+    Unit,
+)
 
 INSERT = "INSERT INTO notes (id, text) VALUES (?1, ?2)"
 INSERT_RETURNING = INSERT + " RETURNING id"
@@ -412,6 +421,22 @@ async def test_what_one_turn_of_the_loop_queues_is_one_group(database: Database)
             await asyncio.sleep(0)
         await asyncio.gather(*submitted_in_a_long_turn(writer, range(1, 6)))
     assert [commit.units for commit in commits] == [1, 5]
+
+
+async def test_who_comes_while_another_worker_writes_joins_the_group_that_waits(database: Database) -> None:
+    patient = Database(database.path, busy_timeout_s=30)
+    commits: list[CommitStats] = []
+    async with writing(patient, on_commit=commits.append) as writer:
+        with locked(patient):
+            first = writer.submit(note(0))
+            while not writer._batch:
+                await asyncio.sleep(0)
+            rest = [writer.submit(note(number)) for number in range(1, BATCH_UNITS_MAX + 10)]
+            while len(writer._queue) < len(rest):
+                await asyncio.sleep(0)
+        await asyncio.gather(first, *rest)
+    assert [commit.units for commit in commits] == [BATCH_UNITS_MAX, 10]
+    assert notes(database) == list(range(BATCH_UNITS_MAX + 10))
 
 
 async def test_what_is_kept_is_told_of_without_a_future_and_a_defect_there_concerns_nobody_else(
