@@ -4,6 +4,7 @@ import asyncio
 import logging
 import sys
 import time
+from abc import ABC, abstractmethod
 from contextlib import nullcontext
 from typing import TextIO
 
@@ -18,7 +19,7 @@ TURN_LINES_MAX = 1_000
 """Lines of one turn that are kept before they are written anyway."""
 
 
-class _Timed(logging.Formatter):
+class _Timed(logging.Formatter, ABC):
     """Writes a second once, and not for each of its lines."""
 
     def __init__(self, line: str | None = None) -> None:
@@ -29,9 +30,9 @@ class _Timed(logging.Formatter):
     def formatTime(self, record: logging.LogRecord, datefmt: str | None = None) -> str:  # noqa: ARG002, N802 - logging's
         return self._instant(record.created, record.msecs)
 
+    @abstractmethod
     def canonical(self, line: str, at_s: float) -> str:
         """What `format` makes of the record of a canonical line, without that record."""
-        raise NotImplementedError
 
     def _instant(self, at_s: float, ms: float) -> str:
         second = int(at_s)

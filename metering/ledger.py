@@ -1116,8 +1116,9 @@ _Move = tuple[str, str, str, int, int]
 
 def _move_steps(moves: Sequence[_Move]) -> list[AnyStep]:
     """Of different accounts, on each of which something is held."""
-    if len(moves) == 2:  # noqa: PLR2004 - as a request has that nothing but the plan bounds
-        return [(MOVE_TWO_ACCOUNTS, moves[0] + moves[1], None)]
+    match moves:
+        case [one, other]:  # as a request has that nothing but the plan bounds
+            return [(MOVE_TWO_ACCOUNTS, one + other, None)]
     return [(MOVE_ACCOUNT, move, None) for move in moves]
 
 

@@ -4,6 +4,8 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
+import httpx
+
 from simulators import fly_errors as errors
 from simulators.fly_organization import ORG_SLUG, Organization
 from simulators.fly_state import Address, App
@@ -91,7 +93,7 @@ class Apps:
         if kind == "private_v6" and network != app.network:
             raise errors.unprocessable(f"network {network!r} is not the app's")
         repeated_ip = self._organization.habits.repeated_ip
-        if repeated_ip >= 400 and any(address.kind == kind for address in app.addresses):  # noqa: PLR2004 - an error
+        if httpx.codes.is_error(repeated_ip) and any(address.kind == kind for address in app.addresses):
             raise errors.ip_allocated(repeated_ip, kind)
         address = self._new_address(kind, fields.get("region") or "global", network, fields)
         app.addresses.append(address)

@@ -3,7 +3,8 @@
 Theory of operation. `submit` appends a unit to a queue and returns a future at once; nothing that happens
 to the caller afterwards (cancelled, gone) takes the unit back. When the loop's turn has ended, the thread takes
 whatever has gathered, runs it as one transaction, commits, and delivers all results in one hop to the event loop.
-While a commit waits for the disk, the next batch gathers: the busier the store, the larger its batches.
+While a commit waits for the disk, the next batch gathers: the busier the store, the larger its batches. Whoever comes while
+a batch waits for the lock that another worker has joins it.
 
 A unit is a list of steps, all or none. A step that names a `refusal` must return or change a row; when it does
 none, the unit is undone and answers `Declined(refusal)`. Statements never raise in normal life: their
