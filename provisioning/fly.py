@@ -57,7 +57,9 @@ class Trouble(enum.Enum):
 class FlyError(Exception):
     """A call that did not come to its end. `status`: None without an answer."""
 
-    def __init__(self, trouble: Trouble, words: str, *, status: int | None, after_s: float | None = None) -> None:
+    def __init__(
+        self, trouble: Trouble, words: str, *, status: int | None, after_s: float | None = None
+    ) -> None:
         super().__init__(words)
         self.trouble = trouble
         self.status = status
@@ -75,7 +77,12 @@ class Volume:
 
     @classmethod
     def of(cls, told: Mapping[str, Any]) -> "Volume":
-        return cls(told["id"], told.get("name") or "", told.get("region") or "", told.get("attached_machine_id") or None)
+        return cls(
+            told["id"],
+            told.get("name") or "",
+            told.get("region") or "",
+            told.get("attached_machine_id") or None,
+        )
 
 
 @immutable
@@ -154,7 +161,9 @@ class Fly:
 
     async def assign_address(self, app_name: str, kind: str) -> str:
         """`shared_v4` or `v6`. EXISTS, REFUSED: there may be one of that kind already."""
-        told = await self._call("POST", f"/apps/{app_name}/ip_assignments", "assign ip", app_name, {"type": kind})
+        told = await self._call(
+            "POST", f"/apps/{app_name}/ip_assignments", "assign ip", app_name, {"type": kind}
+        )
         return str(told.get("ip") or "")
 
     # --- volumes ---------------------------------------------------------------------------------
@@ -170,7 +179,9 @@ class Fly:
     ) -> Volume:
         """Names are not unique: each call makes another one. `guest`: what shall run there, so that there is room for it."""
         fields = {"name": name, "region": region, "size_gb": size_gb, "encrypted": True, "compute": guest}
-        return Volume.of(await self._call("POST", f"/apps/{app_name}/volumes", "create volume", app_name, fields))
+        return Volume.of(
+            await self._call("POST", f"/apps/{app_name}/volumes", "create volume", app_name, fields)
+        )
 
     async def delete_volume(self, app_name: str, volume_id: str) -> None:
         """Also when it is not there."""
@@ -330,7 +341,9 @@ async def fly_client(base_url: str, token: str) -> AsyncIterator[httpx.AsyncClie
     """For Fly alone: no redirects, no cookies, no proxy of the environment's. A token as `fly tokens create` shows it begins
     with its scheme, which is taken as it stands."""
     scheme, _, rest = token.strip().partition(" ")
-    authorization = f"{scheme} {rest}" if rest and scheme in {"FlyV1", "Bearer"} else f"Bearer {token.strip()}"
+    authorization = (
+        f"{scheme} {rest}" if rest and scheme in {"FlyV1", "Bearer"} else f"Bearer {token.strip()}"
+    )
     async with httpx.AsyncClient(
         base_url=base_url,
         headers={"authorization": authorization},
@@ -348,7 +361,11 @@ async def _read(answer: httpx.Response) -> bytes:
     async for chunk in answer.aiter_bytes():
         said += chunk
         if len(said) > ANSWER_BYTES_MAX:
-            raise FlyError(Trouble.REFUSED, f"an answer of more than {ANSWER_BYTES_MAX:,} bytes", status=answer.status_code)
+            raise FlyError(
+                Trouble.REFUSED,
+                f"an answer of more than {ANSWER_BYTES_MAX:,} bytes",
+                status=answer.status_code,
+            )
     return bytes(said)
 
 

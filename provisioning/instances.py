@@ -257,7 +257,10 @@ class Instances:
             (INSERT_INSTANCE, (user_id, app_name, now_ms)),
             (RENEW_INSTANCE, (user_id, now_ms)),
         ):
-            steps = (Step(sql, params, refusal=_HAS_ONE), self.noting(user_id, "wished", actor=actor, aim=RUNNING))
+            steps = (
+                Step(sql, params, refusal=_HAS_ONE),
+                self.noting(user_id, "wished", actor=actor, aim=RUNNING),
+            )
             if not isinstance(await self._store.writer.submit(Unit(steps)), Declined):
                 return True
         if await self.of(user_id) is None:
@@ -265,7 +268,13 @@ class Instances:
         return False
 
     async def wish(
-        self, instance: Instance, desired: str, *more: Step, status: str = "", rotates: bool = False, actor: str
+        self,
+        instance: Instance,
+        desired: str,
+        *more: Step,
+        status: str = "",
+        rotates: bool = False,
+        actor: str,
     ) -> bool:
         """Something else of an instance as it was read, with `more` in the same unit; False when another wish came between."""
         now_ms = self.clock.now_ms()
@@ -336,7 +345,9 @@ class Claim:
             return Step(GUARD_WISH, (one.user_id, one.fence, one.wished), refusal=_FENCED)
         return Step(GUARD, (one.user_id, one.fence), refusal=_FENCED)
 
-    async def write(self, *steps: Step, event: str = "", details: dict[str, Any] | None = None, **fields: Value) -> None:
+    async def write(
+        self, *steps: Step, event: str = "", details: dict[str, Any] | None = None, **fields: Value
+    ) -> None:
         """Columns of the row, with `steps` and an event in the same unit."""
         await self._commit(self.guarding(), steps, event, details, fields)
 

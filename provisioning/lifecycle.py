@@ -15,25 +15,22 @@ What fails before anybody could use the machine is taken away again, to the last
 because a user's data lies there.
 """
 
-import asyncio
 import logging
-import random
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 import httpx
 
 from metering.clock import Clock
 from metering.errors import Refused
-from metering.hooks import hook_token
-from metering.objects import BIND_OBJECT, OWNED_BY_ANOTHER, NoSuchObjectError, ObjectId, Objects, ObjectsError, owned, user_tag
-from metering.store.store import Store
+from metering.objects import (
+    user_tag,
+)
 from metering.store.writer import Step
-from metering.users import Directory, hash_of, minting, replacing
-from metering.values import immutable
+from metering.users import minting, replacing
 from provisioning import names
 from provisioning.errors import AgainError, Code, FatalError, ProvisioningError, SupersededError, WaitingError
-from provisioning.fly import Fly, FlyError, Machine, Trouble
+from provisioning.fly import FlyError, Machine, Trouble
 from provisioning.instances import (
     ALLOCATING_IPS,
     APP,
@@ -58,12 +55,11 @@ from provisioning.instances import (
     WAITING_FOR_GATEWAY,
     Claim,
     DeclinedError,
-    Instance,
-    Resource,
 )
-from provisioning.integrations import Integrations, NameTakenError
-from provisioning.machines import Machines, revoking_machine_tokens
-from provisioning.template import MachineTemplate, Templates, differences, merged
+from provisioning.integrations import NameTakenError, context_object, inbox_object, pod_object
+from provisioning.machines import revoking_machine_tokens
+from provisioning.run import OFF, PLACEMENTS_PER_REGION, Parts, Run
+from provisioning.template import differences, merged
 
 logger = logging.getLogger(__name__)
 
@@ -73,8 +69,6 @@ BACKOFF_S, BACKOFF_S_MAX = 1.0, 60.0
 """Pauses double from one failure to the next, with full jitter."""
 AWAY_BACKOFF_S_MAX = 300.0
 """Taking away is never given up."""
-PATIENCE_S = 300.0
-"""For a machine to boot, and again for what runs in it to answer."""
 WAIT_S = 20.0
 """Of one wait at Fly for a state; then we look ourselves."""
 PROBE_EVERY_S, PROBE_TIMEOUT_S = 1.0, 10.0
@@ -82,52 +76,22 @@ LOOK_EVERY_S = 2.0
 """Whether a deleted app is gone."""
 LEASE_S = 60
 """Of a machine while it is changed: if we die, it ends by itself."""
-PLACEMENTS_PER_REGION = 2
-"""Places tried in a region before the next one, where hosts and not the region are full."""
 REBUILDS_MAX = 1
 """Machines that end failed, after which another is not tried."""
 ROUNDS_MAX = 50
 """Of one run that begins again from the top, because something is not as it was, or is wished otherwise."""
 OVERLAP_S = 365 * 86_400
 """A replaced token is revoked when the machine has the new one, not by time."""
-OFF = frozenset({"stopped", "suspended"})
 FAILED = frozenset({"failed", "launch_failed"})
 ADDRESSES = ("shared_v4", "v6")
-BROWSER, MAIL = "browserbase", "agentmail"
+MAIL = "agentmail"
 TOKEN_LABEL = "machine"
-MADE_FOR = "machine:"
-"""Instead of the request that handed an object out."""
-USER, GENERATION = "automna_user", "automna_generation"
-"""A machine's metadata by which we know whose it is."""
-TOKEN = "OPENCLAW_GATEWAY_TOKEN"
 
 SELECT_REPLACED = """
 SELECT id FROM gateway_tokens WHERE successor_id = ?1 AND revoked_at_ms IS NULL"""
 SET_HOOK_IF_NONE = """
 INSERT INTO agent_hooks (user_id, url, set_at_ms) VALUES (?1, ?2, ?3) ON CONFLICT (user_id) DO NOTHING"""
 DELETE_OWN_HOOK = "DELETE FROM agent_hooks WHERE user_id = ?1 AND url = ?2"
-
-
-@immutable
-class Parts:
-    """What every run stands on. `proxy_url`: where the machines find this service; `hooks_secret`: empty, agents are told of nothing.
-    `probes`: asks gateways."""
-
-    store: Store
-    clock: Clock
-    machines: Machines
-    directory: Directory
-    objects: Objects
-    fly: Fly
-    integrations: Integrations
-    templates: Templates
-    probes: httpx.AsyncClient
-    image: str
-    proxy_url: str
-    project_id: str
-    hooks_secret: str
-    pause: Callable[[float], Awaitable[None]] = asyncio.sleep
-    random: random.Random = random.Random()  # noqa: S311 - jitter
 
 
 async def follow(parts: Parts, claim: Claim) -> None:
@@ -163,7 +127,7 @@ async def follow(parts: Parts, claim: Claim) -> None:
     await _failed(run, AgainError(Code.PROVIDER_UNAVAILABLE, "what was found changed again and again"))
 
 
-async def bring_up(run: "Run") -> None:
+async def bring_up(run: Run) -> None:
     """From wish to ready."""
     await app(run)
     await addresses(run)
@@ -179,7 +143,7 @@ async def bring_up(run: "Run") -> None:
 # --- the steps ---------------------------------------------------------------------------------------
 
 
-async def app(run: "Run") -> None:
+async def app(run: Run) -> None:
     """An app of the user's own, alone in a private network. Its name is a hash of the user's id; where another organization has
     that already, the next one is taken."""
     if run.live(APP):
@@ -193,7 +157,9 @@ async def app(run: "Run") -> None:
             elif not await _is_ours(run, name, found.network):
                 raise FatalError(Code.NOT_OURS, f"app {name} exists and is not {run.instance.user_id}'s")
         except FlyError as error:
-            if error.trouble is Trouble.EXISTS:  # made by a call whose answer was lost, or by somebody else just now
+            if (
+                error.trouble is Trouble.EXISTS
+            ):  # made by a call whose answer was lost, or by somebody else just now
                 raise AgainError(Code.PROVIDER_UNAVAILABLE, str(error)) from error
             if error.trouble is not Trouble.FOREIGN:
                 raise
@@ -204,14 +170,14 @@ async def app(run: "Run") -> None:
     raise FatalError(Code.NAME_TAKEN, "every name that the app may have is another organization's")
 
 
-async def _is_ours(run: "Run", name: str, network: str) -> bool:
+async def _is_ours(run: Run, name: str, network: str) -> bool:
     """What exists under the user's name is taken for theirs only if it says so: its network, and every machine in it."""
     if network not in ("", names.network(name)):
         return False
     return all(run.is_ours(one) for one in await run.parts.fly.machines(name))
 
 
-async def addresses(run: "Run") -> None:
+async def addresses(run: Run) -> None:
     """By which the world finds the app."""
     if all(run.live(IP, kind) for kind in ADDRESSES):
         return
@@ -225,7 +191,9 @@ async def addresses(run: "Run") -> None:
             except FlyError as error:
                 if error.trouble not in {Trouble.EXISTS, Trouble.REFUSED, Trouble.AGAIN}:
                     raise
-                had |= _by_kind(await fly.addresses(name))  # what was refused may be there, the lost answer's too
+                had |= _by_kind(
+                    await fly.addresses(name)
+                )  # what was refused may be there, the lost answer's too
                 if kind not in had:
                     raise
         await run.made(IP, kind, had[kind])
@@ -243,7 +211,7 @@ def _by_kind(told: list[Mapping[str, Any]]) -> dict[str, str]:
     return found
 
 
-async def volume(run: "Run") -> None:
+async def volume(run: Run) -> None:
     """Where the agent keeps what it knows. Names are not unique at Fly: what is there is looked for, one is taken, and others that
     lost answers left behind are deleted."""
     if run.live(VOLUME):
@@ -268,7 +236,7 @@ async def volume(run: "Run") -> None:
     await run.made(VOLUME, name, chosen.id, region=chosen.region)
 
 
-async def browser_context(run: "Run") -> None:
+async def browser_context(run: Run) -> None:
     """The browser profile in which the agent stays logged in. The vendor takes a name once and lists none: after a lost answer
     nobody can say what is called so, and another name is taken."""
     integrations = run.parts.integrations
@@ -284,14 +252,16 @@ async def browser_context(run: "Run") -> None:
             made = await integrations.make_context(name)
         except NameTakenError:
             one = run.open_one(CONTEXT, name)
-            await run.record(run.claim.ending(one, is_lost=True), event="context_lost", details={"name": name})
+            await run.record(
+                run.claim.ending(one, is_lost=True), event="context_lost", details={"name": name}
+            )
             continue
-        await run.made(CONTEXT, name, made, bound=ObjectId(BROWSER, "context", made))
+        await run.made(CONTEXT, name, made, bound=context_object(made))
         return
     raise FatalError(Code.BROWSER_REFUSED, "every name that the browser context may have is taken")
 
 
-async def mailbox(run: "Run") -> None:
+async def mailbox(run: Run) -> None:
     """The agent's own address, in the user's own part of the shared account: the one that the simple e-mail API uses, too. The vendor
     gives the same for the same name, however often it is asked."""
     integrations, user_id = run.parts.integrations, run.instance.user_id
@@ -302,13 +272,13 @@ async def mailbox(run: "Run") -> None:
     if pod_id is None:
         await run.begin(CREATING_INTEGRATIONS, run.claim.intending(POD, tag))
         pod_id = await integrations.make_pod(tag)
-        await run.made(POD, tag, pod_id, bound=ObjectId(MAIL, "pod", pod_id))
+        await run.made(POD, tag, pod_id, bound=pod_object(pod_id))
     await run.begin(CREATING_INTEGRATIONS, run.claim.intending(INBOX, tag))
     inbox_id = await integrations.make_inbox(pod_id, tag)
-    await run.made(INBOX, tag, inbox_id, bound=ObjectId(MAIL, "inbox", inbox_id))
+    await run.made(INBOX, tag, inbox_id, bound=inbox_object(inbox_id))
 
 
-async def machine(run: "Run") -> None:
+async def machine(run: Run) -> None:
     """The machine itself: found or made, and as the template wants it."""
     fly, app_name, row = run.parts.fly, run.instance.app_name, run.live(MACHINE_KIND)
     if row is not None:
@@ -322,12 +292,14 @@ async def machine(run: "Run") -> None:
         there = [one for one in await fly.machines(app_name) if one.name == names.MACHINE]
         found = there[0] if there else await _create(run)
         if not run.is_ours(found):
-            raise FatalError(Code.NOT_OURS, f"machine {found.id} in {app_name} is not {run.instance.user_id}'s")
+            raise FatalError(
+                Code.NOT_OURS, f"machine {found.id} in {app_name} is not {run.instance.user_id}'s"
+            )
         await run.made(MACHINE_KIND, names.MACHINE, found.id)
     await _conform(run, found)
 
 
-async def _create(run: "Run") -> Machine:
+async def _create(run: Run) -> Machine:
     """A machine with a gateway token that was minted for it. Should an attempt before have made one after all, it is found by its
     name, and given another token."""
     config = await run.config(await _mint_another(run))
@@ -344,7 +316,7 @@ async def _create(run: "Run") -> Machine:
     return made
 
 
-async def _elsewhere(run: "Run", error: FlyError) -> None:
+async def _elsewhere(run: Run, error: FlyError) -> None:
     """Where there is no room: another volume, which may lie on another host, then another region. Nothing is on it yet; a volume
     with a user's data stays where it is. Raises WaitingError(0), AgainError(NO_CAPACITY); returns where it was not for room."""
     if error.trouble not in {Trouble.NO_ROOM_IN_REGION, Trouble.NO_ROOM_ON_HOST}:
@@ -361,14 +333,18 @@ async def _elsewhere(run: "Run", error: FlyError) -> None:
         await run.parts.fly.delete_volume(run.instance.app_name, there.upstream_id)
     gone = () if there is None else (run.claim.ending(there),)
     await run.record(
-        *gone, event="no_room", details={"region": run.region}, placements=0 if is_everywhere else tried, region=None
+        *gone,
+        event="no_room",
+        details={"region": run.region},
+        placements=0 if is_everywhere else tried,
+        region=None,
     )
     if is_everywhere:
         raise AgainError(Code.NO_CAPACITY, str(error)) from error
     raise WaitingError(0) from error
 
 
-async def _conform(run: "Run", found: Machine) -> None:
+async def _conform(run: Run, found: Machine) -> None:
     """Our fields of its configuration as the template wants them, and only ours; under its lease, by its version, and looked at
     again. Leaves the machine and its token's secret in `run`."""
     if found.config is None:
@@ -399,7 +375,7 @@ async def _conform(run: "Run", found: Machine) -> None:
     run.machine, run.secret, run.is_changed = now, secret, True
 
 
-async def _mint_another(run: "Run") -> str:
+async def _mint_another(run: Run) -> str:
     """A successor of the machine's token, or a new one where that is dead. Both hold until the machine answers with it."""
     now_ms, old = run.parts.clock.now_ms(), run.instance.token_id
     if old is not None:
@@ -415,7 +391,7 @@ async def _mint_another(run: "Run") -> str:
     return secret
 
 
-async def boot(run: "Run") -> None:
+async def boot(run: Run) -> None:
     """Started, unless it is to rest or sleeps by itself."""
     fly, found = run.parts.fly, run.machine
     if run.rests(found):
@@ -444,7 +420,7 @@ async def boot(run: "Run") -> None:
     run.machine = found
 
 
-async def _rebuild(run: "Run", found: Machine) -> None:
+async def _rebuild(run: Run, found: Machine) -> None:
     """One that ended failed is taken away, and another made on its volume, once. Raises WaitingError(0), FatalError."""
     row = run.live(MACHINE_KIND)
     assert row is not None
@@ -461,7 +437,7 @@ async def _rebuild(run: "Run", found: Machine) -> None:
     raise WaitingError(0)
 
 
-async def gateway(run: "Run") -> None:
+async def gateway(run: Run) -> None:
     """What runs in it answers, with its token."""
     if run.rests(run.machine) or (run.instance.status == READY and not run.is_changed):
         return
@@ -475,7 +451,7 @@ async def gateway(run: "Run") -> None:
         await run.parts.pause(PROBE_EVERY_S)
 
 
-async def _answers(run: "Run") -> bool:
+async def _answers(run: Run) -> bool:
     url = run.parts.machines.url_of(run.instance.app_name) + run.template.probe_path
     try:
         async with run.parts.probes.stream(
@@ -486,13 +462,15 @@ async def _answers(run: "Run") -> bool:
         return False
 
 
-async def settle(run: "Run") -> None:
+async def settle(run: Run) -> None:
     """At rest where that is wished; then on record: what was wished has come true, and tokens that were replaced are worth
     nothing any more."""
     await _rest(run)
     one, now_ms = run.instance, run.parts.clock.now_ms()
     status = {RUNNING: READY}.get(one.aim, one.aim)
-    replaced = () if one.token_id is None else await run.parts.store.readers.rows(SELECT_REPLACED, (one.token_id,))
+    replaced = (
+        () if one.token_id is None else await run.parts.store.readers.rows(SELECT_REPLACED, (one.token_id,))
+    )
     steps = [step for (old,) in replaced for step in revoking_machine_tokens(str(old), now_ms)]
     if run.parts.hooks_secret:
         steps.append(Step(SET_HOOK_IF_NONE, (one.user_id, run.hook_url, now_ms)))
@@ -513,7 +491,7 @@ async def settle(run: "Run") -> None:
     )
 
 
-async def _rest(run: "Run") -> None:
+async def _rest(run: Run) -> None:
     """Stopped or suspended, where that is wished, and cordoned, so that no request wakes it."""
     fly, found, aim = run.parts.fly, run.machine, run.instance.aim
     is_resting = run.instance.status == aim and found.state in OFF and not run.is_changed
@@ -544,7 +522,7 @@ async def _rest(run: "Run") -> None:
 # --- back to nothing ---------------------------------------------------------------------------------
 
 
-async def take_away(run: "Run") -> None:
+async def take_away(run: Run) -> None:
     """Everything that was made for the instance: its token first (the wish did that, or this does), then the app with all that is
     in it, the browser context, the mailbox. The ledger stays. What is not there is done."""
     await _end_tokens(run)
@@ -573,12 +551,12 @@ async def take_away(run: "Run") -> None:
     )
 
 
-async def _end_tokens(run: "Run") -> None:
+async def _end_tokens(run: Run) -> None:
     if run.instance.token_id is not None:
         await run.record(*revoking_machine_tokens(run.instance.token_id, run.parts.clock.now_ms()))
 
 
-async def _end_app(run: "Run") -> None:
+async def _end_app(run: Run) -> None:
     """Deleting the app deletes its machines, volumes and addresses. It is over when its name is free."""
     mine = [one for one in run.resources if one.kind in OF_APP and one.state in {"intent", "live"}]
     apps = [one for one in mine if one.kind == APP]
@@ -600,213 +578,41 @@ async def _end_app(run: "Run") -> None:
         await run.record(*(run.claim.ending(one) for one in mine))
 
 
-async def _end_context(run: "Run") -> None:
+async def _end_context(run: Run) -> None:
     for one in [each for each in run.resources if each.kind == CONTEXT]:
         if one.state == "live":
             assert one.upstream_id is not None
             await run.parts.integrations.delete_context(one.upstream_id)
-            await run.forget(ObjectId(BROWSER, "context", one.upstream_id))
+            await run.forget(context_object(one.upstream_id))
             await run.record(run.claim.ending(one))
         elif one.state == "intent":
             try:  # whether it was made, only its name can tell
                 made = await run.parts.integrations.make_context(one.name)
             except NameTakenError:
-                await run.record(run.claim.ending(one, is_lost=True), event="context_lost", details={"name": one.name})
+                await run.record(
+                    run.claim.ending(one, is_lost=True), event="context_lost", details={"name": one.name}
+                )
             else:
                 await run.parts.integrations.delete_context(made)
                 await run.record(run.claim.ending(one))
 
 
-async def _end_mailbox(run: "Run") -> None:
+async def _end_mailbox(run: Run) -> None:
     integrations, user_id = run.parts.integrations, run.instance.user_id
     for one in [each for each in run.resources if each.kind == INBOX and each.state in {"intent", "live"}]:
         inbox_id = one.upstream_id
         if inbox_id is None:  # the same name gives the same, whether it was made or not
             pod_id = await run.parts.objects.first_of(MAIL, "pod", user_id)
             inbox_id = None if pod_id is None else await integrations.make_inbox(pod_id, one.name)
-        if inbox_id is not None and await run.may_end(ObjectId(MAIL, "inbox", inbox_id)):
+        if inbox_id is not None and await run.may_end(inbox_object(inbox_id)):
             await integrations.delete_inbox(inbox_id)
-            await run.forget(ObjectId(MAIL, "inbox", inbox_id))
+            await run.forget(inbox_object(inbox_id))
         await run.record(run.claim.ending(one))
     for one in [each for each in run.resources if each.kind == POD and each.state in {"intent", "live"}]:
         pod_id = one.upstream_id or await integrations.make_pod(one.name)
         if await integrations.delete_pod(pod_id):  # what else the user has in it stays, and it with that
-            await run.forget(ObjectId(MAIL, "pod", pod_id))
+            await run.forget(pod_object(pod_id))
         await run.record(run.claim.ending(one))
-
-
-# --- one run -----------------------------------------------------------------------------------------
-
-
-class Run:
-    """What the steps of one run share."""
-
-    def __init__(self, parts: Parts, claim: Claim) -> None:
-        self.parts = parts
-        self.claim = claim
-        self.resources: list[Resource] = []
-        self.template: MachineTemplate
-        self.machine: Machine
-        """Once the machine step is done, as it was last seen."""
-        self.secret = ""
-        """Of the gateway token in it."""
-        self.is_new = False
-        """It was made in this run."""
-        self.is_changed = False
-        """It was given another configuration in this run."""
-
-    @property
-    def instance(self) -> Instance:
-        return self.claim.instance
-
-    @property
-    def goes_away(self) -> bool:
-        return bool(self.instance.is_undone) or self.instance.desired == GONE
-
-    @property
-    def region(self) -> str:
-        """Where the machine is, or is to be tried next."""
-        tried = self.instance.placements // PLACEMENTS_PER_REGION
-        return self.instance.region or self.template.regions[tried % len(self.template.regions)]
-
-    @property
-    def hook_url(self) -> str:
-        return f"{self.parts.machines.url_of(self.instance.app_name)}/hooks/agent"
-
-    async def load(self) -> None:
-        user = await self.parts.directory.user(self.instance.user_id)
-        self.template = self.parts.templates.of(user.plan_at(self.parts.clock.now_ms()))
-        self.resources = await self.claim.resources()
-
-    def app_names(self) -> list[str]:
-        """The name it has or was to have, and those after it."""
-        possible = self.parts.machines.app_names(self.instance.user_id)
-        return possible[possible.index(self.instance.app_name) :] if self.instance.app_name in possible else possible
-
-    def live(self, kind: str, name: str = "") -> Resource | None:
-        """What there is of a kind, on record."""
-        return self._one("live", kind, name)
-
-    def open_one(self, kind: str, name: str = "") -> Resource:
-        """What may be there of a kind."""
-        found = self._one("intent", kind, name)
-        assert found is not None
-        return found
-
-    def _one(self, state: str, kind: str, name: str) -> Resource | None:
-        return next(
-            (
-                one
-                for one in self.resources
-                if one.state == state and one.kind == kind and name in ("", one.name)
-            ),
-            None,
-        )
-
-    def is_ours(self, found: Machine) -> bool:
-        return found.metadata.get(USER) == names.user_hash(self.instance.user_id)
-
-    def rests(self, found: Machine) -> bool:
-        """It is off and shall be: because that is wished, or because it sleeps until somebody asks."""
-        is_off = found.state in OFF
-        if self.instance.aim in {STOPPED, SUSPENDED}:
-            return is_off or self.instance.ready_at_ms is not None
-        return is_off and self.instance.status == READY
-
-    # on record
-
-    async def record(
-        self, *steps: Step, event: str = "", details: dict[str, Any] | None = None, **fields: Any
-    ) -> None:
-        """Under the claim, and while the same is wished. Raises SupersededError, DeclinedError (a step's refusal)."""
-        await self.claim.write(*steps, event=event, details=details, **fields)
-        if steps:
-            self.resources = await self.claim.resources()
-
-    async def begin(self, status: str, *steps: Step, **fields: Any) -> None:
-        """A stage, with the rows of what it may make. A machine that is ready stays so while it is changed."""
-        shown = self.instance.status if self.instance.status == READY else status
-        is_new = shown != self.instance.status
-        patience: dict[str, Any] = {"patience_ms": None} if is_new else {}
-        await self.record(*steps, event=shown if is_new else "", status=shown, **patience, **fields)
-
-    async def made(
-        self, kind: str, name: str, upstream_id: str, *, bound: ObjectId | None = None, **fields: Any
-    ) -> None:
-        """It is there; `bound`: and the user's, so that the agent may use it through the proxy. True whatever is wished."""
-        now_ms, one = self.parts.clock.now_ms(), self.instance
-        steps = [self.claim.making(kind, name, upstream_id)]
-        if bound is not None:
-            params = (*bound, one.user_id, f"{MADE_FOR}{kind}", now_ms)
-            steps.append(Step(BIND_OBJECT, params, refusal=OWNED_BY_ANOTHER))
-        try:
-            await self.claim.write_whatever_is_wished(
-                *steps, event=f"{kind}_made", details={"name": name, "id": upstream_id}, **fields
-            )
-        except DeclinedError as error:
-            raise FatalError(Code.NOT_OURS, f"{kind} {upstream_id} is another user's") from error
-        self.resources = await self.claim.resources()
-
-    async def may_end(self, one: ObjectId) -> bool:
-        """What is taken away because a machine did not come must not be what its user had before."""
-        if self.instance.desired == GONE:
-            return True
-        try:
-            found = await owned(self.parts.store.readers, one)
-        except NoSuchObjectError:
-            return True
-        return found.reservation_id.startswith(MADE_FOR)
-
-    async def forget(self, one: ObjectId) -> None:
-        """Nobody's any more, on every worker. Raises AgainError while the user has requests under way."""
-        try:
-            await self.parts.objects.release(one, self.instance.user_id)
-        except NoSuchObjectError:
-            return
-        except ObjectsError as error:
-            raise AgainError(Code.PROVIDER_UNAVAILABLE, str(error)) from error
-
-    async def patience(self) -> int:
-        """Until when what is waited for now may take: the same instant for all who wait for it, one after the other."""
-        if self.instance.patience_ms is None:
-            await self.record(patience_ms=self.parts.clock.now_ms() + round(PATIENCE_S * 1000))
-        assert self.instance.patience_ms is not None
-        return self.instance.patience_ms
-
-    # configured
-
-    async def config(self, secret: str) -> dict[str, Any]:
-        """The whole configuration that the machine should have, with that token."""
-        one, volume_row = self.instance, self.live(VOLUME)
-        assert volume_row is not None
-        assert volume_row.upstream_id is not None
-        context, inbox = self.live(CONTEXT), self.live(INBOX)
-        values = {
-            "gateway_token": secret,
-            "proxy": self.parts.proxy_url,
-            "project_id": self.parts.project_id if context is not None else "",
-            "context_id": "" if context is None else context.upstream_id or "",
-            "inbox_id": "" if inbox is None else inbox.upstream_id or "",
-            "ticket_key": await self.parts.machines.ticket_key(one),
-            "hook_token": hook_token(self.parts.hooks_secret, one.user_id) if self.parts.hooks_secret else "",
-        }
-        metadata = {USER: names.user_hash(one.user_id), GENERATION: str(one.generation)}
-        return self.template.config(
-            {name: value for name, value in values.items() if value},
-            image=self.parts.image,
-            volume_id=volume_row.upstream_id,
-            metadata=metadata,
-        )
-
-    async def secret_of(self, found: Machine) -> str | None:
-        """The gateway token in a machine's environment, if it is the one that it should have and lives."""
-        secret = str(((found.config or {}).get("env") or {}).get(TOKEN) or "")
-        known = await self.parts.directory.credential(hash_of(secret)) if secret else None
-        if known is None or known.token_id != self.instance.token_id:
-            return None
-        now_ms = self.parts.clock.now_ms()
-        is_dead = known.revoked_at_ms is not None or (known.expires_at_ms or now_ms + 1) <= now_ms
-        return None if is_dead else secret
 
 
 # --- failures ----------------------------------------------------------------------------------------
@@ -852,9 +658,11 @@ async def _failed(run: Run, error: ProvisioningError) -> None:
     details = {"code": error.code.value, "status": one.status, "attempt": attempts}
     if not is_given_up:
         most_s = AWAY_BACKOFF_S_MAX if run.goes_away else BACKOFF_S_MAX
-        pause_s = run.parts.random.uniform(0, min(most_s, BACKOFF_S * 2**attempts))
+        pause_s = run.parts.jitter.uniform(0, min(most_s, BACKOFF_S * 2**attempts))
         due_ms = now_ms + round(max(pause_s, getattr(error, "after_s", None) or 0.0) * 1000)
-        await claim.write_whatever_is_wished(event="failed", details=details, attempts=attempts, due_at_ms=due_ms)
+        await claim.write_whatever_is_wished(
+            event="failed", details=details, attempts=attempts, due_at_ms=due_ms
+        )
         return
     was_ready = one.ready_at_ms is not None
     await claim.write(

@@ -14,11 +14,10 @@ from metering.clock import Clock, instant
 from metering.errors import Reason, Refused
 from metering.ids import new_id
 from metering.store.store import Store
-from metering.stored_keys import StoredKey
-from metering.users import INSERT_CHANGES_UP_TO, REVOKE_TOKEN, NotFoundError
 from metering.store.writer import Step
+from metering.stored_keys import StoredKey
+from metering.users import INSERT_CHANGES_UP_TO, REVOKE_TOKEN
 from metering.values import immutable
-from provisioning.errors import Code
 from provisioning.instances import (
     DEPROVISIONING,
     ERROR,
@@ -26,7 +25,6 @@ from provisioning.instances import (
     LISTED_MAX,
     MACHINE_KIND,
     NOT_STARTED,
-    READY,
     RUNNING,
     STARTING,
     STOPPED,
@@ -127,14 +125,19 @@ class Machines:
 
     async def all(self, *, status: str = "", after: str = "", at_most: int = LISTED_MAX) -> list[Machine]:
         """By user id, those after `after`; with a `status` only those in it."""
-        return [await self._machine(one) for one in await self.instances.all(status=status, after=after, at_most=at_most)]
+        return [
+            await self._machine(one)
+            for one in await self.instances.all(status=status, after=after, at_most=at_most)
+        ]
 
     async def events(self, user_id: str, *, at_most: int) -> Sequence[Event]:
         """The newest first."""
         return await self.instances.events(user_id, at_most=at_most)
 
     async def _machine(self, instance: Instance) -> Machine:
-        return Machine(instance, tuple(await self.instances.resources(instance)), self.url_of(instance.app_name))
+        return Machine(
+            instance, tuple(await self.instances.resources(instance)), self.url_of(instance.app_name)
+        )
 
     def app_names(self, user_id: str) -> list[str]:
         """The names that a user's app may have, the usual one first."""
@@ -187,7 +190,9 @@ class Machines:
                 return machine
             token_id, now_ms = machine.instance.token_id, self._clock.now_ms()
             revoking = () if token_id is None else revoking_machine_tokens(token_id, now_ms)
-            if await self.instances.wish(machine.instance, GONE, *revoking, status=DEPROVISIONING, actor=actor):
+            if await self.instances.wish(
+                machine.instance, GONE, *revoking, status=DEPROVISIONING, actor=actor
+            ):
                 return await self._existing(user_id)
         raise _overtaken()
 
@@ -260,7 +265,9 @@ def _begun(one: Instance) -> str:
 
 
 def _overtaken() -> Refused:
-    return Refused(Reason.STORE_UNAVAILABLE, "The machine's wishes change too often: try again.", retry_after_s=1)
+    return Refused(
+        Reason.STORE_UNAVAILABLE, "The machine's wishes change too often: try again.", retry_after_s=1
+    )
 
 
 def _part(value: dict[str, Any]) -> str:

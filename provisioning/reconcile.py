@@ -10,10 +10,9 @@ from typing import Any
 
 from metering.clock import instant
 from metering.values import immutable
-from provisioning import names
 from provisioning.fly import FlyError, Machine, Trouble
-from provisioning.instances import APP, GONE, MACHINE_KIND, VOLUME, Instance
-from provisioning.lifecycle import Parts, Run
+from provisioning.instances import GONE, MACHINE_KIND, VOLUME, Instance
+from provisioning.run import Parts, Run
 from provisioning.template import differences
 
 logger = logging.getLogger(__name__)
@@ -39,7 +38,13 @@ class Finding:
         return f"{self.kind} in {self.app}: {self.what}" + (f"; {self.done}" if self.done else "")
 
     def as_json(self) -> dict[str, Any]:
-        return {"kind": self.kind, "app": self.app, "what": self.what, "user": self.user_id, "done": self.done}
+        return {
+            "kind": self.kind,
+            "app": self.app,
+            "what": self.what,
+            "user": self.user_id,
+            "done": self.done,
+        }
 
 
 @immutable
@@ -70,32 +75,33 @@ class _Look:
         apps = [name for name in await fly.apps() if name.startswith(machines.app_prefix)]
         there, volumes = await fly.org_machines(), await fly.org_volumes()
         instances = {one.app_name: one for one in await machines.instances.all()}
-        known = {
-            (one.kind, one.upstream_id)
-            for one in await machines.instances.open_resources()
-            if one.state == "live"
-        }
+        resources = await machines.instances.open_resources()
+        known = {(one.kind, one.upstream_id) for one in resources if one.state == "live"}
+        living = {name: one for name, one in instances.items() if one.status != GONE}
         for name in apps:
-            one = instances.get(name)
-            if one is None or one.status == GONE:
+            if name not in living:
                 await self._unknown_app(name, [each for each in there if each.app_name == name])
         for found in there:
-            one = instances.get(found.app_name)
-            if one is not None and one.status != GONE and (MACHINE_KIND, found.id) not in known:
+            if found.app_name in living and (MACHINE_KIND, found.id) not in known:
+                one = living[found.app_name]
                 self._note(Finding("unknown_machine", found.app_name, found.id, one.user_id), one)
         for app_name, volume in volumes:
-            one = instances.get(app_name)
-            if one is not None and one.status != GONE and (VOLUME, volume.id) not in known:
-                await self._unknown_volume(app_name, volume.id, volume.machine_id, one)
-        for one in instances.values():
-            if one.is_settled and one.ready_at_ms is not None and one.status != GONE:
+            if app_name in living and (VOLUME, volume.id) not in known:
+                await self._unknown_volume(app_name, volume.id, volume.machine_id, living[app_name])
+        for one in living.values():
+            if one.is_settled and one.ready_at_ms is not None:
                 await self._drift(one)
-        for resource in await machines.instances.open_resources():
-            if resource.state == "lost":
-                self._findings.append(
-                    Finding("lost", resource.name, f"a browser context of that name may exist at the vendor", resource.user_id)
-                )
-        looked_at = {"apps": len(apps), "machines": len(there), "volumes": len(volumes), "instances": len(instances)}
+        self._findings += [
+            Finding("lost", each.name, "a browser context of that name may exist at the vendor", each.user_id)
+            for each in resources
+            if each.state == "lost"
+        ]
+        looked_at = {
+            "apps": len(apps),
+            "machines": len(there),
+            "volumes": len(volumes),
+            "instances": len(instances),
+        }
         return Reconciled(looked_at, tuple(self._findings[:FINDINGS_MAX]))
 
     def _note(self, finding: Finding, one: Instance) -> None:
@@ -111,14 +117,18 @@ class _Look:
         if self._repairs and is_certain and self._is_old(there):
             await self._parts.fly.delete_app(name)
             done = "deleted"
-        what = f"{len(there)} machines, on no record" + ("" if is_certain else "; not certainly ours: look yourself")
+        what = f"{len(there)} machines, on no record" + (
+            "" if is_certain else "; not certainly ours: look yourself"
+        )
         self._findings.append(Finding("unknown_app", name, what, done=done))
 
     def _is_old(self, there: list[Machine]) -> bool:
         before = instant(self._parts.clock.now_ms() - YOUNG_MS)
         return all(found.updated_at and found.updated_at < before for found in there)
 
-    async def _unknown_volume(self, app_name: str, volume_id: str, machine_id: str | None, one: Instance) -> None:
+    async def _unknown_volume(
+        self, app_name: str, volume_id: str, machine_id: str | None, one: Instance
+    ) -> None:
         done = ""
         if self._repairs and one.is_settled and machine_id is None:
             await self._parts.fly.delete_volume(app_name, volume_id)
@@ -139,7 +149,9 @@ class _Look:
             self._findings.append(Finding("unreachable", one.app_name, str(error), one.user_id))
             return
         if found is None:
-            await self._mend(one, Finding("missing_machine", one.app_name, "it is not there any more", one.user_id))
+            await self._mend(
+                one, Finding("missing_machine", one.app_name, "it is not there any more", one.user_id)
+            )
         elif found.config is not None:
             secret = await run.secret_of(found)
             changed = ["token"] if secret is None else differences(found.config, await run.config(secret))

@@ -10,8 +10,9 @@ from metering.tasks import spawn, stop
 from provisioning.budget import over_budget
 from provisioning.errors import SupersededError
 from provisioning.instances import Claim, Instances
-from provisioning.lifecycle import Parts, follow
+from provisioning.lifecycle import follow
 from provisioning.reconcile import Reconciled, reconcile
+from provisioning.run import Parts
 
 logger = logging.getLogger(__name__)
 
@@ -60,7 +61,9 @@ class Provisioner:
                     while len(self._working) < self._at_once and (claim := await self._claim()) is not None:
                         self._start(claim)
                 except Refused as error:
-                    logger.debug("no look for machines: %s", error)  # the store has said what is wrong with it
+                    logger.debug(
+                        "no look for machines: %s", error
+                    )  # the store has said what is wrong with it
                 with suppress(TimeoutError):
                     async with asyncio.timeout(LOOK_EVERY_S):
                         await self._freed.wait()
