@@ -14,11 +14,10 @@ from metering.clock import Clock, instant
 from metering.errors import Reason, Refused
 from metering.ids import new_id
 from metering.store.store import Store
-from metering.stored_keys import StoredKey
-from metering.users import INSERT_CHANGES_UP_TO, REVOKE_TOKEN, NotFoundError
 from metering.store.writer import Step
+from metering.stored_keys import StoredKey
+from metering.users import INSERT_CHANGES_UP_TO, REVOKE_TOKEN
 from metering.values import immutable
-from provisioning.errors import Code
 from provisioning.instances import (
     DEPROVISIONING,
     ERROR,
@@ -26,7 +25,6 @@ from provisioning.instances import (
     LISTED_MAX,
     MACHINE_KIND,
     NOT_STARTED,
-    READY,
     RUNNING,
     STARTING,
     STOPPED,
