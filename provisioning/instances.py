@@ -6,6 +6,7 @@ lets nothing more be written. A claim is renewed while work goes on. What one wh
 happen there: the next one looks before it makes anything.
 """
 
+import dataclasses
 from collections.abc import Sequence
 from typing import Any, cast
 
@@ -51,6 +52,8 @@ OF_APP = (APP, IP, VOLUME, MACHINE_KIND)
 
 LISTED_MAX = 10_000
 EVENTS_MAX = 1_000
+TURN_SHARE = 0.9
+"""Of its interval, after which a turn may be taken again: workers wake a little early or late."""
 _FENCED, _CHANGED, _UNKNOWN, _HAS_ONE = "fenced", "changed", "unknown_user", "has_one"
 
 COLUMNS = """user_id, generation, app_name, desired, is_over_budget, wished, done, rotates, is_undone, status, region, placements,
@@ -83,8 +86,15 @@ UPDATE instances SET desired = ?2, status = CASE WHEN ?3 = '' THEN status ELSE ?
 WHERE user_id = ?1 AND wished = ?6"""
 SET_OVER_BUDGET = """
 UPDATE instances SET is_over_budget = ?2, wished = wished + 1, attempts = 0, due_at_ms = ?3, updated_at_ms = ?3
-WHERE user_id = ?1 AND is_over_budget <> ?2 AND desired <> 'gone' AND status <> 'gone'"""
+WHERE user_id = ?1 AND is_over_budget <> ?2 AND desired <> 'gone' AND ready_at_ms IS NOT NULL"""
 
+IS_ANY_DUE = """
+SELECT 1 FROM instances WHERE due_at_ms <= ?1 AND (claimed_until_ms IS NULL OR claimed_until_ms <= ?1)
+    AND (?2 = '' OR user_id = ?2) LIMIT 1"""
+# What one worker of all does now and then.
+TAKE_TURN = """
+INSERT INTO machine_turns (name, taken_at_ms) VALUES (?1, ?2)
+ON CONFLICT (name) DO UPDATE SET taken_at_ms = excluded.taken_at_ms WHERE machine_turns.taken_at_ms <= ?3"""
 _OF_DUE = """
 SELECT user_id FROM instances WHERE due_at_ms <= ?2 AND (claimed_until_ms IS NULL OR claimed_until_ms <= ?2)
     AND (?4 = '' OR user_id = ?4) ORDER BY due_at_ms LIMIT 1"""
@@ -118,6 +128,10 @@ SELECT COALESCE((SELECT upstream_id FROM resources r WHERE r.user_id = i.user_id
     AND r.kind = 'machine' AND r.state = 'live'), i.app_name), ?2, ?3, ?4, i.user_id FROM instances i WHERE i.user_id = ?1"""
 SELECT_EVENTS = """
 SELECT machine_id, event_type, details, created_at FROM machine_events WHERE user_id = ?1 ORDER BY id DESC LIMIT ?2"""
+
+
+class DeclinedError(Exception):
+    """A step that was to be written under a claim was refused, by this name; nothing was written."""
 
 
 @immutable
@@ -234,6 +248,10 @@ class Instances:
         rows = cast("list[Any]", await self._store.readers.rows(SELECT_EVENTS, (user_id, at_most)))
         return [Event(row[0], row[1], orjson.loads(row[2]), row[3]) for row in rows]
 
+    async def rows(self, sql: str, params: Sequence[Value]) -> list[Row]:
+        """What another file of this room asks."""
+        return await self._store.readers.rows(sql, params)
+
     # --- wished ----------------------------------------------------------------------------------
 
     async def begin(self, user_id: str, app_name: str, *, actor: str) -> bool:
@@ -274,6 +292,22 @@ class Instances:
         return Step(INSERT_EVENT, (user_id, event, orjson.dumps(details).decode(), now_s))
 
     # --- worked on -------------------------------------------------------------------------------
+
+    async def is_any_due(self, user_id: str = "") -> bool:
+        """Something to claim: asked before a claim, which would be a write."""
+        row = await self._store.readers.row(IS_ANY_DUE, (self.clock.now_ms(), user_id))
+        return row is not None
+
+    async def take_turn(self, name: str, *, every_s: float) -> bool:
+        """Whether it is this worker's turn to do what is to be done once in so many seconds, whoever does it."""
+        now_ms = self.clock.now_ms()
+        params = (name, now_ms, now_ms - round(every_s * 1000 * TURN_SHARE))
+        unit = Unit((Step(TAKE_TURN, params, refusal=_CHANGED),))
+        return not isinstance(await self._store.writer.submit(unit), Declined)
+
+    def unclaimed(self, instance: Instance) -> "Claim":
+        """For who only looks: whatever it would write is refused."""
+        return Claim(self._store, self, dataclasses.replace(instance, fence=-1), 0.0)
 
     async def claim(self, worker_id: str, *, for_s: float, user_id: str = "") -> "Claim | None":
         """The instance that is due for longest and nobody works on, or `user_id`'s; None without one."""
@@ -332,9 +366,7 @@ class Claim:
         own = Step(sql, (one.user_id, now_ms, *fields.values()), refusal=_FENCED)
         result = await self._store.writer.submit(Unit((guard, *steps, own, *told)))
         if isinstance(result, Declined):
-            if result.refusal == _FENCED:
-                raise SupersededError
-            raise AssertionError(result.refusal)
+            raise SupersededError if result.refusal == _FENCED else DeclinedError(result.refusal)
         row = result.rows[1 + len(steps)]
         assert row is not None, "the row that was written"
         self.instance = _instance(row)

@@ -112,7 +112,7 @@ class Machines:
         self.instances = Instances(store, clock)
         self._store = store
         self._clock = clock
-        self._app_prefix = app_prefix
+        self.app_prefix = app_prefix
         self._gateway_url = gateway_url
         self._key = StoredKey(store, clock, KEY_NAME)
 
@@ -134,6 +134,10 @@ class Machines:
     async def _machine(self, instance: Instance) -> Machine:
         return Machine(instance, tuple(await self.instances.resources(instance)), self.url_of(instance.app_name))
 
+    def app_names(self, user_id: str) -> list[str]:
+        """The names that a user's app may have, the usual one first."""
+        return list(app_names(self.app_prefix, user_id))
+
     def url_of(self, app_name: str) -> str:
         """Where the world reaches the machine of an app."""
         return self._gateway_url.replace("{app}", app_name)
@@ -143,7 +147,7 @@ class Machines:
     async def provision(self, user_id: str, *, actor: str) -> Machine:
         """A machine for a user who has none: the same one however often it is wished. Raises NotFoundError; MachineError: the
         last one is being taken away still."""
-        name = next(app_names(self._app_prefix, user_id))
+        name = self.app_names(user_id)[0]
         await self.instances.begin(user_id, name, actor=actor)
         machine = await self._existing(user_id)
         if machine.status == DEPROVISIONING:

@@ -51,6 +51,12 @@ CREATE UNIQUE INDEX resources_one ON resources (user_id, generation, kind, name)
 CREATE INDEX resources_by_upstream ON resources (kind, upstream_id);
 CREATE INDEX resources_open ON resources (state) WHERE state <> 'gone';
 
+-- What one worker of all does now and then, and when it was done last.
+CREATE TABLE machine_turns (
+    name TEXT PRIMARY KEY,
+    taken_at_ms INTEGER NOT NULL
+);
+
 -- Record kinds of the replaced service.
 CREATE TABLE machine_events (
     id INTEGER PRIMARY KEY,

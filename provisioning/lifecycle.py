@@ -1,0 +1,871 @@
+"""One instance, from wish to ready, and back to nothing: the steps, in their order.
+
+Theory of operation. A run begins at the top each time, whatever became of the one before: a step that has its thing on record does
+nothing; any other **observes** what there is, **acts** where something is missing, and **records** what is there then. The row of a
+thing is committed before the call that makes it, so whoever finds such a row without an id looks for the thing before making it. A
+failure ends the run and says when the next begins (`follow`); there is no other way back.
+
+    app -> addresses -> volume -> browser context -> mailbox -> machine -> boot -> gateway -> settled
+
+A machine holds its gateway token in its environment, and nobody else does: it is minted just before the call that carries it, and
+read from there afterwards. Which of a user's tokens a machine has, its hash says. One that is replaced lives until the machine
+answers with the new one.
+
+What fails before anybody could use the machine is taken away again, to the last thing; what fails later is left as it stands,
+because a user's data lies there.
+"""
+
+import asyncio
+import logging
+import random
+from collections.abc import Awaitable, Callable, Mapping
+from typing import Any
+
+import httpx
+
+from metering.clock import Clock
+from metering.errors import Refused
+from metering.hooks import hook_token
+from metering.objects import BIND_OBJECT, OWNED_BY_ANOTHER, NoSuchObjectError, ObjectId, Objects, ObjectsError, owned, user_tag
+from metering.store.store import Store
+from metering.store.writer import Step
+from metering.users import Directory, hash_of, minting, replacing
+from metering.values import immutable
+from provisioning import names
+from provisioning.errors import AgainError, Code, FatalError, ProvisioningError, SupersededError, WaitingError
+from provisioning.fly import Fly, FlyError, Machine, Trouble
+from provisioning.instances import (
+    ALLOCATING_IPS,
+    APP,
+    CONTEXT,
+    CREATING_APP,
+    CREATING_INTEGRATIONS,
+    CREATING_MACHINE,
+    ERROR,
+    GONE,
+    INBOX,
+    IP,
+    MACHINE_KIND,
+    OF_APP,
+    PENDING,
+    POD,
+    READY,
+    RUNNING,
+    STARTING,
+    STOPPED,
+    SUSPENDED,
+    VOLUME,
+    WAITING_FOR_GATEWAY,
+    Claim,
+    DeclinedError,
+    Instance,
+    Resource,
+)
+from provisioning.integrations import Integrations, NameTakenError
+from provisioning.machines import Machines, revoking_machine_tokens
+from provisioning.template import MachineTemplate, Templates, differences, merged
+
+logger = logging.getLogger(__name__)
+
+ATTEMPTS_MAX = 8
+"""Failures in a row after which what was wished is given up: with the pauses between, two to four minutes."""
+BACKOFF_S, BACKOFF_S_MAX = 1.0, 60.0
+"""Pauses double from one failure to the next, with full jitter."""
+AWAY_BACKOFF_S_MAX = 300.0
+"""Taking away is never given up."""
+PATIENCE_S = 300.0
+"""For a machine to boot, and again for what runs in it to answer."""
+WAIT_S = 20.0
+"""Of one wait at Fly for a state; then we look ourselves."""
+PROBE_EVERY_S, PROBE_TIMEOUT_S = 1.0, 10.0
+LOOK_EVERY_S = 2.0
+"""Whether a deleted app is gone."""
+LEASE_S = 60
+"""Of a machine while it is changed: if we die, it ends by itself."""
+PLACEMENTS_PER_REGION = 2
+"""Places tried in a region before the next one, where hosts and not the region are full."""
+REBUILDS_MAX = 1
+"""Machines that end failed, after which another is not tried."""
+ROUNDS_MAX = 50
+"""Of one run that begins again from the top, because something is not as it was, or is wished otherwise."""
+OVERLAP_S = 365 * 86_400
+"""A replaced token is revoked when the machine has the new one, not by time."""
+OFF = frozenset({"stopped", "suspended"})
+FAILED = frozenset({"failed", "launch_failed"})
+ADDRESSES = ("shared_v4", "v6")
+BROWSER, MAIL = "browserbase", "agentmail"
+TOKEN_LABEL = "machine"
+MADE_FOR = "machine:"
+"""Instead of the request that handed an object out."""
+USER, GENERATION = "automna_user", "automna_generation"
+"""A machine's metadata by which we know whose it is."""
+TOKEN = "OPENCLAW_GATEWAY_TOKEN"
+
+SELECT_REPLACED = """
+SELECT id FROM gateway_tokens WHERE successor_id = ?1 AND revoked_at_ms IS NULL"""
+SET_HOOK_IF_NONE = """
+INSERT INTO agent_hooks (user_id, url, set_at_ms) VALUES (?1, ?2, ?3) ON CONFLICT (user_id) DO NOTHING"""
+DELETE_OWN_HOOK = "DELETE FROM agent_hooks WHERE user_id = ?1 AND url = ?2"
+
+
+@immutable
+class Parts:
+    """What every run stands on. `proxy_url`: where the machines find this service; `hooks_secret`: empty, agents are told of nothing.
+    `probes`: asks gateways."""
+
+    store: Store
+    clock: Clock
+    machines: Machines
+    directory: Directory
+    objects: Objects
+    fly: Fly
+    integrations: Integrations
+    templates: Templates
+    probes: httpx.AsyncClient
+    image: str
+    proxy_url: str
+    project_id: str
+    hooks_secret: str
+    pause: Callable[[float], Awaitable[None]] = asyncio.sleep
+    random: random.Random = random.Random()  # noqa: S311 - jitter
+
+
+async def follow(parts: Parts, claim: Claim) -> None:
+    """Bring the instance of a claim as near to its wish as can be now, and write down what is left for when.
+
+    Raises SupersededError: another has it; Refused(STORE_UNAVAILABLE): nothing could be written, the next one begins where this
+    one did.
+    """
+    for _ in range(ROUNDS_MAX):
+        run = Run(parts, claim)
+        wished = claim.instance.wished
+        try:
+            await run.load()
+            await (take_away(run) if run.goes_away else bring_up(run))
+        except SupersededError:
+            await claim.reread()
+            if claim.instance.wished == wished:
+                raise
+            continue  # something else is wished since: from the top, with that
+        except WaitingError as waiting:
+            if waiting.after_s:
+                await _put_off(claim, waiting.after_s, parts.clock)
+            else:
+                continue
+        except (ProvisioningError, FlyError) as error:
+            await _failed(run, error if isinstance(error, ProvisioningError) else _meaning(error))
+        except Refused:
+            raise
+        except Exception:
+            logger.exception("machine of %s: a defect of ours", claim.instance.user_id)
+            await _failed(run, AgainError(Code.INTERNAL, "a defect: see the log"))
+        return
+    await _failed(run, AgainError(Code.PROVIDER_UNAVAILABLE, "what was found changed again and again"))
+
+
+async def bring_up(run: "Run") -> None:
+    """From wish to ready."""
+    await app(run)
+    await addresses(run)
+    await volume(run)
+    await browser_context(run)
+    await mailbox(run)
+    await machine(run)
+    await boot(run)
+    await gateway(run)
+    await settle(run)
+
+
+# --- the steps ---------------------------------------------------------------------------------------
+
+
+async def app(run: "Run") -> None:
+    """An app of the user's own, alone in a private network. Its name is a hash of the user's id; where another organization has
+    that already, the next one is taken."""
+    if run.live(APP):
+        return
+    for name in run.app_names():
+        await run.begin(CREATING_APP, run.claim.intending(APP, name), app_name=name)
+        try:
+            found = await run.parts.fly.app(name)
+            if found is None:
+                await run.parts.fly.create_app(name, names.network(name))
+            elif not await _is_ours(run, name, found.network):
+                raise FatalError(Code.NOT_OURS, f"app {name} exists and is not {run.instance.user_id}'s")
+        except FlyError as error:
+            if error.trouble is Trouble.EXISTS:  # made by a call whose answer was lost, or by somebody else just now
+                raise AgainError(Code.PROVIDER_UNAVAILABLE, str(error)) from error
+            if error.trouble is not Trouble.FOREIGN:
+                raise
+            await run.record(run.claim.ending(run.open_one(APP)), event="name_taken", details={"app": name})
+            continue
+        await run.made(APP, name, name)
+        return
+    raise FatalError(Code.NAME_TAKEN, "every name that the app may have is another organization's")
+
+
+async def _is_ours(run: "Run", name: str, network: str) -> bool:
+    """What exists under the user's name is taken for theirs only if it says so: its network, and every machine in it."""
+    if network not in ("", names.network(name)):
+        return False
+    return all(run.is_ours(one) for one in await run.parts.fly.machines(name))
+
+
+async def addresses(run: "Run") -> None:
+    """By which the world finds the app."""
+    if all(run.live(IP, kind) for kind in ADDRESSES):
+        return
+    await run.begin(ALLOCATING_IPS, *(run.claim.intending(IP, kind) for kind in ADDRESSES))
+    fly, name = run.parts.fly, run.instance.app_name
+    had = _by_kind(await fly.addresses(name))
+    for kind in ADDRESSES:
+        if kind not in had:
+            try:
+                had[kind] = await fly.assign_address(name, kind)
+            except FlyError as error:
+                if error.trouble not in {Trouble.EXISTS, Trouble.REFUSED, Trouble.AGAIN}:
+                    raise
+                had |= _by_kind(await fly.addresses(name))  # what was refused may be there, the lost answer's too
+                if kind not in had:
+                    raise
+        await run.made(IP, kind, had[kind])
+
+
+def _by_kind(told: list[Mapping[str, Any]]) -> dict[str, str]:
+    """The app's addresses by their kinds; private ones left out."""
+    found = {}
+    for one in told:
+        ip = str(one.get("ip") or "")
+        if one.get("shared"):
+            found["shared_v4"] = ip
+        elif ":" in ip and not ip.startswith("fd"):
+            found["v6"] = ip
+    return found
+
+
+async def volume(run: "Run") -> None:
+    """Where the agent keeps what it knows. Names are not unique at Fly: what is there is looked for, one is taken, and others that
+    lost answers left behind are deleted."""
+    if run.live(VOLUME):
+        return
+    name, region = names.volume(run.instance.generation), run.region
+    await run.begin(CREATING_INTEGRATIONS, run.claim.intending(VOLUME, name), region=region)
+    fly, app_name = run.parts.fly, run.instance.app_name
+    there = [one for one in await fly.volumes(app_name) if one.name == name]
+    usable = [one for one in there if one.region == region or run.instance.ready_at_ms is not None]
+    chosen = next((one for one in usable if one.machine_id), next(iter(usable), None))
+    for one in there:
+        if one is not chosen and one.machine_id is None:
+            await fly.delete_volume(app_name, one.id)
+    if chosen is None:
+        try:
+            chosen = await fly.create_volume(
+                app_name, name, region=region, size_gb=run.template.volume_gb, guest=run.template.guest
+            )
+        except FlyError as error:
+            await _elsewhere(run, error)
+            raise
+    await run.made(VOLUME, name, chosen.id, region=chosen.region)
+
+
+async def browser_context(run: "Run") -> None:
+    """The browser profile in which the agent stays logged in. The vendor takes a name once and lists none: after a lost answer
+    nobody can say what is called so, and another name is taken."""
+    integrations = run.parts.integrations
+    if not integrations.has_browser or run.live(CONTEXT):
+        return
+    lost = {one.name for one in run.resources if one.kind == CONTEXT and one.state == "lost"}
+    for attempt in range(len(lost) + names.SALTS_MAX):
+        name = names.context(run.instance.app_name, run.instance.generation, attempt)
+        if name in lost:
+            continue
+        await run.begin(CREATING_INTEGRATIONS, run.claim.intending(CONTEXT, name))
+        try:
+            made = await integrations.make_context(name)
+        except NameTakenError:
+            one = run.open_one(CONTEXT, name)
+            await run.record(run.claim.ending(one, is_lost=True), event="context_lost", details={"name": name})
+            continue
+        await run.made(CONTEXT, name, made, bound=ObjectId(BROWSER, "context", made))
+        return
+    raise FatalError(Code.BROWSER_REFUSED, "every name that the browser context may have is taken")
+
+
+async def mailbox(run: "Run") -> None:
+    """The agent's own address, in the user's own part of the shared account: the one that the simple e-mail API uses, too. The vendor
+    gives the same for the same name, however often it is asked."""
+    integrations, user_id = run.parts.integrations, run.instance.user_id
+    if not integrations.has_mail or run.live(INBOX):
+        return
+    tag = user_tag(user_id)
+    pod_id = await run.parts.objects.first_of(MAIL, "pod", user_id)
+    if pod_id is None:
+        await run.begin(CREATING_INTEGRATIONS, run.claim.intending(POD, tag))
+        pod_id = await integrations.make_pod(tag)
+        await run.made(POD, tag, pod_id, bound=ObjectId(MAIL, "pod", pod_id))
+    await run.begin(CREATING_INTEGRATIONS, run.claim.intending(INBOX, tag))
+    inbox_id = await integrations.make_inbox(pod_id, tag)
+    await run.made(INBOX, tag, inbox_id, bound=ObjectId(MAIL, "inbox", inbox_id))
+
+
+async def machine(run: "Run") -> None:
+    """The machine itself: found or made, and as the template wants it."""
+    fly, app_name, row = run.parts.fly, run.instance.app_name, run.live(MACHINE_KIND)
+    if row is not None:
+        assert row.upstream_id is not None
+        found = await fly.machine(app_name, row.upstream_id)
+        if found is None:
+            await run.record(run.claim.ending(row), event="machine_missing")
+            raise WaitingError(0)
+    else:
+        await run.begin(CREATING_MACHINE, run.claim.intending(MACHINE_KIND, names.MACHINE))
+        there = [one for one in await fly.machines(app_name) if one.name == names.MACHINE]
+        found = there[0] if there else await _create(run)
+        if not run.is_ours(found):
+            raise FatalError(Code.NOT_OURS, f"machine {found.id} in {app_name} is not {run.instance.user_id}'s")
+        await run.made(MACHINE_KIND, names.MACHINE, found.id)
+    await _conform(run, found)
+
+
+async def _create(run: "Run") -> Machine:
+    """A machine with a gateway token that was minted for it. Should an attempt before have made one after all, it is found by its
+    name, and given another token."""
+    config = await run.config(await _mint_another(run))
+    try:
+        made = await run.parts.fly.create_machine(
+            run.instance.app_name, names.MACHINE, region=run.region, config=config
+        )
+    except FlyError as error:
+        if error.trouble is Trouble.EXISTS:
+            raise AgainError(Code.PROVIDER_UNAVAILABLE, str(error)) from error
+        await _elsewhere(run, error)
+        raise
+    run.is_new = True
+    return made
+
+
+async def _elsewhere(run: "Run", error: FlyError) -> None:
+    """Where there is no room: another volume, which may lie on another host, then another region. Nothing is on it yet; a volume
+    with a user's data stays where it is. Raises WaitingError(0), AgainError(NO_CAPACITY); returns where it was not for room."""
+    if error.trouble not in {Trouble.NO_ROOM_IN_REGION, Trouble.NO_ROOM_ON_HOST}:
+        return
+    if run.instance.ready_at_ms is not None:
+        raise AgainError(Code.NO_CAPACITY, str(error)) from error
+    tried = run.instance.placements + 1
+    if error.trouble is Trouble.NO_ROOM_IN_REGION:
+        tried = -(-tried // PLACEMENTS_PER_REGION) * PLACEMENTS_PER_REGION
+    is_everywhere = tried >= PLACEMENTS_PER_REGION * len(run.template.regions)
+    there = run.live(VOLUME)
+    if there is not None:
+        assert there.upstream_id is not None
+        await run.parts.fly.delete_volume(run.instance.app_name, there.upstream_id)
+    gone = () if there is None else (run.claim.ending(there),)
+    await run.record(
+        *gone, event="no_room", details={"region": run.region}, placements=0 if is_everywhere else tried, region=None
+    )
+    if is_everywhere:
+        raise AgainError(Code.NO_CAPACITY, str(error)) from error
+    raise WaitingError(0) from error
+
+
+async def _conform(run: "Run", found: Machine) -> None:
+    """Our fields of its configuration as the template wants them, and only ours; under its lease, by its version, and looked at
+    again. Leaves the machine and its token's secret in `run`."""
+    if found.config is None:
+        raise AgainError(Code.PROVIDER_UNAVAILABLE, f"machine {found.id}: its host cannot be asked")
+    secret = await run.secret_of(found)
+    if secret is not None and not run.instance.rotates:
+        wanted = await run.config(secret)
+        changed = differences(found.config, wanted)
+        if not changed:
+            run.machine, run.secret = found, secret
+            return
+    async with run.parts.fly.leased(found, ttl_s=LEASE_S) as nonce:
+        leased = await run.parts.fly.machine(found.app_name, found.id)
+        if leased is None or leased.config is None:
+            raise AgainError(Code.PROVIDER_UNAVAILABLE, f"machine {found.id} went while it was being changed")
+        secret = await run.secret_of(leased)
+        if secret is None or run.instance.rotates:
+            secret = await _mint_another(run)
+        wanted = await run.config(secret)
+        changed = differences(leased.config, wanted)
+        await run.parts.fly.update_machine(
+            leased, merged(leased.config, wanted), nonce, launches=not run.rests(leased)
+        )
+    now = await run.parts.fly.machine(found.app_name, found.id)
+    if now is None or now.config is None or differences(now.config, wanted):
+        raise AgainError(Code.PROVIDER_UNAVAILABLE, f"machine {found.id} is not what it was changed to")
+    await run.record(event="updated", details={"changed": changed}, patience_ms=None, rotates=0)
+    run.machine, run.secret, run.is_changed = now, secret, True
+
+
+async def _mint_another(run: "Run") -> str:
+    """A successor of the machine's token, or a new one where that is dead. Both hold until the machine answers with it."""
+    now_ms, old = run.parts.clock.now_ms(), run.instance.token_id
+    if old is not None:
+        secret, token_id, succeeding = replacing(old, now_ms, overlap_s=OVERLAP_S)
+        try:
+            await run.record(*succeeding, token_id=token_id)
+        except DeclinedError:
+            logger.info("token %s is dead: the machine gets a new one", old)
+        else:
+            return secret
+    secret, token_id, mint = minting(run.instance.user_id, now_ms, label=TOKEN_LABEL)
+    await run.record(mint, token_id=token_id)
+    return secret
+
+
+async def boot(run: "Run") -> None:
+    """Started, unless it is to rest or sleeps by itself."""
+    fly, found = run.parts.fly, run.machine
+    if run.rests(found):
+        return
+    is_ready = run.instance.status == READY and not run.is_changed
+    if is_ready and found.state == "started":
+        return
+    if not is_ready:
+        await run.begin(STARTING)
+        if not run.is_new:
+            await fly.uncordon(found)
+    until_ms = await run.patience()
+    while found.state != "started":
+        if found.state in FAILED:
+            await _rebuild(run, found)
+        if run.parts.clock.now_ms() >= until_ms:
+            raise FatalError(Code.START_TIMEOUT, f"machine {found.id} is {found.state}", helps_later=True)
+        if found.state in OFF:
+            await fly.start(found)
+        await fly.wait(found, "started", "failed", timeout_s=WAIT_S)
+        looked = await fly.machine(found.app_name, found.id)
+        if looked is None:
+            raise WaitingError(0)
+        found = looked
+    await run.record(patience_ms=None)
+    run.machine = found
+
+
+async def _rebuild(run: "Run", found: Machine) -> None:
+    """One that ended failed is taken away, and another made on its volume, once. Raises WaitingError(0), FatalError."""
+    row = run.live(MACHINE_KIND)
+    assert row is not None
+    if run.instance.rebuilds >= REBUILDS_MAX:
+        raise FatalError(Code.MACHINE_FAILED, f"machine {found.id} is {found.state}", helps_later=True)
+    await run.parts.fly.destroy_machine(found)
+    await run.record(
+        run.claim.ending(row),
+        event="machine_failed",
+        details={"machine": found.id},
+        rebuilds=run.instance.rebuilds + 1,
+        patience_ms=None,
+    )
+    raise WaitingError(0)
+
+
+async def gateway(run: "Run") -> None:
+    """What runs in it answers, with its token."""
+    if run.rests(run.machine) or (run.instance.status == READY and not run.is_changed):
+        return
+    if run.instance.status != READY:
+        await run.begin(WAITING_FOR_GATEWAY)
+    until_ms = await run.patience()
+    while not await _answers(run):
+        if run.parts.clock.now_ms() >= until_ms:
+            url = run.parts.machines.url_of(run.instance.app_name)
+            raise FatalError(Code.GATEWAY_TIMEOUT, f"nothing answers at {url}", helps_later=True)
+        await run.parts.pause(PROBE_EVERY_S)
+
+
+async def _answers(run: "Run") -> bool:
+    url = run.parts.machines.url_of(run.instance.app_name) + run.template.probe_path
+    try:
+        async with run.parts.probes.stream(
+            "GET", url, headers={"authorization": f"Bearer {run.secret}"}, timeout=PROBE_TIMEOUT_S
+        ) as answer:
+            return answer.is_success
+    except httpx.HTTPError:
+        return False
+
+
+async def settle(run: "Run") -> None:
+    """At rest where that is wished; then on record: what was wished has come true, and tokens that were replaced are worth
+    nothing any more."""
+    await _rest(run)
+    one, now_ms = run.instance, run.parts.clock.now_ms()
+    status = {RUNNING: READY}.get(one.aim, one.aim)
+    replaced = () if one.token_id is None else await run.parts.store.readers.rows(SELECT_REPLACED, (one.token_id,))
+    steps = [step for (old,) in replaced for step in revoking_machine_tokens(str(old), now_ms)]
+    if run.parts.hooks_secret:
+        steps.append(Step(SET_HOOK_IF_NONE, (one.user_id, run.hook_url, now_ms)))
+    await run.record(
+        *steps,
+        event=status,
+        status=status,
+        done=one.wished,
+        attempts=0,
+        rotates=0,
+        placements=0,
+        rebuilds=0,
+        error_code=None,
+        is_retryable=0,
+        patience_ms=None,
+        due_at_ms=None,
+        ready_at_ms=one.ready_at_ms or now_ms,
+    )
+
+
+async def _rest(run: "Run") -> None:
+    """Stopped or suspended, where that is wished, and cordoned, so that no request wakes it."""
+    fly, found, aim = run.parts.fly, run.machine, run.instance.aim
+    is_resting = run.instance.status == aim and found.state in OFF and not run.is_changed
+    if aim not in {STOPPED, SUSPENDED} or is_resting:
+        return
+    await fly.cordon(found)
+    until_ms = await run.patience()
+    is_suspending = aim == SUSPENDED
+    while found.state not in OFF:
+        if found.state in FAILED:
+            return
+        if run.parts.clock.now_ms() >= until_ms:
+            raise AgainError(Code.PROVIDER_UNAVAILABLE, f"machine {found.id} does not stop")
+        try:
+            await (fly.suspend(found) if is_suspending else fly.stop(found))
+        except FlyError as error:
+            if not is_suspending or error.trouble not in {Trouble.REFUSED, Trouble.AGAIN}:
+                raise
+            is_suspending = False  # not every machine can be suspended; stopped it costs as little
+            continue
+        await fly.wait(found, "stopped", "suspended", timeout_s=WAIT_S)
+        looked = await fly.machine(found.app_name, found.id)
+        if looked is None:
+            raise WaitingError(0)
+        found = looked
+
+
+# --- back to nothing ---------------------------------------------------------------------------------
+
+
+async def take_away(run: "Run") -> None:
+    """Everything that was made for the instance: its token first (the wish did that, or this does), then the app with all that is
+    in it, the browser context, the mailbox. The ledger stays. What is not there is done."""
+    await _end_tokens(run)
+    await _end_app(run)
+    await _end_context(run)
+    await _end_mailbox(run)
+    one, now_ms = run.instance, run.parts.clock.now_ms()
+    url = run.hook_url
+    if one.desired == GONE:
+        ended: dict[str, Any] = {"status": GONE, "done": one.wished, "error_code": None, "due_at_ms": None}
+    elif one.wished > one.done:  # wished anew meanwhile
+        ended = {"status": PENDING, "due_at_ms": now_ms}
+    else:
+        ended = {"due_at_ms": None}
+    await run.record(
+        Step(DELETE_OWN_HOOK, (one.user_id, url)),
+        event="gone",
+        is_undone=0,
+        attempts=0,
+        rotates=0,
+        region=None,
+        token_id=None,
+        ready_at_ms=None,
+        patience_ms=None,
+        **ended,
+    )
+
+
+async def _end_tokens(run: "Run") -> None:
+    if run.instance.token_id is not None:
+        await run.record(*revoking_machine_tokens(run.instance.token_id, run.parts.clock.now_ms()))
+
+
+async def _end_app(run: "Run") -> None:
+    """Deleting the app deletes its machines, volumes and addresses. It is over when its name is free."""
+    mine = [one for one in run.resources if one.kind in OF_APP and one.state in {"intent", "live"}]
+    apps = [one for one in mine if one.kind == APP]
+    for one in apps:
+        try:
+            found = await run.parts.fly.app(one.name)
+        except FlyError as error:
+            if error.trouble is Trouble.FOREIGN:
+                continue
+            raise
+        if found is None:
+            continue
+        if one.state == "intent" and not await _is_ours(run, one.name, found.network):
+            continue
+        await run.parts.fly.delete_app(one.name)
+        if await run.parts.fly.app(one.name) is not None:
+            raise WaitingError(LOOK_EVERY_S)
+    if mine:
+        await run.record(*(run.claim.ending(one) for one in mine))
+
+
+async def _end_context(run: "Run") -> None:
+    for one in [each for each in run.resources if each.kind == CONTEXT]:
+        if one.state == "live":
+            assert one.upstream_id is not None
+            await run.parts.integrations.delete_context(one.upstream_id)
+            await run.forget(ObjectId(BROWSER, "context", one.upstream_id))
+            await run.record(run.claim.ending(one))
+        elif one.state == "intent":
+            try:  # whether it was made, only its name can tell
+                made = await run.parts.integrations.make_context(one.name)
+            except NameTakenError:
+                await run.record(run.claim.ending(one, is_lost=True), event="context_lost", details={"name": one.name})
+            else:
+                await run.parts.integrations.delete_context(made)
+                await run.record(run.claim.ending(one))
+
+
+async def _end_mailbox(run: "Run") -> None:
+    integrations, user_id = run.parts.integrations, run.instance.user_id
+    for one in [each for each in run.resources if each.kind == INBOX and each.state in {"intent", "live"}]:
+        inbox_id = one.upstream_id
+        if inbox_id is None:  # the same name gives the same, whether it was made or not
+            pod_id = await run.parts.objects.first_of(MAIL, "pod", user_id)
+            inbox_id = None if pod_id is None else await integrations.make_inbox(pod_id, one.name)
+        if inbox_id is not None and await run.may_end(ObjectId(MAIL, "inbox", inbox_id)):
+            await integrations.delete_inbox(inbox_id)
+            await run.forget(ObjectId(MAIL, "inbox", inbox_id))
+        await run.record(run.claim.ending(one))
+    for one in [each for each in run.resources if each.kind == POD and each.state in {"intent", "live"}]:
+        pod_id = one.upstream_id or await integrations.make_pod(one.name)
+        if await integrations.delete_pod(pod_id):  # what else the user has in it stays, and it with that
+            await run.forget(ObjectId(MAIL, "pod", pod_id))
+        await run.record(run.claim.ending(one))
+
+
+# --- one run -----------------------------------------------------------------------------------------
+
+
+class Run:
+    """What the steps of one run share."""
+
+    def __init__(self, parts: Parts, claim: Claim) -> None:
+        self.parts = parts
+        self.claim = claim
+        self.resources: list[Resource] = []
+        self.template: MachineTemplate
+        self.machine: Machine
+        """Once the machine step is done, as it was last seen."""
+        self.secret = ""
+        """Of the gateway token in it."""
+        self.is_new = False
+        """It was made in this run."""
+        self.is_changed = False
+        """It was given another configuration in this run."""
+
+    @property
+    def instance(self) -> Instance:
+        return self.claim.instance
+
+    @property
+    def goes_away(self) -> bool:
+        return bool(self.instance.is_undone) or self.instance.desired == GONE
+
+    @property
+    def region(self) -> str:
+        """Where the machine is, or is to be tried next."""
+        tried = self.instance.placements // PLACEMENTS_PER_REGION
+        return self.instance.region or self.template.regions[tried % len(self.template.regions)]
+
+    @property
+    def hook_url(self) -> str:
+        return f"{self.parts.machines.url_of(self.instance.app_name)}/hooks/agent"
+
+    async def load(self) -> None:
+        user = await self.parts.directory.user(self.instance.user_id)
+        self.template = self.parts.templates.of(user.plan_at(self.parts.clock.now_ms()))
+        self.resources = await self.claim.resources()
+
+    def app_names(self) -> list[str]:
+        """The name it has or was to have, and those after it."""
+        possible = self.parts.machines.app_names(self.instance.user_id)
+        return possible[possible.index(self.instance.app_name) :] if self.instance.app_name in possible else possible
+
+    def live(self, kind: str, name: str = "") -> Resource | None:
+        """What there is of a kind, on record."""
+        return self._one("live", kind, name)
+
+    def open_one(self, kind: str, name: str = "") -> Resource:
+        """What may be there of a kind."""
+        found = self._one("intent", kind, name)
+        assert found is not None
+        return found
+
+    def _one(self, state: str, kind: str, name: str) -> Resource | None:
+        return next(
+            (
+                one
+                for one in self.resources
+                if one.state == state and one.kind == kind and name in ("", one.name)
+            ),
+            None,
+        )
+
+    def is_ours(self, found: Machine) -> bool:
+        return found.metadata.get(USER) == names.user_hash(self.instance.user_id)
+
+    def rests(self, found: Machine) -> bool:
+        """It is off and shall be: because that is wished, or because it sleeps until somebody asks."""
+        is_off = found.state in OFF
+        if self.instance.aim in {STOPPED, SUSPENDED}:
+            return is_off or self.instance.ready_at_ms is not None
+        return is_off and self.instance.status == READY
+
+    # on record
+
+    async def record(
+        self, *steps: Step, event: str = "", details: dict[str, Any] | None = None, **fields: Any
+    ) -> None:
+        """Under the claim, and while the same is wished. Raises SupersededError, DeclinedError (a step's refusal)."""
+        await self.claim.write(*steps, event=event, details=details, **fields)
+        if steps:
+            self.resources = await self.claim.resources()
+
+    async def begin(self, status: str, *steps: Step, **fields: Any) -> None:
+        """A stage, with the rows of what it may make. A machine that is ready stays so while it is changed."""
+        shown = self.instance.status if self.instance.status == READY else status
+        is_new = shown != self.instance.status
+        patience: dict[str, Any] = {"patience_ms": None} if is_new else {}
+        await self.record(*steps, event=shown if is_new else "", status=shown, **patience, **fields)
+
+    async def made(
+        self, kind: str, name: str, upstream_id: str, *, bound: ObjectId | None = None, **fields: Any
+    ) -> None:
+        """It is there; `bound`: and the user's, so that the agent may use it through the proxy. True whatever is wished."""
+        now_ms, one = self.parts.clock.now_ms(), self.instance
+        steps = [self.claim.making(kind, name, upstream_id)]
+        if bound is not None:
+            params = (*bound, one.user_id, f"{MADE_FOR}{kind}", now_ms)
+            steps.append(Step(BIND_OBJECT, params, refusal=OWNED_BY_ANOTHER))
+        try:
+            await self.claim.write_whatever_is_wished(
+                *steps, event=f"{kind}_made", details={"name": name, "id": upstream_id}, **fields
+            )
+        except DeclinedError as error:
+            raise FatalError(Code.NOT_OURS, f"{kind} {upstream_id} is another user's") from error
+        self.resources = await self.claim.resources()
+
+    async def may_end(self, one: ObjectId) -> bool:
+        """What is taken away because a machine did not come must not be what its user had before."""
+        if self.instance.desired == GONE:
+            return True
+        try:
+            found = await owned(self.parts.store.readers, one)
+        except NoSuchObjectError:
+            return True
+        return found.reservation_id.startswith(MADE_FOR)
+
+    async def forget(self, one: ObjectId) -> None:
+        """Nobody's any more, on every worker. Raises AgainError while the user has requests under way."""
+        try:
+            await self.parts.objects.release(one, self.instance.user_id)
+        except NoSuchObjectError:
+            return
+        except ObjectsError as error:
+            raise AgainError(Code.PROVIDER_UNAVAILABLE, str(error)) from error
+
+    async def patience(self) -> int:
+        """Until when what is waited for now may take: the same instant for all who wait for it, one after the other."""
+        if self.instance.patience_ms is None:
+            await self.record(patience_ms=self.parts.clock.now_ms() + round(PATIENCE_S * 1000))
+        assert self.instance.patience_ms is not None
+        return self.instance.patience_ms
+
+    # configured
+
+    async def config(self, secret: str) -> dict[str, Any]:
+        """The whole configuration that the machine should have, with that token."""
+        one, volume_row = self.instance, self.live(VOLUME)
+        assert volume_row is not None
+        assert volume_row.upstream_id is not None
+        context, inbox = self.live(CONTEXT), self.live(INBOX)
+        values = {
+            "gateway_token": secret,
+            "proxy": self.parts.proxy_url,
+            "project_id": self.parts.project_id if context is not None else "",
+            "context_id": "" if context is None else context.upstream_id or "",
+            "inbox_id": "" if inbox is None else inbox.upstream_id or "",
+            "ticket_key": await self.parts.machines.ticket_key(one),
+            "hook_token": hook_token(self.parts.hooks_secret, one.user_id) if self.parts.hooks_secret else "",
+        }
+        metadata = {USER: names.user_hash(one.user_id), GENERATION: str(one.generation)}
+        return self.template.config(
+            {name: value for name, value in values.items() if value},
+            image=self.parts.image,
+            volume_id=volume_row.upstream_id,
+            metadata=metadata,
+        )
+
+    async def secret_of(self, found: Machine) -> str | None:
+        """The gateway token in a machine's environment, if it is the one that it should have and lives."""
+        secret = str(((found.config or {}).get("env") or {}).get(TOKEN) or "")
+        known = await self.parts.directory.credential(hash_of(secret)) if secret else None
+        if known is None or known.token_id != self.instance.token_id:
+            return None
+        now_ms = self.parts.clock.now_ms()
+        is_dead = known.revoked_at_ms is not None or (known.expires_at_ms or now_ms + 1) <= now_ms
+        return None if is_dead else secret
+
+
+# --- failures ----------------------------------------------------------------------------------------
+
+_MEANING: Mapping[Trouble, tuple[Code, bool]] = {
+    Trouble.AGAIN: (Code.PROVIDER_UNAVAILABLE, True),
+    Trouble.LEASED: (Code.PROVIDER_UNAVAILABLE, True),
+    Trouble.NO_ROOM_IN_REGION: (Code.NO_CAPACITY, True),
+    Trouble.NO_ROOM_ON_HOST: (Code.NO_CAPACITY, True),
+    Trouble.EXISTS: (Code.PROVIDER_UNAVAILABLE, True),
+    Trouble.NOT_FOUND: (Code.PROVIDER_UNAVAILABLE, True),
+    Trouble.UNAUTHORIZED: (Code.PROVIDER_UNAUTHORIZED, False),
+    Trouble.FOREIGN: (Code.PROVIDER_UNAUTHORIZED, False),
+    Trouble.REFUSED: (Code.PROVIDER_REFUSED, False),
+}
+"""What a failure of Fly means for a run, and whether it is tried again."""
+
+
+def _meaning(error: FlyError) -> ProvisioningError:
+    code, is_tried = _MEANING[error.trouble]
+    return AgainError(code, str(error), after_s=error.after_s) if is_tried else FatalError(code, str(error))
+
+
+async def _put_off(claim: Claim, after_s: float, clock: Clock) -> None:
+    await claim.write_whatever_is_wished(due_at_ms=clock.now_ms() + round(after_s * 1000))
+
+
+async def _failed(run: Run, error: ProvisioningError) -> None:
+    """Write down what failed, and when it is tried again; or that it is given up."""
+    claim, one, now_ms = run.claim, run.claim.instance, run.parts.clock.now_ms()
+    attempts = one.attempts + 1
+    is_given_up = not run.goes_away and (isinstance(error, FatalError) or attempts >= ATTEMPTS_MAX)
+    logger.log(
+        logging.ERROR if is_given_up else logging.WARNING,
+        "machine of %s, %s, attempt %d: %s: %s%s",
+        one.user_id,
+        one.status,
+        attempts,
+        error.code.value,
+        error.detail,
+        "; given up" if is_given_up else "",
+    )
+    details = {"code": error.code.value, "status": one.status, "attempt": attempts}
+    if not is_given_up:
+        most_s = AWAY_BACKOFF_S_MAX if run.goes_away else BACKOFF_S_MAX
+        pause_s = run.parts.random.uniform(0, min(most_s, BACKOFF_S * 2**attempts))
+        due_ms = now_ms + round(max(pause_s, getattr(error, "after_s", None) or 0.0) * 1000)
+        await claim.write_whatever_is_wished(event="failed", details=details, attempts=attempts, due_at_ms=due_ms)
+        return
+    was_ready = one.ready_at_ms is not None
+    await claim.write(
+        event=ERROR,
+        details=details,
+        status=ERROR,
+        done=one.wished,
+        error_code=error.code.value,
+        is_retryable=int(error.is_retryable),
+        is_undone=int(not was_ready),
+        attempts=0,
+        patience_ms=None,
+        due_at_ms=None if was_ready else now_ms,
+    )
