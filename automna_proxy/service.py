@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from automna_proxy.logs import CanonicalLines
+from automna_proxy.machines import machines_of
 from automna_proxy.settings import Settings
 from metering.admission import Admission
 from metering.clock import Clock, SystemClock
@@ -276,6 +277,8 @@ async def running_service(  # noqa: PLR0915 - a statement for each part
             reported=deferrals.reported,
             reported_of=deferrals.reported_of,
             arrived=arrivals.heard,
+            machines=machines_of(settings, store, clock),
+            admin_token=settings.admin_token,
         )
         service = Service(settings, engine, mounted, own, store, heartbeat, client, telemetry)
         _in_background(stack, "changes", authenticator.follow_changes())

@@ -27,6 +27,11 @@ STARTING, WAITING_FOR_GATEWAY, READY, ERROR = "starting", "waiting_for_gateway",
 STOPPED, SUSPENDED, DEPROVISIONING, GONE = "stopped", "suspended", "deprovisioning", "gone"
 NOT_STARTED = "not_started"
 """Nothing was ever wished: there is no row."""
+STATUSES = (
+    *(PENDING, CREATING_APP, ALLOCATING_IPS, CREATING_INTEGRATIONS, CREATING_MACHINE, STARTING),
+    *(WAITING_FOR_GATEWAY, READY, ERROR, STOPPED, SUSPENDED, DEPROVISIONING, GONE),
+)
+"""All that a row may say, in the order of a machine's life."""
 ENDS = frozenset({READY, ERROR, STOPPED, SUSPENDED, GONE})
 """What an instance stays in until something else is wished."""
 
