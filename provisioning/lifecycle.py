@@ -116,8 +116,12 @@ async def follow(parts: Parts, claim: Claim) -> None:
                 await _put_off(claim, waiting.after_s, parts.clock)
             else:
                 continue
-        except (ProvisioningError, FlyError) as error:
-            await _failed(run, error if isinstance(error, ProvisioningError) else _meaning(error))
+        except FlyError as error:
+            if error.trouble is Trouble.NOT_FOUND and await _forgets_missing(run):
+                continue
+            await _failed(run, _meaning(error))
+        except ProvisioningError as error:
+            await _failed(run, error)
         except Refused:
             raise
         except Exception:
@@ -517,6 +521,26 @@ async def _rest(run: Run) -> None:
         if looked is None:
             raise WaitingError(0)
         found = looked
+
+
+async def _forgets_missing(run: Run) -> bool:
+    """Whether something that is on record was deleted by somebody else, which is then forgotten: the next round makes it anew."""
+    app_row, volume_row = run.live(APP), run.live(VOLUME)
+    if app_row is None or run.goes_away:
+        return False
+    missing = []
+    try:
+        if await run.parts.fly.app(app_row.name) is None:
+            missing = [one for one in run.resources if one.kind in OF_APP and one.state in {"intent", "live"}]
+        elif volume_row is not None:
+            there = {one.id for one in await run.parts.fly.volumes(app_row.name)}
+            missing = [] if volume_row.upstream_id in there else [volume_row]
+    except FlyError:
+        return False
+    if missing:
+        gone = {"things": [f"{one.kind} {one.upstream_id or one.name}" for one in missing]}
+        await run.record(*(run.claim.ending(one) for one in missing), event="missing", details=gone)
+    return bool(missing)
 
 
 # --- back to nothing ---------------------------------------------------------------------------------
