@@ -6,6 +6,7 @@ from dataclasses import replace
 import pytest
 
 from metering.store.writer import Step, Unit
+from metering.tasks import spawn
 from metering.users import NotFoundError
 from provisioning import names
 from provisioning.errors import Code
@@ -122,7 +123,7 @@ async def test_fifty_users_by_two_workers_within_the_rate_limits(tmp_path):
         for number in range(USERS):
             await found.machines.provision(await found.user(f"u{number}"), actor="test")
         async with found.worker("w1") as one, found.worker("w2") as two:
-            working = [asyncio.ensure_future(each.provisioner.keep_working()) for each in (one, two)]
+            working = [spawn(each.provisioner.keep_working(), name="work") for each in (one, two)]
             async with asyncio.timeout(60):
                 while len(await found.machines.all(status=READY)) < USERS:
                     await asyncio.sleep(0.05)
@@ -189,7 +190,7 @@ async def test_what_does_not_start_ends_in_an_error_that_leaves_nothing(tmp_path
     async with yard(tmp_path) as found, found.worker(image=f"{image}@sha256:{'0' * 64}") as worker:
         await found.user()
         await found.machines.provision("ada", actor="test")
-        working = asyncio.ensure_future(_until_settled(found, worker))
+        working = spawn(_until_settled(found, worker), name="work")
         while not working.done():  # what waits for a machine is let wait
             found.clock.advance(10)
             found.vendors.fly.pass_time()
@@ -205,7 +206,7 @@ async def test_a_gateway_that_never_answers_ends_in_an_error_that_leaves_nothing
     async with yard(tmp_path, habits=replace(QUICK, gateway_s=1e6)) as found, found.worker() as worker:
         await found.user()
         await found.machines.provision("ada", actor="test")
-        working = asyncio.ensure_future(_until_settled(found, worker))
+        working = spawn(_until_settled(found, worker), name="work")
         while not working.done():
             found.clock.advance(5)
             await asyncio.sleep(0.005)
@@ -419,7 +420,7 @@ async def test_a_mailbox_that_the_user_had_before_outlives_a_machine_that_did_no
         await found.user()
         tag = next(iter((await _own_mailbox(found, worker)).values()))
         await found.machines.provision("ada", actor="test")
-        working = asyncio.ensure_future(_until_settled(found, worker))
+        working = spawn(_until_settled(found, worker), name="work")
         while not working.done():
             found.clock.advance(5)
             await asyncio.sleep(0.005)
