@@ -21,7 +21,6 @@ from typing import Any
 
 import httpx
 
-from metering.clock import Clock
 from metering.errors import Refused
 from metering.objects import (
     user_tag,
@@ -102,33 +101,39 @@ async def follow(parts: Parts, claim: Claim) -> None:
     """
     for _ in range(ROUNDS_MAX):
         run = Run(parts, claim)
-        wished = claim.instance.wished
-        try:
-            await run.load()
-            await (take_away(run) if run.goes_away else bring_up(run))
-        except SupersededError:
-            await claim.reread()
-            if claim.instance.wished == wished:
-                raise
-            continue  # something else is wished since: from the top, with that
-        except WaitingError as waiting:
-            if waiting.after_s:
-                await _put_off(claim, waiting.after_s, parts.clock)
-            else:
-                continue
-        except FlyError as error:
-            if error.trouble is Trouble.NOT_FOUND and await _forgets_missing(run):
-                continue
-            await _failed(run, _meaning(error))
-        except ProvisioningError as error:
-            await _failed(run, error)
-        except Refused:
-            raise
-        except Exception:
-            logger.exception("machine of %s: a defect of ours", claim.instance.user_id)
-            await _failed(run, AgainError(Code.INTERNAL, "a defect: see the log"))
-        return
+        if not await _goes_on(run):
+            return
     await _failed(run, AgainError(Code.PROVIDER_UNAVAILABLE, "what was found changed again and again"))
+
+
+async def _goes_on(run: Run) -> bool:
+    """One round from the top; whether another is to follow at once."""
+    claim, wished = run.claim, run.instance.wished
+    try:
+        await run.load()
+        await (take_away(run) if run.goes_away else bring_up(run))
+    except SupersededError:
+        await claim.reread()
+        if claim.instance.wished == wished:
+            raise
+        return True  # something else is wished since
+    except WaitingError as waiting:
+        if not waiting.after_s:
+            return True
+        due_at_ms = run.parts.clock.now_ms() + round(waiting.after_s * 1000)
+        await claim.write_whatever_is_wished(due_at_ms=due_at_ms)
+    except FlyError as error:
+        if error.trouble is Trouble.NOT_FOUND and await _forgets_missing(run):
+            return True
+        await _failed(run, _meaning(error))
+    except ProvisioningError as error:
+        await _failed(run, error)
+    except Refused:
+        raise
+    except Exception:
+        logger.exception("machine of %s: a defect of ours", claim.instance.user_id)
+        await _failed(run, AgainError(Code.INTERNAL, "a defect: see the log"))
+    return False
 
 
 async def bring_up(run: Run) -> None:
@@ -658,10 +663,6 @@ _MEANING: Mapping[Trouble, tuple[Code, bool]] = {
 def _meaning(error: FlyError) -> ProvisioningError:
     code, is_tried = _MEANING[error.trouble]
     return AgainError(code, str(error), after_s=error.after_s) if is_tried else FatalError(code, str(error))
-
-
-async def _put_off(claim: Claim, after_s: float, clock: Clock) -> None:
-    await claim.write_whatever_is_wished(due_at_ms=clock.now_ms() + round(after_s * 1000))
 
 
 async def _failed(run: Run, error: ProvisioningError) -> None:
