@@ -126,7 +126,7 @@ INSERT INTO machine_events (machine_id, event_type, details, created_at, user_id
 SELECT COALESCE((SELECT upstream_id FROM resources r WHERE r.user_id = i.user_id AND r.generation = i.generation
     AND r.kind = 'machine' AND r.state = 'live'), i.app_name), ?2, ?3, ?4, i.user_id FROM instances i WHERE i.user_id = ?1"""
 SELECT_EVENTS = """
-SELECT machine_id, event_type, details, created_at FROM machine_events WHERE user_id = ?1 ORDER BY id DESC LIMIT ?2"""
+SELECT id, machine_id, event_type, details, created_at FROM machine_events WHERE user_id = ?1 ORDER BY id DESC LIMIT ?2"""
 
 
 class DeclinedError(Exception):
@@ -195,8 +195,9 @@ class Resource:
 
 @immutable
 class Event:
-    """One line of an instance's history."""
+    """One line of an instance's history. `number` rises with time."""
 
+    number: int
     machine_id: str
     kind: str
     details: dict[str, Any]
@@ -245,7 +246,7 @@ class Instances:
     async def events(self, user_id: str, *, at_most: int = EVENTS_MAX) -> list[Event]:
         """The newest first."""
         rows = cast("list[Any]", await self._store.readers.rows(SELECT_EVENTS, (user_id, at_most)))
-        return [Event(row[0], row[1], orjson.loads(row[2]), row[3]) for row in rows]
+        return [Event(row[0], row[1], row[2], orjson.loads(row[3]), row[4]) for row in rows]
 
     async def rows(self, sql: str, params: Sequence[Value]) -> list[Row]:
         """What another file of this room asks."""
