@@ -28,6 +28,7 @@ from metering.objects import (
 from metering.store.writer import Step
 from metering.users import minting, replacing
 from provisioning import names
+from provisioning.changes import differences, merged
 from provisioning.errors import AgainError, Code, FatalError, ProvisioningError, SupersededError, WaitingError
 from provisioning.fly import FlyError, Machine, Trouble
 from provisioning.instances import (
@@ -58,7 +59,6 @@ from provisioning.instances import (
 from provisioning.integrations import NameTakenError, context_object, inbox_object, pod_object
 from provisioning.machines import revoking_machine_tokens
 from provisioning.run import OFF, PLACEMENTS_PER_REGION, Parts, Run
-from provisioning.template import differences, merged
 
 logger = logging.getLogger(__name__)
 
