@@ -58,7 +58,6 @@ class OwnMachine:
                 counts == {"apps": 1, "addresses": 2, "volumes": 1} and machine.running is not None,
                 counts,
             ),
-            Promise("Fly was asked for nothing that its own document does not know", not fly.invalid),
         ]
 
     def _used(self) -> list[Promise]:
