@@ -104,8 +104,7 @@ RETURNING {COLUMNS}"""
 RENEW_CLAIM = "UPDATE instances SET claimed_until_ms = ?3 WHERE user_id = ?1 AND fence = ?2"
 GUARD = "UPDATE instances SET fence = fence WHERE user_id = ?1 AND fence = ?2"
 GUARD_WISH = "UPDATE instances SET fence = fence WHERE user_id = ?1 AND fence = ?2 AND wished = ?3"
-RELEASE = """
-UPDATE instances SET worker_id = NULL, claimed_until_ms = NULL WHERE user_id = ?1 AND fence = ?2"""
+RELEASE = "UPDATE instances SET worker_id = NULL, claimed_until_ms = ?3 WHERE user_id = ?1 AND fence = ?2"
 
 INSERT_RESOURCE = """
 INSERT INTO resources (id, user_id, generation, kind, name, upstream_id, state, created_at_ms, updated_at_ms)
@@ -390,10 +389,10 @@ class Claim:
         if isinstance(await self._store.writer.submit(unit), Declined):
             raise SupersededError
 
-    async def release(self) -> None:
-        """Let go: at once for others, if anything is due. A claim that has passed on is left alone."""
-        one = self.instance
-        await self._store.writer.submit(Unit((Step(RELEASE, (one.user_id, one.fence)),)))
+    async def release(self, *, after_s: float = 0.0) -> None:
+        """Let go: others may have it in so many seconds, if anything is due. A claim that has passed on is left alone."""
+        one, until_ms = self.instance, self._instances.clock.now_ms() + round(after_s * 1000)
+        await self._store.writer.submit(Unit((Step(RELEASE, (one.user_id, one.fence, until_ms)),)))
 
     async def reread(self) -> None:
         """The row as it is now."""

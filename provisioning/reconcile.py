@@ -10,10 +10,10 @@ from typing import Any
 
 from metering.clock import instant
 from metering.values import immutable
+from provisioning.changes import differences
 from provisioning.fly import FlyError, Machine, Trouble
 from provisioning.instances import GONE, MACHINE_KIND, VOLUME, Instance
 from provisioning.run import Parts, Run
-from provisioning.template import differences
 
 logger = logging.getLogger(__name__)
 
