@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from automna_proxy.logs import CanonicalLines
-from automna_proxy.machines import machines_of
+from automna_proxy.machines import machines_of, provisioner
 from automna_proxy.settings import Settings
 from metering.admission import Admission
 from metering.clock import Clock, SystemClock
@@ -261,6 +261,11 @@ async def running_service(  # noqa: PLR0915 - a statement for each part
         async def not_ready() -> str | None:
             return await service.not_ready()
 
+        working = (
+            await stack.enter_async_context(provisioner(settings, store, clock))
+            if settings.fly_api_token
+            else None
+        )
         own = OwnContext(
             authenticator=authenticator,
             store=store,
@@ -278,6 +283,7 @@ async def running_service(  # noqa: PLR0915 - a statement for each part
             reported_of=deferrals.reported_of,
             arrived=arrivals.heard,
             machines=machines_of(settings, store, clock),
+            reconcile=None if working is None else working.reconcile,
             admin_token=settings.admin_token,
         )
         service = Service(settings, engine, mounted, own, store, heartbeat, client, telemetry)
@@ -296,6 +302,8 @@ async def running_service(  # noqa: PLR0915 - a statement for each part
         _in_background(stack, "outbox", courier.keep_delivering())
         _in_background(stack, "pruning", keep_pruning(hooks))
         _in_background(stack, "gauges", service.keep_gauges())
+        if working is not None:
+            _in_background(stack, "machines", working.keep_working())
         yield service
 
 

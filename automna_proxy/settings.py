@@ -219,7 +219,7 @@ class Settings:
         False, "mend what such a look finds, and not only tell of it: `on` or `off`"
     )
     machines_at_once: int = _setting(
-        16, "users' machines worked on at once, per worker", unit="machines", minimum=1
+        16, "users' machines worked on at once, per worker", unit="machines", minimum=1, maximum=64
     )
 
     vendors: Mapping[str, str] = dataclasses.field(default_factory=dict, metadata={"is_vendors": True})
@@ -269,11 +269,6 @@ class Settings:
         return settings
 
     @property
-    def fly_key(self) -> str:
-        """FLY_API_TOKEN without the scheme that it is often copied with."""
-        return _FLY_SCHEME.sub("", self.fly_api_token)
-
-    @property
     def notices_endpoint(self) -> Endpoint | None:
         """Where notices are sent; None: nowhere. Raises SettingError."""
         try:
@@ -308,6 +303,10 @@ class Settings:
         return Path(self.plans_file) if self.plans_file else None
 
     @property
+    def machines_path(self) -> Path | None:
+        return Path(self.machines_file) if self.machines_file else None
+
+    @property
     def prices_path(self) -> Path | None:
         return Path(self.prices_file) if self.prices_file else None
 
@@ -324,7 +323,8 @@ _FLY_API_URL = re.compile(r"https?://(?:[A-Za-z0-9._-]+|\[[0-9A-Fa-f:.]+\])(?::\
 """Within Fly's own network its host has an underscore."""
 _GATEWAY_URL = re.compile(r"https?://[^\s/?#]+(?:/[^\s/?#]+)*")
 _APP_PREFIX = re.compile(rf"[a-z][a-z0-9-]{{0,{APP_PREFIX_CHARS_MAX - 1}}}")
-_FLY_SCHEME = re.compile(r"(?:FlyV1|Bearer)(?:\s+|$)", re.IGNORECASE)
+_FLY_SCHEMES = frozenset({"FlyV1", "Bearer"})
+"""What a token may be copied with, before a space."""
 _SWITCH = {"on": True, "off": False}
 
 
@@ -366,7 +366,7 @@ def _check_machines(settings: Settings) -> None:
         )
     if not settings.fly_api_token:
         return
-    if not settings.fly_key:
+    if settings.fly_api_token in _FLY_SCHEMES:
         raise SettingError("FLY_API_TOKEN: given its scheme alone, expected a token")
     for name in NEEDED_FOR_MACHINES:
         if not getattr(settings, name):

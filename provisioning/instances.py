@@ -104,8 +104,7 @@ RETURNING {COLUMNS}"""
 RENEW_CLAIM = "UPDATE instances SET claimed_until_ms = ?3 WHERE user_id = ?1 AND fence = ?2"
 GUARD = "UPDATE instances SET fence = fence WHERE user_id = ?1 AND fence = ?2"
 GUARD_WISH = "UPDATE instances SET fence = fence WHERE user_id = ?1 AND fence = ?2 AND wished = ?3"
-RELEASE = """
-UPDATE instances SET worker_id = NULL, claimed_until_ms = NULL WHERE user_id = ?1 AND fence = ?2"""
+RELEASE = "UPDATE instances SET worker_id = NULL, claimed_until_ms = ?3 WHERE user_id = ?1 AND fence = ?2"
 
 INSERT_RESOURCE = """
 INSERT INTO resources (id, user_id, generation, kind, name, upstream_id, state, created_at_ms, updated_at_ms)
@@ -127,7 +126,7 @@ INSERT INTO machine_events (machine_id, event_type, details, created_at, user_id
 SELECT COALESCE((SELECT upstream_id FROM resources r WHERE r.user_id = i.user_id AND r.generation = i.generation
     AND r.kind = 'machine' AND r.state = 'live'), i.app_name), ?2, ?3, ?4, i.user_id FROM instances i WHERE i.user_id = ?1"""
 SELECT_EVENTS = """
-SELECT machine_id, event_type, details, created_at FROM machine_events WHERE user_id = ?1 ORDER BY id DESC LIMIT ?2"""
+SELECT id, machine_id, event_type, details, created_at FROM machine_events WHERE user_id = ?1 ORDER BY id DESC LIMIT ?2"""
 
 
 class DeclinedError(Exception):
@@ -196,8 +195,9 @@ class Resource:
 
 @immutable
 class Event:
-    """One line of an instance's history."""
+    """One line of an instance's history. `number` rises with time."""
 
+    number: int
     machine_id: str
     kind: str
     details: dict[str, Any]
@@ -246,7 +246,7 @@ class Instances:
     async def events(self, user_id: str, *, at_most: int = EVENTS_MAX) -> list[Event]:
         """The newest first."""
         rows = cast("list[Any]", await self._store.readers.rows(SELECT_EVENTS, (user_id, at_most)))
-        return [Event(row[0], row[1], orjson.loads(row[2]), row[3]) for row in rows]
+        return [Event(row[0], row[1], row[2], orjson.loads(row[3]), row[4]) for row in rows]
 
     async def rows(self, sql: str, params: Sequence[Value]) -> list[Row]:
         """What another file of this room asks."""
@@ -389,10 +389,10 @@ class Claim:
         if isinstance(await self._store.writer.submit(unit), Declined):
             raise SupersededError
 
-    async def release(self) -> None:
-        """Let go: at once for others, if anything is due. A claim that has passed on is left alone."""
-        one = self.instance
-        await self._store.writer.submit(Unit((Step(RELEASE, (one.user_id, one.fence)),)))
+    async def release(self, *, after_s: float = 0.0) -> None:
+        """Let go: others may have it in so many seconds, if anything is due. A claim that has passed on is left alone."""
+        one, until_ms = self.instance, self._instances.clock.now_ms() + round(after_s * 1000)
+        await self._store.writer.submit(Unit((Step(RELEASE, (one.user_id, one.fence, until_ms)),)))
 
     async def reread(self) -> None:
         """The row as it is now."""

@@ -21,7 +21,6 @@ from typing import Any
 
 import httpx
 
-from metering.clock import Clock
 from metering.errors import Refused
 from metering.objects import (
     user_tag,
@@ -102,29 +101,39 @@ async def follow(parts: Parts, claim: Claim) -> None:
     """
     for _ in range(ROUNDS_MAX):
         run = Run(parts, claim)
-        wished = claim.instance.wished
-        try:
-            await run.load()
-            await (take_away(run) if run.goes_away else bring_up(run))
-        except SupersededError:
-            await claim.reread()
-            if claim.instance.wished == wished:
-                raise
-            continue  # something else is wished since: from the top, with that
-        except WaitingError as waiting:
-            if waiting.after_s:
-                await _put_off(claim, waiting.after_s, parts.clock)
-            else:
-                continue
-        except (ProvisioningError, FlyError) as error:
-            await _failed(run, error if isinstance(error, ProvisioningError) else _meaning(error))
-        except Refused:
-            raise
-        except Exception:
-            logger.exception("machine of %s: a defect of ours", claim.instance.user_id)
-            await _failed(run, AgainError(Code.INTERNAL, "a defect: see the log"))
-        return
+        if not await _goes_on(run):
+            return
     await _failed(run, AgainError(Code.PROVIDER_UNAVAILABLE, "what was found changed again and again"))
+
+
+async def _goes_on(run: Run) -> bool:
+    """One round from the top; whether another is to follow at once."""
+    claim, wished = run.claim, run.instance.wished
+    try:
+        await run.load()
+        await (take_away(run) if run.goes_away else bring_up(run))
+    except SupersededError:
+        await claim.reread()
+        if claim.instance.wished == wished:
+            raise
+        return True  # something else is wished since
+    except WaitingError as waiting:
+        if not waiting.after_s:
+            return True
+        due_at_ms = run.parts.clock.now_ms() + round(waiting.after_s * 1000)
+        await claim.write_whatever_is_wished(due_at_ms=due_at_ms)
+    except FlyError as error:
+        if error.trouble is Trouble.NOT_FOUND and await _forgets_missing(run):
+            return True
+        await _failed(run, _meaning(error))
+    except ProvisioningError as error:
+        await _failed(run, error)
+    except Refused:
+        raise
+    except Exception:
+        logger.exception("machine of %s: a defect of ours", claim.instance.user_id)
+        await _failed(run, AgainError(Code.INTERNAL, "a defect: see the log"))
+    return False
 
 
 async def bring_up(run: Run) -> None:
@@ -519,6 +528,26 @@ async def _rest(run: Run) -> None:
         found = looked
 
 
+async def _forgets_missing(run: Run) -> bool:
+    """Whether something that is on record was deleted by somebody else, which is then forgotten: the next round makes it anew."""
+    app_row, volume_row = run.live(APP), run.live(VOLUME)
+    if app_row is None or run.goes_away:
+        return False
+    missing = []
+    try:
+        if await run.parts.fly.app(app_row.name) is None:
+            missing = [one for one in run.resources if one.kind in OF_APP and one.state in {"intent", "live"}]
+        elif volume_row is not None:
+            there = {one.id for one in await run.parts.fly.volumes(app_row.name)}
+            missing = [] if volume_row.upstream_id in there else [volume_row]
+    except FlyError:
+        return False
+    if missing:
+        gone = {"things": [f"{one.kind} {one.upstream_id or one.name}" for one in missing]}
+        await run.record(*(run.claim.ending(one) for one in missing), event="missing", details=gone)
+    return bool(missing)
+
+
 # --- back to nothing ---------------------------------------------------------------------------------
 
 
@@ -634,10 +663,6 @@ _MEANING: Mapping[Trouble, tuple[Code, bool]] = {
 def _meaning(error: FlyError) -> ProvisioningError:
     code, is_tried = _MEANING[error.trouble]
     return AgainError(code, str(error), after_s=error.after_s) if is_tried else FatalError(code, str(error))
-
-
-async def _put_off(claim: Claim, after_s: float, clock: Clock) -> None:
-    await claim.write_whatever_is_wished(due_at_ms=clock.now_ms() + round(after_s * 1000))
 
 
 async def _failed(run: Run, error: ProvisioningError) -> None:

@@ -19,6 +19,8 @@ logger = logging.getLogger(__name__)
 CLAIM_S = 60.0
 """Of an instance: if its worker dies, others wait so long."""
 RENEW_EVERY_S = 15.0
+LEAVE_AFTER_S = 5.0
+"""Of a claim whose work was cut: what it was just asking for has happened by then, or never will."""
 LOOK_EVERY_S = 0.5
 """Between two looks for what is due."""
 BUDGETS_EVERY_S = 30.0
@@ -113,15 +115,15 @@ class Provisioner:
         renewing = spawn(_keep_claimed(claim), name="claim")
         try:
             await asyncio.wait({following, renewing}, return_when=asyncio.FIRST_COMPLETED)
-            if following.done():
-                with suppress(SupersededError, Refused):
-                    following.result()
-                await stop(renewing)
-                with suppress(Refused):
-                    await claim.release()
         finally:
+            is_done = following.done()
             await stop(following)
             await stop(renewing)
+            with suppress(Refused):
+                await claim.release(after_s=0.0 if is_done else LEAVE_AFTER_S)
+        if is_done:
+            with suppress(SupersededError, Refused):
+                following.result()
 
     async def _keep_looking_at_budgets(self) -> None:
         while self._plans is not None:

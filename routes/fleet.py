@@ -10,7 +10,8 @@ from starlette.routing import Route
 
 from metering.errors import Reason, Refused
 from metering.reports import QuestionError
-from provisioning.errors import ProvisioningError
+from provisioning.errors import Code
+from provisioning.fly import FlyError, Trouble
 from provisioning.instances import EVENTS_MAX, STATUSES
 from provisioning.machines import Machine
 from routes.given import Query, bad, body_of, object_of, query_of, shown, understood
@@ -79,7 +80,7 @@ class Fleet:
         return {"events": [event.as_json() for event in events]}
 
     async def reconciled(self, body: bytes) -> dict[str, Any]:
-        """One look at Fly's lists, one at a time. Raises ProvisioningError."""
+        """One look at Fly's lists, one at a time. Raises FlyError."""
         reconcile = self._desk.require_fly()
         repairs = object_of(body, ("repair",)).get("repair", False)
         if not isinstance(repairs, bool):
@@ -87,7 +88,7 @@ class Fleet:
         if self._looking.locked():
             raise Refused(Reason.CONFLICT, "Such a look is under way: ask again when it is over.")
         async with self._looking:
-            return await reconcile(repairs)
+            return (await reconcile(repairs=repairs)).as_json()
 
 
 def fleet_routes(fleet: Fleet) -> list[Route]:
@@ -111,8 +112,9 @@ def fleet_routes(fleet: Fleet) -> list[Route]:
     async def admin_reconcile(request: Request) -> Response:
         try:
             return private(await fleet.reconciled(await body_of(request)))
-        except ProvisioningError as error:
-            return failure(request, error.detail, error.code, is_retryable=error.is_retryable, after_s=None)
+        except FlyError as error:
+            is_retryable = error.trouble is Trouble.AGAIN
+            return failure(request, f"Fly: {error}", _code_of(error), is_retryable=is_retryable, after_s=None)
 
     return [
         Route("/machines", admin_machines, methods=["GET", "POST"]),
@@ -134,6 +136,12 @@ def _wishing(fleet: Fleet, wish: str) -> Callable[[Request], Awaitable[Response]
 
 def _told(machine: Machine, status: int = 200) -> Response:
     return private(machine.as_json(is_whole=True), status)
+
+
+def _code_of(error: FlyError) -> Code:
+    if error.trouble in {Trouble.UNAUTHORIZED, Trouble.FOREIGN}:
+        return Code.PROVIDER_UNAUTHORIZED
+    return Code.PROVIDER_UNAVAILABLE if error.trouble is Trouble.AGAIN else Code.PROVIDER_REFUSED
 
 
 def _status_of(text: str) -> str:

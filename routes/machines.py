@@ -4,9 +4,9 @@ Nothing here waits for a vendor: a wish is a row that `provisioning` makes true,
 """
 
 import math
-from collections.abc import Awaitable, Callable, Iterator
+from collections.abc import Awaitable, Iterator
 from contextlib import contextmanager
-from typing import Any
+from typing import Protocol
 
 from starlette.requests import Request
 from starlette.responses import Response
@@ -27,6 +27,7 @@ from provisioning.machines import (
     NoMachineError,
     not_started,
 )
+from provisioning.reconcile import Reconciled
 from proxy.telemetry import OWN_EXCHANGE, OwnExchange
 from routes.callers import Callers, OwnRate
 from routes.given import query_of
@@ -43,8 +44,11 @@ NO_FLY = "Machines need FLY_API_TOKEN, which is not set."
 
 _ACCEPTED, _UNAVAILABLE = 202, 503
 
-Reconcile = Callable[[bool], Awaitable[dict[str, Any]]]
-"""One look at Fly's lists, with repairs or without; what was found."""
+
+class Reconcile(Protocol):
+    """One look at Fly's lists, with repairs or without. Raises FlyError."""
+
+    def __call__(self, *, repairs: bool) -> Awaitable[Reconciled]: ...
 
 
 @immutable
