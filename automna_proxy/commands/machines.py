@@ -27,7 +27,16 @@ from metering.store.store import Store
 from metering.tasks import spawn, stop
 from metering.users import Directory
 from provisioning.fly import FlyError
-from provisioning.instances import ERROR, EVENTS_MAX, LISTED_MAX, READY, STATUSES, Event
+from provisioning.instances import (
+    DEPROVISIONING,
+    ERROR,
+    EVENTS_MAX,
+    LISTED_MAX,
+    READY,
+    STATUSES,
+    Event,
+    Instance,
+)
 from provisioning.machines import Machine, MachineError, Machines, NoMachineError
 from provisioning.reconcile import Reconciled
 from provisioning.worker import Provisioner
@@ -42,6 +51,8 @@ LOOK_EVERY_S = 0.1
 """For what is new of a machine that a command waits for."""
 NEW_AT_ONCE = 100
 """Events between two looks, at most."""
+FAILURES_WAITED = 4
+"""In a row, of taking away, which is never given up: then a command says so and ends."""
 INTERRUPTED = 130
 """The exit status of what Ctrl-C ended, as shells have it."""
 
@@ -307,22 +318,25 @@ def _wish(user_id: str, wish: Wish, *, no_wait: bool, as_json: bool) -> None:
                 f"the wish stands: a server goes on with it, or the same again; `{PROGRAM} machine status {user_id}`"
             )
         raise typer.Exit(INTERRUPTED) from None
+    failure = None if no_wait else _failure(machine)
     if as_json:
         show_json(machine.as_json(is_whole=True))
-    elif machine.status != ERROR:
+    elif failure is None:
         say(f"machine of {user_id}: {_outcome(machine, no_wait=no_wait)}")
-    if machine.status == ERROR:
-        raise CommandError(Status.NO, f"the machine of {user_id} did not come up: {_trouble(machine)}")
+    if failure is not None:
+        raise CommandError(
+            Status.NO, f"the machine of {user_id} {failure}; `{PROGRAM} machine events {user_id}`"
+        )
 
 
 async def _settled(
     worker: Provisioner, machines: Machines, user_id: str, teller: Teller, *, after: int
 ) -> None:
-    """Work on it until nothing is to be done, and tell what happens meanwhile."""
+    """Work on it until nothing is to be done, or taking away fails again and again; and tell what happens meanwhile."""
     working = spawn(worker.work_on(user_id), name=f"machine of {user_id}")
     try:
         while True:
-            is_last = working.done()
+            is_last = working.done() or _fails_to_go((await _existing(machines, user_id)).instance)
             fresh = await machines.events(user_id, at_most=NEW_AT_ONCE)
             for event in reversed([one for one in fresh if one.number > after]):
                 teller.tell(event)
@@ -330,9 +344,14 @@ async def _settled(
             if is_last:
                 break
             await asyncio.wait({working}, timeout=LOOK_EVERY_S)
-        working.result()
+        if working.done():
+            working.result()
     finally:
         await stop(working)
+
+
+def _fails_to_go(one: Instance) -> bool:
+    return one.status in {ERROR, DEPROVISIONING} and one.attempts >= FAILURES_WAITED
 
 
 async def _worker(stack: AsyncExitStack, settings: Settings, store: Store) -> Provisioner:
@@ -383,10 +402,20 @@ def _outcome(machine: Machine, *, no_wait: bool) -> str:
     return f"ready at {machine.url}" if machine.status == READY else _status_in_words(machine)
 
 
-def _trouble(machine: Machine) -> str:
+def _failure(machine: Machine) -> str | None:
+    """What a command that waited ends with, where it did not come true."""
     one = machine.instance
-    helps = "trying again may help" if one.is_retryable else "trying again does not help by itself"
-    return f"{one.error_code} ({helps}); `{PROGRAM} machine events {one.user_id}` tells more"
+    if one.status == ERROR:
+        helps = "trying again may help" if one.is_retryable else "trying again does not help by itself"
+        left = (
+            ""
+            if one.is_settled
+            else "; what was made for it is still to be taken away, which a server goes on with"
+        )
+        return f"did not come up: {one.error_code} ({helps}){left}"
+    if one.status == DEPROVISIONING:
+        return f"is not gone: that failed {one.attempts} times in a row; the wish stands, and a server goes on with it"
+    return None
 
 
 def _status_in_words(machine: Machine) -> str:
