@@ -6,7 +6,7 @@ A name that the template does not have any more stays on machines made before: n
 """
 
 import copy
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 _NAMED = ("env", "metadata")
@@ -33,7 +33,7 @@ def differences(actual: Mapping[str, Any], wanted: Mapping[str, Any]) -> list[st
                 if _differing("", files.get(one["guest_path"]), one)
             ]
         elif key != _KEPT:
-            found += _differing(key, _plain(key, actual.get(key)), _plain(key, value))
+            found += _differing(key, actual.get(key), value)
     return sorted(set(found))
 
 
@@ -57,32 +57,25 @@ def _by_path(config: Mapping[str, Any]) -> dict[str, Mapping[str, Any]]:
     return {one["guest_path"]: one for one in config.get("files") or [] if "guest_path" in one}
 
 
-def _plain(key: str, value: Any) -> Any:
-    """Services with autostop in words."""
-    if key != "services":
-        return value
-    return [{**one, "autostop": _autostop(one.get("autostop"))} for one in value or []]
-
-
-def _autostop(value: Any) -> Any:
-    """Its older form is a boolean; what is not said is off."""
-    if value is None or isinstance(value, bool):
-        return "stop" if value else "off"
-    return value
-
-
 def _differing(at: str, actual: Any, wanted: Any) -> list[str]:
     """Where `actual` lacks something of `wanted`. What is in a list goes by its list's name."""
     if isinstance(wanted, Mapping) and isinstance(actual, Mapping):
         return [
             each
             for key, value in wanted.items()
-            for each in _differing(f"{at}.{key}", actual.get(key), value)
+            for each in _differing(f"{at}.{key}", *_in_words(key, actual.get(key), value))
         ]
     if _is_list(wanted) and _is_list(actual) and len(wanted) == len(actual):
         pairs = zip(actual, wanted, strict=True)
         return [each for has, value in pairs for each in _differing(at, has, value)]
     return [] if actual == wanted or not (actual or wanted) else [at]
+
+
+def _in_words(key: str, *values: Any) -> Iterator[Any]:
+    """Autostop in its older form is a boolean, and off where nothing is said of it."""
+    for value in values:
+        is_older = key == "autostop" and (value is None or isinstance(value, bool))
+        yield ("stop" if value else "off") if is_older else value
 
 
 def _overlaid(actual: Any, wanted: Any) -> Any:

@@ -216,24 +216,24 @@ ANY_WANTED = st.fixed_dictionaries({**FIELDS, "files": FILES.map(unique)})
 
 
 def leaves(node, at=()):
-    """Every value of a configuration by its place; files by their paths."""
-    if isinstance(node, dict):
-        for key, each in node.items():
-            yield from leaves(each, (*at, key))
-    elif isinstance(node, list):
-        for number, each in enumerate(node):
-            by_path = isinstance(each, dict) and at == ("files",)
-            yield from leaves(each, (*at, each["guest_path"] if by_path else number))
+    """Every value of a configuration by its place, but for those of files."""
+    if isinstance(node, dict | list):
+        for key, each in node.items() if isinstance(node, dict) else enumerate(node):
+            if (*at, key) != ("files",):
+                yield from leaves(each, (*at, key))
     else:
         yield at, node
+
+
+def others_files(config, wanted):
+    ours = {one["guest_path"] for one in wanted["files"]}
+    return [one for one in config.get("files") or [] if one["guest_path"] not in ours]
 
 
 def is_ours(place, actual, wanted):
     """Whether a place is one that the wanted configuration has a word in."""
     if place[0] == "mounts" or place[0] not in wanted:
         return False
-    if place[0] == "files":
-        return place[1] in {one["guest_path"] for one in wanted["files"]}
     node, has = wanted, actual
     for key in place:
         if isinstance(node, list) and len(node) != len(has):
@@ -258,6 +258,7 @@ def test_a_merged_configuration_differs_in_nothing_and_nothing_of_others_is_chan
     wanted_places = {place for place, _ in leaves(wanted)}
     assert after.keys() - {place for place, _ in leaves(actual)} <= wanted_places
     assert made.get("mounts") == actual.get("mounts")
+    assert made["files"] == [*others_files(actual, wanted), *wanted["files"]]
 
 
 @given(actual=ACTUAL, wanted=ANY_WANTED)
