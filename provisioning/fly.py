@@ -4,6 +4,7 @@ Facts from Fly's OpenAPI document, its documentation and its own clients (2026-0
 here. Whether a call that failed did its work is not known; whoever called looks before it calls again.
 """
 
+import asyncio
 import enum
 from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import asynccontextmanager, suppress
@@ -261,12 +262,18 @@ class Fly:
         """The right to change a machine alone: its nonce. It ends with the context, or by itself after `ttl_s`."""
         fields = {"ttl": ttl_s, "description": "automna-proxy"}
         told = await self._call("POST", f"{_path(machine)}/lease", "lease", machine.id, fields)
-        nonce = str((told.get("data") or {}).get("nonce") or "")
+        nonce, is_cut = str((told.get("data") or {}).get("nonce") or ""), False
         try:
             yield nonce
+        except asyncio.CancelledError:  # whoever stops does not wait for Fly
+            is_cut = True
+            raise
         finally:
-            with suppress(FlyError):  # it ends by itself
-                await self._found("DELETE", f"{_path(machine)}/lease", "end lease", machine.id, nonce=nonce)
+            if not is_cut:
+                with suppress(FlyError):
+                    await self._found(
+                        "DELETE", f"{_path(machine)}/lease", "end lease", machine.id, nonce=nonce
+                    )
 
     # --- the organization ------------------------------------------------------------------------
 

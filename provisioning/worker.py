@@ -9,7 +9,7 @@ from metering.plans import Plans
 from metering.tasks import spawn, stop
 from provisioning.budget import over_budget
 from provisioning.errors import SupersededError
-from provisioning.instances import Claim, Instances
+from provisioning.instances import ERROR, Claim, Instances
 from provisioning.lifecycle import follow
 from provisioning.reconcile import Reconciled, reconcile
 from provisioning.run import Parts
@@ -23,6 +23,8 @@ LEAVE_AFTER_S = 5.0
 """Of a claim whose work was cut: what it was just asking for has happened by then, or never will."""
 LOOK_EVERY_S = 0.5
 """Between two looks for what is due."""
+AWAY_ATTEMPTS_WAITED = 2
+"""Failures to take away what was given up, for which somebody waits."""
 BUDGETS_EVERY_S = 30.0
 RECONCILE_TURN = "reconcile"
 
@@ -82,12 +84,15 @@ class Provisioner:
         return True
 
     async def work_on(self, user_id: str) -> None:
-        """Until nothing is to be done for this user's machine, by us or whoever has it. Raises Refused(STORE_UNAVAILABLE)."""
+        """Until nothing is to be done for this user's machine, by us or whoever has it; or it is given up, and taking away what was
+        made does not go well either: that goes on without us. Raises Refused(STORE_UNAVAILABLE)."""
         while True:
             if await self.work_once(user_id):
                 continue
             instance = await self._instances.of(user_id)
             if instance is None or instance.is_settled:
+                return
+            if instance.status == ERROR and instance.attempts >= AWAY_ATTEMPTS_WAITED:
                 return
             await self._parts.pause(LOOK_EVERY_S)
 

@@ -12,7 +12,7 @@ from provisioning import names
 from provisioning.errors import Code
 from provisioning.instances import DEPROVISIONING, ERROR, GONE, READY, STOPPED, SUSPENDED
 from provisioning.machines import MachineError, NoMachineError
-from simulators.fly import FAILING_IMAGE, STALLING_IMAGE, Rates, Shortage
+from simulators.fly import FAILING_IMAGE, STALLING_IMAGE, VENDOR_KEY, Rates, Shortage
 from simulators.fly_state import State
 from tests.support.ledger import PERIOD
 from tests.support.machines import IMAGE, QUICK
@@ -213,6 +213,24 @@ async def test_a_gateway_that_never_answers_ends_in_an_error_that_leaves_nothing
         await working
         machine = await found.machine(status=ERROR)
         assert machine.instance.error_code == Code.GATEWAY_TIMEOUT.value
+        found.vendors.assert_nothing()
+
+
+async def test_a_refused_key_ends_in_an_error_and_whoever_waits_is_let_go(tmp_path):
+    async with yard(tmp_path) as found, found.worker() as worker:
+        found.vendors.fly.api_key = b"another"
+        await found.user()
+        await found.machines.provision("ada", actor="test")
+        working = spawn(worker.provisioner.work_on("ada"), name="work")
+        while not working.done():
+            found.clock.advance(60)
+            await asyncio.sleep(0.01)
+        await working
+        machine = await found.machine(status=ERROR)
+        assert machine.instance.error_code == Code.PROVIDER_UNAUTHORIZED.value
+        assert not machine.instance.is_settled
+        found.vendors.fly.api_key = VENDOR_KEY.encode()
+        await _until_settled(found, worker)
         found.vendors.assert_nothing()
 
 

@@ -3,6 +3,7 @@
 import base64
 import json
 import re
+from dataclasses import fields
 from importlib import resources
 from pathlib import Path
 
@@ -476,5 +477,16 @@ async def test_a_machine_just_made_differs_in_nothing(plan, tells_booleans):
     assert differences(actual, wanted) == []
 
 
-def test_every_placeholder_is_used_by_what_ships():
+# --- what is said of it --------------------------------------------------------------------------
+
+PAGE = (Path(__file__).parents[3] / "docs" / "machines.md").read_text(encoding="utf-8")
+
+
+def test_every_placeholder_is_used_by_what_ships_and_described():
     assert set(re.findall(r"\{([a-z_]+)\}", WHOLE)) == PLACEHOLDERS == VALUES.keys()
+    assert {name for name in PLACEHOLDERS if f"`{{{name}}}`" not in PAGE} == set()
+
+
+def test_every_key_and_every_variable_is_described():
+    assert {name for name in {*KEYS, *ENVIRONMENT} if f"`{name}`" not in PAGE} == set()
+    assert {*KEYS, "env", "files"} == {field.name for field in fields(MachineTemplate)}
