@@ -16,7 +16,7 @@ from provisioning.integrations import Integrations, Vendor, vendor_client
 from provisioning.machines import Machines
 from provisioning.pacing import Pacer
 from provisioning.run import Parts
-from provisioning.template import Templates
+from provisioning.template import Templates, check_image
 from provisioning.worker import Provisioner
 from proxy.surface import Upstream
 from routes import agentmail, browserbase
@@ -38,6 +38,7 @@ async def provisioner(settings: Settings, store: Store, clock: Clock) -> AsyncIt
     project_id = settings.vendors.get(browserbase.PROJECT_ENV, "")
     plans = load_plans(settings.plans_path) if settings.machines_suspend_over_budget else None
     templates = Templates.load(settings.machines_path)
+    check_image(settings.machine_image)
     async with AsyncExitStack() as stack:
         at_fly = await stack.enter_async_context(fly_client(settings.fly_api_url, settings.fly_api_token))
         at_vendors = await stack.enter_async_context(

@@ -1,5 +1,6 @@
 """Agents' machines for tests: the three vendors that they are made of, simulated, and the service that makes them before these."""
 
+import asyncio
 from collections.abc import AsyncIterator, Mapping
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
@@ -10,6 +11,7 @@ import httpx
 
 from automna_proxy.settings import Settings
 from metering.clock import Clock
+from provisioning.instances import Instances
 from simulators.agentmail import AgentMailSimulator
 from simulators.browserbase import BrowserbaseSimulator
 from simulators.fly import ORG_SLUG, TOKEN, VENDOR_KEY, FlySimulator
@@ -17,7 +19,7 @@ from simulators.fly_habits import Habits
 from simulators.fly_state import App, Machine
 from tests.support import agentmail, browserbase
 from tests.support.fly import DOCUMENT
-from tests.support.gateway import DatedClock, Gateway, running_gateway
+from tests.support.gateway import POLL_S, SETTLED_WITHIN_S, DatedClock, Gateway, running_gateway
 
 IMAGE = "registry.fly.io/agent@sha256:" + "5e1f" * 16
 ADMIN_TOKEN = "operators-token-of-tests-" + "0" * 16
@@ -146,21 +148,49 @@ class House:
     gateway: Gateway
     vendors: Vendors
     clock: DatedClock
+    http: httpx.AsyncClient
 
     async def get(self, path: str, token: str, **more: Any) -> httpx.Response:
         """With a gateway token."""
         return await self._ask("GET", path, token, **more)
 
+    async def into(self, token: str) -> httpx.Response:
+        """The way into the machine of whoever has this gateway token: asked for again when there is nothing to be waited for."""
+        async with asyncio.timeout(SETTLED_WITHIN_S):
+            while (answer := await self.get("/api/user/gateway", token)).status_code == 202:
+                while not all(one.is_settled for one in await self.instances.all()):
+                    await asyncio.sleep(POLL_S)
+        return answer
+
+    @property
+    def instances(self) -> Instances:
+        """The rows of the service."""
+        return self.gateway.service.own.machines.instances
+
+    async def until(self, user_id: str, status: str) -> dict[str, Any]:
+        """A user's machine, as operators see it, once it is settled in this status."""
+        async with asyncio.timeout(SETTLED_WITHIN_S):
+            while True:
+                told = (await self.admin("GET", f"/{user_id}")).json()
+                if told.get("status") == status and told["next_attempt_at"] is None:
+                    return dict(told)
+                await asyncio.sleep(POLL_S)
+
     async def admin(
         self, method: str, path: str = "", *, token: str = ADMIN_TOKEN, **more: Any
     ) -> httpx.Response:
         """Of the operators' endpoints, below `/admin/machines`."""
-        return await self._ask(method, f"/admin/machines{path}", token, **more)
+        return await self.operator(method, f"/admin/machines{path}", token=token, **more)
+
+    async def operator(
+        self, method: str, path: str, *, token: str = ADMIN_TOKEN, **more: Any
+    ) -> httpx.Response:
+        """Of any endpoint, with the operators' token."""
+        return await self._ask(method, path, token, **more)
 
     async def _ask(self, method: str, path: str, token: str, **more: Any) -> httpx.Response:
         headers = {"authorization": f"Bearer {token}"} if token else {}
-        async with httpx.AsyncClient(base_url=self.gateway.url, timeout=30, trust_env=False) as client:
-            return await client.request(method, path, headers=headers, **more)
+        return await self.http.request(method, path, headers=headers, **more)
 
 
 @asynccontextmanager
@@ -176,6 +206,7 @@ async def house(
     async with running_vendors(clock=clock, habits=habits) as vendors:
         settings = {**vendors.variables(), **(env or {})}
         async with running_gateway(folder, env=settings, clock=clock, **plan) as gateway:
-            yield House(gateway, vendors, clock)
+            async with httpx.AsyncClient(base_url=gateway.url, timeout=30, trust_env=False) as http:
+                yield House(gateway, vendors, clock, http)
             await gateway.assert_clean()
         vendors.assert_valid()

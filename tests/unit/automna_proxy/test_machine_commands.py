@@ -268,6 +268,16 @@ async def test_without_a_token_of_fly_whatever_needs_it_says_so(operator: Operat
     assert "FLY_API_TOKEN is not set: machines need it, FLY_ORG, MACHINE_IMAGE and PUBLIC_URL" in line
 
 
+@pytest.mark.parametrize("command", ["provision", "reconcile"])
+async def test_an_image_that_may_be_another_one_tomorrow_is_a_matter_of_configuration(
+    operator: Operator, command: str
+) -> None:
+    operator.cli.env["MACHINE_IMAGE"] = "registry.fly.io/agent:latest"
+    line = await operator.refused(5, command, *(["alice"] if command == "provision" else []))
+    assert "MACHINE_IMAGE: given 'registry.fly.io/agent:latest', expected an image by its digest" in line
+    assert "alice has no machine" in await operator.refused(3, "status", "alice")
+
+
 async def test_what_is_on_record_is_shown_without_fly(operator: Operator) -> None:
     await operator.ok("provision", "alice")
     del operator.cli.env["FLY_API_TOKEN"]
