@@ -59,7 +59,6 @@ from provisioning.instances import (
 from provisioning.integrations import NameTakenError, context_object, inbox_object, pod_object
 from provisioning.machines import revoking_machine_tokens
 from provisioning.run import OFF, PLACEMENTS_PER_REGION, Parts, Run
-from provisioning.template import TemplateError
 
 logger = logging.getLogger(__name__)
 
@@ -129,8 +128,6 @@ async def _goes_on(run: Run) -> bool:
         await _failed(run, _meaning(error))
     except ProvisioningError as error:
         await _failed(run, error)
-    except TemplateError as error:  # a template of the operator's wants what this machine has not
-        await _failed(run, FatalError(Code.NOT_CONFIGURED, str(error), helps_later=True))
     except Refused:
         raise
     except Exception:

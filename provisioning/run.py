@@ -40,7 +40,7 @@ from provisioning.instances import (
 )
 from provisioning.integrations import Integrations
 from provisioning.machines import Machines
-from provisioning.template import MachineTemplate, Templates
+from provisioning.template import MachineTemplate, TemplateError, Templates
 
 PLACEMENTS_PER_REGION = 2
 """Places tried in a region before the next one, where hosts and not the region are full."""
@@ -233,12 +233,15 @@ class Run:
             "hook_token": hook_token(self.parts.hooks_secret, one.user_id) if self.parts.hooks_secret else "",
         }
         metadata = {USER: names.user_hash(one.user_id), GENERATION: str(one.generation)}
-        return self.template.config(
-            {name: value for name, value in values.items() if value},
-            image=self.parts.image,
-            volume_id=volume_row.upstream_id,
-            metadata=metadata,
-        )
+        try:
+            return self.template.config(
+                {name: value for name, value in values.items() if value},
+                image=self.parts.image,
+                volume_id=volume_row.upstream_id,
+                metadata=metadata,
+            )
+        except TemplateError as error:  # one of the operator's, which wants what this machine has not
+            raise FatalError(Code.NOT_CONFIGURED, str(error), helps_later=True) from error
 
     async def secret_of(self, found: Machine) -> str | None:
         """The gateway token in a machine's environment, if it is the one that it should have and lives."""
