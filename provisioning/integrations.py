@@ -127,7 +127,7 @@ class Integrations:
     async def delete_pod(self, pod_id: str) -> bool:
         """Also when it is not there. False: it is not empty, and stays."""
         answer = await self._mails.send("DELETE", f"/v0/pods/{_quoted(pod_id)}")
-        if answer.status == _FORBIDDEN and answer.fields.get("code") == _NOT_EMPTY:
+        if answer.status == _FORBIDDEN and answer.told("code") == _NOT_EMPTY:
             return False
         self._mails.check(answer, may_be_absent=True)
         return True
@@ -147,9 +147,12 @@ class Integrations:
 class _Answer:
     asked: str
     status: int
-    fields: Mapping[str, Any]
-    """Of the JSON object in it; empty where there is none."""
+    fields: Mapping[str, Any] | None
+    """Of the JSON object in it, none where it is empty; None: it is something else."""
     after_s: float | None
+
+    def told(self, name: str) -> Any:
+        return (self.fields or {}).get(name)
 
 
 class _Api:
@@ -205,7 +208,11 @@ class _Api:
     def check(self, answer: _Answer, *, may_be_absent: bool = False) -> None:
         """Raises what an answer means that is no success."""
         status = answer.status
-        if httpx.codes.is_success(status) or (may_be_absent and status == _NOT_FOUND):
+        if may_be_absent and status == _NOT_FOUND:
+            return
+        if httpx.codes.is_success(status):
+            if answer.fields is None:  # whoever says so is not the vendor
+                raise self._again(f"answered {answer.asked} with what it does not say")
             return
         told = f"answered {answer.asked} with {status}: {self._words(answer)}"
         if httpx.codes.is_server_error(status) or status in _WAITS:
@@ -217,7 +224,7 @@ class _Api:
     def id_in(self, answer: _Answer, name: str) -> str:
         """Of what was made. Without one it may have been made all the same."""
         self.check(answer)
-        found = answer.fields.get(name)
+        found = answer.told(name)
         if not isinstance(found, str) or not _ID.fullmatch(found):
             raise self._again(f"answered {answer.asked} without a {name}")
         return found
@@ -226,7 +233,7 @@ class _Api:
         """What is not made anew says whose it is. Raises FatalError where that is another's."""
         self.check(answer)
         for name, value in told.items():
-            if answer.fields.get(name, value) != value:
+            if answer.told(name) not in (None, value):
                 raise self._refusal(f"answered {answer.asked} with what is not of {name} {value}")
 
     def _again(self, told: str, *, after_s: float | None = None) -> ProvisioningError:
@@ -236,7 +243,7 @@ class _Api:
         return FatalError(self._refused, f"{self._name} {told}", helps_later=helps_later)
 
     def _words(self, answer: _Answer) -> str:
-        said = answer.fields.get("message")
+        said = answer.told("message")
         return self._without_key(said)[:QUOTED_CHARS_MAX] if isinstance(said, str) and said else "no message"
 
     def _without_key(self, said: str) -> str:
@@ -244,22 +251,24 @@ class _Api:
         return said.replace(self._key, "[key]")
 
 
-async def _body(answer: httpx.Response) -> bytes:
-    """As it comes; of one that is too long nothing."""
+async def _body(answer: httpx.Response) -> bytes | None:
+    """As it comes; None: it is too long."""
     body = bytearray()
     async for chunk in answer.aiter_raw():
         body += chunk
         if len(body) > ANSWER_BYTES_MAX:
-            return b""
+            return None
     return bytes(body)
 
 
-def _object(body: bytes) -> Mapping[str, Any]:
+def _object(body: bytes | None) -> Mapping[str, Any] | None:
+    if not body:
+        return None if body is None else {}
     try:
         found = orjson.loads(body)
     except orjson.JSONDecodeError:
-        return {}
-    return found if isinstance(found, dict) else {}
+        return None
+    return found if isinstance(found, dict) else None
 
 
 def _after_s(answer: httpx.Response) -> float | None:

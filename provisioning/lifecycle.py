@@ -590,21 +590,25 @@ async def _end_app(run: Run) -> None:
     mine = [one for one in run.resources if one.kind in OF_APP and one.state in {"intent", "live"}]
     apps = [one for one in mine if one.kind == APP]
     for one in apps:
-        try:
-            found = await run.parts.fly.app(one.name)
-        except FlyError as error:
-            if error.trouble is Trouble.FOREIGN:
-                continue
-            raise
-        if found is None:
-            continue
-        if one.state == "intent" and not await _is_ours(run, one.name, found.network):
+        if one.state == "intent" and not await _was_made(run, one.name):
             continue
         await run.parts.fly.delete_app(one.name)
         if await run.parts.fly.app(one.name) is not None:
             raise WaitingError(LOOK_EVERY_S)
     if mine:
         await run.record(*(run.claim.ending(one) for one in mine))
+
+
+async def _was_made(run: Run, name: str) -> bool:
+    """Whether an app of which only the intent is on record is there, and the user's. Of one that was made, FOREIGN would say that our
+    key is wrong."""
+    try:
+        found = await run.parts.fly.app(name)
+    except FlyError as error:
+        if error.trouble is Trouble.FOREIGN:
+            return False
+        raise
+    return found is not None and await _is_ours(run, name, found.network)
 
 
 async def _end_context(run: Run) -> None:

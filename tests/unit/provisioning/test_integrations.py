@@ -387,6 +387,17 @@ async def test_an_answer_that_names_nothing_is_trouble_that_passes(stage, call, 
 
 
 @every_call
+@pytest.mark.parametrize("garbage", [b"<html>", b'["ok"]', b'{"pad":"%b"}' % (b"x" * ANSWER_BYTES_MAX)])
+async def test_success_in_words_that_are_not_the_vendors_is_none(stage, call, garbage):
+    arguments = await call.prepared(stage)
+    before = stage.made()
+    call.simulator(stage).next(call.behaviours.answers(garbage))
+    with pytest.raises(AgainError):
+        await call.on(stage)(*arguments)
+    assert stage.made() == before
+
+
+@every_call
 async def test_an_answer_that_breaks_off_is_trouble_that_passes(stage, call):
     arguments = await call.prepared(stage)
     call.simulator(stage).next(call.behaviours.answers(b'{"id":"a"}', breaks_after=3))
