@@ -61,6 +61,7 @@ COLUMNS = """user_id, generation, app_name, desired, is_over_budget, wished, don
     fence, created_at_ms, started_at_ms, updated_at_ms"""
 SELECT_INSTANCE = f"SELECT {COLUMNS} FROM instances WHERE user_id = ?1"
 SELECT_BY_APP = f"SELECT {COLUMNS} FROM instances WHERE app_name = ?1"
+COUNT_BY_STATUS = "SELECT status, COUNT(*) FROM instances GROUP BY status"
 SELECT_INSTANCES = f"""
 SELECT {COLUMNS} FROM instances WHERE (?1 = '' OR status = ?1) AND user_id > ?2 ORDER BY user_id LIMIT ?3"""
 
@@ -231,6 +232,11 @@ class Instances:
             _instance(row)
             for row in await self._store.readers.rows(SELECT_INSTANCES, (status, after, at_most))
         ]
+
+    async def count_by_status(self) -> dict[str, int]:
+        """How many are in each status: 0 where there are none."""
+        rows = cast("list[tuple[str, int]]", await self._store.readers.rows(COUNT_BY_STATUS))
+        return dict.fromkeys(STATUSES, 0) | dict(rows)
 
     async def resources(self, instance: Instance) -> list[Resource]:
         """What there is of its generation, or may be."""
