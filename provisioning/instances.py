@@ -61,6 +61,7 @@ COLUMNS = """user_id, generation, app_name, desired, is_over_budget, wished, don
     fence, created_at_ms, started_at_ms, updated_at_ms"""
 SELECT_INSTANCE = f"SELECT {COLUMNS} FROM instances WHERE user_id = ?1"
 SELECT_BY_APP = f"SELECT {COLUMNS} FROM instances WHERE app_name = ?1"
+COUNT_BY_STATUS = "SELECT status, COUNT(*) FROM instances GROUP BY status"
 SELECT_INSTANCES = f"""
 SELECT {COLUMNS} FROM instances WHERE (?1 = '' OR status = ?1) AND user_id > ?2 ORDER BY user_id LIMIT ?3"""
 
@@ -77,7 +78,7 @@ UPDATE instances SET desired = 'running', wished = wished + 1, status = 'pending
     ready_at_ms = CASE WHEN status = 'gone' THEN NULL ELSE ready_at_ms END,
     token_id = CASE WHEN status = 'gone' THEN NULL ELSE token_id END,
     created_at_ms = CASE WHEN status = 'gone' THEN ?2 ELSE created_at_ms END
-WHERE user_id = ?1 AND status IN ('gone', 'error')"""
+WHERE user_id = ?1 AND (status = 'error' OR status = 'gone' AND ?3 = 1)"""
 # `is_undone` stays: what is being taken away is taken away first.
 WISH = """
 UPDATE instances SET desired = ?2, status = CASE WHEN ?3 = '' THEN status ELSE ?3 END, wished = wished + 1,
@@ -232,6 +233,11 @@ class Instances:
             for row in await self._store.readers.rows(SELECT_INSTANCES, (status, after, at_most))
         ]
 
+    async def count_by_status(self) -> dict[str, int]:
+        """How many are in each status: 0 where there are none."""
+        rows = cast("list[tuple[str, int]]", await self._store.readers.rows(COUNT_BY_STATUS))
+        return dict.fromkeys(STATUSES, 0) | dict(rows)
+
     async def resources(self, instance: Instance) -> list[Resource]:
         """What there is of its generation, or may be."""
         params = (instance.user_id, instance.generation)
@@ -254,13 +260,13 @@ class Instances:
 
     # --- wished ----------------------------------------------------------------------------------
 
-    async def begin(self, user_id: str, app_name: str, *, actor: str) -> bool:
-        """A machine for a user who has none, or whose last one is gone or was given up; whether that is new. Raises
-        NotFoundError."""
+    async def begin(self, user_id: str, app_name: str, *, actor: str, takes_up_gone: bool = True) -> bool:
+        """A machine for a user who has none, or whose last one was given up or (unless `takes_up_gone` is false) is gone;
+        whether that is new. Raises NotFoundError."""
         now_ms = self.clock.now_ms()
         for sql, params in (
             (INSERT_INSTANCE, (user_id, app_name, now_ms)),
-            (RENEW_INSTANCE, (user_id, now_ms)),
+            (RENEW_INSTANCE, (user_id, now_ms, int(takes_up_gone))),
         ):
             steps = (
                 Step(sql, params, refusal=_HAS_ONE),

@@ -149,11 +149,11 @@ class Machines:
 
     # --- wished ----------------------------------------------------------------------------------
 
-    async def provision(self, user_id: str, *, actor: str) -> Machine:
+    async def provision(self, user_id: str, *, actor: str, takes_up_gone: bool = True) -> Machine:
         """A machine for a user who has none: the same one however often it is wished. Raises NotFoundError; MachineError: the
         last one is being taken away still."""
         name = self.app_names(user_id)[0]
-        await self.instances.begin(user_id, name, actor=actor)
+        await self.instances.begin(user_id, name, actor=actor, takes_up_gone=takes_up_gone)
         machine = await self._existing(user_id)
         if machine.status == DEPROVISIONING:
             raise MachineError("The machine is being taken away: ask for another when it is gone.")

@@ -228,6 +228,13 @@ class Telemetry:
             registry=self.registry,
             multiprocess_mode="livemax",  # all workers look at the same table
         )
+        self.machines = Gauge(
+            "automna_machines",
+            "Users' own machines by their status, where this service makes them.",
+            ["status"],
+            registry=self.registry,
+            multiprocess_mode="livemostrecent",  # all workers look at the same table
+        )
         self.queue_units = self._gauge("automna_ledger_queue_units", "Units of work waiting for a commit.")
         self.store_in_trouble = self._gauge(
             "automna_store_in_trouble", "Workers whose last write to the store failed or hangs."

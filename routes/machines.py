@@ -116,7 +116,9 @@ async def _begun(desk: MachineDesk, caller: Caller) -> Machine:
     if caller.token is not None:
         caller.token.require(USER_SURFACE, PROVISION_OPERATION)
     with taken():
-        return await desk.machines.provision(caller.user_id, actor=LAZILY)
+        found = await desk.machines.provision(caller.user_id, actor=LAZILY, takes_up_gone=False)
+    _require_wanted(found)  # taken away by an operator just now
+    return found
 
 
 def _require_wanted(machine: Machine) -> None:

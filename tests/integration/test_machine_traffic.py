@@ -5,7 +5,9 @@ from contextlib import asynccontextmanager
 
 import httpx
 
+from automna_proxy.service import keep_counting
 from metering.tasks import spawn, stop
+from provisioning.instances import Instances
 from simulators.anthropic import AnthropicSimulator
 from simulators.fly import TOKEN
 from tests.support.gateway import messages_body
@@ -118,3 +120,15 @@ async def _answers(agent, more):
     async with asyncio.timeout(30):
         while len(agent.statuses) < until:
             await asyncio.sleep(0.005)
+
+
+async def test_metrics_say_how_many_machines_are_in_each_status(tmp_path):
+    async with working_house(tmp_path) as place:
+        await _ready(place)
+        service = place.gateway.service
+        counting = spawn(
+            keep_counting(Instances(service.store, place.clock), service.telemetry), name="counting"
+        )
+        await place.gateway.until(lambda: place.gateway.metric("automna_machines", status="ready") == 1)
+        assert place.gateway.metric("automna_machines", status="error") == 0
+        await stop(counting)

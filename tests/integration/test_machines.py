@@ -415,6 +415,7 @@ async def test_deprovisioning_leaves_nothing_but_the_ledger_and_refuses_the_toke
             assert await found.store.readers.rows(f"SELECT * FROM {table}") == []
         again = await found.machines.deprovision("ada", actor="test")
         assert again.status == GONE
+        assert (await found.machines.provision("ada", actor="user", takes_up_gone=False)).status == GONE
         await found.machines.provision("ada", actor="test")
         await worker.provisioner.work_on("ada")
         assert (await found.machine(status=READY)).instance.generation == 2
