@@ -26,7 +26,7 @@ from metering.objects import (
     user_tag,
 )
 from metering.store.writer import Step
-from metering.users import INSERT_CHANGES_UP_TO, REVOKE_TOKEN, minting, replacing
+from metering.users import INSERT_CHANGE, minting, replacing
 from provisioning import names
 from provisioning.changes import differences, merged
 from provisioning.errors import AgainError, Code, FatalError, ProvisioningError, SupersededError, WaitingError
@@ -84,14 +84,22 @@ REBUILDS_MAX = 1
 ROUNDS_MAX = 50
 """Of one run that begins again from the top, because something is not as it was, or is wished otherwise."""
 OVERLAP_S = 365 * 86_400
-"""A replaced token is revoked when the machine has the new one, not by time."""
+"""A replaced token ends when the machine has the new one, not by time."""
+GRACE_MS = 5_000
+"""And so long after that: nobody has said that Fly never tells of an old version for a moment."""
 STARTED = "started"
 ADDRESSES = ("shared_v4", "v6")
 MAIL = "agentmail"
 TOKEN_LABEL = "machine"
 
+# Those before it in its line that live for longer than that.
 SELECT_REPLACED = """
-SELECT id FROM gateway_tokens WHERE successor_id = ?1 AND revoked_at_ms IS NULL"""
+WITH RECURSIVE before (id, family) AS (
+    SELECT id, family FROM gateway_tokens WHERE id = ?1
+    UNION SELECT t.id, t.family FROM before b JOIN gateway_tokens t ON t.family = b.family AND t.successor_id = b.id)
+SELECT id FROM gateway_tokens WHERE id IN (SELECT id FROM before) AND id <> ?1 AND revoked_at_ms IS NULL
+AND COALESCE(expires_at_ms, 9223372036854775807) > ?2"""
+END_SOON = "UPDATE gateway_tokens SET expires_at_ms = ?2 WHERE id = ?1"
 SET_HOOK_IF_NONE = """
 INSERT INTO agent_hooks (user_id, url, set_at_ms) VALUES (?1, ?2, ?3) ON CONFLICT (user_id) DO NOTHING"""
 DELETE_OWN_HOOK = "DELETE FROM agent_hooks WHERE user_id = ?1 AND url = ?2"
@@ -535,11 +543,19 @@ async def _tidy_volumes(run: Run) -> None:
 
 
 async def _ending_replaced(run: Run) -> list[Step]:
-    """The steps that end the tokens which the machine's replaced."""
+    """The steps that end the tokens which the machine's replaced: in a moment, for whatever of the old version still runs."""
     token_id, now_ms = run.instance.token_id, run.parts.clock.now_ms()
-    rows = [] if token_id is None else await run.parts.store.readers.rows(SELECT_REPLACED, (token_id,))
-    statements = (REVOKE_TOKEN, INSERT_CHANGES_UP_TO)
-    return [Step(sql, (str(old), now_ms)) for (old,) in rows for sql in statements]
+    if token_id is None:
+        return []
+    rows = await run.parts.store.readers.rows(SELECT_REPLACED, (token_id, now_ms + GRACE_MS))
+    return [
+        Step(sql, params)
+        for (old,) in rows
+        for sql, params in (
+            (END_SOON, (str(old), now_ms + GRACE_MS)),
+            (INSERT_CHANGE, ("token", str(old), now_ms)),
+        )
+    ]
 
 
 async def _rest(run: Run) -> None:

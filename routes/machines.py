@@ -151,7 +151,7 @@ def _again_after_s(desk: MachineDesk, machine: Machine, caller: Caller) -> int |
     if not one.is_retryable or not _may_provision(caller):
         return None
     since_ms = desk.clock.now_ms() - one.updated_at_ms
-    pause_s = AGAIN_AFTER_S * 2 ** min(max(one.given_up - 1, 0), AGAIN_DOUBLED_MAX)
+    pause_s: int = AGAIN_AFTER_S * 2 ** min(max(one.given_up - 1, 0), AGAIN_DOUBLED_MAX)
     return max(0, math.ceil(pause_s - since_ms / 1000))
 
 

@@ -51,7 +51,11 @@ async def test_a_wish_becomes_a_machine_with_one_of_everything_in_a_network_of_i
             app.name == PREFIX + names.user_hash("ada")[: names.APP_HASH_CHARS] == machine.instance.app_name
         )
         assert app.network == f"net-{app.name}"
-        assert there.metadata == {"automna_user": names.user_hash("ada"), "automna_generation": "1"}
+        assert there.metadata == {
+            "automna_user": names.user_hash("ada"),
+            "automna_generation": "1",
+            "automna_store": await found.machines.store_id(),
+        }
         assert "ada" not in repr(found.vendors.fly.organization.apps)
         assert there.config["image"] == IMAGE
         env = found.vendors.env()

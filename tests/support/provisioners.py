@@ -17,6 +17,7 @@ from metering.users import Directory, hash_of
 from provisioning.fly import Fly, fly_client
 from provisioning.instances import Instance
 from provisioning.integrations import Integrations, Vendor
+from provisioning.lifecycle import GRACE_MS
 from provisioning.machines import Machine, Machines
 from provisioning.pacing import Pacer
 from provisioning.run import Parts
@@ -100,9 +101,9 @@ class Yard:
         return [event.kind for event in reversed(await self.machines.events(user_id, at_most=1_000))]
 
     async def living_tokens(self, user_id: str = "ada") -> list[str]:
-        """The ids of the user's gateway tokens that live."""
-        now_ms = self.clock.now_ms()
-        return [token.id for token in await self.directory.tokens(user_id) if token.is_live(now_ms)]
+        """The ids of the user's gateway tokens that live, and not only for a moment more."""
+        then_ms = self.clock.now_ms() + GRACE_MS
+        return [token.id for token in await self.directory.tokens(user_id) if token.is_live(then_ms)]
 
     async def token_in(self, machine: FlyMachine | None = None) -> str:
         """The id of the gateway token with which a machine runs."""
