@@ -337,7 +337,8 @@ class Instances:
 
 
 class Claim:
-    """The right to work on one instance, and all that is written under it. `instance` is as it was last written or read.
+    """The right to work on one instance, and all that is written under it. `instance` is as it was last written or read; `wished`, the
+    wish that is worked for, as it was claimed or reread.
 
     Every method raises SupersededError when the claim has passed to another or, where a wish counts, when another thing is
     wished by now; nothing is written then.
@@ -348,12 +349,13 @@ class Claim:
         self._instances = instances
         self._for_s = for_s
         self.instance = instance
+        self.wished = instance.wished
 
     def guarding(self, *, wish_counts: bool = True) -> Step:
         """The first step of whatever unit is to hold only under this claim (and this wish)."""
         one = self.instance
         if wish_counts:
-            return Step(GUARD_WISH, (one.user_id, one.fence, one.wished), refusal=_FENCED)
+            return Step(GUARD_WISH, (one.user_id, one.fence, self.wished), refusal=_FENCED)
         return Step(GUARD, (one.user_id, one.fence), refusal=_FENCED)
 
     async def write(
@@ -406,6 +408,7 @@ class Claim:
         if found is None or found.fence != self.instance.fence:
             raise SupersededError
         self.instance = found
+        self.wished = found.wished
 
     # --- things ----------------------------------------------------------------------------------
 

@@ -108,20 +108,20 @@ async def follow(parts: Parts, claim: Claim) -> None:
 
 async def _goes_on(run: Run) -> bool:
     """One round from the top; whether another is to follow at once."""
-    claim, wished = run.claim, run.instance.wished
+    claim, wished = run.claim, run.claim.wished
     try:
         await run.load()
         await (take_away(run) if run.goes_away else bring_up(run))
     except SupersededError:
         await claim.reread()
-        if claim.instance.wished == wished:
+        if claim.wished == wished:
             raise
         return True  # something else is wished since
     except WaitingError as waiting:
         if not waiting.after_s:
             return True
         due_at_ms = run.parts.clock.now_ms() + round(waiting.after_s * 1000)
-        await claim.write_whatever_is_wished(due_at_ms=due_at_ms)
+        await claim.write(due_at_ms=due_at_ms)
     except FlyError as error:
         if error.trouble is Trouble.NOT_FOUND and await _forgets_missing(run):
             return True
@@ -689,9 +689,7 @@ async def _failed(run: Run, error: ProvisioningError) -> None:
         most_s = AWAY_BACKOFF_S_MAX if run.goes_away else BACKOFF_S_MAX
         pause_s = run.parts.jitter.uniform(0, min(most_s, BACKOFF_S * 2**attempts))
         due_ms = now_ms + round(max(pause_s, getattr(error, "after_s", None) or 0.0) * 1000)
-        await claim.write_whatever_is_wished(
-            event="failed", details=details, attempts=attempts, due_at_ms=due_ms
-        )
+        await claim.write(event="failed", details=details, attempts=attempts, due_at_ms=due_ms)
         return
     was_ready = one.ready_at_ms is not None
     await claim.write(
