@@ -30,6 +30,7 @@ from provisioning.instances import (
     GONE,
     INBOX,
     READY,
+    RUNNING,
     STOPPED,
     SUSPENDED,
     VOLUME,
@@ -161,12 +162,13 @@ class Run:
 
     @property
     def still_serves(self) -> bool:
-        """A failure left it as it was: at rest, or with the version running that was seen answering."""
+        """A failure left it as it was: at rest, or with the version running that was seen answering. One that was to rest may be
+        cordoned already."""
         one, seen = self.instance, self.seen
         if one.status in {STOPPED, SUSPENDED}:
             return True
         is_same = seen is None or (seen.version == one.answered_version and seen.state not in FAILED)
-        return one.status == READY and is_same
+        return one.status == READY and one.aim == RUNNING and is_same
 
     def rests(self, found: Machine) -> bool:
         """It is off and shall be: because that is wished, or because it sleeps until somebody asks."""
