@@ -14,7 +14,7 @@ from provisioning import instances as rows
 from provisioning import names
 from provisioning.errors import Code, FatalError
 from provisioning.fly import FlyError, Trouble, fly_client
-from provisioning.instances import GONE, READY, STOPPED, SUSPENDED
+from provisioning.instances import ERROR, GONE, READY, STOPPED, SUSPENDED
 from provisioning.integrations import inbox_object
 from provisioning.lifecycle import GRACE_MS, _mint_another
 from provisioning.machines import Machines
