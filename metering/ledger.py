@@ -375,7 +375,7 @@ class Ledger:
             for hold, row in zip(looked_at, result.rows[looked_from:], strict=True):
                 balances[hold.meter] = Balance._make(row or (0, 0, 0))
             lines = _lines_by(held, result.rows)
-            return Reservation(intent, lines, hold_nanousd, now_ms, balances, has_credit=callable(held))
+            return Reservation(intent, lines, hold_nanousd, now_ms, balances, callable(held))
 
         def abandon(result: Result | Exception) -> None:
             if isinstance(result, Done):

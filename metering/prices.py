@@ -296,7 +296,8 @@ class PriceTable:
         for line in usage.lines:
             line_picousd, counts, unit_prices = self._charge(provider, line, at_ms, flags)
             picousd += line_picousd
-            lines.append(PricedLine(line.model, counts, dict(line.modifiers), unit_prices))
+            modifiers = line.modifiers
+            lines.append(PricedLine(line.model, counts, dict(modifiers) if modifiers else {}, unit_prices))
         return Priced(nanousd_of_picousd(picousd), tuple(lines), tuple(dict.fromkeys(flags)) if flags else ())
 
     def cost(self, provider: str, usage: Usage, *, at_ms: int) -> tuple[int, tuple[str, ...]]:
@@ -304,7 +305,18 @@ class PriceTable:
         picousd = 0
         flags: list[str] = []
         for line in usage.lines:
-            picousd += self._charge(provider, line, at_ms, flags)[0]
+            resolved = self._resolve(provider, line.model, line.modifiers, at_ms)
+            if resolved.flags or resolved.has_terms:
+                picousd += self._charge(provider, line, at_ms, flags)[0]
+                continue
+            tiers, counts = resolved.tiers, line.counts
+            units = tiers[0].units if len(tiers) == 1 else _units_for(tiers, counts)
+            for unit, count in counts.items():
+                if count > 0:
+                    unit_price = units.get(unit)
+                    if unit_price is None:
+                        unit_price = self._rate_beside(provider, units, unit, flags)
+                    picousd += count * unit_price
         return nanousd_of_picousd(picousd), tuple(dict.fromkeys(flags)) if flags else ()
 
     def unpriced(self, provider: str, usage: Usage, *, at_ms: int) -> tuple[str, ...]:

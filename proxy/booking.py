@@ -95,12 +95,12 @@ class Booking:
         settlement = Settlement(
             outcome,
             priced,
-            is_reported=usage.is_exact,
-            notes=exchange.notes,
-            amounts=quotas_used(usage, operation.quotas) if operation.quotas else NO_QUOTAS,
-            price_version=self._prices.version,
-            upstream_status=exchange.upstream_status,
-            upstream_request_id=exchange.upstream_request_id,
+            usage.is_exact,
+            exchange.notes,
+            quotas_used(usage, operation.quotas) if operation.quotas else NO_QUOTAS,
+            self._prices.version,
+            exchange.upstream_status,
+            exchange.upstream_request_id,
         )
         exchange.settled = self._ledger.settle(reservation, settlement)
         if not exchange.is_deferred:  # else a poll may have been faster, and counts it

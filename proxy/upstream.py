@@ -289,7 +289,7 @@ class UpstreamClient:
                 connection = await self._obtain(origin, timeouts)
             except asyncio.CancelledError as cancelled:
                 raise CancelledUnsent from cancelled
-        answer = _OpenAnswer(connection, is_head_only=method == b"HEAD")
+        answer = _OpenAnswer(connection, method == b"HEAD")
         connection.send(answer, request_line + connection.host_line + fields, body, timeouts)
         answer.waiter = connection.loop.create_future()
         try:
@@ -574,7 +574,7 @@ class _OpenAnswer:
     waiter: "asyncio.Future[None] | None"
     """Of whoever waits for us; whoever ends its wait takes it away."""
 
-    def __init__(self, connection: "_Connection", *, is_head_only: bool) -> None:
+    def __init__(self, connection: "_Connection", is_head_only: bool) -> None:
         self.connection = connection
         self.is_head_only = is_head_only
         self.status = self.buffered_bytes = 0

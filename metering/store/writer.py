@@ -89,7 +89,8 @@ class Unit(NamedTuple):
     must_keep: bool = False
 
 
-class Done(NamedTuple):
+@immutable
+class Done:
     """A unit that is committed: for each step its first returned row, if any."""
 
     rows: list[Row | None]
@@ -106,7 +107,8 @@ class Declined:
 Result = Done | Declined
 
 
-class _Ticket(NamedTuple):
+@immutable
+class _Ticket:
     """A unit in the queue and who is told: a future, or `told` alone."""
 
     unit: Unit
@@ -194,7 +196,7 @@ class GroupCommitWriter:
         """Queue a unit that must be kept. `told` is called with the result, or with what a future would raise; later, on the
         loop: a future would cost a turn more. It may be called again, for what hung when it was given up on and is in
         after all."""
-        self._put(_Ticket(Unit(steps, must_keep=True), None, told))
+        self._put(_Ticket(Unit(steps, True), None, told))
 
     def _put(self, ticket: _Ticket) -> None:
         if self._is_closing or self._is_stalled or len(self._queue) >= QUEUE_UNITS_MAX:
@@ -481,7 +483,7 @@ def _require_tables(connection: sqlite3.Connection) -> None:
 
 def _tell(ticket: _Ticket, result: Result | Exception) -> None:
     """Tell who waits, or what is told in their place, of a result or of why there is none."""
-    _, future, told = ticket
+    future, told = ticket.future, ticket.told
     if future is not None and not future.done():
         if isinstance(result, Exception):
             future.set_exception(result)
