@@ -21,7 +21,7 @@ from proxy.gate import BodyGate, EventGate, Gate
 from proxy.holds import Holds
 from proxy.links import base_of, relinker
 from proxy.mounted import Mounted
-from proxy.relay import Relay, outcome_of_whole, send_body
+from proxy.relay import Relay, outcome_of_whole, send_at_once, send_body
 from proxy.replies import Replies, make_showable
 from proxy.request import SCHEME
 from proxy.rewriting import shown
@@ -165,7 +165,8 @@ class Answering:
         observer.end()
         outcome = outcome_of_whole(exchange, observer)
         await self.settle(exchange, outcome, is_intact=decoder is None or decoder.is_intact)
-        await send_body(exchange, body, is_last=True)
+        if not send_at_once(exchange, body, is_last=True):
+            await send_body(exchange, body, is_last=True)
 
     # --- for the relay
 

@@ -2,6 +2,7 @@
 
 import asyncio
 from collections import deque
+from collections.abc import Awaitable, Iterator
 from dataclasses import replace
 from functools import partial
 
@@ -17,6 +18,16 @@ from proxy.deferral import Deferrals
 from proxy.exchange import Exchange
 
 REDIRECT, CLIENT_ERROR = 300, 400
+
+
+class _Nothing:
+    """What is waited for no longer than it takes to say so."""
+
+    def __await__(self) -> Iterator[None]:
+        return iter(())
+
+
+_NOTHING_TO_WAIT_FOR = _Nothing()
 
 
 class Booking:
@@ -117,11 +128,11 @@ class Booking:
         exchange.outcome, exchange.priced = Outcome.NOT_SENT, NO_COST
         exchange.settled = self._ledger.void(exchange.admitted.reservation)
 
-    async def durable(self, exchange: Exchange) -> None:
-        """Wait until the settle is committed; a store in trouble delays the end of an answer only so long."""
+    def durable(self, exchange: Exchange) -> Awaitable[None]:
+        """To be awaited: until the settle is committed; a store in trouble delays the end of an answer only so long."""
         settled = exchange.settled
         if settled is None or settled.done():
-            return
+            return _NOTHING_TO_WAIT_FOR
         loop, waits = settled.get_loop(), self._waits
         waiter: asyncio.Future[None] = loop.create_future()
         settled.add_done_callback(partial(_release, waiter))
@@ -130,7 +141,7 @@ class Booking:
         waits.append((loop.time() + self._bounds.settle_wait_s, waiter))
         if self._timer is None:
             self._timer = loop.call_at(waits[0][0], self._release_late, loop)
-        await waiter
+        return waiter
 
     def _release_late(self, loop: asyncio.AbstractEventLoop) -> None:
         """Those whose settle takes too long."""

@@ -248,16 +248,20 @@ class Connection(asyncio.Protocol):
         if ahead:
             successor.data_received(ahead)
 
-    def begin(self, status: int, headers: Headers, *, is_flushed_soon: bool) -> None:
+    def begin(
+        self, status: int, headers: Headers, *, is_flushed_soon: bool, is_clean: bool = False
+    ) -> None:
         """Begin the answer of the running request. Its head goes out with the first piece of the body, in one
-        write; `is_flushed_soon`: or by itself in the loop's next turn, when there is no body by then."""
+        write; `is_flushed_soon`: or by itself in the loop's next turn, when there is no body by then. `is_clean`: the
+        headers are known to have no control bytes; else those that have some are left out."""
         request = self._running
         if request is None or request.is_abandoned:
             return
         assert not request.has_begun, "an answer begins once"
         request.has_begun = True
         request.expects_continue = False
-        lines = clean_lines_of([*self.server_state.default_headers, *headers])
+        lines_from = lines_of if is_clean else clean_lines_of
+        lines = lines_from([*self.server_state.default_headers, *headers])
         framing = b""
         has_length = b"\ncontent-length: " in lines or lines.startswith(b"content-length: ")
         if not has_length and status not in BODILESS:

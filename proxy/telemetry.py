@@ -425,7 +425,7 @@ def _outcome(exchange: Exchange) -> str:
     if refused is not None and refused.reason is Reason.INTERNAL:
         return INTERNAL
     if exchange.outcome is not None:
-        return exchange.outcome.value
+        return exchange.outcome.word
     # Without a refusal of its own: what it had to have made first was refused, and has a line that says why.
     is_refused = refused is not None or (exchange.admitted is None and exchange.status >= CLIENT_ERROR)
     return "refused" if is_refused else INTERNAL
