@@ -2,7 +2,7 @@
 
 import asyncio
 from collections import deque
-from collections.abc import Awaitable, Iterator
+from collections.abc import Awaitable, Generator
 from dataclasses import replace
 from functools import partial
 
@@ -23,8 +23,8 @@ REDIRECT, CLIENT_ERROR = 300, 400
 class _Nothing:
     """What is waited for no longer than it takes to say so."""
 
-    def __await__(self) -> Iterator[None]:
-        return iter(())
+    def __await__(self) -> Generator[None, None, None]:
+        yield from ()
 
 
 _NOTHING_TO_WAIT_FOR = _Nothing()

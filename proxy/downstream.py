@@ -248,9 +248,7 @@ class Connection(asyncio.Protocol):
         if ahead:
             successor.data_received(ahead)
 
-    def begin(
-        self, status: int, headers: Headers, *, is_flushed_soon: bool, is_clean: bool = False
-    ) -> None:
+    def begin(self, status: int, headers: Headers, *, is_flushed_soon: bool, is_clean: bool = False) -> None:
         """Begin the answer of the running request. Its head goes out with the first piece of the body, in one
         write; `is_flushed_soon`: or by itself in the loop's next turn, when there is no body by then. `is_clean`: the
         headers are known to have no control bytes; else those that have some are left out."""

@@ -11,8 +11,6 @@ from contextlib import suppress
 _OK = _sqlite3.SQLITE_OK
 _MEMSTATUS = 9
 """SQLITE_CONFIG_MEMSTATUS, of sqlite3.h."""
-_NEVER_COUNTS = b"DEFAULT_MEMSTATUS=0"
-"""The option of a library that was built so."""
 
 
 def _stop_counting() -> bool:
@@ -21,11 +19,17 @@ def _stop_counting() -> bool:
     with suppress(AttributeError, OSError):
         library = ctypes.CDLL(_sqlite3.__file__)  # the very one that the module uses
         library.sqlite3_memory_used.restype = ctypes.c_int64
-        if library.sqlite3_compileoption_used(_NEVER_COUNTS):
+        library.sqlite3_malloc.restype = ctypes.c_void_p
+        is_open = library.sqlite3_memory_used() > 0
+        probe = ctypes.c_void_p(library.sqlite3_malloc(1))
+        is_counting = library.sqlite3_memory_used() > 0
+        library.sqlite3_free(probe)
+        if not is_counting:
             return True
-        if library.sqlite3_memory_used() == 0 and library.sqlite3_shutdown() == _OK:
-            is_told = library.sqlite3_config(_MEMSTATUS, 0) == _OK
-            return library.sqlite3_initialize() == _OK and is_told
+        if not is_open and library.sqlite3_shutdown() == _OK:
+            is_told: bool = library.sqlite3_config(_MEMSTATUS, 0) == _OK
+            library.sqlite3_initialize()
+            return is_told
     return False
 
 
