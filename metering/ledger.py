@@ -373,9 +373,19 @@ class Ledger:
         holds = sorted(intent.holds)
         steps, held, hold_nanousd = _hold_steps(holds, is_under_way=intent.is_under_way)
         now_ms, floor_nanousd = self._clock.now_ms(), min(intent.floor_nanousd, hold_nanousd)
-        who = (intent.id, self.worker_id, intent.user_id, intent.token_id)
-        what = (intent.surface, intent.operation, intent.model)
-        params = with_lines(who + what, held, (hold_nanousd, floor_nanousd, now_ms, intent.due_at_ms or 0))
+        params = with_lines(
+            (
+                intent.id,
+                self.worker_id,
+                intent.user_id,
+                intent.token_id,
+                intent.surface,
+                intent.operation,
+                intent.model,
+            ),
+            held,
+            (hold_nanousd, floor_nanousd, now_ms, intent.due_at_ms or 0),
+        )
         if intent.is_under_way:
             steps.append((INSERT_RESERVATION_ONCE, params, ALREADY_RESERVED))
         else:
@@ -997,7 +1007,7 @@ def with_lines(
     """Parameters with lines among them: computed when they are."""
     if callable(lines):
         return lambda rows: (*before, encode_lines(lines(rows), without_zeros=without_zeros), *after)
-    return (*before, encode_lines(lines, without_zeros=without_zeros), *after)
+    return before + (encode_lines(lines, without_zeros=without_zeros),) + after  # noqa: RUF005 - in a third of the time of stars
 
 
 # --- rows --------------------------------------------------------------------------------------------
@@ -1052,7 +1062,7 @@ def _entry(
     what = (intent.surface, intent.operation, model, settlement.outcome.word, basis, cost_nanousd)
     status, request_id = settlement.upstream_status, settlement.upstream_request_id
     after = (settlement.price_version, status, request_id, duration_ms)
-    before = (*who, *what, *tokens, usage, noted)
+    before = who + what + tokens + (usage, noted)
     return INSERT_ENTRY, with_lines(before, lines, after, without_zeros=True), None
 
 

@@ -102,7 +102,7 @@ class Booking:
         if not usage.is_exact:
             priced = bounded(priced, at_least_nanousd, reservation.hold_nanousd)
         exchange.outcome, exchange.priced = outcome, priced
-        exchange.is_estimated, exchange.notes = not usage.is_exact, (*usage.notes, *notes)
+        exchange.is_estimated, exchange.notes = not usage.is_exact, usage.notes + notes
         settlement = Settlement(
             outcome,
             priced,

@@ -27,6 +27,7 @@ from proxy.asgi import AsgiCall
 from proxy.headers import asks_for_websocket
 from proxy.heads import (
     LAST_WORDS,
+    NAMES,
     announces_body,
     clean_lines_of,
     expects_continue,
@@ -259,7 +260,7 @@ class Connection(asyncio.Protocol):
         request.has_begun = True
         request.expects_continue = False
         lines_from = lines_of if is_clean else clean_lines_of
-        lines = lines_from([*self.server_state.default_headers, *headers])
+        lines = lines_from(self.server_state.default_headers + headers)
         framing = b""
         has_length = b"\ncontent-length: " in lines or lines.startswith(b"content-length: ")
         if not has_length and status not in BODILESS:
@@ -398,7 +399,7 @@ class Connection(asyncio.Protocol):
         self._url += url
 
     def on_header(self, name: bytes, value: bytes) -> None:
-        self.headers.append((name.lower(), value))
+        self.headers.append((NAMES[name], value))
 
     def on_headers_complete(self) -> None:
         self._head_bytes = 0

@@ -103,6 +103,10 @@ class Inbound:
 
     def below(self, *keys: str) -> Walk:
         """Every object in the value at a path of `fields`; all of the body without a path. Found once."""
+        return self.at(keys)
+
+    def at(self, keys: tuple[str, ...]) -> Walk:
+        """As `below`."""
         if self._walks is None:
             self._walks = {}
         walk = self._walks.get(keys)

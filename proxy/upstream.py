@@ -39,6 +39,7 @@ from urllib.parse import urlsplit
 from httptools import HttpParserError, HttpParserUpgrade, HttpResponseParser
 
 from metering.values import immutable
+from proxy.heads import NAMES
 
 Headers = list[tuple[bytes, bytes]]
 Phase = Literal["connect", "first_byte", "idle", "answer"]
@@ -515,15 +516,16 @@ def _encode_head(method: bytes, target: bytes, headers: Headers, body: bytes) ->
     if not target or b" " in target or b" " in method:
         raise ValueError(f"not a request line: {method!r} {target!r}")
     request_line = b"%b %b HTTP/1.1" % (method, target)
-    values = tuple(map(_value, headers))
     form = _form_of(tuple(map(_name, headers)))
+    values = list(map(_value, headers))
+    values.append(request_line)
     # Looked for in all that is not ours together, by two searches in C: counting them in the head takes a step for each byte.
-    given = b"".join((request_line, *values))
+    given = b"".join(values)
     if form is None or b"\n" in given or b"\r" in given:
         raise ValueError(f"a line break inside the head of {method!r} {target!r}")
-    if body or method not in BODILESS_METHODS:
-        return request_line + b"\r\n", form % (*values, b"content-length: %d\r\n" % len(body))
-    return request_line + b"\r\n", form % (*values, b"")
+    has_length = bool(body) or method not in BODILESS_METHODS
+    values[-1] = b"content-length: %d\r\n" % len(body) if has_length else b""
+    return request_line + b"\r\n", form % tuple(values)
 
 
 @lru_cache(maxsize=FORMS_KEPT)
@@ -869,7 +871,7 @@ class _Connection(asyncio.Protocol):
 
     def on_header(self, name: bytes, value: bytes) -> None:
         """Also of a trailer; those are dropped, and bounded by `_framing_bytes`."""
-        self._headers.append((name.lower(), value))
+        self._headers.append((NAMES[name], value))
 
     def on_headers_complete(self) -> None:
         answer, parser = self._answer, self._parser
