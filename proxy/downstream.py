@@ -262,7 +262,7 @@ class Connection(asyncio.Protocol):
         lines_from = lines_of if is_clean else clean_lines_of
         lines = lines_from(self.server_state.default_headers + headers)
         framing = b""
-        has_length = b"\ncontent-length: " in lines or lines.startswith(b"content-length: ")
+        has_length = lines.find(b"\ncontent-length: ") >= 0 or lines.startswith(b"content-length: ")
         if not has_length and status not in BODILESS:
             if request.version == "1.0":
                 # Framed by its end: chunks came with HTTP/1.1 (RFC 9112 section 7.1).

@@ -9,6 +9,8 @@ LAST_WORDS = frozenset({b"expect", b"upgrade"})
 """A request with one of these headers is the last of its connection."""
 NAMES_MAX, NAME_BYTES_MAX = 2_000, 64
 """Names of headers remembered; all clients and vendors together send some hundreds."""
+_HASH = ord("#")
+"""A byte is looked for as a number: as bytes, Python tries whether they are one, and makes an error that they are not."""
 CONTROL_BYTES = bytes({*range(0x20), 0x7F} - {0x09})
 AS_NULLS = bytes.maketrans(CONTROL_BYTES, bytes(len(CONTROL_BYTES)))
 
@@ -34,7 +36,7 @@ def fault_of(url: bytes, headers: Headers, first: Mapping[bytes, bytes], version
     value of each of the headers."""
     if version not in VERSIONS:
         return f"HTTP/{version} is not spoken here."
-    if b"#" in url:
+    if _HASH in url:
         return "A request's target has no fragment."
     has_repeats = len(first) < len(headers)
     if (b"host" not in first and version == "1.1") or (has_repeats and _count(headers, b"host") > 1):

@@ -513,7 +513,7 @@ def _encode_head(method: bytes, target: bytes, headers: Headers, body: bytes) ->
 
     A line break smuggled into any part would make two requests of one.
     """
-    if not target or b" " in target or b" " in method:
+    if not target or _SPACE in target or _SPACE in method:
         raise ValueError(f"not a request line: {method!r} {target!r}")
     request_line = b"%b %b HTTP/1.1" % (method, target)
     form = _form_of(tuple(map(_name, headers)))
@@ -521,7 +521,7 @@ def _encode_head(method: bytes, target: bytes, headers: Headers, body: bytes) ->
     values.append(request_line)
     # Looked for in all that is not ours together, by two searches in C: counting them in the head takes a step for each byte.
     given = b"".join(values)
-    if form is None or b"\n" in given or b"\r" in given:
+    if form is None or _LF in given or _CR in given:
         raise ValueError(f"a line break inside the head of {method!r} {target!r}")
     has_length = bool(body) or method not in BODILESS_METHODS
     values[-1] = b"content-length: %d\r\n" % len(body) if has_length else b""
@@ -532,7 +532,7 @@ def _encode_head(method: bytes, target: bytes, headers: Headers, body: bytes) ->
 def _form_of(names: tuple[bytes, ...]) -> bytes | None:
     """Headers of these names, in this order, as a form for their values, and for a line about the body: all that follows the
     Host line. Of those that are this client's own it takes the value, and writes nothing. None: a name has a line break."""
-    if b"\n" in (joined := b"".join(names)) or b"\r" in joined:
+    if _LF in (joined := b"".join(names)) or _CR in joined:
         return None
     lines = [
         b"%.0b" if name.lower() in OWN_HEADERS else name.replace(b"%", b"%%") + b": %b\r\n" for name in names
@@ -541,6 +541,8 @@ def _form_of(names: tuple[bytes, ...]) -> bytes | None:
 
 
 _name, _value = itemgetter(0), itemgetter(1)
+_LF, _CR, _SPACE = b"\n\r "
+"""Numbers: see `_HASH` in heads.py."""
 
 
 # --- one answer ---------------------------------------------------------------------------------------
