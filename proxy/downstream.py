@@ -272,7 +272,7 @@ class Connection(asyncio.Protocol):
                 framing = b"transfer-encoding: chunked\r\n"
         if not request.keep_alive:
             framing += b"connection: close\r\n"
-        self._unsent_head = b"%b%b%b\r\n" % (STATUS_LINE[status], lines, framing)
+        self._unsent_head = b"".join((STATUS_LINE[status], lines, framing, b"\r\n"))
         if is_flushed_soon:
             self.loop.call_soon(self.flush)
 

@@ -527,10 +527,11 @@ def _is_silent(sql: str) -> bool:
 
 def _run_quickly(cursor: sqlite3.Cursor, unit: Unit) -> Result:
     """Raises _UndoError, as below."""
-    if not unit.quick:
-        return _run_steps(cursor, unit.steps)
+    steps, _, quick = unit
+    if not quick:
+        return _run_steps(cursor, steps)
     rows: list[Row | None] = []
-    for sql, params, changes in unit.quick:
+    for sql, params, changes in quick:
         if changes == READS:
             cursor.execute(sql, params)
             rows.append(cursor.fetchone())
