@@ -38,17 +38,6 @@ INSERT INTO instances (user_id, generation, app_name, desired, wished, done, sta
 SELECT id, 1, 'gone-' || id, 'gone', 1, 1, 'gone', 0, 0, 0 FROM users WHERE id LIKE 'a0%' OR id LIKE 'a1%'"""
 
 
-async def _until_settled(found, worker, user_id="ada"):
-    for _ in range(200):
-        if await worker.provisioner.work_once(user_id):
-            continue
-        instance = await found.instance(user_id)
-        if instance.is_settled:
-            return
-        found.clock.advance(max(0, instance.due_at_ms - found.clock.now_ms()) / 1000)
-    raise AssertionError("it does not settle")
-
-
 # --- what repairs destroy -----------------------------------------------------------------------------
 
 
@@ -133,7 +122,7 @@ async def test_taking_away_leaves_a_mailbox_that_is_another_users_by_now(tmp_pat
         await worker.parts.objects.release(inbox, "ada")
         await worker.parts.objects.bind([inbox], "bob", "rsv_of_bob")
         await found.machines.deprovision("ada", actor="test")
-        await _until_settled(found, worker)
+        await found.until_settled(worker)
         assert found.vendors.inboxes == [inbox.upstream_id]
 
 
@@ -165,7 +154,7 @@ async def test_a_refusal_of_our_key_is_not_taken_for_an_app_that_is_gone(tmp_pat
         await found.provisioned(worker)
         await found.machines.deprovision("ada", actor="test")
         found.vendors.fly.next_on("GET /v1/apps/[^/]+", fails(403, message="forbidden"))
-        await _until_settled(found, worker)
+        await found.until_settled(worker)
         await found.machine(status=GONE)
         found.vendors.assert_nothing()
 
@@ -185,7 +174,7 @@ async def test_a_volume_that_came_late_is_not_left_beside_the_one_that_is_used(t
             return made
 
         monkeypatch.setattr(worker.parts.fly, "create_volume", late)
-        await _until_settled(found, worker)
+        await found.until_settled(worker)
         await found.machine(status=READY)
         found.vendors.assert_one_of_each()
 
@@ -195,7 +184,7 @@ async def test_the_successor_that_an_operator_gave_a_machines_token_dies_with_th
         machine = await found.provisioned(worker)
         await found.directory.rotate(machine.instance.token_id, overlap_s=60)
         await found.machines.deprovision("ada", actor="test")
-        await _until_settled(found, worker)
+        await found.until_settled(worker)
         assert await found.living_tokens() == []
 
 
@@ -232,7 +221,7 @@ async def test_a_machine_that_was_made_again_is_not_ready_before_it_answers(tmp_
         found.vendors.fly.set_habits(NEVER)
         found.vendors.fly.organization.become(found.vendors.machine, State.DESTROYED)
         await found.machines.update("ada", actor="test")
-        working = spawn(_until_settled(found, worker), name="work")
+        working = spawn(found.until_settled(worker), name="work")
         await asyncio.wait({working}, timeout=3)
         is_over = working.done()
         await stop(working)
@@ -259,7 +248,7 @@ async def test_a_machine_whose_volume_row_was_forgotten_keeps_the_users_volume(t
         monkeypatch.setattr(worker.parts.fly, "volumes", lagging)
         found.vendors.fly.next_on("POST /v1/apps/.*/lease", fails(404))
         await found.machines.rotate("ada", actor="test")
-        await _until_settled(found, worker)
+        await found.until_settled(worker)
         machine = await found.machine(status=READY)
         assert [one.upstream_id for one in machine.resources if one.kind == "volume"] == [volume.id]
         found.vendors.assert_one_of_each()
@@ -352,7 +341,7 @@ async def test_a_machine_whose_browser_vendor_is_configured_no_more_can_be_taken
         bare.integrations.has_browser = False
         bare.integrations._browser = None
         await found.machines.deprovision("ada", actor="test")
-        await _until_settled(found, worker)
+        await found.until_settled(worker)
 
 
 async def test_an_answer_that_comes_byte_by_byte_is_not_waited_for_for_ever(monkeypatch):
@@ -392,7 +381,7 @@ async def test_a_failure_of_fly_does_not_make_a_suspended_machine_a_stopped_one(
         await found.provisioned(worker)
         found.vendors.fly.next_on("POST /v1/apps/.*/suspend", fails(503))
         await found.machines.suspend("ada", actor="test")
-        await _until_settled(found, worker)
+        await found.until_settled(worker)
         assert found.vendors.machine.state is State.SUSPENDED
 
 
@@ -423,7 +412,7 @@ async def test_a_machine_over_budget_that_could_not_be_suspended_is_tried_again(
         assert await over_budget(found.machines.instances, plans) == [("ada", True)]
         await found.machines.instances.set_over_budget("ada", is_over=True)
         found.vendors.fly.next_on("POST /v1/apps/.*/cordon", *(fails(503) for _ in range(8)))
-        await _until_settled(found, worker)
+        await found.until_settled(worker)
         await found.machine(status=ERROR)
         assert found.vendors.machine.state is State.STARTED
         instance = await found.instance()
@@ -449,7 +438,7 @@ async def test_stopping_is_asked_for_again_after_it_took_too_long_once(tmp_path)
         worker.parts.fly.stop = unheard
         worker.parts.fly.wait = no_wait
         await found.machines.stop("ada", actor="test")
-        await _until_settled(found, worker)
+        await found.until_settled(worker)
         await found.machine(status=STOPPED)
 
 
@@ -461,7 +450,7 @@ async def test_an_app_that_does_not_say_its_network_is_not_taken_for_the_users(t
         found.vendors.fly.organization.create_app(next(names.app_names(PREFIX, "ada")), "")
         await found.user()
         await found.machines.provision("ada", actor="test")
-        await _until_settled(found, worker)
+        await found.until_settled(worker)
         assert found.vendors.fly.machines == []
 
 
@@ -471,10 +460,10 @@ async def test_a_machine_is_adopted_with_the_volume_that_it_has(tmp_path):
         await found.provisioned(worker)
         await found.machines.deprovision("ada", actor="test")
         found.vendors.fly.next_on("GET /v1/apps/[^/]+", fails(403, message="forbidden"))
-        await _until_settled(found, worker)
+        await found.until_settled(worker)
         await found.machine(status=GONE)
         await found.machines.provision("ada", actor="test")
-        await _until_settled(found, worker)
+        await found.until_settled(worker)
         machine = await found.machine(status=READY)
         (on_record,) = (one.upstream_id for one in machine.resources if one.kind == "volume")
         assert [mount["volume"] for mount in found.vendors.machine.config["mounts"]] == [on_record]
@@ -486,7 +475,7 @@ async def test_a_key_that_may_not_make_apps_is_not_called_a_name_that_is_taken(t
         found.vendors.fly.next_on("POST /v1/apps", *(fails(403, message="not authorized") for _ in range(5)))
         await found.user()
         await found.machines.provision("ada", actor="test")
-        await _until_settled(found, worker)
+        await found.until_settled(worker)
         assert (await found.instance()).error_code == Code.PROVIDER_UNAUTHORIZED.value
 
 
@@ -502,7 +491,7 @@ async def test_a_mailbox_that_the_user_had_before_outlives_the_machine(tmp_path)
         await found.machines.provision("ada", actor="test")
         await worker.provisioner.work_on("ada")
         await found.machines.deprovision("ada", actor="test")
-        await _until_settled(found, worker)
+        await found.until_settled(worker)
         assert found.vendors.inboxes == [inbox_id]
 
 
@@ -511,7 +500,7 @@ async def _left_behind(found, worker):
     machine = await found.provisioned(worker)
     name = machine.instance.app_name
     await found.machines.deprovision("ada", actor="test")
-    await _until_settled(found, worker)
+    await found.until_settled(worker)
     found.vendors.assert_nothing()
     found.vendors.fly.organization.create_app(name, names.network(name))
     found.clock.advance(HOURS_S)
@@ -527,7 +516,7 @@ async def test_repairs_take_away_what_came_late_of_a_machine_that_is_gone(tmp_pa
         ]
         assert len(found.vendors.fly.apps) == 1
         await worker.provisioner.reconcile(repairs=True)
-        await _until_settled(found, worker)
+        await found.until_settled(worker)
         await found.machine(status=GONE)
         found.vendors.assert_nothing()
 
@@ -540,14 +529,14 @@ async def test_a_look_takes_nothing_away_that_was_made_anew_since_it_read_the_ro
         async def meanwhile(machines):
             monkeypatch.setattr(Machines, "store_id", told)
             await found.machines.provision("ada", actor="test")
-            await _until_settled(found, worker)
+            await found.until_settled(worker)
             await found.machine(status=READY)
             return await told(machines)
 
         monkeypatch.setattr(Machines, "store_id", meanwhile)
         looked = await worker.provisioner.reconcile(repairs=True)
         assert [one.done for one in looked.findings] == [""]
-        await _until_settled(found, worker)
+        await found.until_settled(worker)
         await found.machine(status=READY)
         found.vendors.assert_one_of_each()
 
@@ -559,9 +548,9 @@ async def test_a_browser_context_of_a_machine_that_is_gone_is_not_reported_for_e
         found.vendors.browserbase.next_on("POST /v1/contexts", browserbase.loses_reply())
         await found.user()
         await found.machines.provision("ada", actor="test")
-        await _until_settled(found, worker)
+        await found.until_settled(worker)
         await found.machines.deprovision("ada", actor="test")
-        await _until_settled(found, worker)
+        await found.until_settled(worker)
         await found.machine(status=GONE)
         assert len(found.vendors.contexts) == 1, "the lost one, which nobody can name"
         looked = await worker.provisioner.reconcile(repairs=True)

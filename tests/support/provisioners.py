@@ -1,7 +1,7 @@
 """Workers that make machines, without a service around them: each with a store handle and clients of its own, as a process has."""
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Coroutine
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,6 +13,7 @@ from metering.clock import Clock
 from metering.objects import Objects
 from metering.store.database import Database
 from metering.store.store import Store, open_store
+from metering.tasks import spawn
 from metering.users import Directory, hash_of
 from provisioning.fly import Fly, fly_client
 from provisioning.instances import Instance
@@ -34,6 +35,7 @@ from tests.support.machines import IMAGE, PUBLIC_URL, QUICK, Vendors, running_ve
 PREFIX = "automna-u-"
 HOOKS_SECRET = "secret of the hooks of tests " + "0" * 32
 TICK_S = 0.005
+ROUNDS_MAX = 200
 
 
 async def no_pause(_seconds: float) -> None:
@@ -86,6 +88,26 @@ class Yard:
         await self.machines.provision(user_id, actor="test")
         await worker.provisioner.work_on(user_id)
         return await self.machine(user_id, status="ready")
+
+    async def until_settled(self, worker: Worker, user_id: str = "ada") -> None:
+        """Work until nothing is to be done; pauses between attempts are passed over by the clock."""
+        for _ in range(ROUNDS_MAX):
+            if await worker.provisioner.work_once(user_id):
+                continue
+            instance = await self.instance(user_id)
+            if instance.due_at_ms is None:
+                return
+            self.clock.advance(max(0, instance.due_at_ms - self.clock.now_ms()) / 1000)
+        raise AssertionError("it does not settle")
+
+    async def while_time_passes(self, working: Coroutine[Any, Any, None], *, step_s: float) -> None:
+        """Until that is done: what it waits for comes, or its patience ends."""
+        task = spawn(working, name="work")
+        while not task.done():
+            self.clock.advance(step_s)
+            self.vendors.fly.pass_time()
+            await asyncio.sleep(TICK_S)
+        await task
 
     async def machine(self, user_id: str = "ada", *, status: str | None = None) -> Machine:
         found = await self.machines.of(user_id)
