@@ -533,10 +533,11 @@ async def change_of_mind(
     dies: bool = False,
     wishes: int = 1,
     failed: str = "",
+    is_again: bool = True,
 ) -> bool:
     """Deprovisioning is wished at any instant of provisioning, or after so many effects of it, so often; who provisions goes on then,
     or dies; and a request of what comes then fails, if `failed`. Nothing is left, and no token is good for anything from the wish on.
-    Whether it came to that."""
+    If `is_again`, another machine is wished at last. Whether it came to that."""
     async with created(folder, dice) as world:
         other = await world.worker()
         stands_still = Fate.STANDS_STILL
@@ -572,8 +573,10 @@ async def change_of_mind(
             await worker.process.go_on()
         await world.settle()
         assert world.check() == GONE, (worker.process.place, world.told())
-        world.watch, world.trouble = partial(runs_with_a_good_token, world), _no_trouble
-        await play_all(world, "provision")
+        assert dies or failed or world.rows(LOST_CONTEXTS) == [], "nothing was in its way"
+        if is_again:
+            world.watch, world.trouble = partial(runs_with_a_good_token, world), _no_trouble
+            await play_all(world, "provision")
     return True
 
 

@@ -83,18 +83,18 @@ def test_an_app_is_not_given_up_because_our_key_is_refused() -> None:
     assert ended(plays, 0) == {"gone": REQUESTS["deprovision"]}
 
 
-def test_what_is_wished_away_while_it_is_made_is_gone_whole_and_its_token_at_once() -> None:
+@pytest.mark.parametrize("dies", [False, True])
+def test_what_is_wished_away_while_it_is_made_is_gone_whole_and_its_token_at_once(dies: bool) -> None:
     """After each effect of provisioning: who provisions goes on, or dies; it is wished once, or twice; something else fails, too."""
     dice = random.Random(0)
-    for number in itertools.count():
-        mind = partial(
-            machines.change_of_mind,
-            effects=1 + number,
-            dies=bool(number % 2),
-            wishes=1 + number % 3 // 2,
-            failed=dice.choice(["", *FAILURES]) if number % 4 else "",
-        )
-        if not ended([(f"after {1 + number} effects", mind)], 0)["True"]:
+    for number in itertools.count(1):
+        more = {
+            "wishes": 1 + number % 2,
+            "failed": "" if number % 2 else dice.choice(list(FAILURES)),
+            "is_again": number % 3 == 0,
+        }
+        mind = partial(machines.change_of_mind, effects=number, dies=dies, **more)
+        if not ended([(f"after {number} effects, {more}", mind)], 0)["True"]:
             break
     assert number > REQUESTS["provision"] * 2
 
