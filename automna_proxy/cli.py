@@ -15,6 +15,7 @@ from automna_proxy.commands import (
     catalog,
     credit,
     ledger,
+    machines,
     notices,
     objects,
     phones,
@@ -27,7 +28,7 @@ from automna_proxy.terminal import PROGRAM, note, say
 
 EPILOG = f"""\
 Exit status: {Status.OK.value} done; {Status.NO.value} the answer is no (refused, or the ledger is not clean);
-{Status.USAGE.value} wrong usage; {Status.NOT_FOUND.value} no such user, token, object or model;
+{Status.USAGE.value} wrong usage; {Status.NOT_FOUND.value} no such user, token, object, machine or model;
 {Status.STORE.value} the store is missing, not migrated or unavailable; {Status.CONFIGURATION.value} a setting,
 the plans or the price table cannot be used."""
 
@@ -67,6 +68,7 @@ app.add_typer(tokens.app, name="token", rich_help_panel="Operate")
 app.add_typer(credit.app, name="credit", rich_help_panel="Operate")
 app.add_typer(objects.app, name="objects", rich_help_panel="Operate")
 app.add_typer(phones.app, name="phone", rich_help_panel="Operate")
+app.add_typer(machines.app, name="machine", rich_help_panel="Operate")
 app.add_typer(notices.app, name="notices", rich_help_panel="Operate")
 app.add_typer(notices.outbox_app, name="outbox", rich_help_panel="Operate")
 app.command(rich_help_panel="Operate")(ledger.usage)

@@ -24,6 +24,7 @@ from automna_proxy.demo_browser import Browsing, BrowsingError, Visit
 from automna_proxy.demo_calls import Dial, DialError, dialled, status_of
 from automna_proxy.demo_clients import AnthropicSdk, Client, Curl, Request, Seen, StandardLibrary
 from automna_proxy.demo_ledger import cost_of, counts_of, settled_entries, table_of
+from automna_proxy.demo_machine import OwnMachine
 from automna_proxy.demo_page import Page
 from automna_proxy.demo_scenes import (
     ADA,
@@ -75,6 +76,7 @@ HOSTS: Mapping[str, str] = {
     "agentmail": "api.agentmail.to",
     "browserbase": "api.browserbase.com",
     "bland": "api.bland.ai",
+    "fly": "api.machines.dev",
 }
 OWN_ENDPOINTS = (
     "/health",
@@ -98,8 +100,8 @@ UNIT_NAMES: Mapping[str, str] = {
 """How people call what is counted, in the order of the table."""
 LIMIT_NAMES: Mapping[str, str] = {"emails": "e-mails"}
 """How people call what is limited, where `/api/user/limits` has another word."""
-LATER = frozenset({"browserbase", "bland"})
-"""Vendors whose bill comes after their answer: they are checked by what they bill."""
+LATER = frozenset({"browserbase", "bland", "fly"})
+"""Vendors whose bill comes after their answer, or not by request: they are checked by what they bill and have."""
 SINGULAR: Mapping[str, str] = {
     "searches": "search",
     "credits": "credit",
@@ -215,6 +217,9 @@ class _Demo:
                 self._dial(dial)
         self._show_ledger()
         self._check()
+        self._page.heading("A machine of one's own")
+        for promise in OwnMachine(self._page, self._stage, ADA, self._command).play():
+            self.claim(promise.claim, promise.holds, found=promise.found)
 
     # --- the stage ---------------------------------------------------------------------------------
 
@@ -259,6 +264,8 @@ class _Demo:
         said = self._stage.command(words)
         if said.status:
             raise StageError(f"{command}: {said.complaint or said.output}")
+        for line in said.complaint.splitlines():  # a command's progress
+            self._page.say(line)
         self._page.say(said.output)
         return said.output
 

@@ -24,7 +24,7 @@ import automna_proxy
 from automna_proxy.demo_scenes import OWN_NUMBER, PACE_S, PLAN_TINY
 from metering.plans import Plan, load_plans
 from metering.store.database import Database
-from simulators import agentmail, anthropic, bland, brave, browserbase, gemini, openai
+from simulators import agentmail, anthropic, bland, brave, browserbase, fly, gemini, openai
 from simulators.server import running_in_thread
 from simulators.vendor import VendorSimulator
 
@@ -47,6 +47,7 @@ VENDOR_KEYS = {
     "AGENTMAIL_API_KEY": agentmail.VENDOR_KEY,
     "BROWSERBASE_API_KEY": browserbase.VENDOR_KEY,
     "BLAND_API_KEY": bland.VENDOR_KEY,
+    "FLY_API_TOKEN": fly.VENDOR_KEY,
 }
 SETTINGS = {
     "DRAIN_NOTICE_S": "0",
@@ -55,7 +56,12 @@ SETTINGS = {
     "LOG_LEVEL": "info",
     "BROWSERBASE_PROJECT_ID": browserbase.PROJECT_ID,
     "BLAND_WEBHOOK_SECRET": bland.WEBHOOK_SECRET,
+    "FLY_ORG": fly.ORG_SLUG,
+    "MACHINE_IMAGE": f"registry.fly.io/agent@sha256:{'5e' * 32}",
+    "MACHINES_RECONCILE_EVERY_S": "0",
 }
+QUICK_FLY = fly.Habits(boot_s=1.0, start_s=0.2, stop_s=0.2, update_s=1.0, gateway_s=0.5)
+"""Nobody wants to watch a machine boot."""
 
 
 Vendor = VendorSimulator[Any, Any]
@@ -228,6 +234,7 @@ def staged() -> Iterator[Stage]:
             "agentmail": agentmail.AgentMailSimulator(),
             "browserbase": browserbase.BrowserbaseSimulator(),
             "bland": _phone_company(),
+            "fly": fly.FlySimulator(habits=QUICK_FLY),
         }
         urls = {name: stack.enter_context(running_in_thread(vendor)) for name, vendor in vendors.items()}
         port = _free_port()
@@ -266,6 +273,8 @@ def _environment(
         "DATABASE_URL": f"sqlite:///{folder / 'ledger.db'}",
         "PLANS_FILE": str(folder / PLANS_FILE),
         "PUBLIC_URL": f"http://127.0.0.1:{port}",
+        "FLY_API_URL": urls["fly"],
+        "FLY_GATEWAY_URL": f"{urls['fly']}/gateway/{{app}}",
         **VENDOR_KEYS,
         **{f"{name.upper()}_UPSTREAM_URL": url for name, url in urls.items()},
     }

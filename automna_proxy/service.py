@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from automna_proxy.logs import CanonicalLines
+from automna_proxy.machines import machines_of, provisioner
 from automna_proxy.settings import Settings
 from metering.admission import Admission
 from metering.clock import Clock, SystemClock
@@ -34,6 +35,7 @@ from metering.store.store import Store, open_store
 from metering.tasks import spawn, stop
 from metering.tickets import Tickets
 from metering.users import Directory
+from provisioning.instances import Instances
 from proxy.access import Access
 from proxy.arrivals import Arrivals
 from proxy.auth import Authenticator
@@ -59,6 +61,7 @@ logger = logging.getLogger(__name__)
 READY_WITHIN_S = 1.0
 """A store that takes longer to write a row is not ready."""
 GAUGES_EVERY_S = 1.0
+MACHINES_COUNTED_EVERY_S = 10.0
 PRUNE_EVERY_S = 600.0
 LEAVE_WITHIN_S = 1.0
 """To take our row out of the store at the end."""
@@ -100,6 +103,15 @@ class Service:
             due_s = loop.time() + GAUGES_EVERY_S
             await asyncio.sleep(GAUGES_EVERY_S)
             self.telemetry.loop_lag_s.set(max(0.0, loop.time() - due_s))
+
+
+async def keep_counting(instances: Instances, telemetry: Telemetry) -> None:
+    """Tell how many machines are in each status."""
+    while True:
+        with suppress(Refused):  # the store has said what is wrong with it
+            for status, count in (await instances.count_by_status()).items():
+                telemetry.machines.labels(status).set(count)
+        await asyncio.sleep(MACHINES_COUNTED_EVERY_S)
 
 
 async def keep_pruning(hooks: Hooks) -> None:
@@ -260,6 +272,11 @@ async def running_service(  # noqa: PLR0915 - a statement for each part
         async def not_ready() -> str | None:
             return await service.not_ready()
 
+        working = (
+            await stack.enter_async_context(provisioner(settings, store, clock))
+            if settings.fly_api_token
+            else None
+        )
         own = OwnContext(
             authenticator=authenticator,
             store=store,
@@ -276,6 +293,9 @@ async def running_service(  # noqa: PLR0915 - a statement for each part
             reported=deferrals.reported,
             reported_of=deferrals.reported_of,
             arrived=arrivals.heard,
+            machines=machines_of(settings, store, clock),
+            reconcile=None if working is None else working.reconcile,
+            admin_token=settings.admin_token,
         )
         service = Service(settings, engine, mounted, own, store, heartbeat, client, telemetry)
         _in_background(stack, "changes", authenticator.follow_changes())
@@ -293,6 +313,13 @@ async def running_service(  # noqa: PLR0915 - a statement for each part
         _in_background(stack, "outbox", courier.keep_delivering())
         _in_background(stack, "pruning", keep_pruning(hooks))
         _in_background(stack, "gauges", service.keep_gauges())
+        if working is not None:
+            _in_background(stack, "machines", working.keep_working())
+            _in_background(
+                stack,
+                "machines counted",
+                keep_counting(machines_of(settings, store, clock).instances, telemetry),
+            )
         yield service
 
 

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from provisioning.names import APP_HASH_CHARS
 from proxy.outbox import SECRETS_MAX, Endpoint, EndpointError, parse_secrets, parse_url
 from proxy.surface import Option
 from routes import SURFACES
@@ -180,6 +181,47 @@ class Settings:
         unit="",
     )
 
+    admin_token: str = _setting(
+        "",
+        "bearer token of the operators' endpoints below `/admin`, 32 characters or more; unset, they are answered 503",
+        is_secret=True,
+    )
+    fly_api_token: str = _setting(
+        "",
+        "an organization's token at Fly (`fly tokens create org`), for agents' machines; unset, none are made, and whoever asks "
+        "for one is answered 503",
+        is_secret=True,
+    )
+    fly_org: str = _setting("", "the slug of that organization; needed with FLY_API_TOKEN")
+    fly_api_url: str = _setting("https://api.machines.dev", "where Fly's Machines API is reached (no path)")
+    fly_gateway_url: str = _setting(
+        "https://{app}.fly.dev", "where the world reaches the machine of an app: `{app}` is the app's name"
+    )
+    fly_app_prefix: str = _setting(
+        "automna-u-",
+        "what the names of users' apps begin with: lower-case letters, digits and dashes; to Fly all others are not ours",
+    )
+    machine_image: str = _setting(
+        "",
+        "the image of agents' machines, by its digest (`registry.example/agent@sha256:...`); needed with FLY_API_TOKEN",
+    )
+    machines_file: str = _setting("", "a TOML file that replaces the machines that ship with the package")
+    machines_suspend_over_budget: bool = _setting(
+        False, "suspend the machine of a user whose money is spent, until there is some again: `on` or `off`"
+    )
+    machines_reconcile_every_s: float = _setting(
+        600.0,
+        "between looks at Fly's lists for machines that differ from what is known of them, or belong to nobody; 0: none",
+        unit="s",
+        minimum=0,
+    )
+    machines_repair: bool = _setting(
+        False, "mend what such a look finds, and not only tell of it: `on` or `off`"
+    )
+    machines_at_once: int = _setting(
+        16, "users' machines worked on at once, per worker", unit="machines", minimum=1, maximum=64
+    )
+
     vendors: Mapping[str, str] = dataclasses.field(default_factory=dict, metadata={"is_vendors": True})
     """The variables that surfaces declare: keys, upstream overrides, options. Unset ones are absent."""
 
@@ -223,6 +265,7 @@ class Settings:
                 f"HOOKS_SECRET: expected {HOOKS_SECRET_CHARS_MIN} characters or more, as `openssl rand -base64 32` makes "
                 "them (what was given is not shown)"
             )
+        _check_machines(settings)
         return settings
 
     @property
@@ -260,12 +303,29 @@ class Settings:
         return Path(self.plans_file) if self.plans_file else None
 
     @property
+    def machines_path(self) -> Path | None:
+        return Path(self.machines_file) if self.machines_file else None
+
+    @property
     def prices_path(self) -> Path | None:
         return Path(self.prices_file) if self.prices_file else None
 
 
 HOOKS_SECRET_CHARS_MIN = 32
+ADMIN_TOKEN_CHARS_MIN = 32
+FLY_NAME_CHARS_MAX = 62
+APP_PREFIX_CHARS_MAX = FLY_NAME_CHARS_MAX - APP_HASH_CHARS
+"""Of the name of an app at Fly: the rest says whose it is."""
+NEEDED_FOR_MACHINES = ("fly_org", "machine_image", "public_url")
+"""Without one of these a machine would not be ours, not be the same twice, or not find us."""
 _PUBLIC_URL = re.compile(r"https?://(?:[A-Za-z0-9.-]+|\[[0-9A-Fa-f:.]+\])(?::\d{1,5})?")
+_FLY_API_URL = re.compile(r"https?://(?:[A-Za-z0-9._-]+|\[[0-9A-Fa-f:.]+\])(?::\d{1,5})?")
+"""Within Fly's own network its host has an underscore."""
+_GATEWAY_URL = re.compile(r"https?://[^\s/?#]+(?:/[^\s/?#]+)*")
+_APP_PREFIX = re.compile(rf"[a-z][a-z0-9-]{{0,{APP_PREFIX_CHARS_MAX - 1}}}")
+_FLY_SCHEMES = frozenset({"FlyV1", "Bearer"})
+"""What a token may be copied with, before a space."""
+_SWITCH = {"on": True, "off": False}
 
 
 @dataclass(frozen=True, slots=True)
@@ -282,8 +342,45 @@ def _fields() -> list["dataclasses.Field[Any]"]:
     return [field for field in dataclasses.fields(Settings) if "is_vendors" not in field.metadata]
 
 
+def _check_machines(settings: Settings) -> None:
+    """Raises SettingError."""
+    if settings.admin_token and len(settings.admin_token) < ADMIN_TOKEN_CHARS_MIN:
+        raise SettingError(
+            f"ADMIN_TOKEN: expected {ADMIN_TOKEN_CHARS_MIN} characters or more, as `openssl rand -base64 32` makes "
+            "them (what was given is not shown)"
+        )
+    if _FLY_API_URL.fullmatch(settings.fly_api_url) is None:
+        raise SettingError(
+            f"FLY_API_URL: given {settings.fly_api_url!r}, expected scheme and host as in https://api.machines.dev, "
+            "no path and no slash at the end"
+        )
+    if "{app}" not in settings.fly_gateway_url or _GATEWAY_URL.fullmatch(settings.fly_gateway_url) is None:
+        raise SettingError(
+            f"FLY_GATEWAY_URL: given {settings.fly_gateway_url!r}, expected an address with {{app}} in it as in "
+            "https://{app}.fly.dev, no query and no slash at the end"
+        )
+    if _APP_PREFIX.fullmatch(settings.fly_app_prefix) is None:
+        raise SettingError(
+            f"FLY_APP_PREFIX: given {settings.fly_app_prefix!r}, expected a letter and then lower-case letters, digits and "
+            f"dashes, {APP_PREFIX_CHARS_MAX} characters at most"
+        )
+    if not settings.fly_api_token:
+        return
+    if settings.fly_api_token in _FLY_SCHEMES:
+        raise SettingError("FLY_API_TOKEN: given its scheme alone, expected a token")
+    for name in NEEDED_FOR_MACHINES:
+        if not getattr(settings, name):
+            raise SettingError(
+                f"{name.upper()}: unset, though FLY_API_TOKEN is set; agents' machines need it"
+            )
+
+
 def _read(field: "dataclasses.Field[Any]", text: str) -> Any:
     kind: Callable[[str], Any] = type(field.default)
+    if kind is bool:
+        if text.strip() not in _SWITCH:
+            raise SettingError(f"{field.name.upper()}: given {text!r}, expected on or off")
+        return _SWITCH[text.strip()]
     minimum, maximum = field.metadata["minimum"], field.metadata["maximum"]
     try:
         value = kind(text.strip())
@@ -295,6 +392,11 @@ def _read(field: "dataclasses.Field[Any]", text: str) -> Any:
         expected += "" if maximum is None else f" to {maximum:g}"
         raise SettingError(f"{field.name.upper()}: given {text!r}, expected {expected}")
     return value
+
+
+def _written(default: Any) -> str:
+    """A default as it would be set."""
+    return ("on" if default else "off") if isinstance(default, bool) else str(default)
 
 
 def vendor_settings() -> list[Option]:
@@ -321,7 +423,9 @@ def vendor_settings() -> list[Option]:
 def table() -> list[SettingRow]:
     """Every setting, in order: for README.md and `serve --help`."""
     own = [
-        SettingRow(field.name.upper(), str(field.default), field.metadata["unit"], field.metadata["meaning"])
+        SettingRow(
+            field.name.upper(), _written(field.default), field.metadata["unit"], field.metadata["meaning"]
+        )
         for field in _fields()
     ]
     return own + [SettingRow(one.variable, one.default, one.unit, one.meaning) for one in vendor_settings()]

@@ -10,6 +10,7 @@ whichever is first stops the other: no clock and no worker's word is needed, and
 """
 
 import asyncio
+import hashlib
 from collections import OrderedDict
 from collections.abc import Collection, Sequence
 from typing import Any, NamedTuple, cast
@@ -36,6 +37,7 @@ OWN_IDS_MAX = 10_000
 """Of a kind, the newest: what a user sees of a list that all users share."""
 IDS_AT_ONCE = 64
 """Ids looked up by one statement."""
+TAG_CHARS = 26
 
 BIND_OBJECT = """
 INSERT INTO owned_objects (vendor, kind, upstream_id, user_id, reservation_id, created_at_ms)
@@ -271,6 +273,11 @@ class Objects:
         self._known.move_to_end(one)
         if len(self._known) > KNOWN_MAX:
             self._known.popitem(last=False)
+
+
+def user_tag(user_id: str) -> str:
+    """A user's name at a vendor: the same everywhere and always, and of nobody else. Letters and digits."""
+    return "u" + hashlib.sha256(f"automna:{user_id}".encode()).hexdigest()[:TAG_CHARS]
 
 
 def releasing(one: ObjectId, user_id: str, now_ms: int) -> tuple[Step, ...]:

@@ -27,7 +27,13 @@ PATTERNS_MAX, PATTERN_CHARS_MAX, PATTERN_STARS_MAX = 20, 100, 4
 USER_SURFACE = "user"
 """Our own endpoints below /api/user, as scopes name them."""
 TOKENS_OPERATION = "tokens"
-"""Making, listing and revoking children: what a child may only if its scope names it."""
+"""Making, listing and revoking children."""
+GATEWAY_OPERATION = "gateway"
+"""The way into the user's machine, which has a gateway token of its own."""
+PROVISION_OPERATION = "provision"
+"""A machine for a user who has none: asking for the way into it makes one."""
+TO_BE_NAMED = (TOKENS_OPERATION, GATEWAY_OPERATION, PROVISION_OPERATION)
+"""Operations of USER_SURFACE that a child may only if its scope names them."""
 
 
 class TermsError(ValueError):
@@ -51,10 +57,9 @@ class Scope:
     def includes_model(self, model: str) -> bool:
         return _matches(self.models, model)
 
-    @property
-    def names_tokens(self) -> bool:
-        """Whether it says that children may be made: everything does not say it."""
-        is_named = self.operations is not None and _matches(self.operations, TOKENS_OPERATION)
+    def names(self, operation: str) -> bool:
+        """Whether it says that this operation of our own endpoints may be asked for: everything does not say it."""
+        is_named = self.operations is not None and _matches(self.operations, operation)
         return is_named and _matches(self.surfaces, USER_SURFACE)
 
     def as_json(self) -> dict[str, list[str]]:
@@ -168,8 +173,8 @@ class Terms:
     scopes: tuple[tuple[Whose, Scope], ...] = ()
     caps: tuple[OwnedCap, ...] = ()
     limits: tuple[OwnedLimits, ...] = ()
-    may_hand_on: bool = True
-    """Whether children may be made of it. The first of a chain may; a child only where its scope names it."""
+    withheld: tuple[str, ...] = ()
+    """Of TO_BE_NAMED, those that are not named by its scope and by each between. The first of a chain may them all."""
     is_child: bool = False
     """Made of another token: it sees of its user's requests only its own, and those of its own children."""
 
@@ -181,11 +186,11 @@ class Terms:
                     Reason.FORBIDDEN,
                     f"The scope of {whose} does not include the operation {operation} of the surface {surface}.",
                 )
-        if not self.may_hand_on and (surface, operation) == (USER_SURFACE, TOKENS_OPERATION):
+        if surface == USER_SURFACE and operation in self.withheld:
             raise Refused(
                 Reason.FORBIDDEN,
-                f"This gateway token was handed on: it may do so itself only if its scope names the operation "
-                f"{TOKENS_OPERATION} (and each token's between).",
+                f"This gateway token was handed on: it may ask for the operation {operation} only if its scope names it "
+                "(and each token's between).",
             )
 
     def require_models(self, models: Sequence[str]) -> None:
@@ -217,7 +222,11 @@ def terms_of(chain: Sequence[Link], user_owner: str, user_caps: Sequence[Cap]) -
             for place, link in enumerate(chain)
             if link.limits != NO_LIMITS
         ),
-        may_hand_on=all(link.scope.names_tokens for link in chain[:-1]),
+        withheld=tuple(
+            operation
+            for operation in TO_BE_NAMED
+            if not all(link.scope.names(operation) for link in chain[:-1])
+        ),
         is_child=len(chain) > 1,
     )
     return None if terms == _NOTHING else terms

@@ -364,15 +364,19 @@ class Directory:
 
         With a parent, it is that token's child: it dies with it, and expires with it when not before.
         """
-        secret, now_ms = _new_secret(), self._clock.now_ms()
-        token_id = new_id("tok", now_ms)
-        params: tuple[Value, ...] = (
-            *(token_id, user_id, hash_of(secret), secret[:SHOWN_PREFIX_CHARS], label, now_ms, expires_at_ms),
-            *(parent_id, encode_scope(scope), encode_caps(caps)),
-            *(limits.requests_per_minute, limits.tokens_per_minute, limits.concurrent_requests),
+        now_ms = self._clock.now_ms()
+        secret, token_id, making = minting(
+            user_id,
+            now_ms,
+            label=label,
+            expires_at_ms=expires_at_ms,
+            parent_id=parent_id,
+            scope=scope,
+            caps=caps,
+            limits=limits,
         )
         checks = () if parent_id is None else _child_checks(parent_id, user_id, now_ms, expires_at_ms)
-        unit = Unit((*checks, Step(INSERT_TOKEN, params, refusal="missing")))
+        unit = Unit((*checks, making))
         result = await self._store.writer.submit(unit)
         if isinstance(result, Declined):
             raise await self._not_made(result.refusal, user_id, parent_id)
@@ -451,18 +455,9 @@ class Directory:
         """A successor with the same label, expiry, parent, scope, caps and limits, to which the children move; the
         old one lives `overlap_s` longer. One unit of work. Raises DirectoryError."""
         old = await self.token(token_id)
-        secret, now_ms = _new_secret(), self._clock.now_ms()
-        new_token_id = new_id("tok", now_ms)
-        steps = [
-            Step(
-                INSERT_SUCCESSOR,
-                (old.id, now_ms, new_token_id, hash_of(secret), secret[:SHOWN_PREFIX_CHARS]),
-                refusal="dead",
-            ),
-            Step(SHORTEN_TOKEN, (old.id, now_ms + round(overlap_s * 1000), new_token_id)),
-            Step(MOVE_CHILDREN, (old.id, now_ms, new_token_id)),
-            Step(INSERT_CHANGE, ("token", old.id, now_ms)),
-        ]
+        now_ms = self._clock.now_ms()
+        secret, new_token_id, succeeding = replacing(old.id, now_ms, overlap_s=overlap_s)
+        steps = [*succeeding]
         if old.parent_id is not None:
             # Both count while they overlap: or rotating would be a way to have any number.
             steps.append(Step(CHECK_CHILDREN, (old.parent_id, now_ms, CHILDREN_MAX + 1), refusal="children"))
@@ -504,6 +499,44 @@ class Directory:
         if not rows or rows[0][0] != seq:
             return None
         return cast("list[tuple[int, str, str]]", rows[1:])
+
+
+def minting(
+    user_id: str,
+    now_ms: int,
+    *,
+    label: str | None = None,
+    expires_at_ms: int | None = None,
+    parent_id: str | None = None,
+    scope: Scope = EVERYTHING,
+    caps: Sequence[Cap] = (),
+    limits: TokenLimits = NO_LIMITS,
+) -> tuple[str, str, Step]:
+    """The secret and the id of a new gateway token, and the step that makes it: refused as `missing` without such a user."""
+    secret, token_id = _new_secret(), new_id("tok", now_ms)
+    params: tuple[Value, ...] = (
+        *(token_id, user_id, hash_of(secret), secret[:SHOWN_PREFIX_CHARS], label, now_ms, expires_at_ms),
+        *(parent_id, encode_scope(scope), encode_caps(caps)),
+        *(limits.requests_per_minute, limits.tokens_per_minute, limits.concurrent_requests),
+    )
+    return secret, token_id, Step(INSERT_TOKEN, params, refusal="missing")
+
+
+def replacing(old_id: str, now_ms: int, *, overlap_s: float) -> tuple[str, str, tuple[Step, ...]]:
+    """The secret and the id of a token's successor, and the steps that make it: refused as `dead` where the old one is revoked,
+    expired or has a successor."""
+    secret, token_id = _new_secret(), new_id("tok", now_ms)
+    params = (old_id, now_ms, token_id, hash_of(secret), secret[:SHOWN_PREFIX_CHARS])
+    return (
+        secret,
+        token_id,
+        (
+            Step(INSERT_SUCCESSOR, params, refusal="dead"),
+            Step(SHORTEN_TOKEN, (old_id, now_ms + round(overlap_s * 1000), token_id)),
+            Step(MOVE_CHILDREN, (old_id, now_ms, token_id)),
+            Step(INSERT_CHANGE, ("token", old_id, now_ms)),
+        ),
+    )
 
 
 async def line_of(readers: Readers, user_id: str, token_id: str) -> list[str]:

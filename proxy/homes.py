@@ -5,7 +5,6 @@ vendor takes for the same thing. Bound like every other object before anybody he
 """
 
 import asyncio
-import hashlib
 from collections import OrderedDict
 from collections.abc import Mapping
 from urllib.parse import quote
@@ -14,7 +13,7 @@ import orjson
 
 from metering.admission import OwnersChangedError
 from metering.errors import Reason, Refused
-from metering.objects import ObjectId, Objects
+from metering.objects import ObjectId, Objects, user_tag
 from metering.store.writer import Declined
 from metering.tasks import spawn
 from proxy.mounted import Mounted
@@ -25,12 +24,6 @@ KNOWN_MAX = 20_000
 """Homes remembered in this process, for as long as they are their user's."""
 ATTEMPTS_MAX = 2
 """To find a home that is not released in the same instant."""
-TAG_CHARS = 26
-
-
-def user_tag(user_id: str) -> str:
-    """A user's name at a vendor: the same everywhere and always, and of nobody else. Letters and digits."""
-    return "u" + hashlib.sha256(f"automna:{user_id}".encode()).hexdigest()[:TAG_CHARS]
 
 
 class Homes:

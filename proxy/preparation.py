@@ -6,11 +6,11 @@ from typing import Any
 
 from metering.admission import Claim, repeat_running
 from metering.errors import Reason, Refused
-from metering.objects import Objects
+from metering.objects import Objects, user_tag
 from metering.repeats import Repeat, Repeats, is_unsure, key_of
 from metering.return_addresses import ReturnAddresses
 from proxy.exchange import Exchange
-from proxy.homes import Homes, user_tag
+from proxy.homes import Homes
 from proxy.mounted import Mounted
 from proxy.side_calls import SideCalls
 from proxy.surface import Inbound, LookUp, Operation

@@ -12,7 +12,7 @@ from typing import Any
 import orjson
 
 from metering.errors import Reason, Refused
-from proxy.homes import user_tag
+from metering.objects import user_tag
 from proxy.json_walk import value_at
 from proxy.surface import Keeps, Operation, Tag
 

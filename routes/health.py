@@ -1,7 +1,6 @@
 """For machines: alive, ready for traffic, metrics."""
 
 import asyncio
-import hmac
 from collections.abc import Awaitable, Callable
 
 import orjson
@@ -11,11 +10,9 @@ from starlette.responses import Response
 from starlette.routing import Route
 
 from metering.errors import Reason, Refused
-from proxy.auth import TokenPlaces
-from proxy.surface import BEARER
 from proxy.telemetry import Telemetry
+from routes.operators import shows
 
-_OPERATORS_TOKEN = TokenPlaces((BEARER,))
 NOT_READY_RETRY_AFTER_S = 2
 """A store in trouble or a worker that stops: either is over, or somebody else's, in seconds."""
 _OK = orjson.dumps({"status": "ok"})
@@ -61,7 +58,7 @@ def health_routes(
     def may_read_metrics(request: Request) -> bool:
         if metrics_port and _port_of(request) == metrics_port:
             return True
-        return _carries(request, metrics_token) if metrics_token else not metrics_port
+        return shows(request, metrics_token) if metrics_token else not metrics_port
 
     return [
         Route("/", health, methods=["GET"]),
@@ -75,9 +72,3 @@ def _port_of(request: Request) -> int | None:
     """Of our own end of the connection: not what the client says of it in a header."""
     server: tuple[str, int | None] | None = request.scope["server"]
     return server[1] if server else None
-
-
-def _carries(request: Request, metrics_token: str) -> bool:
-    given = _OPERATORS_TOKEN.find(list(request.scope["headers"]), b"")
-    expected = metrics_token.encode("utf-8", "surrogateescape")
-    return len(given) == 1 and hmac.compare_digest(given.pop(), expected)

@@ -1,4 +1,5 @@
-"""Our own endpoints: for machines (`health.py`) and for whoever holds a gateway token (`usage.py`, `tokens.py`).
+"""Our own endpoints: for those that ask how we are (`health.py`), for whoever holds a gateway token (`usage.py`, `tokens.py`,
+`machines.py`), for vendors (`webhooks.py`) and for operators (`operators.py`).
 
 Plain Starlette: nothing here is on the way of a vendor's bytes. Everything that these files do not
 declare, and no surface takes, ends here as 404.
@@ -28,6 +29,7 @@ from metering.store.store import Store
 from metering.store.writer import Step
 from metering.users import Directory
 from metering.values import immutable
+from provisioning.machines import Machines
 from proxy.auth import Authenticator, conceal_tokens
 from proxy.errors import PLAIN_JSON
 from proxy.limit_headers import limit_headers, with_own_limit
@@ -35,7 +37,10 @@ from proxy.surface import Headers
 from proxy.telemetry import OWN_EXCHANGE, OwnExchange, Telemetry
 from routes.bland_webhooks import CallReceiver, call_webhook_routes
 from routes.callers import Callers
+from routes.fleet import Fleet, fleet_routes
 from routes.health import health_routes
+from routes.machines import MachineDesk, Reconcile, machine_routes
+from routes.operators import operators_only
 from routes.tokens import Children, token_routes
 from routes.usage import Reports, usage_routes
 from routes.webhooks import Receiver, Sender, mail_received, mail_sent, webhook_routes
@@ -51,7 +56,7 @@ _MESSAGES = {
 @immutable
 class OwnContext:
     """What the endpoints stand on. `not_ready` says why this worker should get no traffic, None when it
-    should; without `metrics_token` and `metrics_port` (0), `/metrics` is open."""
+    should; without `metrics_token` and `metrics_port` (0), `/metrics` is open. `reconcile` as `MachineDesk` has it."""
 
     authenticator: Authenticator
     store: Store
@@ -65,6 +70,9 @@ class OwnContext:
     reported: Callable[[ObjectId], Sequence[Step]]
     reported_of: Callable[[str, str], Step]
     arrived: Callable[[ObjectId], Awaitable[None]]
+    machines: Machines
+    reconcile: Reconcile | None = None
+    admin_token: str = ""
     metrics_port: int = 0
     agentmail_webhook_keys: tuple[bytes, ...] = ()
     bland_webhook_keys: tuple[bytes, ...] = ()
@@ -82,7 +90,7 @@ def own_app(context: OwnContext) -> Starlette:
     children = Children(
         callers=callers, directory=Directory(context.store, context.clock), clock=context.clock
     )
-
+    desk = MachineDesk(context.machines, context.clock, context.reconcile)
     receiver = Receiver(
         Hooks(context.store, context.clock),
         Objects(context.store, context.clock),
@@ -126,8 +134,10 @@ def own_app(context: OwnContext) -> Starlette:
             ),
             *usage_routes(reports),
             *token_routes(children),
+            *machine_routes(desk, callers),
             *webhook_routes(receiver, senders),
             *call_webhook_routes(call_receiver),
+            operators_only(context.admin_token, fleet_routes(Fleet(desk))),
         ],
         middleware=[Middleware(CanonicalLines, context=context)],
         exception_handlers={Refused: refuse, HTTPException: _no_such_route, Exception: _defect},

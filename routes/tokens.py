@@ -4,11 +4,9 @@ token; it may less, for a shorter time, and never more than its parent (metering
 A token sees what comes from it, and nothing else: any other id is 404, also one that is somebody's.
 """
 
-import asyncio
 from typing import Any
 
-import orjson
-from starlette.requests import ClientDisconnect, Request
+from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
 
@@ -38,12 +36,9 @@ from metering.users import (
 from metering.values import immutable
 from proxy.auth import unauthenticated
 from routes.callers import Callers, OwnRate
+from routes.given import bad, body_of, object_of, shown, whole
 from routes.usage import private
 
-BODY_BYTES_MAX = 16 * 1024
-"""Of a request about a token: twenty patterns of each kind fit."""
-BODY_TIMEOUT_S = 10.0
-"""For such a body to arrive."""
 TOKEN_CALLS = OwnRate("token-calls", "calls about gateway tokens", 60)
 """Per token: each new token is a row that stays; and none of them shall
 keep another from revoking it."""
@@ -91,7 +86,7 @@ class Children:
 
     async def mint(self, caller: Caller, body: bytes) -> dict[str, Any]:
         """A child, with its secret, which is shown this once. Raises Refused."""
-        wish = _wish(_object(body, _MINT_KEYS), self._clock.now_ms())
+        wish = _wish(object_of(body, _MINT_KEYS), self._clock.now_ms())
         try:
             secret, token = await self._directory.create_token(
                 caller.user_id,
@@ -105,7 +100,7 @@ class Children:
         except NotLiveError:  # revoked since it was authenticated
             raise unauthenticated("This API key is no longer valid: it was revoked.") from None
         except DirectoryError as error:
-            raise _bad(str(error)) from None
+            raise bad(str(error)) from None
         return {"token": secret, **self._as_json(token)}
 
     async def living(self, caller: Caller) -> dict[str, Any]:
@@ -124,12 +119,12 @@ class Children:
 
     async def rotate(self, caller: Caller, token_id: str, body: bytes) -> dict[str, Any]:
         """Its successor, with its secret. Raises Refused."""
-        overlap_s = _whole("overlap_s", _object(body, _ROTATE_KEYS).get("overlap_s", 0), 0, OVERLAP_S_MAX)
+        overlap_s = whole("overlap_s", object_of(body, _ROTATE_KEYS).get("overlap_s", 0), 0, OVERLAP_S_MAX)
         token = await self._descendant(caller, token_id)
         try:
             secret, successor = await self._directory.rotate(token.id, overlap_s=overlap_s)
         except DirectoryError as error:
-            raise _bad(str(error)) from None
+            raise bad(str(error)) from None
         return {"token": secret, **self._as_json(successor), "replaces": token.id}
 
     async def _descendant(self, caller: Caller, token_id: str) -> GatewayToken:
@@ -148,7 +143,7 @@ def token_routes(children: Children) -> list[Route]:
     async def tokens(request: Request) -> Response:
         caller = await children.caller(request)
         if request.method == "POST":
-            return private(await children.mint(caller, await _body(request)), _CREATED)
+            return private(await children.mint(caller, await body_of(request)), _CREATED)
         return private(await children.living(caller))
 
     async def token(request: Request) -> Response:
@@ -159,7 +154,7 @@ def token_routes(children: Children) -> list[Route]:
 
     async def rotate_token(request: Request) -> Response:
         caller = await children.caller(request)
-        body = await _body(request)
+        body = await body_of(request)
         return private(await children.rotate(caller, request.path_params["id"], body), _CREATED)
 
     return [
@@ -170,39 +165,6 @@ def token_routes(children: Children) -> list[Route]:
 
 
 # --- what was asked for ------------------------------------------------------------------------------
-
-
-async def _body(request: Request) -> bytes:
-    """Bounded in length and time."""
-    body = b""
-    try:
-        async with asyncio.timeout(BODY_TIMEOUT_S):
-            async for chunk in request.stream():
-                body += chunk
-                if len(body) > BODY_BYTES_MAX:
-                    raise Refused(
-                        Reason.TOO_LARGE, f"The request's body is longer than {BODY_BYTES_MAX:,} bytes."
-                    )
-    except TimeoutError:
-        raise _bad(f"The request's body did not arrive within {BODY_TIMEOUT_S:g} seconds.") from None
-    except ClientDisconnect:
-        raise _bad("The request's body broke off.") from None
-    return body
-
-
-def _object(body: bytes, keys: frozenset[str]) -> dict[str, Any]:
-    """The JSON object of a body, {} of none. Raises Refused."""
-    try:
-        given = orjson.loads(body) if body else {}
-    except orjson.JSONDecodeError as error:
-        raise _bad(f"The request's body is not valid JSON: {error}") from None
-    if not isinstance(given, dict):
-        raise _bad("The request's body must be a JSON object.")
-    if unknown := set(given) - keys:
-        raise _bad(
-            f"unknown key {min(unknown)[:LABEL_CHARS_MAX]!r}, expected any of {', '.join(sorted(keys))}"
-        )
-    return given
 
 
 def _wish(given: dict[str, Any], now_ms: int) -> Wish:
@@ -216,41 +178,27 @@ def _wish(given: dict[str, Any], now_ms: int) -> Wish:
             parse_limits(given.get("limits")),
         )
     except TermsError as error:
-        raise _bad(str(error)) from None
+        raise bad(str(error)) from None
 
 
 def _label(given: Any) -> str | None:
     if given is None or (isinstance(given, str) and len(given) <= LABEL_CHARS_MAX):
         return given
-    raise _bad(f"label: given {_shown(given)}, expected a text of at most {LABEL_CHARS_MAX} characters")
+    raise bad(f"label: given {shown(given)}, expected a text of at most {LABEL_CHARS_MAX} characters")
 
 
 def _expires_at_ms(given: dict[str, Any], now_ms: int) -> int | None:
     in_s, at = given.get("expires_in_s"), given.get("expires_at")
     if in_s is not None and at is not None:
-        raise _bad("expires_in_s, expires_at: given both, expected one")
+        raise bad("expires_in_s, expires_at: given both, expected one")
     if in_s is not None:
-        return now_ms + _whole("expires_in_s", in_s, 1, LIFE_S_MAX) * 1000
+        return now_ms + whole("expires_in_s", in_s, 1, LIFE_S_MAX) * 1000
     if at is None:
         return None
     try:
-        at_ms = instant_ms("expires_at", at if isinstance(at, str) else _shown(at))
+        at_ms = instant_ms("expires_at", at if isinstance(at, str) else shown(at))
     except PeriodError as error:
-        raise _bad(str(error)) from None
+        raise bad(str(error)) from None
     if at_ms <= now_ms:
-        raise _bad(f"expires_at: given {at!r}, expected an instant in the future")
+        raise bad(f"expires_at: given {at!r}, expected an instant in the future")
     return at_ms
-
-
-def _whole(name: str, given: Any, at_least: int, at_most: int) -> int:
-    if type(given) is not int or not at_least <= given <= at_most:
-        raise _bad(f"{name}: given {_shown(given)}, expected a whole number from {at_least} to {at_most}")
-    return given
-
-
-def _shown(given: Any) -> str:
-    return repr(given)[:LABEL_CHARS_MAX]
-
-
-def _bad(message: str) -> Refused:
-    return Refused(Reason.BAD_REQUEST, message)

@@ -6,9 +6,9 @@ the look-out for revocations share another connection and must not wait behind a
 """
 
 import asyncio
-from collections.abc import AsyncIterator, Callable, Collection, Mapping
+from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager
-from typing import Any, TypeVar
+from typing import Any
 
 import orjson
 from starlette.requests import Request
@@ -49,6 +49,7 @@ from metering.store.readers import Readers
 from metering.store.writer import store_unavailable
 from metering.users import line_of
 from routes.callers import Callers, OwnRate
+from routes.given import Query, query_of, understood
 
 REPORTS_AT_ONCE_MAX = 4
 """Connections to the store, and threads, for reports in one worker; further ones wait their turn."""
@@ -64,9 +65,6 @@ CALL_METER, SECONDS_PER_MINUTE = "call_seconds", 60
 USAGE_PARAMETERS = ("from", "to", "by", "format")
 REQUESTS_PARAMETERS = ("limit", "before", "surface", "model", "outcome", "token")
 FORMATS = ("json", "csv")
-
-T = TypeVar("T")
-Query = Mapping[str, str]
 
 
 class Reports:
@@ -89,7 +87,7 @@ class Reports:
 
     async def usage(self, caller: Caller, query: Query) -> UsageReport:
         """The report that the query asks for. Raises Refused."""
-        by = _understood(groupings_of, query.get("by", GroupBy.MODEL))
+        by = understood(groupings_of, query.get("by", GroupBy.MODEL))
         try:
             period = period_of(query.get("from"), query.get("to"), self._clock.now_ms())
         except PeriodError as error:
@@ -171,9 +169,9 @@ class Reports:
 
     async def requests(self, caller: Caller, query: Query) -> RequestsPage:
         """The page of the caller's requests that the query asks for. Raises Refused."""
-        limit = _understood(limit_of, query.get("limit", str(REQUESTS_SHOWN)))
-        before = _understood(position_of, query["before"]) if "before" in query else None
-        outcome = _understood(outcome_of, query["outcome"]) if "outcome" in query else None
+        limit = understood(limit_of, query.get("limit", str(REQUESTS_SHOWN)))
+        before = understood(position_of, query["before"]) if "before" in query else None
+        outcome = understood(outcome_of, query["outcome"]) if "outcome" in query else None
         wanted = Wanted(query.get("surface"), query.get("model"), outcome, query.get("token"))
         async with self._readers(caller) as readers:
             seen = await _tokens_seen(readers, caller)
@@ -236,7 +234,7 @@ def usage_routes(reports: Reports) -> list[Route]:
 
     async def usage(request: Request) -> Response:
         caller = await reports.caller(request)
-        query = _query_of(request, USAGE_PARAMETERS)
+        query = query_of(request, USAGE_PARAMETERS)
         as_csv = _wants_csv(query, request)
         report = await reports.usage(caller, query)
         # In a thread: ten thousand rows take a while, which whoever is being streamed to should not notice.
@@ -244,17 +242,17 @@ def usage_routes(reports: Reports) -> list[Route]:
 
     async def limits(request: Request) -> Response:
         caller = await reports.caller(request)
-        _query_of(request, ())
+        query_of(request, ())
         return private(await reports.limits(caller))
 
     async def requests(request: Request) -> Response:
         caller = await reports.caller(request)
-        page = await reports.requests(caller, _query_of(request, REQUESTS_PARAMETERS))
+        page = await reports.requests(caller, query_of(request, REQUESTS_PARAMETERS))
         return private(page.as_json())
 
     async def calls(request: Request) -> Response:
         caller = await reports.caller(request)
-        _query_of(request, ())
+        query_of(request, ())
         return private(await reports.calls(caller))
 
     return [
@@ -273,19 +271,6 @@ async def _tokens_seen(readers: Readers, caller: Caller) -> list[str] | None:
     return await line_of(readers, caller.user_id, caller.token_id)
 
 
-def _query_of(request: Request, names: Collection[str]) -> Query:
-    """The query's parameters, each known and given once. Raises Refused."""
-    query: dict[str, str] = {}
-    for name, value in request.query_params.multi_items():
-        if name not in names:
-            expected = f"one of {', '.join(names)}" if names else "none"
-            raise Refused(Reason.BAD_REQUEST, f"query parameter: given {name!r}, expected {expected}")
-        if name in query:
-            raise Refused(Reason.BAD_REQUEST, f"query parameter: given {name} twice, expected it once")
-        query[name] = value
-    return query
-
-
 def _wants_csv(query: Query, request: Request) -> bool:
     """What the query says; or, where it says nothing, whether CSV and not JSON is accepted. Raises Refused."""
     if "format" in query:
@@ -298,14 +283,6 @@ def _wants_csv(query: Query, request: Request) -> bool:
         part.partition(";")[0].strip().lower() for part in request.headers.get("accept", "").split(",")
     }
     return "text/csv" in accepted and "application/json" not in accepted
-
-
-def _understood(read: Callable[[str], T], text: str) -> T:
-    """Raises Refused with what `read` has to say."""
-    try:
-        return read(text)
-    except QuestionError as error:
-        raise Refused(Reason.BAD_REQUEST, str(error)) from None
 
 
 def _json(report: UsageReport) -> Response:

@@ -40,7 +40,7 @@ from simulators.browserbase_dialling import Dial, dialled
 from simulators.browserbase_files import Files
 from simulators.browserbase_project import Habits, Plan, Project
 from simulators.browserbase_sessions import Sessions
-from simulators.browserbase_state import Billed, Browser, BrowserPeer, Download, Session, Status
+from simulators.browserbase_state import Billed, Browser, BrowserPeer, Context, Download, Session, Status
 from simulators.browserbase_turn import Answered, Call, Given, Handler, Turn, given
 from simulators.browserbase_web import Web
 from simulators.paths import decoded, found, routes
@@ -136,6 +136,11 @@ class BrowserbaseSimulator(VendorSimulator[Behaviour, Turn]):
     def sessions(self) -> list[Session]:
         """Every session, in order: those of requests whose reply was lost, and those that a connection made, too."""
         return list(self.project.sessions.values())
+
+    @property
+    def contexts(self) -> list[Context]:
+        """Every context that is there, in order: those of requests whose reply was lost, too."""
+        return list(self.project.contexts.values())
 
     @property
     def billed(self) -> dict[str, Billed]:

@@ -28,6 +28,7 @@ def foreign_project(project_id: str) -> RefusedError:
 
 
 def taken(name: str) -> RefusedError:
+    """That it is this status is a guess; that it is refused is documented."""
     return RefusedError(409, f"A context named {name!r} exists already in project {PROJECT_ID}")
 
 

@@ -13,12 +13,11 @@ from websockets.asyncio.client import connect
 from websockets.exceptions import ConnectionClosed, InvalidStatus
 from websockets.protocol import OPEN
 
-from metering.objects import ObjectId, Objects
+from metering.objects import ObjectId, Objects, user_tag
 from metering.terms import Scope
 from proxy.access import LOOK_S
 from proxy.downstream import AHEAD_BYTES_MAX
 from proxy.handshakes import UNSENT_BYTES_MAX
-from proxy.homes import user_tag
 from simulators.agentmail import VENDOR_KEY, AgentMailSimulator, drops, fails, hangs
 from simulators.script import WAIT_TIMEOUT_S, Gate
 from simulators.websocket import CloseCode, Opcode

@@ -14,7 +14,7 @@ import orjson
 import pytest
 from websockets.asyncio.client import connect
 
-from proxy.homes import user_tag
+from metering.objects import user_tag
 from proxy.rewriting import tag_of
 from routes.agentmail import SURFACE
 from simulators.agentmail import AgentMailSimulator, answers, fails, replays

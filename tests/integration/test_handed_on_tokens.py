@@ -8,7 +8,8 @@ import httpx
 import pytest
 
 from metering.users import CHILDREN_MAX
-from routes.tokens import BODY_BYTES_MAX, TOKEN_CALLS
+from routes.given import BODY_BYTES_MAX
+from routes.tokens import TOKEN_CALLS
 from simulators.anthropic import ReportedUsage, hangs, streams
 from simulators.script import Gate
 from tests.support.gateway import DatedClock, messages_body, running_gateway

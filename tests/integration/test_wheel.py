@@ -21,10 +21,12 @@ rooms = ("automna_proxy", "routes", "proxy", "provisioning", "metering", "simula
 from metering.plans import load_plans
 from metering.prices import PriceTable
 from metering.store import migrations
+from provisioning.template import Templates
 print(json.dumps({
     "files": {room: importlib.import_module(room).__file__ for room in rooms},
     "plans": sorted(load_plans()),
     "price": PriceTable.load().model("anthropic", "claude-sonnet-4-5") is not None,
+    "machine": [file.guest_path for file in Templates.load().of("pro").files],
     "migrations": sorted(entry.name for entry in resources.files(migrations).iterdir() if entry.name.endswith(".sql")),
 }))
 """
@@ -95,6 +97,7 @@ def test_every_room_and_its_data_come_from_the_wheel(installed, tmp_path):
         assert Path(file).is_relative_to(installed.parent), f"{room} comes from {file}"
     assert {"free", "pro", "business"} <= set(facts["plans"])
     assert facts["price"]
+    assert facts["machine"] == ["/etc/automna/openclaw.json"]
     in_source = sorted(path.name for path in (ROOT / "metering" / "store" / "migrations").glob("*.sql"))
     assert facts["migrations"] == in_source != []
 

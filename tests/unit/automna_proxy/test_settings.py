@@ -1,5 +1,6 @@
 """Settings: read once, refused with words, and documented row by row."""
 
+import re
 from pathlib import Path
 
 import pytest
@@ -7,6 +8,7 @@ import pytest
 from automna_proxy.commands.catalog import settings_markdown
 from automna_proxy.service import bounds_of
 from automna_proxy.settings import SettingError, Settings, table
+from provisioning.names import app_names
 
 README = Path(__file__).resolve().parents[3] / "README.md"
 
@@ -55,11 +57,88 @@ def test_only_the_variables_that_surfaces_declare_are_kept():
         ("PUBLIC_URL", "proxy.example.com", "expected scheme and host"),
         ("PUBLIC_URL", "https://proxy.example.com/", "expected scheme and host"),
         ("LOG_LEVEL", "loud", "expected debug, info, warning or error"),
+        ("MACHINES_REPAIR", "yes", "expected on or off"),
+        ("MACHINES_SUSPEND_OVER_BUDGET", "1", "expected on or off"),
+        ("MACHINES_AT_ONCE", "0", "expected a number of machines from 1 to 64"),
+        ("MACHINES_RECONCILE_EVERY_S", "-1", "expected a number of s from 0"),
+        ("FLY_API_URL", "https://api.machines.dev/v1", "expected scheme and host"),
+        ("FLY_API_URL", "api.machines.dev", "expected scheme and host"),
+        ("FLY_GATEWAY_URL", "https://agents.fly.dev", "expected an address with {app} in it"),
+        ("FLY_GATEWAY_URL", "https://{app}.fly.dev/", "expected an address with {app} in it"),
+        ("FLY_GATEWAY_URL", "{app}.fly.dev", "expected an address with {app} in it"),
+        ("FLY_GATEWAY_URL", "https://x.dev/{app}?a=1", "expected an address with {app} in it"),
+        ("FLY_APP_PREFIX", "Automna-", "expected a letter and then lower-case letters"),
+        ("FLY_APP_PREFIX", "-u-", "expected a letter and then lower-case letters"),
+        ("FLY_APP_PREFIX", "a" * 43, "expected a letter and then lower-case letters"),
     ],
 )
 def test_a_wrong_value_is_refused_with_its_name_and_what_is_expected(variable, given, said):
-    with pytest.raises(SettingError, match=f"^{variable}: given '{given}', {said}"):
+    with pytest.raises(SettingError, match=f"^{variable}: given '{re.escape(given)}', {re.escape(said)}"):
         Settings.from_env({variable: given})
+
+
+def test_switches_are_on_or_off():
+    settings = Settings.from_env({"MACHINES_REPAIR": "on", "MACHINES_SUSPEND_OVER_BUDGET": " off "})
+    assert (settings.machines_repair, settings.machines_suspend_over_budget) == (True, False)
+    defaults = {row.variable: row.default for row in table()}
+    assert defaults["MACHINES_REPAIR"] == "off", "as it would be set"
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        "http://_api.internal:4280",
+        "http://127.0.0.1:9001",
+        "http://[fdaa::3]:4280",
+        "https://api.machines.dev",
+    ],
+)
+def test_the_machines_api_may_be_reached_within_the_vendors_own_network(url):
+    assert Settings.from_env({"FLY_API_URL": url}).fly_api_url == url
+
+
+def test_a_gateways_address_may_have_a_path():
+    url = "http://127.0.0.1:9001/gateway/{app}"
+    assert Settings.from_env({"FLY_GATEWAY_URL": url}).fly_gateway_url == url
+
+
+def test_the_longest_prefix_leaves_room_for_whose_an_app_is():
+    prefix = Settings.from_env({"FLY_APP_PREFIX": "a" * 42}).fly_app_prefix
+    assert {len(name) for name in app_names(prefix, "alice")} == {62}
+
+
+MACHINES = {
+    "FLY_API_TOKEN": "fm2_secret",
+    "FLY_ORG": "platform",
+    "MACHINE_IMAGE": "registry.example/agent@sha256:" + "0" * 64,
+    "PUBLIC_URL": "https://proxy.example.com",
+}
+
+
+@pytest.mark.parametrize("missing", ["FLY_ORG", "MACHINE_IMAGE", "PUBLIC_URL"])
+def test_with_a_token_of_fly_all_must_be_set_that_a_machine_needs(missing):
+    assert Settings.from_env(MACHINES).fly_api_token == "fm2_secret"
+    with pytest.raises(SettingError, match=f"^{missing}: unset, though FLY_API_TOKEN is set"):
+        Settings.from_env({**MACHINES, missing: ""})
+    assert Settings.from_env({**MACHINES, missing: "", "FLY_API_TOKEN": ""}).fly_api_token == ""
+
+
+def test_a_scheme_alone_is_no_token_of_fly():
+    with pytest.raises(SettingError, match=r"^FLY_API_TOKEN: given its scheme alone"):
+        Settings.from_env({**MACHINES, "FLY_API_TOKEN": "FlyV1 "})
+
+
+def test_a_short_admin_token_is_refused_without_being_shown():
+    assert Settings.from_env({"ADMIN_TOKEN": "x" * 32}).admin_token == "x" * 32
+    with pytest.raises(SettingError, match=r"^ADMIN_TOKEN: expected 32 characters or more") as error:
+        Settings.from_env({"ADMIN_TOKEN": "hunter" * 5})
+    assert "hunter" not in str(error.value)
+
+
+def test_secrets_are_in_no_representation():
+    shown = repr(Settings.from_env({**MACHINES, "ADMIN_TOKEN": "hunter" * 6}))
+    assert "fm2_secret" not in shown
+    assert "hunter" not in shown
 
 
 def test_the_engine_takes_its_bounds_from_the_settings_of_the_same_names():

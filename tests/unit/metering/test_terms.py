@@ -40,13 +40,14 @@ SCOPES = (
     Scope(operations=("POST *",)),
     Scope(operations=("*",)),
     Scope(operations=("POST /v1/messages", "tokens")),
+    Scope(operations=("tokens", "gateway", "machine")),
     Scope(models=("claude-haiku-*",)),
     Scope(surfaces=("anthropic",), operations=("GET *",), models=("*",)),
 )
 REQUESTED = tuple(
     product(
         ("anthropic", "openai", "user"),
-        ("POST /v1/messages", "GET /v1/models", "tokens", "usage"),
+        ("POST /v1/messages", "GET /v1/models", "tokens", "gateway", "provision", "machine", "usage"),
         ("claude-haiku-9", "claude-opus-9"),
     )
 )
@@ -75,10 +76,9 @@ def test_a_child_may_what_its_own_scope_and_its_parents_include_and_nothing_else
         included = all(
             scope.includes(surface, operation) and scope.includes_model(model) for scope in (mine, parents)
         )
-        is_handing_on = (surface, operation) == ("user", "tokens")
-        assert may == (
-            included and not (is_handing_on and not (mine.names_tokens and parents.names_tokens))
-        ), (surface, operation, model)
+        is_named = mine.names(operation) and parents.names(operation)
+        must_be = surface == "user" and operation in {"tokens", "gateway", "provision"}
+        assert may == (included and (is_named or not must_be)), (surface, operation, model)
         if may:
             assert allows([parent, first], surface, operation, model), "more than its parent"
 
@@ -97,10 +97,11 @@ def test_without_anything_beside_the_plan_there_are_no_terms() -> None:
         (("user",), ("tok*",), True),
         (("anthropic",), ("*",), False),
         (None, ("POST *",), False),
+        (None, ("gateway",), False),
     ],
 )
 def test_a_scope_names_tokens_only_where_it_says_so(surfaces: Any, operations: Any, names: bool) -> None:
-    assert Scope(surfaces, operations).names_tokens is names
+    assert Scope(surfaces, operations).names("tokens") is names
 
 
 def test_what_is_outside_a_scope_is_told_as_the_scopes_doing() -> None:

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from metering.store.writer import Step, Unit
-from metering.terms import Cap, CapMeter, CapPeriod, Scope, TokenLimits, Whose
+from metering.terms import TO_BE_NAMED, Cap, CapMeter, CapPeriod, Scope, TokenLimits, Whose
 from metering.users import (
     CHILDREN_MAX,
     SELECT_LIVING_DESCENDANTS,
@@ -274,7 +274,7 @@ async def test_a_child_has_what_it_was_given_and_knows_its_chain(family: House) 
         (f"token:{first.id}", MONTHLY),
     ]
     assert terms.limits == ((Whose.PARENT, f"token:{parent.id}", limits),)
-    assert terms.may_hand_on is False
+    assert terms.withheld == TO_BE_NAMED
 
 
 @pytest.mark.parametrize(

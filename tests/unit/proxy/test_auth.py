@@ -14,7 +14,7 @@ from metering.grants import grant
 from metering.plans import load_plans
 from metering.store.store import Store
 from metering.store.writer import Step, Unit
-from metering.terms import Cap, CapMeter, CapPeriod, Scope
+from metering.terms import TO_BE_NAMED, Cap, CapMeter, CapPeriod, Scope
 from metering.users import Directory
 from proxy.auth import Authenticator
 from tests.support.ledger import open_bench
@@ -236,7 +236,7 @@ async def test_a_caller_carries_the_terms_of_its_chain_and_the_first_without_any
     _, secret, _ = await chain_of(door, scope=Scope(models=("a",)))
     caller = await door.authenticator.authenticate({secret.encode()})
     assert caller.token is not None
-    assert not caller.token.may_hand_on
+    assert caller.token.withheld == TO_BE_NAMED
 
 
 @pytest.mark.parametrize("above", [0, 1])

@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from metering.errors import Reason, Refused
-from proxy.homes import user_tag
+from metering.objects import user_tag
 from proxy.meters import Free
 from proxy.rewriting import body_of, request_of, shown, tag_of
 from proxy.surface import Example, Keeps, Operation, Tag

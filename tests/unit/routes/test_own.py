@@ -42,6 +42,7 @@ from metering.store.readers import Readers
 from metering.store.store import open_store
 from metering.store.writer import Step
 from metering.users import Directory
+from provisioning.machines import Machines
 from proxy.auth import Authenticator
 from proxy.errors import BUSY_RETRY_AFTER_MAX_S, PLAIN_JSON, RETRY_CANNOT_HELP, STATUS
 from proxy.telemetry import Telemetry
@@ -122,6 +123,7 @@ async def own(tmp_path: Path) -> AsyncIterator[Own]:
             reported=lambda _: (),
             reported_of=lambda *_: Step("SELECT 1"),
             arrived=lambda _: not_ready(),
+            machines=Machines(store, clock, app_prefix="u-", gateway_url="https://{app}.example"),
         )
         yield Own(context, clock, directory, Ledger(store, clock, "wrk_1"), gateway_token, reasons)
 
