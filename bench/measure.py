@@ -37,6 +37,8 @@ CLIENT_ENDS_WITHIN_S = 60.0
 """Beyond its duration; then our own client hangs."""
 
 OK = 200
+STALL = "automna_loop_lag_seconds"
+"""How late its event loop was at worst."""
 NEW_ID = re.compile(rb"(?<=resp_)[0-9a-f]{32}")
 
 Figures = dict[str, float]
@@ -233,6 +235,8 @@ class Bench:
             figures = self.load(measurement, target, books, self.seconds)
         if beside is not None:
             figures |= beside.figures()
+            if is_proxy:
+                figures["stall_ms"] = targets.gauge(target, STALL) * 1000
         wall_s = time.monotonic() - began_s
         own_after, load_after = core_times(core), core_times(self.cores.load)
         process_s = cpu_s(target.pid) - process_s

@@ -31,11 +31,14 @@ COLUMNS: tuple[tuple[str, str, str], ...] = (
     ("lateness_p99_ms", "p99 ms", ",.2f"),
     ("beside_p99_ms", "beside it p99 ms", ",.1f"),
     ("beside_max_ms", "longest ms", ",.1f"),
+    ("stall_ms", "longest turn of the loop ms", ",.1f"),
     ("rss_peak_mb", "peak MB", ",.0f"),
     ("core_share", "of its core", ".0%"),
     ("others_share", "others there", ".0%"),
     ("load_core_idle_share", "load core idle", ".0%"),
 )
+OURS_ALONE = "stall_ms"
+"""What only our own process tells of itself."""
 ALWAYS_SHORT = {"core_share", "others_share", "load_core_idle_share", "rss_peak_mb"}
 """Shown without their spread."""
 
@@ -47,7 +50,7 @@ def table(
     peers, what they do or did wrong, below it."""
     peers = peers or PeerRuns()
     runs = {**ours, **peers.runs}
-    columns = [column for column in COLUMNS if all(column[0] in run for one in runs.values() for run in one)]
+    columns = [column for column in COLUMNS if _is_told(column[0], runs)]
     rows = [["", *(heading for _, heading, _ in columns)]]
     for target, its_runs in runs.items():
         rows.append([target, *(_cell(key, form, its_runs) for key, _, form in columns)])
@@ -87,7 +90,14 @@ def _of(runs: Sequence[Figures], key: str) -> float:
     return median([run[key] for run in runs])
 
 
+def _is_told(key: str, runs: Mapping[str, Sequence[Figures]]) -> bool:
+    have = [key in run for one in runs.values() for run in one]
+    return any(have) if key == OURS_ALONE else all(have)
+
+
 def _cell(key: str, form: str, runs: Sequence[Figures]) -> str:
+    if any(key not in run for run in runs):
+        return "-"
     values = [run[key] for run in runs]
     middle = format(median(values), form)
     if len(values) == 1 or key in ALWAYS_SHORT:

@@ -310,6 +310,18 @@ def _end_of(log: Path) -> str:
     return log.read_text(encoding="utf-8", errors="replace")[-2_000:]
 
 
+def gauge(target: Target, name: str) -> float:
+    """A value of the proxy's own metrics. Raises TargetError where it has none."""
+    connection = http.client.HTTPConnection(target.origin.removeprefix("http://"), timeout=30)
+    with contextlib.closing(connection):
+        connection.request("GET", "/metrics")
+        lines = connection.getresponse().read().decode().splitlines()
+    found = next((line.split()[1] for line in lines if line.startswith(f"{name} ")), None)
+    if found is None:
+        raise TargetError(f"/metrics of {target.name} has no {name}")
+    return float(found)
+
+
 def ask(
     target: Target, traffic: Traffic, token: str, body: bytes, *, is_streaming: bool
 ) -> tuple[int, bytes]:

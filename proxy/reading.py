@@ -2,9 +2,9 @@
 
 import asyncio
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, TypeVar
 from urllib.parse import unquote_to_bytes
 
 import orjson
@@ -19,6 +19,8 @@ from proxy.mounted import Mounted
 from proxy.query import at_most
 from proxy.query import check as check_query
 from proxy.surface import NOTHING_FOUND, Inbound, Operation
+
+T = TypeVar("T")
 
 VALUES_MAX = 1_000_000
 """Commas and opening brackets of a JSON body. No model reads a text with so many, and a body full of `{}` would
@@ -36,6 +38,7 @@ class Reading:
     def __init__(self, *, bounds: Bounds, admission: Admission) -> None:
         self._bounds = bounds
         self._admission = admission
+        self._stepping = asyncio.Lock()
         self.waiting_by_owner: Counter[str] = Counter()
         """Bodies and look-ups being waited for, and long bodies being read, by owner (a user, a gateway token with limits); no more than may be in flight."""
 
@@ -72,10 +75,23 @@ class Reading:
             inbound.body = await self._body(exchange)
         if len(inbound.body) > BYTES_AT_ONCE and not operation.takes_any_body:
             with self.waiting(exchange):
-                await _read_in_turns(inbound, operation)
+                await self._read_in_turns(inbound, operation)
         else:
             _read_fields(inbound, operation)
         return inbound
+
+    async def _read_in_turns(self, inbound: Inbound, operation: Operation) -> None:
+        """The fields of a long body; others get their turn between any two steps, and before what follows."""
+        await self._step(lambda: _check_values(inbound.body))
+        inbound.fields = await self._step(lambda: _json_object(inbound.body))
+        await self._step(lambda: forbidden.check(operation.forbidden, inbound))
+
+    async def _step(self, work: Callable[[], T]) -> T:
+        """One at a turn of the event loop, whoever's it is: two of them would hold up everybody twice as long."""
+        async with self._stepping:
+            done = work()
+            await asyncio.sleep(0)
+        return done
 
     def read_at_once(self, exchange: Exchange, params: Any, query: bytes) -> Inbound | None:
         """As `read`, where nothing has to be waited for; else None, and nothing is done."""
@@ -178,15 +194,9 @@ def _read_fields(inbound: Inbound, operation: Operation) -> None:
     forbidden.check(operation.forbidden, inbound)
 
 
-async def _read_in_turns(inbound: Inbound, operation: Operation) -> None:
-    """The fields of a long body; others get their turn between any two steps, and before what follows."""
-    if sum(inbound.body.count(sign) for sign in (b",", b"[", b"{")) > VALUES_MAX:
+def _check_values(body: bytes) -> None:
+    if sum(body.count(sign) for sign in (b",", b"[", b"{")) > VALUES_MAX:
         raise Refused(Reason.BAD_REQUEST, f"The request's body has more than {VALUES_MAX:,} values.")
-    await asyncio.sleep(0)
-    inbound.fields = _json_object(inbound.body)
-    await asyncio.sleep(0)
-    forbidden.check(operation.forbidden, inbound)
-    await asyncio.sleep(0)
 
 
 def _json_object(body: bytes) -> dict[str, Any]:

@@ -250,7 +250,7 @@ class Telemetry:
         )
         self.loop_lag_s = Gauge(
             "automna_loop_lag_seconds",
-            "How late the event loop was at its last look, once a second; of several workers the worst.",
+            "How late the event loop was at worst within ten seconds; of several workers the worst.",
             registry=self.registry,
             multiprocess_mode="livemax",
         )

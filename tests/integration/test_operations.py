@@ -3,6 +3,7 @@
 import asyncio
 import json
 import re
+import time
 from contextlib import suppress
 from pathlib import Path
 
@@ -191,3 +192,10 @@ async def test_a_body_that_stops_being_http_is_refused_under_one_id_in_answer_an
 def test_a_token_at_the_end_of_a_long_path_is_not_shown_in_part():
     token = "amp_" + "x" * 43
     assert shown_path(b"/abc" * 45 + b"/" + token.encode()) == "/abc" * 45 + "/..."
+
+
+async def test_how_late_the_event_loop_is_is_told_for_the_worst_of_some_seconds(tmp_path: Path) -> None:
+    """What a gauge shows that is looked at now and then, and not at the moment."""
+    async with running_gateway(tmp_path) as gateway:
+        time.sleep(0.2)  # at a stretch, on the loop that it serves on
+        await gateway.until(lambda: gateway.metric("automna_loop_lag_seconds") >= 0.15)

@@ -96,3 +96,32 @@ async def test_a_body_of_too_many_values_is_not_parsed():
     with pytest.raises(Refused, match="more than 1,000,000 values") as caught:
         await read(many)
     assert caught.value.reason is Reason.BAD_REQUEST
+
+
+async def test_of_all_long_bodies_one_step_is_done_in_a_turn():
+    """Steps of several, one after the other, would hold up whoever has a short request for all of them."""
+    reading = Reading(bounds=SimpleNamespace(), admission=SimpleNamespace())
+    loop, turns, done = asyncio.get_running_loop(), [], []
+
+    def turn():
+        turns.append(loop.call_soon(turn))
+
+    async def long_body():
+        for _ in range(3):
+            done.append(await reading._step(lambda: len(turns)))
+
+    turn()
+    await asyncio.gather(*(long_body() for _ in range(4)))
+    turns[-1].cancel()
+    assert len(set(done)) == len(done) == 12
+
+
+async def test_a_step_that_refuses_lets_the_next_one_come():
+    reading = Reading(bounds=SimpleNamespace(), admission=SimpleNamespace())
+
+    def refuses():
+        raise Refused(Reason.BAD_REQUEST, "no")
+
+    with pytest.raises(Refused):
+        await reading._step(refuses)
+    assert await reading._step(lambda: 7) == 7
