@@ -16,8 +16,8 @@ from simulators.fly import TOKEN, FlySimulator
 SHOWN = ("ANTHROPIC_BASE_URL", "GOOGLE_GEMINI_BASE_URL", "BROWSERBASE_CONTEXT_ID", "AGENTMAIL_INBOX_ID")
 """Of its environment."""
 UNAUTHORIZED = 401
-OLD_TOKEN_S, LOOK_S = 10.0, 0.25
-"""A replaced token holds for a moment after the machine has the new one."""
+OLD_TOKEN_S, REVOKED_S, LOOK_S = 10.0, 1.0, 0.1
+"""A replaced token holds for a moment after the machine has the new one; one that is revoked is refused within a second."""
 SHOWN_TOKEN_CHARS = 10
 ASKED = "Are you running on a machine of my own?"
 
@@ -98,10 +98,7 @@ class OwnMachine:
         before = self._env[TOKEN]
         self._command("machine", "rotate", self._user)
         after = self._env[TOKEN]
-        until_s = time.monotonic() + OLD_TOKEN_S
-        while time.monotonic() < until_s and self._stage.status_of("/api/user/limits", before) == OK:
-            time.sleep(LOOK_S)
-        statuses = [self._stage.status_of("/api/user/limits", token) for token in (before, after)]
+        statuses = [self._status_in(OLD_TOKEN_S, before), self._status_in(0.0, after)]
         return [
             Promise(
                 "its gateway token was replaced: the new one is in the machine, the old one is refused",
@@ -118,10 +115,19 @@ class OwnMachine:
         return [
             Promise(
                 "nothing is left of it but the ledger, and its token is refused",
-                not left and self._stage.status_of("/api/user/limits", token) == UNAUTHORIZED,
+                not left and self._status_in(REVOKED_S, token) == UNAUTHORIZED,
                 left,
             )
         ]
+
+    def _status_in(self, seconds: float, token: str) -> int:
+        """Of a request with that token: once it is refused, or after so long."""
+        until_s = time.monotonic() + seconds
+        while True:
+            status = self._stage.status_of("/api/user/limits", token)
+            if status != OK or time.monotonic() >= until_s:
+                return status
+            time.sleep(LOOK_S)
 
     @property
     def _fly(self) -> FlySimulator:
