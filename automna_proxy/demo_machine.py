@@ -1,6 +1,7 @@
 """The demo's machine: a user's own at the simulated Fly, from wish to ready, used as its agent would, and gone again."""
 
 import json
+import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -15,6 +16,8 @@ from simulators.fly import TOKEN, FlySimulator
 SHOWN = ("ANTHROPIC_BASE_URL", "GOOGLE_GEMINI_BASE_URL", "BROWSERBASE_CONTEXT_ID", "AGENTMAIL_INBOX_ID")
 """Of its environment."""
 UNAUTHORIZED = 401
+OLD_TOKEN_S, LOOK_S = 10.0, 0.25
+"""A replaced token holds for a moment after the machine has the new one."""
 SHOWN_TOKEN_CHARS = 10
 ASKED = "Are you running on a machine of my own?"
 
@@ -95,6 +98,9 @@ class OwnMachine:
         before = self._env[TOKEN]
         self._command("machine", "rotate", self._user)
         after = self._env[TOKEN]
+        until_s = time.monotonic() + OLD_TOKEN_S
+        while time.monotonic() < until_s and self._stage.status_of("/api/user/limits", before) == OK:
+            time.sleep(LOOK_S)
         statuses = [self._stage.status_of("/api/user/limits", token) for token in (before, after)]
         return [
             Promise(

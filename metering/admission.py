@@ -298,8 +298,18 @@ class Admission:
         if request.due_in_s is not None:
             due_at_ms = self._clock.now_ms() + round(request.due_in_s * 1000)
         model = request.models[0] if request.models else None
-        who, what = (request.id, caller.user_id, caller.token_id), (request.surface, request.operation, model)
-        intent = Intent(*who, *what, holds, request.floor_nanousd, due_at_ms, shown=request.quotas)
+        intent = Intent(
+            request.id,
+            caller.user_id,
+            caller.token_id,
+            request.surface,
+            request.operation,
+            model,
+            holds,
+            request.floor_nanousd,
+            due_at_ms,
+            request.quotas,
+        )
         if claims:
             steps = (*[claim.step for claim in claims], *steps)
         reservation = await self._ledger.reserve(intent, *steps)

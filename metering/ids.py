@@ -4,7 +4,7 @@ import os
 import random
 
 _random = random.Random(os.urandom(32))  # noqa: S311 - names, not secrets; a system call for each costs a microsecond
-RANDOM_BITS = 80
+RANDOM_BITS, ID_BYTES = 80, 16
 
 
 def new_id(prefix: str, now_ms: int) -> str:
@@ -12,4 +12,6 @@ def new_id(prefix: str, now_ms: int) -> str:
 
     Workers are started, never forked, so each has a sequence of its own.
     """
-    return f"{prefix}_{now_ms:012x}{_random.getrandbits(RANDOM_BITS):020x}"
+    # Written as bytes are: in half the time of a number.
+    number = now_ms << RANDOM_BITS | _random.getrandbits(RANDOM_BITS)
+    return f"{prefix}_{number.to_bytes(ID_BYTES, 'big').hex()}"

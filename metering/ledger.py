@@ -46,10 +46,12 @@ from metering.prices import Priced
 from metering.store.readers import Readers
 from metering.store.store import Store
 from metering.store.writer import (
+    READS,
     AnyStep,
     Declined,
     Done,
     Params,
+    QuickStep,
     Result,
     Row,
     Rows,
@@ -104,6 +106,12 @@ class Outcome(enum.StrEnum):
     TIMED_OUT = "timed_out"
     WORKER_DIED = "worker_died"
     NOT_SENT = "not_sent"
+    word: str
+    """Its value, which itself is looked up by code in Python."""
+
+    def __init__(self, word: str) -> None:
+        self.word = word
+
     BUDGET_ENDED = "budget_ended"
     """A stream for which no further slice of output was granted: we ended it."""
     ACCESS_LOST = "access_lost"
@@ -132,6 +140,10 @@ class Line(NamedTuple):
     meter: str
     period: str
     amount: int
+
+
+_line = Line._make
+"""Of a plain tuple: in two thirds of the time."""
 
 
 class Balance(NamedTuple):
@@ -213,6 +225,9 @@ class Resolved(enum.StrEnum):
 
 
 # --- statements: numbered placeholders, no dialect, accounts touched in sorted order -------------------
+#
+# What mostly is NULL is a 0 or an empty text among the parameters of what every request writes: before it binds None, Python's
+# module looks for an adapter, which costs as much as six other parameters.
 
 HOLD_ACCOUNT = """
 INSERT INTO accounts (owner, meter, period, allowance, spent, held)
@@ -232,17 +247,25 @@ WHERE excluded.held = 0 OR accounts.spent + accounts.held + excluded.held <= acc
 MOVE_ACCOUNT = """
 UPDATE accounts SET spent = spent + ?4, held = held - ?5 WHERE owner = ?1 AND meter = ?2 AND period = ?3"""
 
-# Of two accounts that have rows, as all have on which something is held: each statement is a turn of the thread that writes with
-# the loop. No account is made by it.
-MOVE_TWO_ACCOUNTS = """
+# Both accounts of a request that nothing but its user's plan bounds: each statement is a turn of the thread that writes with the
+# loop. Grants each of the two by itself: who finds that it changed one row must undo that.
+HOLD_TOGETHER = """
 INSERT INTO accounts (owner, meter, period, allowance, spent, held)
-VALUES (?1, ?2, ?3, 0, ?4, ?5), (?6, ?7, ?8, 0, ?9, ?10)
+VALUES (?1, 'money', ?2, ?3, 0, ?4), (?1, 'open_requests', '', ?5, 0, ?6)
+ON CONFLICT (owner, meter, period) DO UPDATE
+SET held = accounts.held + excluded.held, allowance = excluded.allowance
+WHERE accounts.spent + accounts.held + excluded.held <= excluded.allowance"""
+
+# They have rows, as all accounts have on which something is held: none is made by it.
+MOVE_TOGETHER = """
+INSERT INTO accounts (owner, meter, period, allowance, spent, held)
+VALUES (?1, 'money', ?2, 0, ?3, ?4), (?1, 'open_requests', '', 0, ?5, ?6)
 ON CONFLICT (owner, meter, period) DO UPDATE SET spent = accounts.spent + excluded.spent, held = accounts.held - excluded.held"""
 
 INSERT_RESERVATION = """
 INSERT INTO reservations (id, state, worker_id, user_id, token_id, surface, operation, model, lines,
     hold_nanousd, checkpoint_nanousd, created_at_ms, due_at_ms)
-VALUES (?1, 'HELD', ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11, ?12)"""
+VALUES (?1, 'HELD', ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11, NULLIF(?12, 0))"""
 
 INSERT_RESERVATION_ONCE = f"{INSERT_RESERVATION} ON CONFLICT (id) DO NOTHING"
 
@@ -280,7 +303,7 @@ INSERT_ENTRY = """
 INSERT INTO entries (kind, reservation_id, user_id, token_id, at_ms, surface, operation, model, outcome, basis,
     cost_nanousd, input_tokens, cache_read_tokens, cache_write_tokens, output_tokens, usage, notes, lines,
     price_version, upstream_status, upstream_request_id, duration_ms)
-VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11, ?12, ?13, ?14, ?15, ?16, ?17, ?18, ?19, ?20, ?21, ?22)"""
+VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11, ?12, ?13, ?14, ?15, ?16, NULLIF(?17, ''), ?18, ?19, ?20, ?21, ?22)"""
 
 HELD_COLUMNS = """id, user_id, token_id, surface, operation, model, lines, checkpoint_nanousd,
     checkpoint_usage, created_at_ms, worker_id"""
@@ -349,36 +372,47 @@ class Ledger:
         """
         holds = sorted(intent.holds)
         steps, held, hold_nanousd = _hold_steps(holds, is_under_way=intent.is_under_way)
-        now_ms = self._clock.now_ms()
-        who = (intent.id, self.worker_id, intent.user_id, intent.token_id)
-        what = (intent.surface, intent.operation, intent.model)
-        after = (hold_nanousd, min(intent.floor_nanousd, hold_nanousd), now_ms, intent.due_at_ms)
-        params = with_lines(who + what, held, after)
+        now_ms, floor_nanousd = self._clock.now_ms(), min(intent.floor_nanousd, hold_nanousd)
+        params = with_lines(
+            (
+                intent.id,
+                self.worker_id,
+                intent.user_id,
+                intent.token_id,
+                intent.surface,
+                intent.operation,
+                intent.model,
+            ),
+            held,
+            (hold_nanousd, floor_nanousd, now_ms, intent.due_at_ms or 0),
+        )
         if intent.is_under_way:
             steps.append((INSERT_RESERVATION_ONCE, params, ALREADY_RESERVED))
         else:
             steps.append((INSERT_RESERVATION, params, None))
         steps += more
         # Read apart: RETURNING would make each hold three times as dear, and few are ever shown.
-        looked_at = [hold for hold in holds if hold[1] in PURSE or hold[1] in intent.shown]
-        looked_from = len(steps)
+        shown = intent.shown
+        looked_at = [hold for hold in holds if hold[1] in PURSE or hold[1] in shown]
         for hold in looked_at:
             steps.append((SELECT_ACCOUNT, hold[:3], None))
+        quick = () if more or intent.is_under_way else _quick_way(holds, params, looked_at)
 
         def granted(result: Result) -> Reservation | Declined:
             if isinstance(result, Declined):
                 return result
+            rows = result.rows
             balances = {}
-            for hold, row in zip(looked_at, result.rows[looked_from:], strict=True):
-                balances[hold.meter] = Balance._make(row or (0, 0, 0))
-            lines = _lines_by(held, result.rows)
-            return Reservation(intent, lines, hold_nanousd, now_ms, balances, has_credit=callable(held))
+            for hold, row in zip(reversed(looked_at), reversed(rows), strict=False):  # they were read last
+                balances[hold[1]] = Balance._make(row or (0, 0, 0))
+            lines = held(rows) if callable(held) else held
+            return Reservation(intent, lines, hold_nanousd, now_ms, balances, callable(held))
 
         def abandon(result: Result | Exception) -> None:
             if isinstance(result, Done):
                 self.void(cast("Reservation", granted(result)), note="abandoned_while_admitted")
 
-        waiting = self._store.writer.submit(Unit(steps), abandon)
+        waiting = self._store.writer.submit(Unit(steps, False, quick), abandon)
         try:
             return granted(await waiting)
         except asyncio.CancelledError:
@@ -890,7 +924,7 @@ def _hold_steps(
     for owner, meter, period, amount, allowance in holds:
         assert amount >= 0, f"a negative hold would give others' money away: {holds}"
         steps.append((statement, (owner, meter, period, allowance, amount), meter))
-        lines.append(Line(owner, meter, period, amount))
+        lines.append(_line((owner, meter, period, amount)))
         if meter in CHARGED:
             hold_nanousd = max(hold_nanousd, amount)
         elif meter == CREDIT:
@@ -899,6 +933,26 @@ def _hold_steps(
         return steps, tuple(lines), hold_nanousd
     steps, held_lines = _steps_on_credit(holds, lines, purse, statement, is_more=is_more)
     return steps, held_lines, _money(lines)
+
+
+TOGETHER = (MONEY, OPEN_REQUESTS)
+"""The two accounts of a request that nothing but its user's plan bounds, in the order in which accounts are touched."""
+
+
+def _quick_way(
+    holds: Sequence[Hold], reservation: Params | Callable[[Rows], Params], looked_at: Sequence[Hold]
+) -> Sequence[QuickStep]:
+    """To reserve in fewer statements, where these two are held, and none is refused for its size alone; else none."""
+    if len(holds) != len(TOGETHER) or not isinstance(reservation, tuple):
+        return ()
+    (owner, meter, period, amount, allowance), (other, other_meter, _, one, at_once) = holds
+    if owner != other or (meter, other_meter) != TOGETHER or amount > allowance or one > at_once:
+        return ()
+    return (
+        (HOLD_TOGETHER, (owner, period, allowance, amount, at_once, one), len(TOGETHER)),
+        (INSERT_RESERVATION, reservation, 1),
+        *[(SELECT_ACCOUNT, hold[:3], READS) for hold in looked_at],
+    )
 
 
 def _steps_on_credit(
@@ -953,7 +1007,7 @@ def with_lines(
     """Parameters with lines among them: computed when they are."""
     if callable(lines):
         return lambda rows: (*before, encode_lines(lines(rows), without_zeros=without_zeros), *after)
-    return (*before, encode_lines(lines, without_zeros=without_zeros), *after)
+    return before + (encode_lines(lines, without_zeros=without_zeros),) + after  # noqa: RUF005 - in a third of the time of stars
 
 
 # --- rows --------------------------------------------------------------------------------------------
@@ -1003,12 +1057,12 @@ def _entry(
         notes = (*notes, *priced.flags)
     model = priced.lines[0].model if priced.lines else intent.model
     basis = "reported" if settlement.is_reported else "estimated"
-    noted = orjson.dumps(notes).decode() if notes else None
+    noted = orjson.dumps(notes).decode() if notes else ""
     who = (kind, intent.id, intent.user_id, intent.token_id, at_ms)
-    what = (intent.surface, intent.operation, model, settlement.outcome.value, basis, cost_nanousd)
+    what = (intent.surface, intent.operation, model, settlement.outcome.word, basis, cost_nanousd)
     status, request_id = settlement.upstream_status, settlement.upstream_request_id
     after = (settlement.price_version, status, request_id, duration_ms)
-    before = (*who, *what, *tokens, usage, noted)
+    before = who + what + tokens + (usage, noted)
     return INSERT_ENTRY, with_lines(before, lines, after, without_zeros=True), None
 
 
@@ -1088,7 +1142,17 @@ def encode_usage(priced: Priced) -> str | None:
     """Usage and unit prices as the JSON of a row: enough to recompute the charge. None when nothing was used."""
     if not priced.lines:
         return None
-    return orjson.dumps(priced.lines).decode()
+    # As dicts: it writes them three times as fast as objects.
+    lines = [
+        {
+            "model": line.model,
+            "counts": line.counts,
+            "modifiers": line.modifiers,
+            "unit_prices": line.unit_prices,
+        }
+        for line in priced.lines
+    ]
+    return orjson.dumps(lines).decode()
 
 
 def _decoded_counts(usage: str | None) -> tuple[int, int, int, int]:
@@ -1116,9 +1180,10 @@ _Move = tuple[str, str, str, int, int]
 
 def _move_steps(moves: Sequence[_Move]) -> list[AnyStep]:
     """Of different accounts, on each of which something is held."""
-    match moves:
-        case [one, other]:  # as a request has that nothing but the plan bounds
-            return [(MOVE_TWO_ACCOUNTS, one + other, None)]
+    if len(moves) == len(TOGETHER):
+        (owner, meter, period, spent, held), (other, other_meter, _, other_spent, other_held) = moves
+        if owner == other and (meter, other_meter) == TOGETHER:
+            return [(MOVE_TOGETHER, (owner, period, spent, held, other_spent, other_held), None)]
     return [(MOVE_ACCOUNT, move, None) for move in moves]
 
 

@@ -86,6 +86,7 @@ less than the second, however little was used."""
 
 _TOKENS = "_tokens"
 _ALWAYS_MS = -(1 << 62)
+_NO_PROMPT_SO_LONG = 1 << 62
 
 
 # --- what callers see ---------------------------------------------------------------------------------
@@ -130,7 +131,7 @@ class Priced:
     """Of all lines together: the entry, the log and the minute's tokens ask for them."""
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "tokens", token_counts(self.lines))
+        self.tokens = token_counts(self.lines)  # type: ignore[misc]  # while it is made
 
 
 @immutable
@@ -296,7 +297,8 @@ class PriceTable:
         for line in usage.lines:
             line_picousd, counts, unit_prices = self._charge(provider, line, at_ms, flags)
             picousd += line_picousd
-            lines.append(PricedLine(line.model, counts, dict(line.modifiers), unit_prices))
+            modifiers = line.modifiers
+            lines.append(PricedLine(line.model, counts, dict(modifiers) if modifiers else {}, unit_prices))
         return Priced(nanousd_of_picousd(picousd), tuple(lines), tuple(dict.fromkeys(flags)) if flags else ())
 
     def cost(self, provider: str, usage: Usage, *, at_ms: int) -> tuple[int, tuple[str, ...]]:
@@ -304,6 +306,17 @@ class PriceTable:
         picousd = 0
         flags: list[str] = []
         for line in usage.lines:
+            resolved = self._resolve(provider, line.model, line.modifiers, at_ms)
+            units, plain_picousd, counted = resolved.plain_units, 0, 0
+            for unit, count in line.counts.items():
+                if count <= 0 or unit not in units:
+                    break
+                plain_picousd += count * units[unit]
+                counted += count
+            else:
+                if counted <= resolved.plain_until:
+                    picousd += plain_picousd
+                    continue
             picousd += self._charge(provider, line, at_ms, flags)[0]
         return nanousd_of_picousd(picousd), tuple(dict.fromkeys(flags)) if flags else ()
 
@@ -316,12 +329,27 @@ class PriceTable:
     ) -> tuple[int, dict[str, int], dict[str, int]]:
         """What a line costs in pico-USD, what of it counts, and at which unit prices. `flags` gets what has no price."""
         resolved = self._resolve(provider, line.model, line.modifiers, at_ms)
+        counts, units = line.counts, resolved.plain_units
+        picousd, tokens, unit_prices = 0, 0, {}
+        for unit, count in counts.items():
+            if count <= 0 or unit not in units:
+                break
+            unit_prices[unit] = unit_price = units[unit]
+            picousd += count * unit_price
+            tokens += count
+        else:
+            if tokens <= resolved.plain_until:
+                return picousd, dict(counts), unit_prices
+        return self._charge_by_all_rules(provider, resolved, counts, flags)
+
+    def _charge_by_all_rules(
+        self, provider: str, resolved: "_Resolved", counts: Mapping[str, int], flags: list[str]
+    ) -> tuple[int, dict[str, int], dict[str, int]]:
         if resolved.flags:
             flags += resolved.flags
-        tiers = resolved.tiers
-        units = tiers[0].units if len(tiers) == 1 else _units_for(tiers, line.counts)
+        units = _units_for(resolved.tiers, counts)
         picousd, counted, unit_prices = 0, {}, {}
-        for unit, count in line.counts.items():
+        for unit, count in counts.items():
             if count > 0:
                 unit_price = units.get(unit)
                 if unit_price is None:
@@ -423,10 +451,21 @@ class _Resolved:
     tiers: tuple[Tier, ...]
     has_terms: bool = field(init=False)
     """Any of its tiers has TERMS."""
+    plain_units: Mapping[str, int] = field(init=False)
+    """Of the first tier."""
+    plain_until: int = field(init=False)
+    """What counts no more than this in all costs these times its counts, and nothing else need be looked at."""
 
     def __post_init__(self) -> None:
         has_terms = any(term in tier.units for tier in self.tiers for term in TERMS)
-        object.__setattr__(self, "has_terms", has_terms)
+        is_plain = not (self.flags or has_terms)
+        until = self.tiers[1].above_prompt_tokens if len(self.tiers) > 1 else _NO_PROMPT_SO_LONG
+        for name, value in (
+            ("has_terms", has_terms),
+            ("plain_units", self.tiers[0].units),
+            ("plain_until", until if is_plain else -1),
+        ):
+            object.__setattr__(self, name, value)
 
 
 @immutable
@@ -488,8 +527,8 @@ def _with_general_rates(units: Mapping[str, int]) -> dict[str, int]:
 
 def _units_for(tiers: Sequence[Tier], counts: Mapping[str, int]) -> Mapping[str, int]:
     """The price list for a prompt as long as its counts: everything read, from a cache or not, and everything written
-    to one. A prompt is no longer than all counts together: where those are few, no unit is looked at."""
-    if sum(map(abs, counts.values())) <= tiers[1].above_prompt_tokens:
+    to one."""
+    if len(tiers) == 1:
         return tiers[0].units
     prompt_tokens = sum([count for unit, count in counts.items() if count > 0 and is_prompt_unit(unit)])
     return _tier_for(tiers, prompt_tokens).units

@@ -48,7 +48,7 @@ class BoundedStorage(Storage, SlidingWindowCounterSupport):
 
     def take(self, key: str, limit: int, expiry: int, amount: int = 1) -> bool:
         """What the library's name for it does, which it wraps for errors that there are none of here."""
-        window, position_s = self._roll(key, expiry)
+        window, position_s = self.roll(key, expiry)
         weighted = window[2] * (expiry - position_s) / expiry + window[1]
         if math.floor(weighted) + amount > limit:
             return False
@@ -56,14 +56,14 @@ class BoundedStorage(Storage, SlidingWindowCounterSupport):
         return True
 
     def get_sliding_window(self, key: str, expiry: int) -> tuple[int, float, int, float]:
-        window, position_s = self._roll(key, expiry)
+        window, position_s = self.roll(key, expiry)
         left_s = expiry - position_s
         return window[2], left_s, window[1], left_s
 
     def clear_sliding_window(self, key: str, expiry: int) -> None:  # noqa: ARG002 - the library's signature
         self._windows.pop(key, None)
 
-    def _roll(self, key: str, expiry: int) -> tuple[list[int], float]:
+    def roll(self, key: str, expiry: int) -> tuple[list[int], float]:
         """The counters of `key`, moved to the current window, and the seconds since it began."""
         index, position_s = divmod(self._clock.now_ms() / 1000, expiry)
         now = int(index)
@@ -80,7 +80,7 @@ class BoundedStorage(Storage, SlidingWindowCounterSupport):
         return window, position_s
 
     def incr(self, key: str, expiry: int, amount: int = 1) -> int:
-        window, _ = self._roll(key, expiry)
+        window, _ = self.roll(key, expiry)
         window[1] += amount
         return window[1]
 
@@ -127,7 +127,16 @@ class RateLimits:
 
     def hit(self, owner: str, requests_per_minute: int) -> RateState:
         """Count one request of `owner`; refused ones are not counted."""
-        return self._state(owner, requests_per_minute, is_counted=True)
+        if requests_per_minute <= 0:
+            return self._state(owner, requests_per_minute, is_counted=True)
+        # All that `_state` does of one that is let in, in one go.
+        window, position_s = self._storage.roll(_key(owner, requests_per_minute), WINDOW_S)
+        before = window[2] * (WINDOW_S - position_s) / WINDOW_S if window[2] else 0
+        if int(before + window[1]) >= requests_per_minute:
+            return self._state(owner, requests_per_minute, is_counted=True)
+        window[1] += 1
+        remaining = requests_per_minute - (int(before) + window[1])
+        return RateState(True, requests_per_minute, max(0, remaining), (window[0] + 1) * WINDOW_MS, 0.0)
 
     def _state(self, owner: str, requests_per_minute: int, *, is_counted: bool) -> RateState:
         if requests_per_minute <= 0:

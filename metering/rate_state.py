@@ -4,8 +4,11 @@ it."""
 from dataclasses import dataclass
 from typing import NamedTuple
 
+from metering.values import immutable
 
-class RateState(NamedTuple):
+
+@immutable
+class RateState:
     """After a request was counted, or refused. `remaining` is never negative; `reset_ms`: until when it has to
     last, in UTC milliseconds: the end of the requests' window, or when all tokens have flowed back;
     `retry_after_s`: the wait until one is allowed, 0 where it is."""

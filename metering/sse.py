@@ -84,7 +84,7 @@ class SseScanner:
             # The usual case: whole events, as vendors flush them. Of most none matters; else it is one mostly.
             if not self._is_marked(chunk):
                 return _NO_EVENTS
-            if chunk.find(b"\n\n") == len(chunk) - 2 and b"\r" not in chunk:
+            if chunk.find(b"\n\n") == len(chunk) - 2 and _CR not in chunk:
                 only: list[SseEvent] = []
                 self._parse(chunk, 0, only)
                 return only
@@ -100,7 +100,7 @@ class SseScanner:
                 return _NO_EVENTS
             self._complete_pending(chunk[position:end], found)
             position = end
-        if b"\r" not in chunk:
+        if _CR not in chunk:
             position = self._scan_even_lines(chunk, position, found, b"\n\n")
         elif _all_crlf(chunk, position):
             position = self._scan_even_lines(chunk, position, found, b"\r\n\r\n")
@@ -154,7 +154,7 @@ class SseScanner:
         one before them, which may have ended a line: an event in many pieces costs no more."""
         before = bytes(self._pending[-1:])
         window = before + chunk[start:]
-        if b"\r" in window:
+        if _CR in window:
             match = BLANK_LINE.search(window)
             end = -1 if match is None else match.end()
         else:
@@ -180,7 +180,7 @@ class SseScanner:
     def _is_marked(self, piece: bytes) -> bool:
         """Whether a marker, or what marks the latest, stands anywhere in it."""
         for marker in self.markers:  # asked of every chunk: a generator in `any` takes three times as long
-            if marker in piece:
+            if piece.find(marker) >= 0:  # `in` tries first whether they are a number, and makes an error
                 return True
         return bool(self._latest) and self._latest in piece
 
@@ -193,7 +193,7 @@ class SseScanner:
         if event.startswith(b"event: "):
             at = event.find(b"\n") + 1
             kind = event[7 : at - 1]
-        if event.startswith(b"data: ", at) and event.find(b"\n", at) == len(event) - 2 and b"\r" not in event:
+        if event.startswith(b"data: ", at) and event.find(b"\n", at) == len(event) - 2 and _CR not in event:
             # As all vendors write it: its type or none, one line of data, and the empty line.
             found.append(SseEvent(kind, event[at + 6 : -2], start))
             return
@@ -259,7 +259,7 @@ class EventCutter:
     @staticmethod
     def events(whole: bytes) -> list[bytes]:
         """The events in what `feed` or `end` gave, each with its framing."""
-        if b"\r" not in whole:
+        if _CR not in whole:
             return _split_after(whole, b"\n\n")
         if _all_crlf(whole, 0):
             return _split_after(whole, b"\r\n\r\n")
@@ -273,7 +273,7 @@ class EventCutter:
         """Where those of them begin and end that hold `marker`; the others are passed over at `find`'s speed.
 
         Where more than two line ends stand in a row, the third may be left to the event before."""
-        if b"\r" in whole:
+        if _CR in whole:
             begin = 0
             for event in EventCutter.events(whole):
                 if marker in event:
@@ -304,7 +304,7 @@ def data_of(event: bytes) -> bytes:
 
 def _last_blank_line(window: bytes) -> int:
     """Where the last empty line in `window` ends, 0 when there is none."""
-    if b"\r" not in window:
+    if _CR not in window:
         at = window.rfind(b"\n\n")
         return 0 if at < 0 else at + 2
     end = 0

@@ -75,6 +75,8 @@ class Volume:
     name: str
     region: str
     machine_id: str | None
+    created_at: str
+    """RFC 3339, of Fly's clock."""
 
     @classmethod
     def of(cls, told: Mapping[str, Any]) -> "Volume":
@@ -83,6 +85,7 @@ class Volume:
             told.get("name") or "",
             told.get("region") or "",
             told.get("attached_machine_id") or None,
+            told.get("created_at") or "",
         )
 
 
@@ -175,6 +178,11 @@ class Fly:
         lasting = [one for one in told if one.get("state") not in LEAVING]
         return [Volume.of(one) for one in sorted(lasting, key=lambda one: str(one.get("created_at")))]
 
+    async def volume(self, app_name: str, volume_id: str) -> Volume | None:
+        """None: it is not there, or no more."""
+        told = await self._found("GET", f"/apps/{app_name}/volumes/{volume_id}", "volume", app_name)
+        return None if told is None or told.get("state") in LEAVING else Volume.of(told)
+
     async def create_volume(
         self, app_name: str, name: str, *, region: str, size_gb: int, guest: Mapping[str, Any]
     ) -> Volume:
@@ -242,14 +250,12 @@ class Fly:
         await self._call("POST", f"{_path(machine)}/uncordon", "uncordon", machine.id)
 
     async def wait(self, machine: Machine, *states: str, timeout_s: float) -> bool:
-        """Whether it is in one of these states within `timeout_s`, WAIT_S_MAX at most. `stopped` is that of this version."""
+        """Whether this version of it is in one of these states within `timeout_s`, WAIT_S_MAX at most."""
         query = "&".join(f"state={state}" for state in states)
-        query += f"&timeout={max(1, min(round(timeout_s), WAIT_S_MAX))}"
-        if "stopped" in states:
-            query += f"&version={quote(machine.version)}&instance_id={quote(machine.version)}"
+        query += f"&timeout={max(1, min(round(timeout_s), WAIT_S_MAX))}&version={quote(machine.version)}"
         try:
             await self._call(
-                "GET", f"{_path(machine)}/wait?{query}", "wait", machine.id, timeout_s=TIMEOUT_S + WAIT_S_MAX
+                "GET", f"{_path(machine)}/wait?{query}", "wait", machine.id, timeout_s=TIMEOUT_S + timeout_s
             )
         except FlyError as error:
             if error.status == httpx.codes.REQUEST_TIMEOUT:
@@ -331,11 +337,12 @@ class Fly:
             headers["content-type"] = "application/json"
         body = None if fields is None else orjson.dumps(fields)
         try:
-            async with self._client.stream(
-                method, f"/v1{path}", content=body, headers=headers, timeout=timeout_s
-            ) as answer:
-                said = await _read(answer)
-        except httpx.HTTPError as error:
+            async with asyncio.timeout(timeout_s):  # the client's own is for each read
+                async with self._client.stream(
+                    method, f"/v1{path}", content=body, headers=headers, timeout=timeout_s
+                ) as answer:
+                    said = await _read(answer)
+        except (httpx.HTTPError, TimeoutError) as error:
             words = f"{method} {path}: {type(error).__name__}"
             raise FlyError(Trouble.AGAIN, words, status=None) from error
         if answer.is_success:

@@ -7,7 +7,7 @@ happen there: the next one looks before it makes anything.
 """
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import AsyncIterator, Sequence
 from typing import Any, cast
 
 import orjson
@@ -57,7 +57,7 @@ TURN_SHARE = 0.9
 _FENCED, _CHANGED, _UNKNOWN, _HAS_ONE = "fenced", "changed", "unknown_user", "has_one"
 
 COLUMNS = """user_id, generation, app_name, desired, is_over_budget, wished, done, rotates, is_undone, status, region, placements,
-    rebuilds, token_id, ready_at_ms, attempts, due_at_ms, patience_ms, error_code, is_retryable, worker_id, claimed_until_ms,
+    rebuilds, token_id, answered_version, ready_at_ms, attempts, given_up, due_at_ms, patience_ms, error_code, is_retryable, worker_id, claimed_until_ms,
     fence, created_at_ms, started_at_ms, updated_at_ms"""
 SELECT_INSTANCE = f"SELECT {COLUMNS} FROM instances WHERE user_id = ?1"
 SELECT_BY_APP = f"SELECT {COLUMNS} FROM instances WHERE app_name = ?1"
@@ -77,6 +77,8 @@ UPDATE instances SET desired = 'running', wished = wished + 1, status = 'pending
     updated_at_ms = ?2, generation = generation + CASE WHEN status = 'gone' THEN 1 ELSE 0 END,
     ready_at_ms = CASE WHEN status = 'gone' THEN NULL ELSE ready_at_ms END,
     token_id = CASE WHEN status = 'gone' THEN NULL ELSE token_id END,
+    answered_version = CASE WHEN status = 'gone' THEN NULL ELSE answered_version END,
+    given_up = CASE WHEN status = 'gone' THEN 0 ELSE given_up END, is_over_budget = 0,
     created_at_ms = CASE WHEN status = 'gone' THEN ?2 ELSE created_at_ms END
 WHERE user_id = ?1 AND (status = 'error' OR status = 'gone' AND ?3 = 1)"""
 # `is_undone` stays: what is being taken away is taken away first.
@@ -85,9 +87,24 @@ UPDATE instances SET desired = ?2, status = CASE WHEN ?3 = '' THEN status ELSE ?
     rotates = CASE WHEN ?4 = 1 THEN 1 ELSE rotates END, attempts = 0, error_code = NULL, is_retryable = 0, placements = 0,
     rebuilds = 0, patience_ms = NULL, due_at_ms = ?5, started_at_ms = ?5, updated_at_ms = ?5
 WHERE user_id = ?1 AND wished = ?6"""
+# One that could not be suspended is wished to be once more.
 SET_OVER_BUDGET = """
 UPDATE instances SET is_over_budget = ?2, wished = wished + 1, attempts = 0, due_at_ms = ?3, updated_at_ms = ?3
-WHERE user_id = ?1 AND is_over_budget <> ?2 AND desired <> 'gone' AND ready_at_ms IS NOT NULL"""
+WHERE user_id = ?1 AND desired <> 'gone' AND ready_at_ms IS NOT NULL AND (is_over_budget <> ?2
+    OR ?2 = 1 AND desired = 'running' AND status <> 'suspended' AND due_at_ms IS NULL)"""
+
+# The machine's token, those before and after it that rotating made, and all that come from any of them. Found in the unit itself: one
+# may be minted until then. Said first, of those that live.
+_FAMILY = """
+SELECT f.family FROM instances i JOIN gateway_tokens f ON f.id = i.token_id WHERE i.user_id = ?1"""
+SAY_REVOKED = f"""
+INSERT INTO changes (kind, subject, at_ms)
+SELECT 'token', id, ?2 FROM gateway_tokens WHERE family = ({_FAMILY}) AND revoked_at_ms IS NULL"""
+REVOKE_FAMILY = f"""
+WITH RECURSIVE line (id) AS (
+    SELECT id FROM gateway_tokens WHERE family = ({_FAMILY})
+    UNION SELECT t.id FROM line l JOIN gateway_tokens t ON t.parent_id = l.id WHERE t.revoked_at_ms IS NULL)
+UPDATE gateway_tokens SET revoked_at_ms = ?2 WHERE id IN (SELECT id FROM line) AND revoked_at_ms IS NULL"""
 
 IS_ANY_DUE = """
 SELECT 1 FROM instances WHERE due_at_ms <= ?1 AND (claimed_until_ms IS NULL OR claimed_until_ms <= ?1)
@@ -119,8 +136,7 @@ WHERE user_id = ?1 AND generation = ?2 AND kind = ?3 AND name = ?4 AND state IN 
 RESOURCE_COLUMNS = "user_id, generation, kind, name, upstream_id, state, created_at_ms, updated_at_ms"
 SELECT_RESOURCES = f"""
 SELECT {RESOURCE_COLUMNS} FROM resources WHERE user_id = ?1 AND generation = ?2 AND state <> 'gone' ORDER BY id"""
-SELECT_OPEN_RESOURCES = f"""
-SELECT {RESOURCE_COLUMNS} FROM resources WHERE state <> 'gone' ORDER BY id LIMIT ?1"""
+SELECT_IS_KNOWN = "SELECT 1 FROM resources WHERE kind = ?1 AND upstream_id = ?2 AND state = 'live'"
 
 INSERT_EVENT = """
 INSERT INTO machine_events (machine_id, event_type, details, created_at, user_id)
@@ -152,8 +168,10 @@ class Instance:
     placements: int
     rebuilds: int
     token_id: str | None
+    answered_version: str | None
     ready_at_ms: int | None
     attempts: int
+    given_up: int
     due_at_ms: int | None
     patience_ms: int | None
     error_code: str | None
@@ -243,16 +261,22 @@ class Instances:
         params = (instance.user_id, instance.generation)
         return [_resource(row) for row in await self._store.readers.rows(SELECT_RESOURCES, params)]
 
-    async def open_resources(self) -> list[Resource]:
-        """Of all users, what is not gone: LISTED_MAX at most."""
-        return [
-            _resource(row) for row in await self._store.readers.rows(SELECT_OPEN_RESOURCES, (LISTED_MAX,))
-        ]
+    async def is_known(self, kind: str, upstream_id: str) -> bool:
+        """Whether a thing is on record as somebody's."""
+        return await self._store.readers.row(SELECT_IS_KNOWN, (kind, upstream_id)) is not None
 
     async def events(self, user_id: str, *, at_most: int = EVENTS_MAX) -> list[Event]:
         """The newest first."""
         rows = cast("list[Any]", await self._store.readers.rows(SELECT_EVENTS, (user_id, at_most)))
         return [Event(row[0], row[1], row[2], orjson.loads(row[3]), row[4]) for row in rows]
+
+    async def every(self) -> AsyncIterator[Instance]:
+        """All of them, by user id, however many."""
+        after = ""
+        while page := await self.all(after=after):
+            for one in page:
+                yield one
+            after = page[-1].user_id
 
     async def rows(self, sql: str, params: Sequence[Value]) -> list[Row]:
         """What another file of this room asks."""
@@ -305,6 +329,11 @@ class Instances:
         """The step that writes down what happened to a user's machine."""
         now_s = self.clock.now_ms() // 1000
         return Step(INSERT_EVENT, (user_id, event, orjson.dumps(details).decode(), now_s))
+
+    def revoking(self, user_id: str) -> tuple[Step, ...]:
+        """The steps that end the gateway token of a user's machine, with its whole line and what comes from it."""
+        params = (user_id, self.clock.now_ms())
+        return Step(SAY_REVOKED, params), Step(REVOKE_FAMILY, params)
 
     # --- worked on -------------------------------------------------------------------------------
 

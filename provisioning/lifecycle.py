@@ -17,7 +17,7 @@ because a user's data lies there.
 
 import logging
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, Literal
 
 import httpx
 
@@ -26,11 +26,11 @@ from metering.objects import (
     user_tag,
 )
 from metering.store.writer import Step
-from metering.users import minting, replacing
+from metering.users import INSERT_CHANGE, minting, replacing
 from provisioning import names
 from provisioning.changes import differences, merged
 from provisioning.errors import AgainError, Code, FatalError, ProvisioningError, SupersededError, WaitingError
-from provisioning.fly import FlyError, Machine, Trouble
+from provisioning.fly import App, FlyError, Machine, Trouble
 from provisioning.instances import (
     ALLOCATING_IPS,
     APP,
@@ -57,22 +57,26 @@ from provisioning.instances import (
     DeclinedError,
 )
 from provisioning.integrations import NameTakenError, context_object, inbox_object, pod_object
-from provisioning.machines import revoking_machine_tokens
-from provisioning.run import OFF, PLACEMENTS_PER_REGION, Parts, Run
+from provisioning.run import FAILED, GENERATION, OFF, PATIENCE_S, PLACEMENTS_PER_REGION, Parts, Run
 
 logger = logging.getLogger(__name__)
 
 ATTEMPTS_MAX = 8
-"""Failures in a row after which what was wished is given up: with the pauses between, two to four minutes."""
+"""Failures in a row after which what was wished is given up: with the pauses between, a minute and a half on average."""
 BACKOFF_S, BACKOFF_S_MAX = 1.0, 60.0
 """Pauses double from one failure to the next, with full jitter."""
 AWAY_BACKOFF_S_MAX = 300.0
 """Taking away is never given up."""
-WAIT_S = 20.0
-"""Of one wait at Fly for a state; then we look ourselves."""
+WAIT_S = 5.0
+"""Of one wait at Fly for a state; then others get their turn."""
 PROBE_EVERY_S, PROBE_TIMEOUT_S = 1.0, 10.0
+PROBES_A_ROUND = 3
 LOOK_EVERY_S = 2.0
 """Whether a deleted app is gone."""
+AWAY_PATIENCE_S = 60.0
+"""For a deleted app to be gone, before it is deleted once more."""
+LEASED_AFTER_S = 20.0
+"""Until a machine is asked for again whose lease another holds: in so many attempts any lease of ours has ended."""
 LEASE_S = 60
 """Of a machine while it is changed: if we die, it ends by itself."""
 REBUILDS_MAX = 1
@@ -80,14 +84,22 @@ REBUILDS_MAX = 1
 ROUNDS_MAX = 50
 """Of one run that begins again from the top, because something is not as it was, or is wished otherwise."""
 OVERLAP_S = 365 * 86_400
-"""A replaced token is revoked when the machine has the new one, not by time."""
-FAILED = frozenset({"failed", "launch_failed"})
+"""A replaced token ends when the machine has the new one, not by time."""
+GRACE_MS = 5_000
+"""And so long after that: nobody has said that Fly never tells of an old version for a moment."""
+STARTED = "started"
 ADDRESSES = ("shared_v4", "v6")
 MAIL = "agentmail"
 TOKEN_LABEL = "machine"
 
+# Those before it in its line that live for longer than that.
 SELECT_REPLACED = """
-SELECT id FROM gateway_tokens WHERE successor_id = ?1 AND revoked_at_ms IS NULL"""
+WITH RECURSIVE before (id, family) AS (
+    SELECT id, family FROM gateway_tokens WHERE id = ?1
+    UNION SELECT t.id, t.family FROM before b JOIN gateway_tokens t ON t.family = b.family AND t.successor_id = b.id)
+SELECT id FROM gateway_tokens WHERE id IN (SELECT id FROM before) AND id <> ?1 AND revoked_at_ms IS NULL
+AND COALESCE(expires_at_ms, 9223372036854775807) > ?2"""
+END_SOON = "UPDATE gateway_tokens SET expires_at_ms = ?2 WHERE id = ?1"
 SET_HOOK_IF_NONE = """
 INSERT INTO agent_hooks (user_id, url, set_at_ms) VALUES (?1, ?2, ?3) ON CONFLICT (user_id) DO NOTHING"""
 DELETE_OWN_HOOK = "DELETE FROM agent_hooks WHERE user_id = ?1 AND url = ?2"
@@ -159,31 +171,34 @@ async def app(run: Run) -> None:
         return
     for name in run.app_names():
         await run.begin(CREATING_APP, run.claim.intending(APP, name), app_name=name)
-        try:
-            found = await run.parts.fly.app(name)
-            if found is None:
-                await run.parts.fly.create_app(name, names.network(name))
-            elif not await _is_ours(run, name, found.network):
-                raise FatalError(Code.NOT_OURS, f"app {name} exists and is not {run.instance.user_id}'s")
-        except FlyError as error:
-            if (
-                error.trouble is Trouble.EXISTS
-            ):  # made by a call whose answer was lost, or by somebody else just now
-                raise AgainError(Code.PROVIDER_UNAVAILABLE, str(error)) from error
-            if error.trouble is not Trouble.FOREIGN:
-                raise
+        found = await _app_there(run, name)
+        if found is Trouble.FOREIGN:
             await run.record(run.claim.ending(run.open_one(APP)), event="name_taken", details={"app": name})
             continue
+        if found is not None and not await _is_ours(run, found):
+            raise FatalError(Code.NOT_OURS, f"app {name} exists and is not {run.instance.user_id}'s")
+        if found is None:
+            await run.parts.fly.create_app(name, names.network(name))
         await run.made(APP, name, name)
         return
     raise FatalError(Code.NAME_TAKEN, "every name that the app may have is another organization's")
 
 
-async def _is_ours(run: Run, name: str, network: str) -> bool:
+async def _app_there(run: Run, name: str) -> App | Literal[Trouble.FOREIGN] | None:
+    """What has a name: None, nothing. Only of a look does FOREIGN mean that another organization has it."""
+    try:
+        return await run.parts.fly.app(name)
+    except FlyError as error:
+        if error.trouble is Trouble.FOREIGN:
+            return Trouble.FOREIGN
+        raise
+
+
+async def _is_ours(run: Run, found: App) -> bool:
     """What exists under the user's name is taken for theirs only if it says so: its network, and every machine in it."""
-    if network not in ("", names.network(name)):
+    if found.network != names.network(found.name):
         return False
-    return all(run.is_ours(one) for one in await run.parts.fly.machines(name))
+    return all(run.is_ours(one) for one in await run.parts.fly.machines(found.name))
 
 
 async def addresses(run: Run) -> None:
@@ -200,9 +215,8 @@ async def addresses(run: Run) -> None:
             except FlyError as error:
                 if error.trouble not in {Trouble.EXISTS, Trouble.REFUSED, Trouble.AGAIN}:
                     raise
-                had |= _by_kind(
-                    await fly.addresses(name)
-                )  # what was refused may be there, the lost answer's too
+                # What was refused may be there, and so may be what a lost answer told of.
+                had |= _by_kind(await fly.addresses(name))
                 if kind not in had:
                     raise
         await run.made(IP, kind, had[kind])
@@ -294,18 +308,35 @@ async def machine(run: Run) -> None:
         assert row.upstream_id is not None
         found = await fly.machine(app_name, row.upstream_id)
         if found is None:
-            await run.record(run.claim.ending(row), event="machine_missing")
+            await run.record(
+                run.claim.ending(row), event="machine_missing", status=CREATING_MACHINE, patience_ms=None
+            )
             raise WaitingError(0)
     else:
         await run.begin(CREATING_MACHINE, run.claim.intending(MACHINE_KIND, names.MACHINE))
         there = [one for one in await fly.machines(app_name) if one.name == names.MACHINE]
         found = there[0] if there else await _create(run)
-        if not run.is_ours(found):
-            raise FatalError(
-                Code.NOT_OURS, f"machine {found.id} in {app_name} is not {run.instance.user_id}'s"
-            )
+        await _adopt(run, found)
         await run.made(MACHINE_KIND, names.MACHINE, found.id)
+    run.seen = found
     await _conform(run, found)
+
+
+async def _adopt(run: Run, found: Machine) -> None:
+    """It is the user's, of this generation, and what it mounts is on record as the volume; or it is not taken."""
+    if not run.is_ours(found):
+        whose = run.instance.user_id
+        raise FatalError(Code.NOT_OURS, f"machine {found.id} in {found.app_name} is not {whose}'s")
+    if found.metadata.get(GENERATION) != str(run.instance.generation):  # of one that is gone
+        await run.parts.fly.destroy_machine(found)
+        raise WaitingError(LOOK_EVERY_S)
+    mounts = (found.config or {}).get("mounts") or [{}]
+    mounted, there = str(mounts[0].get("volume") or ""), run.live(VOLUME)
+    if there is None or not mounted or mounted == there.upstream_id:
+        return
+    await run.record(run.claim.ending(there), event="volume_found", details={"id": mounted})
+    await run.record(run.claim.intending(VOLUME, there.name))
+    await run.made(VOLUME, there.name, mounted)
 
 
 async def _create(run: Run) -> Machine:
@@ -317,8 +348,6 @@ async def _create(run: Run) -> Machine:
             run.instance.app_name, names.MACHINE, region=run.region, config=config
         )
     except FlyError as error:
-        if error.trouble is Trouble.EXISTS:
-            raise AgainError(Code.PROVIDER_UNAVAILABLE, str(error)) from error
         await _elsewhere(run, error)
         raise
     run.is_new = True
@@ -374,11 +403,12 @@ async def _conform(run: Run, found: Machine) -> None:
             secret = await _mint_another(run)
         wanted = await run.config(secret)
         changed = differences(leased.config, wanted)
-        await run.parts.fly.update_machine(
+        made = await run.parts.fly.update_machine(
             leased, merged(leased.config, wanted), nonce, launches=not run.rests(leased)
         )
+        run.seen = made
     now = await run.parts.fly.machine(found.app_name, found.id)
-    if now is None or now.config is None or differences(now.config, wanted):
+    if now is None or now.config is None or now.version != made.version or differences(now.config, wanted):
         raise AgainError(Code.PROVIDER_UNAVAILABLE, f"machine {found.id} is not what it was changed to")
     await run.record(event="updated", details={"changed": changed}, patience_ms=None, rotates=0)
     run.machine, run.secret, run.is_changed = now, secret, True
@@ -401,32 +431,30 @@ async def _mint_another(run: Run) -> str:
 
 
 async def boot(run: Run) -> None:
-    """Started, unless it is to rest or sleeps by itself."""
+    """Started, this version of it, unless it is to rest or sleeps by itself. What takes long is looked at again and again, and not
+    waited for: others may need this worker, and something else may be wished."""
     fly, found = run.parts.fly, run.machine
-    if run.rests(found):
+    if run.rests(found) or (run.is_proved(found) and found.state == STARTED):
         return
-    is_ready = run.instance.status == READY and not run.is_changed
-    if is_ready and found.state == "started":
-        return
-    if not is_ready:
+    if found.state != STARTED or run.instance.status not in {READY, WAITING_FOR_GATEWAY}:
         await run.begin(STARTING)
-        if not run.is_new:
+        if run.instance.patience_ms is None and not run.is_new:
             await fly.uncordon(found)
-    until_ms = await run.patience()
-    while found.state != "started":
-        if found.state in FAILED:
-            await _rebuild(run, found)
-        if run.parts.clock.now_ms() >= until_ms:
-            raise FatalError(Code.START_TIMEOUT, f"machine {found.id} is {found.state}", helps_later=True)
-        if found.state in OFF:
-            await fly.start(found)
-        await fly.wait(found, "started", "failed", timeout_s=WAIT_S)
+    until_ms = await run.patience(PATIENCE_S)
+    if found.state in FAILED:
+        await _rebuild(run, found)
+    if found.state in OFF:
+        await fly.start(found)
+    if await fly.wait(found, STARTED, "failed", timeout_s=WAIT_S):
         looked = await fly.machine(found.app_name, found.id)
-        if looked is None:
-            raise WaitingError(0)
-        found = looked
-    await run.record(patience_ms=None)
-    run.machine = found
+        if looked is not None and looked.state in FAILED:
+            await _rebuild(run, looked)
+        if looked is not None and looked.state == STARTED and looked.version == found.version:
+            run.machine = run.seen = looked
+            return
+    if run.parts.clock.now_ms() >= until_ms:
+        raise FatalError(Code.START_TIMEOUT, f"machine {found.id} is {found.state}", helps_later=True)
+    raise WaitingError(PROBE_EVERY_S)
 
 
 async def _rebuild(run: Run, found: Machine) -> None:
@@ -440,6 +468,7 @@ async def _rebuild(run: Run, found: Machine) -> None:
         run.claim.ending(row),
         event="machine_failed",
         details={"machine": found.id},
+        status=CREATING_MACHINE,
         rebuilds=run.instance.rebuilds + 1,
         patience_ms=None,
     )
@@ -447,17 +476,21 @@ async def _rebuild(run: Run, found: Machine) -> None:
 
 
 async def gateway(run: Run) -> None:
-    """What runs in it answers, with its token."""
-    if run.rests(run.machine) or (run.instance.status == READY and not run.is_changed):
+    """What runs in it answers. Which version did is on record: tickets are given out, and a replaced token is ended, by that."""
+    if run.rests(run.machine) or run.is_proved(run.machine):
         return
     if run.instance.status != READY:
         await run.begin(WAITING_FOR_GATEWAY)
-    until_ms = await run.patience()
-    while not await _answers(run):
+    until_ms = await run.patience(PATIENCE_S)
+    for _ in range(PROBES_A_ROUND):
+        if await _answers(run):
+            await run.record(answered_version=run.machine.version)
+            return
         if run.parts.clock.now_ms() >= until_ms:
             url = run.parts.machines.url_of(run.instance.app_name)
             raise FatalError(Code.GATEWAY_TIMEOUT, f"nothing answers at {url}", helps_later=True)
         await run.parts.pause(PROBE_EVERY_S)
+    raise WaitingError(PROBE_EVERY_S)
 
 
 async def _answers(run: Run) -> bool:
@@ -475,12 +508,11 @@ async def settle(run: Run) -> None:
     """At rest where that is wished; then on record: what was wished has come true, and tokens that were replaced are worth
     nothing any more."""
     await _rest(run)
+    if run.instance.ready_at_ms is None:
+        await _tidy_volumes(run)
     one, now_ms = run.instance, run.parts.clock.now_ms()
     status = {RUNNING: READY}.get(one.aim, one.aim)
-    replaced = (
-        () if one.token_id is None else await run.parts.store.readers.rows(SELECT_REPLACED, (one.token_id,))
-    )
-    steps = [step for (old,) in replaced for step in revoking_machine_tokens(str(old), now_ms)]
+    steps = await _ending_replaced(run)
     if run.parts.hooks_secret:
         steps.append(Step(SET_HOOK_IF_NONE, (one.user_id, run.hook_url, now_ms)))
     await run.record(
@@ -489,6 +521,7 @@ async def settle(run: Run) -> None:
         status=status,
         done=one.wished,
         attempts=0,
+        given_up=0,
         rotates=0,
         placements=0,
         rebuilds=0,
@@ -500,32 +533,65 @@ async def settle(run: Run) -> None:
     )
 
 
+async def _tidy_volumes(run: Run) -> None:
+    """What a lost answer made after we had looked for it."""
+    kept, name = run.live(VOLUME), names.volume(run.instance.generation)
+    assert kept is not None
+    for one in await run.parts.fly.volumes(run.instance.app_name):
+        if one.name == name and one.id != kept.upstream_id and one.machine_id is None:
+            await run.parts.fly.delete_volume(run.instance.app_name, one.id)
+
+
+async def _ending_replaced(run: Run) -> list[Step]:
+    """The steps that end the tokens which the machine's replaced: in a moment, for whatever of the old version still runs."""
+    token_id, now_ms = run.instance.token_id, run.parts.clock.now_ms()
+    if token_id is None:
+        return []
+    rows = await run.parts.store.readers.rows(SELECT_REPLACED, (token_id, now_ms + GRACE_MS))
+    return [
+        Step(sql, params)
+        for (old,) in rows
+        for sql, params in (
+            (END_SOON, (str(old), now_ms + GRACE_MS)),
+            (INSERT_CHANGE, ("token", str(old), now_ms)),
+        )
+    ]
+
+
 async def _rest(run: Run) -> None:
     """Stopped or suspended, where that is wished, and cordoned, so that no request wakes it."""
     fly, found, aim = run.parts.fly, run.machine, run.instance.aim
     is_resting = run.instance.status == aim and found.state in OFF and not run.is_changed
     if aim not in {STOPPED, SUSPENDED} or is_resting:
         return
-    await fly.cordon(found)
-    until_ms = await run.patience()
-    is_suspending = aim == SUSPENDED
-    while found.state not in OFF:
-        if found.state in FAILED:
-            return
-        if run.parts.clock.now_ms() >= until_ms:
-            raise AgainError(Code.PROVIDER_UNAVAILABLE, f"machine {found.id} does not stop")
+    if run.instance.patience_ms is None:
+        await fly.cordon(found)
+    until_ms = await run.patience(PATIENCE_S)
+    if found.state in OFF or found.state in FAILED:
+        return
+    if found.state not in {"stopping", "suspending"}:
+        await _turn_off(run, found, aim)
+    await fly.wait(found, STOPPED, SUSPENDED, "failed", timeout_s=WAIT_S)
+    looked = await fly.machine(found.app_name, found.id)
+    if looked is not None and (looked.state in OFF or looked.state in FAILED):
+        run.machine = looked
+        return
+    if run.parts.clock.now_ms() >= until_ms:
+        raise AgainError(Code.PROVIDER_UNAVAILABLE, f"machine {found.id} does not stop")
+    raise WaitingError(PROBE_EVERY_S)
+
+
+async def _turn_off(run: Run, found: Machine, aim: str) -> None:
+    """Not every machine can be suspended; stopped it costs as little."""
+    if aim == SUSPENDED:
         try:
-            await (fly.suspend(found) if is_suspending else fly.stop(found))
+            await run.parts.fly.suspend(found)
         except FlyError as error:
-            if not is_suspending or error.trouble not in {Trouble.REFUSED, Trouble.AGAIN}:
+            if error.trouble is not Trouble.REFUSED and error.status != httpx.codes.PRECONDITION_FAILED:
                 raise
-            is_suspending = False  # not every machine can be suspended; stopped it costs as little
-            continue
-        await fly.wait(found, "stopped", "suspended", timeout_s=WAIT_S)
-        looked = await fly.machine(found.app_name, found.id)
-        if looked is None:
-            raise WaitingError(0)
-        found = looked
+        else:
+            return
+    await run.parts.fly.stop(found)
 
 
 async def _forgets_missing(run: Run) -> bool:
@@ -537,14 +603,21 @@ async def _forgets_missing(run: Run) -> bool:
     try:
         if await run.parts.fly.app(app_row.name) is None:
             missing = [one for one in run.resources if one.kind in OF_APP and one.state in {"intent", "live"}]
-        elif volume_row is not None:
-            there = {one.id for one in await run.parts.fly.volumes(app_row.name)}
-            missing = [] if volume_row.upstream_id in there else [volume_row]
+        elif volume_row is not None and run.live(MACHINE_KIND) is None:  # one that is mounted is there
+            assert volume_row.upstream_id is not None
+            found = await run.parts.fly.volume(app_row.name, volume_row.upstream_id)
+            missing = [volume_row] if found is None else []
     except FlyError:
         return False
     if missing:
         gone = {"things": [f"{one.kind} {one.upstream_id or one.name}" for one in missing]}
-        await run.record(*(run.claim.ending(one) for one in missing), event="missing", details=gone)
+        await run.record(
+            *(run.claim.ending(one) for one in missing),
+            event="missing",
+            details=gone,
+            status=PENDING,
+            patience_ms=None,
+        )
     return bool(missing)
 
 
@@ -581,69 +654,76 @@ async def take_away(run: Run) -> None:
 
 
 async def _end_tokens(run: Run) -> None:
-    if run.instance.token_id is not None:
-        await run.record(*revoking_machine_tokens(run.instance.token_id, run.parts.clock.now_ms()))
+    if run.instance.token_id is not None and run.instance.patience_ms is None:
+        await run.record(*run.parts.machines.instances.revoking(run.instance.user_id))
 
 
 async def _end_app(run: Run) -> None:
-    """Deleting the app deletes its machines, volumes and addresses. It is over when its name is free."""
+    """Deleting the app deletes its machines, volumes and addresses. It is over when its name is free. One that is on no record is
+    looked for, too: a call of somebody who was taken for dead may have made it since."""
     mine = [one for one in run.resources if one.kind in OF_APP and one.state in {"intent", "live"}]
-    apps = [one for one in mine if one.kind == APP]
-    for one in apps:
-        if one.state == "intent" and not await _was_made(run, one.name):
+    is_made = {one.name: one.state == "live" for one in mine if one.kind == APP}
+    for name in {run.instance.app_name: False, **is_made}:
+        if not is_made.get(name) and not await _was_made(run, name):
             continue
-        await run.parts.fly.delete_app(one.name)
-        if await run.parts.fly.app(one.name) is not None:
+        if run.instance.patience_ms is None:
+            await run.parts.fly.delete_app(name)
+        if await run.parts.fly.app(name) is not None:
+            if run.parts.clock.now_ms() >= await run.patience(AWAY_PATIENCE_S):
+                raise AgainError(Code.PROVIDER_UNAVAILABLE, f"app {name} was deleted, and is still there")
             raise WaitingError(LOOK_EVERY_S)
     if mine:
         await run.record(*(run.claim.ending(one) for one in mine))
 
 
 async def _was_made(run: Run, name: str) -> bool:
-    """Whether an app of which only the intent is on record is there, and the user's. Of one that was made, FOREIGN would say that our
-    key is wrong."""
-    try:
-        found = await run.parts.fly.app(name)
-    except FlyError as error:
-        if error.trouble is Trouble.FOREIGN:
-            return False
-        raise
-    return found is not None and await _is_ours(run, name, found.network)
+    """Whether an app that is not on record as made is there, and the user's. Of one that is, FOREIGN would say that our key is
+    wrong."""
+    found = await _app_there(run, name)
+    return found is not None and found is not Trouble.FOREIGN and await _is_ours(run, found)
 
 
 async def _end_context(run: Run) -> None:
-    for one in [each for each in run.resources if each.kind == CONTEXT]:
-        if one.state == "live":
-            assert one.upstream_id is not None
-            await run.parts.integrations.delete_context(one.upstream_id)
-            await run.forget(context_object(one.upstream_id))
-            await run.record(run.claim.ending(one))
-        elif one.state == "intent":
+    integrations = run.parts.integrations
+    for one in [each for each in run.resources if each.kind == CONTEXT and each.state in {"intent", "live"}]:
+        if not integrations.has_browser:
+            await run.lose(one)
+            continue
+        context_id = one.upstream_id
+        if context_id is None:
             try:  # whether it was made, only its name can tell
-                made = await run.parts.integrations.make_context(one.name)
+                context_id = await integrations.make_context(one.name)
             except NameTakenError:
-                await run.record(
-                    run.claim.ending(one, is_lost=True), event="context_lost", details={"name": one.name}
-                )
-            else:
-                await run.parts.integrations.delete_context(made)
-                await run.record(run.claim.ending(one))
+                await run.lose(one)
+                continue
+        if await run.was_made_for_it(context_object(context_id), is_bound=one.state == "live"):
+            await integrations.delete_context(context_id)
+            await run.forget(context_object(context_id))
+        await run.record(run.claim.ending(one))
 
 
 async def _end_mailbox(run: Run) -> None:
+    """What the user had before the machine stays: only what was made for it goes."""
     integrations, user_id = run.parts.integrations, run.instance.user_id
-    for one in [each for each in run.resources if each.kind == INBOX and each.state in {"intent", "live"}]:
+    mine = [one for one in run.resources if one.kind in {INBOX, POD} and one.state in {"intent", "live"}]
+    if not integrations.has_mail:
+        for one in mine:
+            await run.lose(one)
+        return
+    for one in [each for each in mine if each.kind == INBOX]:
         inbox_id = one.upstream_id
         if inbox_id is None:  # the same name gives the same, whether it was made or not
             pod_id = await run.parts.objects.first_of(MAIL, "pod", user_id)
             inbox_id = None if pod_id is None else await integrations.make_inbox(pod_id, one.name)
-        if inbox_id is not None and await run.may_end(inbox_object(inbox_id)):
+        is_bound = one.state == "live"
+        if inbox_id is not None and await run.was_made_for_it(inbox_object(inbox_id), is_bound=is_bound):
             await integrations.delete_inbox(inbox_id)
             await run.forget(inbox_object(inbox_id))
         await run.record(run.claim.ending(one))
-    for one in [each for each in run.resources if each.kind == POD and each.state in {"intent", "live"}]:
+    for one in [each for each in mine if each.kind == POD]:
         pod_id = one.upstream_id or await integrations.make_pod(one.name)
-        if await integrations.delete_pod(pod_id):  # what else the user has in it stays, and it with that
+        is_its = await run.was_made_for_it(pod_object(pod_id), is_bound=one.state == "live")
+        if is_its and await integrations.delete_pod(pod_id):  # one with something else in it stays
             await run.forget(pod_object(pod_id))
         await run.record(run.claim.ending(one))
 
@@ -666,7 +746,10 @@ _MEANING: Mapping[Trouble, tuple[Code, bool]] = {
 
 def _meaning(error: FlyError) -> ProvisioningError:
     code, is_tried = _MEANING[error.trouble]
-    return AgainError(code, str(error), after_s=error.after_s) if is_tried else FatalError(code, str(error))
+    if not is_tried:
+        return FatalError(code, str(error))
+    after_s = LEASED_AFTER_S if error.trouble is Trouble.LEASED else error.after_s
+    return AgainError(code, str(error), after_s=after_s)
 
 
 async def _failed(run: Run, error: ProvisioningError) -> None:
@@ -689,18 +772,21 @@ async def _failed(run: Run, error: ProvisioningError) -> None:
         most_s = AWAY_BACKOFF_S_MAX if run.goes_away else BACKOFF_S_MAX
         pause_s = run.parts.jitter.uniform(0, min(most_s, BACKOFF_S * 2**attempts))
         due_ms = now_ms + round(max(pause_s, getattr(error, "after_s", None) or 0.0) * 1000)
-        await claim.write(event="failed", details=details, attempts=attempts, due_at_ms=due_ms)
+        await claim.write(
+            event="failed", details=details, attempts=attempts, due_at_ms=due_ms, patience_ms=None
+        )
         return
     was_ready = one.ready_at_ms is not None
     await claim.write(
         event=ERROR,
         details=details,
-        status=ERROR,
+        status=one.status if run.still_serves else ERROR,
         done=one.wished,
         error_code=error.code.value,
         is_retryable=int(error.is_retryable),
         is_undone=int(not was_ready),
         attempts=0,
+        given_up=one.given_up + 1,
         patience_ms=None,
         due_at_ms=None if was_ready else now_ms,
     )

@@ -14,9 +14,7 @@ from metering.clock import Clock, instant
 from metering.errors import Reason, Refused
 from metering.ids import new_id
 from metering.store.store import Store
-from metering.store.writer import Step
 from metering.stored_keys import StoredKey
-from metering.users import INSERT_CHANGES_UP_TO, REVOKE_TOKEN
 from metering.values import immutable
 from provisioning.instances import (
     DEPROVISIONING,
@@ -41,6 +39,7 @@ WISHES_MAX = 20
 TICKET_VALID_S = 300
 """Of a ticket to a machine: long enough to open a page with."""
 KEY_NAME = "machines"
+STORE_ID_CHARS = 16
 POLL_AFTER_S = 2
 """What who waits for a machine is told."""
 
@@ -188,8 +187,7 @@ class Machines:
             machine = await self._existing(user_id)
             if machine.status in {GONE, DEPROVISIONING}:
                 return machine
-            token_id, now_ms = machine.instance.token_id, self._clock.now_ms()
-            revoking = () if token_id is None else revoking_machine_tokens(token_id, now_ms)
+            revoking = self.instances.revoking(user_id)
             if await self.instances.wish(
                 machine.instance, GONE, *revoking, status=DEPROVISIONING, actor=actor
             ):
@@ -219,6 +217,11 @@ class Machines:
             raise NoMachineError(f"{user_id} has no machine")
         return machine
 
+    async def store_id(self) -> str:
+        """What machines say of the store on whose record they are: another deployment's, or one that was restored from another
+        copy, has another."""
+        return hmac.digest(await self._key.get(), b"store", hashlib.sha256).hex()[:STORE_ID_CHARS]
+
     # --- reached ---------------------------------------------------------------------------------
 
     async def ticket_key(self, instance: Instance) -> str:
@@ -244,14 +247,6 @@ class Machines:
         key = bytes.fromhex(await self.ticket_key(one))
         mac = hmac.digest(key, said.encode(), hashlib.sha256)
         return f"{said}.{_encoded(mac)}", until_s * 1000
-
-
-def revoking_machine_tokens(token_id: str, now_ms: int) -> tuple[Step, ...]:
-    """The steps that end a machine's gateway token and those that it replaced, with all that come from them."""
-    return (
-        Step(REVOKE_TOKEN, (token_id, now_ms)),
-        Step(INSERT_CHANGES_UP_TO, (token_id, now_ms)),
-    )
 
 
 def not_started() -> dict[str, Any]:

@@ -1,26 +1,36 @@
 """What Fly has beside what is on record: things that nobody knows, things that are gone, machines that are not as they should be.
 
-A look reports. With `repairs` it mends, too: it wishes anew what has drifted or gone, and deletes what is certainly ours, unknown, and
-older than an hour.
+A look reports. With `repairs` it mends, too, by wishing anew: a worker does what is to be done, under a claim, with the rows as they
+are then. Only a volume of ours that nothing mounts, that is on no record and older than an hour, is deleted by the look itself.
 """
 
-import logging
 from collections.abc import Mapping
 from typing import Any
 
 from metering.clock import instant
 from metering.values import immutable
+from provisioning import names
 from provisioning.changes import differences
-from provisioning.fly import FlyError, Machine, Trouble
-from provisioning.instances import GONE, MACHINE_KIND, VOLUME, Instance
-from provisioning.run import Parts, Run
-
-logger = logging.getLogger(__name__)
+from provisioning.errors import ProvisioningError
+from provisioning.fly import FlyError, Machine, Trouble, Volume
+from provisioning.instances import (
+    DEPROVISIONING,
+    GONE,
+    MACHINE_KIND,
+    STOPPED,
+    SUSPENDED,
+    VOLUME,
+    Instance,
+)
+from provisioning.run import FAILED, OFF, STORE, Parts, Run
 
 YOUNG_MS = 3_600_000
 """What changed within the last hour may be on its way."""
 FINDINGS_MAX = 1_000
 ACTOR = "reconcile"
+WISHED = "wished anew"
+MENDED = frozenset({"missing_machine", "failed_machine", "running_machine", "drift"})
+"""Kinds of findings that a new wish mends."""
 
 
 @immutable
@@ -70,93 +80,102 @@ class _Look:
         self._findings: list[Finding] = []
 
     async def through_all(self) -> Reconciled:
-        fly, machines = self._parts.fly, self._parts.machines
+        fly, instances = self._parts.fly, self._parts.machines.instances
         # Fly first: what is made after that is on record, but not in these lists, and is not looked for.
-        apps = [name for name in await fly.apps() if name.startswith(machines.app_prefix)]
-        there, volumes = await fly.org_machines(), await fly.org_volumes()
-        instances = {one.app_name: one for one in await machines.instances.all()}
-        resources = await machines.instances.open_resources()
-        known = {(one.kind, one.upstream_id) for one in resources if one.state == "live"}
-        living = {name: one for name, one in instances.items() if one.status != GONE}
+        apps = [name for name in await fly.apps() if name.startswith(self._parts.machines.app_prefix)]
+        machines, volumes = await fly.org_machines(), await fly.org_volumes()
         for name in apps:
-            if name not in living:
-                await self._unknown_app(name, [each for each in there if each.app_name == name])
-        for found in there:
-            if found.app_name in living and (MACHINE_KIND, found.id) not in known:
-                one = living[found.app_name]
-                self._note(Finding("unknown_machine", found.app_name, found.id, one.user_id), one)
-        for app_name, volume in volumes:
-            if app_name in living and (VOLUME, volume.id) not in known:
-                await self._unknown_volume(app_name, volume.id, volume.machine_id, living[app_name])
-        for one in living.values():
-            if one.is_settled and one.ready_at_ms is not None:
-                await self._drift(one)
-        self._findings += [
-            Finding("lost", each.name, "a browser context of that name may exist at the vendor", each.user_id)
-            for each in resources
-            if each.state == "lost"
-        ]
+            in_it = [found for found in machines if found.app_name == name]
+            one = await instances.of_app(name)
+            if one is None or one.status == GONE:
+                await self._unknown_app(name, in_it, one)
+            elif one.is_settled:  # else it may be on its way
+                await self._unknown_things(one, in_it, [each for app, each in volumes if app == name])
+        count = 0
+        async for one in instances.every():
+            count += 1
+            if one.status != GONE:
+                await self._instance(one)
         looked_at = {
             "apps": len(apps),
-            "machines": len(there),
+            "machines": len(machines),
             "volumes": len(volumes),
-            "instances": len(instances),
+            "instances": count,
         }
         return Reconciled(looked_at, tuple(self._findings[:FINDINGS_MAX]))
 
-    def _note(self, finding: Finding, one: Instance) -> None:
-        """Unless it may be on its way."""
-        if one.is_settled:
-            self._findings.append(finding)
-
-    async def _unknown_app(self, name: str, there: list[Machine]) -> None:
-        """One with our prefix that nobody has. It is deleted only if every machine in it says that it is one of ours."""
-        whose = {found.metadata.get("automna_user", "") for found in there}
-        is_certain = bool(whose) and "" not in whose
+    async def _unknown_app(self, name: str, there: list[Machine], one: Instance | None) -> None:
+        """One with our prefix that nobody has. It goes if it is that of a user whose machine is gone, and says that it is on this
+        store's record: anything else may be another deployment's, or newer than the copy that this store was restored from."""
+        store_id, before_ms = await self._parts.machines.store_id(), self._parts.clock.now_ms() - YOUNG_MS
+        is_ours = all(found.metadata.get(STORE) == store_id for found in there)
+        is_old = one is not None and one.is_settled and one.updated_at_ms < before_ms
         done = ""
-        if self._repairs and is_certain and self._is_old(there):
-            await self._parts.fly.delete_app(name)
-            done = "deleted"
-        what = f"{len(there)} machines, on no record" + (
-            "" if is_certain else "; not certainly ours: look yourself"
-        )
-        self._findings.append(Finding("unknown_app", name, what, done=done))
+        if self._repairs and one is not None and is_old and is_ours:
+            wished = await self._parts.machines.instances.wish(one, GONE, status=DEPROVISIONING, actor=ACTOR)
+            done = WISHED if wished else ""
+        what = f"{len(there)} machines, on no record" + ("" if is_ours else "; not of this store")
+        whose = None if one is None else one.user_id
+        self._findings.append(Finding("unknown_app", name, what, whose, done))
 
-    def _is_old(self, there: list[Machine]) -> bool:
+    async def _unknown_things(self, one: Instance, machines: list[Machine], volumes: list[Volume]) -> None:
+        instances = self._parts.machines.instances
+        for found in machines:
+            if not await instances.is_known(MACHINE_KIND, found.id):
+                self._findings.append(Finding("unknown_machine", one.app_name, found.id, one.user_id))
+        ours = {names.volume(number) for number in range(1, one.generation + 1)}
         before = instant(self._parts.clock.now_ms() - YOUNG_MS)
-        return all(found.updated_at and found.updated_at < before for found in there)
+        for volume in volumes:
+            if await instances.is_known(VOLUME, volume.id):
+                continue
+            is_idle = volume.name in ours and volume.machine_id is None and volume.created_at < before
+            if self._repairs and is_idle:
+                await self._parts.fly.delete_volume(one.app_name, volume.id)
+            done = "deleted" if self._repairs and is_idle else ""
+            self._findings.append(Finding("unknown_volume", one.app_name, volume.id, one.user_id, done))
 
-    async def _unknown_volume(
-        self, app_name: str, volume_id: str, machine_id: str | None, one: Instance
-    ) -> None:
-        done = ""
-        if self._repairs and one.is_settled and machine_id is None:
-            await self._parts.fly.delete_volume(app_name, volume_id)
-            done = "deleted"
-        self._note(Finding("unknown_volume", app_name, volume_id, one.user_id, done), one)
-
-    async def _drift(self, one: Instance) -> None:
-        """Whether a machine is there, and as the template and its user's plan want it."""
+    async def _instance(self, one: Instance) -> None:
+        """What of it nobody can look up, and whether its machine is there, and as its template, plan and wish want it."""
         run = await self._run(one)
+        self._findings += [
+            Finding("lost", one.app_name, f"{each.kind} {each.name} may exist", one.user_id, "on record")
+            for each in run.resources
+            if each.state == "lost"
+        ]
+        if not one.is_settled or one.ready_at_ms is None:
+            return
         row = run.live(MACHINE_KIND)
-        found = None
         try:
-            if row is not None and row.upstream_id is not None:
-                found = await self._parts.fly.machine(one.app_name, row.upstream_id)
+            found = (
+                None
+                if row is None or row.upstream_id is None
+                else await self._parts.fly.machine(one.app_name, row.upstream_id)
+            )
+            kind, what = await self._difference(run, found)
         except FlyError as error:
             if error.trouble is Trouble.UNAUTHORIZED:
                 raise
-            self._findings.append(Finding("unreachable", one.app_name, str(error), one.user_id))
-            return
+            kind, what = "unreachable", str(error)
+        except ProvisioningError as error:
+            kind, what = "not_configured", error.detail
+        if kind in MENDED:
+            await self._mend(one, Finding(kind, one.app_name, what, one.user_id))
+        elif kind:
+            self._findings.append(Finding(kind, one.app_name, what, one.user_id))
+
+    async def _difference(self, run: Run, found: Machine | None) -> tuple[str, str]:
+        """What is not as it should be, as a finding's kind and words; "" where nothing is."""
         if found is None:
-            await self._mend(
-                one, Finding("missing_machine", one.app_name, "it is not there any more", one.user_id)
-            )
-        elif found.config is not None:
-            secret = await run.secret_of(found)
-            changed = ["token"] if secret is None else differences(found.config, await run.config(secret))
-            if changed:
-                await self._mend(one, Finding("drift", one.app_name, ", ".join(changed), one.user_id))
+            return "missing_machine", "it is not there any more"
+        if found.state in FAILED:
+            return "failed_machine", f"{found.id} is {found.state}"
+        if run.instance.aim in {STOPPED, SUSPENDED} and found.state not in OFF:
+            return "running_machine", f"{found.id} is {found.state}, and shall be {run.instance.aim}"
+        if found.config is None:
+            return "unreachable", f"the host of {found.id} cannot be asked"
+        secret = await run.secret_of(found)
+        changed = ["token"] if secret is None else differences(found.config, await run.config(secret))
+        return ("drift", ", ".join(changed)) if changed else ("", "")
 
     async def _run(self, one: Instance) -> Run:
         """A run that only looks."""
@@ -167,5 +186,5 @@ class _Look:
     async def _mend(self, one: Instance, finding: Finding) -> None:
         done = ""
         if self._repairs and await self._parts.machines.instances.wish(one, one.desired, actor=ACTOR):
-            done = "wished anew"
+            done = WISHED
         self._findings.append(Finding(finding.kind, finding.app, finding.what, finding.user_id, done))

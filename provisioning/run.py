@@ -30,6 +30,7 @@ from provisioning.instances import (
     GONE,
     INBOX,
     READY,
+    RUNNING,
     STOPPED,
     SUSPENDED,
     VOLUME,
@@ -47,10 +48,11 @@ PLACEMENTS_PER_REGION = 2
 PATIENCE_S = 300.0
 """For a machine to boot, and again for what runs in it to answer."""
 OFF = frozenset({"stopped", "suspended"})
+FAILED = frozenset({"failed", "launch_failed"})
 MADE_FOR = "machine:"
 """Instead of the request that handed an object out."""
-USER, GENERATION = "automna_user", "automna_generation"
-"""A machine's metadata by which we know whose it is."""
+USER, GENERATION, STORE = "automna_user", "automna_generation", "automna_store"
+"""A machine's metadata by which we know whose it is, and on whose record."""
 TOKEN = "OPENCLAW_GATEWAY_TOKEN"
 
 
@@ -92,6 +94,9 @@ class Run:
         """It was made in this run."""
         self.is_changed = False
         """It was given another configuration in this run."""
+        self.seen: Machine | None = None
+        """As it was last told, at whatever step."""
+        self.store_id = ""
 
     @property
     def instance(self) -> Instance:
@@ -115,6 +120,7 @@ class Run:
         user = await self.parts.directory.user(self.instance.user_id)
         self.template = self.parts.templates.of(user.plan_at(self.parts.clock.now_ms()))
         self.resources = await self.claim.resources()
+        self.store_id = await self.parts.machines.store_id()
 
     def app_names(self) -> list[str]:
         """The name it has or was to have, and those after it."""
@@ -146,7 +152,23 @@ class Run:
         )
 
     def is_ours(self, found: Machine) -> bool:
-        return found.metadata.get(USER) == names.user_hash(self.instance.user_id)
+        """It says that it is this user's, on this store's record."""
+        whose = names.user_hash(self.instance.user_id), self.store_id
+        return (found.metadata.get(USER), found.metadata.get(STORE)) == whose
+
+    def is_proved(self, found: Machine) -> bool:
+        """The user may go in, and this version of it was seen answering."""
+        return self.instance.status == READY and self.instance.answered_version == found.version
+
+    @property
+    def still_serves(self) -> bool:
+        """A failure left it as it was: at rest, or with the version running that was seen answering. One that was to rest may be
+        cordoned already."""
+        one, seen = self.instance, self.seen
+        if one.status in {STOPPED, SUSPENDED}:
+            return True
+        is_same = seen is None or (seen.version == one.answered_version and seen.state not in FAILED)
+        return one.status == READY and one.aim == RUNNING and is_same
 
     def rests(self, found: Machine) -> bool:
         """It is off and shall be: because that is wished, or because it sleeps until somebody asks."""
@@ -189,15 +211,20 @@ class Run:
             raise FatalError(Code.NOT_OURS, f"{kind} {upstream_id} is another user's") from error
         self.resources = await self.claim.resources()
 
-    async def may_end(self, one: ObjectId) -> bool:
-        """What is taken away because a machine did not come must not be what its user had before."""
-        if self.instance.desired == GONE:
-            return True
+    async def was_made_for_it(self, one: ObjectId, *, is_bound: bool) -> bool:
+        """Whether it may go with the machine: not what its user had before, nor what is another's by now. `is_bound`: it was on
+        record as the user's; what is on nobody's now was taken from them."""
         try:
             found = await owned(self.parts.store.readers, one)
         except NoSuchObjectError:
-            return True
-        return found.reservation_id.startswith(MADE_FOR)
+            return not is_bound
+        return found.user_id == self.instance.user_id and found.reservation_id.startswith(MADE_FOR)
+
+    async def lose(self, one: Resource) -> None:
+        """Nobody can say whether it is there, or take it away: that stays on record."""
+        await self.record(
+            self.claim.ending(one, is_lost=True), event=f"{one.kind}_lost", details={"name": one.name}
+        )
 
     async def forget(self, one: ObjectId) -> None:
         """Nobody's any more, on every worker. Raises AgainError while the user has requests under way."""
@@ -208,10 +235,12 @@ class Run:
         except ObjectsError as error:
             raise AgainError(Code.PROVIDER_UNAVAILABLE, str(error)) from error
 
-    async def patience(self) -> int:
+    async def patience(self, seconds: float) -> int:
         """Until when what is waited for now may take: the same instant for all who wait for it, one after the other."""
         if self.instance.patience_ms is None:
-            await self.record(patience_ms=self.parts.clock.now_ms() + round(PATIENCE_S * 1000))
+            await self.record(patience_ms=self.parts.clock.now_ms() + round(seconds * 1000))
+        else:
+            await self.record()  # whoever waits hears what is wished meanwhile
         assert self.instance.patience_ms is not None
         return self.instance.patience_ms
 
@@ -232,7 +261,11 @@ class Run:
             "ticket_key": await self.parts.machines.ticket_key(one),
             "hook_token": hook_token(self.parts.hooks_secret, one.user_id) if self.parts.hooks_secret else "",
         }
-        metadata = {USER: names.user_hash(one.user_id), GENERATION: str(one.generation)}
+        metadata = {
+            USER: names.user_hash(one.user_id),
+            GENERATION: str(one.generation),
+            STORE: self.store_id,
+        }
         try:
             return self.template.config(
                 {name: value for name, value in values.items() if value},

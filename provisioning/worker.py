@@ -19,6 +19,8 @@ logger = logging.getLogger(__name__)
 CLAIM_S = 60.0
 """Of an instance: if its worker dies, others wait so long."""
 RENEW_EVERY_S = 15.0
+MISSED_MAX = 3
+"""Renewals in a row: with the next one, the claim would have ended."""
 LEAVE_AFTER_S = 5.0
 """Of a claim whose work was cut: what it was just asking for has happened by then, or never will."""
 LOOK_EVERY_S = 0.5
@@ -64,16 +66,13 @@ class Provisioner:
                 try:
                     while len(self._working) < self._at_once and (claim := await self._claim()) is not None:
                         self._start(claim)
-                except Refused as error:
-                    logger.debug(
-                        "no look for machines: %s", error
-                    )  # the store has said what is wrong with it
+                except Refused as error:  # the store has said what is wrong with it
+                    logger.debug("no look for machines: %s", error)
                 with suppress(TimeoutError):
                     async with asyncio.timeout(LOOK_EVERY_S):
                         await self._freed.wait()
         finally:
-            for task in [*looks, *self._working]:
-                await stop(task)
+            await asyncio.gather(*map(stop, [*looks, *self._working]))
 
     async def work_once(self, user_id: str = "") -> bool:
         """One run of what is due for longest, or of this user's; whether there was any. Raises Refused(STORE_UNAVAILABLE)."""
@@ -131,10 +130,17 @@ class Provisioner:
                 following.result()
 
     async def _keep_looking_at_budgets(self) -> None:
-        while self._plans is not None:
-            with suppress(Refused):
+        """Once where nobody is to be suspended for that: for those who were, before that was set."""
+        while True:
+            try:
                 for user_id, is_over in await over_budget(self._instances, self._plans):
                     await self._instances.set_over_budget(user_id, is_over=is_over)
+                if self._plans is None:
+                    return
+            except Refused as error:
+                logger.debug("no look at budgets: %s", error)
+            except Exception:
+                logger.exception("the budgets of machines' users are not looked at")
             await asyncio.sleep(BUDGETS_EVERY_S)
 
     async def _keep_reconciling(self) -> None:
@@ -154,11 +160,14 @@ class Provisioner:
 
 async def _keep_claimed(claim: Claim) -> None:
     """Renew it until it is lost, or the store takes nothing for so long that others may have it."""
-    while True:
+    missed = 0
+    while missed < MISSED_MAX:
         await asyncio.sleep(RENEW_EVERY_S)
         try:
             await claim.renew()
+            missed = 0
         except SupersededError:
             return
         except Refused as error:
+            missed += 1
             logger.debug("a machine's claim is not renewed: %s", error)

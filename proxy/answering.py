@@ -21,7 +21,7 @@ from proxy.gate import BodyGate, EventGate, Gate
 from proxy.holds import Holds
 from proxy.links import base_of, relinker
 from proxy.mounted import Mounted
-from proxy.relay import Relay, outcome_of_whole, send_body
+from proxy.relay import Relay, outcome_of_whole, send_at_once, send_body
 from proxy.replies import Replies, make_showable
 from proxy.request import SCHEME
 from proxy.rewriting import shown
@@ -94,23 +94,35 @@ class Answering:
         exchange.upstream_request_id = request_id.decode("latin-1")[:200] or None
         if is_success or status == NOT_FOUND:
             self._note_end(exchange)
-        if is_success:
+        if not is_success:
+            return self.answer_error(exchange, mounted, answer, head, silence)
+        if silence is None:
             return self._answer_success(exchange, mounted, answer, head, silence)
-        return self.answer_error(exchange, mounted, answer, head, silence)
+        return self._answer_after_hush(exchange, mounted, answer, head, silence)
 
-    async def _answer_success(
+    async def _answer_after_hush(
+        self,
+        exchange: Exchange,
+        mounted: Mounted,
+        answer: OpenAnswer,
+        head: AnswerHead,
+        silence: SilenceKeeper,
+    ) -> None:
+        await silence.hush()
+        await self._answer_success(exchange, mounted, answer, head, silence)
+
+    def _answer_success(
         self,
         exchange: Exchange,
         mounted: Mounted,
         answer: OpenAnswer,
         head: AnswerHead,
         silence: SilenceKeeper | None,
-    ) -> None:
+    ) -> Awaitable[None]:
+        """Begin; how it goes on is to be awaited."""
         operation, inbound = exchange.operation, exchange.inbound
         assert operation is not None
         assert inbound is not None
-        if silence is not None:
-            await silence.hush()
         demand, is_head_early = exchange.demand, exchange.head_is_out
         decoder = decoder_for(head.header(b"content-encoding"))
         observer = exchange.observer = operation.meter.observe(inbound, demand, head)
@@ -123,8 +135,7 @@ class Answering:
         if not is_head_early and not is_held_back:
             self._replies.begin(exchange, answer.status, headers)
         if answer.is_complete and not demand.is_streaming and gate is None and not observer.at_boundary:
-            await self._pass_whole(exchange, answer, observer, decoder)
-            return
+            return self._pass_whole(exchange, answer, observer, decoder)
         is_plain = decoder is None or is_decoded
         if silence is not None and is_plain and observer.at_boundary:  # which a JSON body never is
             silence.start()
@@ -143,12 +154,16 @@ class Answering:
             slices=slices,
             is_shown=not is_head_early or _is_event_stream(head),
         )
-        if demand.is_streaming:
+        return self._relay(exchange, relay)
+
+    async def _relay(self, exchange: Exchange, relay: Relay) -> None:
+        is_streaming = exchange.demand.is_streaming
+        if is_streaming:
             self._telemetry.open_streams.inc()
         try:
             outcome = await relay.run()
         finally:
-            if demand.is_streaming:
+            if is_streaming:
                 self._telemetry.open_streams.dec()
         await relay.settle(outcome)
         await self._end(exchange, relay, outcome)
@@ -165,7 +180,8 @@ class Answering:
         observer.end()
         outcome = outcome_of_whole(exchange, observer)
         await self.settle(exchange, outcome, is_intact=decoder is None or decoder.is_intact)
-        await send_body(exchange, body, is_last=True)
+        if not send_at_once(exchange, body, is_last=True):
+            await send_body(exchange, body, is_last=True)
 
     # --- for the relay
 

@@ -68,10 +68,10 @@ class TokenPlaces:
 
     def find_in(self, request: Request) -> set[bytes]:
         """As `find`, in a request."""
-        first = request.first
+        first, query = request.first, request.query
         if request.has_repeats:
-            return self.find(request.headers, request.query)
-        return self.find([(name, first[name]) for name in self._schemes if name in first], request.query)
+            return self.find(request.headers, query)
+        return self.find([(name, first[name]) for name in self._schemes if name in first], query)
 
     def removed(self, query: bytes) -> bytes:
         """The query without them; what is left is byte for byte as it was."""

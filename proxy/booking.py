@@ -2,6 +2,7 @@
 
 import asyncio
 from collections import deque
+from collections.abc import Awaitable, Generator
 from dataclasses import replace
 from functools import partial
 
@@ -17,6 +18,16 @@ from proxy.deferral import Deferrals
 from proxy.exchange import Exchange
 
 REDIRECT, CLIENT_ERROR = 300, 400
+
+
+class _Nothing:
+    """What is waited for no longer than it takes to say so."""
+
+    def __await__(self) -> Generator[None, None, None]:
+        yield from ()
+
+
+_NOTHING_TO_WAIT_FOR = _Nothing()
 
 
 class Booking:
@@ -91,16 +102,16 @@ class Booking:
         if not usage.is_exact:
             priced = bounded(priced, at_least_nanousd, reservation.hold_nanousd)
         exchange.outcome, exchange.priced = outcome, priced
-        exchange.is_estimated, exchange.notes = not usage.is_exact, (*usage.notes, *notes)
+        exchange.is_estimated, exchange.notes = not usage.is_exact, usage.notes + notes
         settlement = Settlement(
             outcome,
             priced,
-            is_reported=usage.is_exact,
-            notes=exchange.notes,
-            amounts=quotas_used(usage, operation.quotas) if operation.quotas else NO_QUOTAS,
-            price_version=self._prices.version,
-            upstream_status=exchange.upstream_status,
-            upstream_request_id=exchange.upstream_request_id,
+            usage.is_exact,
+            exchange.notes,
+            quotas_used(usage, operation.quotas) if operation.quotas else NO_QUOTAS,
+            self._prices.version,
+            exchange.upstream_status,
+            exchange.upstream_request_id,
         )
         exchange.settled = self._ledger.settle(reservation, settlement)
         if not exchange.is_deferred:  # else a poll may have been faster, and counts it
@@ -117,11 +128,11 @@ class Booking:
         exchange.outcome, exchange.priced = Outcome.NOT_SENT, NO_COST
         exchange.settled = self._ledger.void(exchange.admitted.reservation)
 
-    async def durable(self, exchange: Exchange) -> None:
-        """Wait until the settle is committed; a store in trouble delays the end of an answer only so long."""
+    def durable(self, exchange: Exchange) -> Awaitable[None]:
+        """To be awaited: until the settle is committed; a store in trouble delays the end of an answer only so long."""
         settled = exchange.settled
         if settled is None or settled.done():
-            return
+            return _NOTHING_TO_WAIT_FOR
         loop, waits = settled.get_loop(), self._waits
         waiter: asyncio.Future[None] = loop.create_future()
         settled.add_done_callback(partial(_release, waiter))
@@ -130,7 +141,7 @@ class Booking:
         waits.append((loop.time() + self._bounds.settle_wait_s, waiter))
         if self._timer is None:
             self._timer = loop.call_at(waits[0][0], self._release_late, loop)
-        await waiter
+        return waiter
 
     def _release_late(self, loop: asyncio.AbstractEventLoop) -> None:
         """Those whose settle takes too long."""

@@ -27,6 +27,7 @@ from proxy.asgi import AsgiCall
 from proxy.headers import asks_for_websocket
 from proxy.heads import (
     LAST_WORDS,
+    NAMES,
     announces_body,
     clean_lines_of,
     expects_continue,
@@ -248,18 +249,20 @@ class Connection(asyncio.Protocol):
         if ahead:
             successor.data_received(ahead)
 
-    def begin(self, status: int, headers: Headers, *, is_flushed_soon: bool) -> None:
+    def begin(self, status: int, headers: Headers, *, is_flushed_soon: bool, is_clean: bool = False) -> None:
         """Begin the answer of the running request. Its head goes out with the first piece of the body, in one
-        write; `is_flushed_soon`: or by itself in the loop's next turn, when there is no body by then."""
+        write; `is_flushed_soon`: or by itself in the loop's next turn, when there is no body by then. `is_clean`: the
+        headers are known to have no control bytes; else those that have some are left out."""
         request = self._running
         if request is None or request.is_abandoned:
             return
         assert not request.has_begun, "an answer begins once"
         request.has_begun = True
         request.expects_continue = False
-        lines = clean_lines_of([*self.server_state.default_headers, *headers])
+        lines_from = lines_of if is_clean else clean_lines_of
+        lines = lines_from(self.server_state.default_headers + headers)
         framing = b""
-        has_length = b"\ncontent-length: " in lines or lines.startswith(b"content-length: ")
+        has_length = lines.find(b"\ncontent-length: ") >= 0 or lines.startswith(b"content-length: ")
         if not has_length and status not in BODILESS:
             if request.version == "1.0":
                 # Framed by its end: chunks came with HTTP/1.1 (RFC 9112 section 7.1).
@@ -269,7 +272,7 @@ class Connection(asyncio.Protocol):
                 framing = b"transfer-encoding: chunked\r\n"
         if not request.keep_alive:
             framing += b"connection: close\r\n"
-        self._unsent_head = b"%b%b%b\r\n" % (STATUS_LINE[status], lines, framing)
+        self._unsent_head = b"".join((STATUS_LINE[status], lines, framing, b"\r\n"))
         if is_flushed_soon:
             self.loop.call_soon(self.flush)
 
@@ -396,7 +399,7 @@ class Connection(asyncio.Protocol):
         self._url += url
 
     def on_header(self, name: bytes, value: bytes) -> None:
-        self.headers.append((name.lower(), value))
+        self.headers.append((NAMES[name], value))
 
     def on_headers_complete(self) -> None:
         self._head_bytes = 0

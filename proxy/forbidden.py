@@ -36,7 +36,7 @@ def check(forbidden: tuple[ForbiddenField, ...], inbound: Inbound) -> None:
     if not rules.fixed_keys.isdisjoint(fields):
         _refuse_fixed(rules, inbound)
     for scope in rules.scopes:
-        scope.refuse_in(inbound.below(*scope.keys))
+        scope.refuse_in(inbound.at(scope.keys))
 
 
 def _refuse_fixed(rules: "_Rules", inbound: Inbound) -> None:

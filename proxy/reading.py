@@ -23,6 +23,7 @@ from proxy.surface import NOTHING_FOUND, Inbound, Operation
 VALUES_MAX = 1_000_000
 """Commas and opening brackets of a JSON body. No model reads a text with so many, and a body full of `{}` would
 stop the event loop for seconds while it is parsed and looked through."""
+_PERCENT = ord("%")
 BYTES_AT_ONCE = VALUES_MAX
 """A longer body, which alone may have more values, is read in turns with others: a conversation of five megabytes takes some
 fifteen milliseconds, no step of it more than eight. One made of a hundred thousands of small objects takes longer: its parser
@@ -45,7 +46,7 @@ class Reading:
         query = exchange.request.query
         if query:
             query = mounted.token_places_of(operation).removed(query)
-        if token and (token in _unquoted(path) or (query and token in _unquoted(query))):
+        if token and (_unquoted(path).find(token) >= 0 or (query and token in _unquoted(query))):
             raise Refused(Reason.BAD_REQUEST, "The gateway token does not belong into the URL.")
         if query and operation.query is not None:
             check_query(operation.query, query)
@@ -57,13 +58,46 @@ class Reading:
         """The body, bounded, as it came; and its fields where there is one."""
         request, operation = exchange.request, exchange.operation
         assert operation is not None
+        inbound = self._headed(exchange, params, query)
+        if request.method == "GET":
+            if not request.is_whole:
+                await self._body(exchange)  # not passed on; but what is not whole, or breaks, is no request
+            return inbound
+        if request.is_whole:
+            inbound.body = self._taken(exchange)
+        else:
+            length = request.first.get(b"content-length", b"")
+            if length.isdigit() and int(length) > self._bounds.body_bytes_max:
+                raise self._too_large()
+            inbound.body = await self._body(exchange)
+        if len(inbound.body) > BYTES_AT_ONCE and not operation.takes_any_body:
+            with self.waiting(exchange):
+                await _read_in_turns(inbound, operation)
+        else:
+            _read_fields(inbound, operation)
+        return inbound
+
+    def read_at_once(self, exchange: Exchange, params: Any, query: bytes) -> Inbound | None:
+        """As `read`, where nothing has to be waited for; else None, and nothing is done."""
+        request, operation = exchange.request, exchange.operation
+        assert operation is not None
+        if not request.is_whole or request.unread_bytes > BYTES_AT_ONCE:
+            return None
+        inbound = self._headed(exchange, params, query)
+        if request.method != "GET":
+            inbound.body = self._taken(exchange)
+            _read_fields(inbound, operation)
+        return inbound
+
+    def _headed(self, exchange: Exchange, params: Any, query: bytes) -> Inbound:
+        """What the head of a request says, whose body is still to be read. Raises Refused where it says that nobody can."""
+        request, operation = exchange.request, exchange.operation
+        assert operation is not None
         # By place, and nothing made that few need.
         inbound = Inbound(
             request.method, params, query, request.headers, b"", {}, NOTHING_FOUND, None, NOTHING_FOUND
         )
         if request.method == "GET":
-            if not request.is_whole:
-                await self._body(exchange)  # not passed on; but what is not whole, or breaks, is no request
             return inbound
         said = request.first
         if said.get(b"content-encoding", b"") not in {b"", b"identity"}:
@@ -71,21 +105,6 @@ class Reading:
         is_json = said.get(b"content-type") == b"application/json" and not request.has_repeats
         if not (is_json or operation.takes_any_body or is_said_to_be_json(request.headers)):
             raise Refused(Reason.BAD_REQUEST, "Content-Type: must be application/json, in UTF-8.")
-        if request.is_whole:
-            inbound.body = self._taken(exchange)
-        else:
-            length = said.get(b"content-length", b"")
-            if length.isdigit() and int(length) > self._bounds.body_bytes_max:
-                raise self._too_large()
-            inbound.body = await self._body(exchange)
-        if operation.takes_any_body or (not inbound.body and operation.may_lack_body):
-            return inbound
-        if len(inbound.body) > BYTES_AT_ONCE:
-            with self.waiting(exchange):
-                await _read_in_turns(inbound, operation)
-        else:
-            inbound.fields = _json_object(inbound.body)
-            forbidden.check(operation.forbidden, inbound)
         return inbound
 
     async def _body(self, exchange: Exchange) -> bytes:
@@ -148,7 +167,15 @@ class Reading:
 
 
 def _unquoted(piece: bytes) -> bytes:
-    return unquote_to_bytes(piece) if b"%" in piece else piece
+    return unquote_to_bytes(piece) if _PERCENT in piece else piece
+
+
+def _read_fields(inbound: Inbound, operation: Operation) -> None:
+    """Of a body that is JSON."""
+    if operation.takes_any_body or (not inbound.body and operation.may_lack_body):
+        return
+    inbound.fields = _json_object(inbound.body)
+    forbidden.check(operation.forbidden, inbound)
 
 
 async def _read_in_turns(inbound: Inbound, operation: Operation) -> None:

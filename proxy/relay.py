@@ -426,7 +426,8 @@ class Relay:
         if self.is_shown and self.withheld is None and (chunk or is_last):
             if not self._exchange.head_is_out:
                 self._desk.begin(self._exchange, self._answer.status, self._headers)
-            await send_body(self._exchange, chunk, is_last=is_last)
+            if not send_at_once(self._exchange, chunk, is_last=is_last):
+                await send_body(self._exchange, chunk, is_last=is_last)
 
 
 def outcome_of_whole(exchange: Exchange, observer: Observer) -> Outcome:
@@ -439,15 +440,22 @@ def outcome_of_whole(exchange: Exchange, observer: Observer) -> Outcome:
 
 async def send_body(exchange: Exchange, chunk: bytes, *, is_last: bool) -> None:
     """Write a piece of the answer's body down, waiting while the client is slow; its connection has the bound."""
+    while not send_at_once(exchange, chunk, is_last=is_last):
+        await exchange.connection.drain()
+        if exchange.connection.is_gone:
+            return
+
+
+def send_at_once(exchange: Exchange, chunk: bytes, *, is_last: bool) -> bool:
+    """As `send_body`, where nothing has to be waited for; else False, and nothing is written."""
     if exchange.status in BODILESS:
         chunk = b""
     if exchange.client_left or exchange.is_done or not (chunk or is_last):
-        return
+        return True
     connection = exchange.connection
     if connection.is_write_paused:  # before each piece, so that not even short answers pile up
-        await connection.drain()
-        if connection.is_gone:
-            return
+        return False
     connection.write(chunk, is_last=is_last)
     if is_last:
         exchange.is_done = True
+    return True

@@ -52,7 +52,9 @@ class Replies:
         headers = [*headers, (b"x-automna-request-id", exchange.request_id.encode())]
         if exchange.caller is not None:
             headers += self.limit_headers(exchange, exchange.caller)
-        exchange.connection.begin(status, headers, is_flushed_soon=exchange.demand.is_streaming)
+        # Clean: they are ours, or a vendor's as our parser has let them pass.
+        is_streaming = exchange.demand.is_streaming
+        exchange.connection.begin(status, headers, is_flushed_soon=is_streaming, is_clean=True)
 
     def limit_headers(self, exchange: Exchange, caller: Caller) -> Headers:
         standing: Standing | None = exchange.admitted

@@ -103,6 +103,10 @@ class Inbound:
 
     def below(self, *keys: str) -> Walk:
         """Every object in the value at a path of `fields`; all of the body without a path. Found once."""
+        return self.at(keys)
+
+    def at(self, keys: tuple[str, ...]) -> Walk:
+        """As `below`."""
         if self._walks is None:
             self._walks = {}
         walk = self._walks.get(keys)
@@ -166,6 +170,10 @@ class Demand:
     is_streaming: bool = False
     ceiling: Usage = NOTHING
     floor: Usage = NOTHING
+    slicing: Slicing | None = None
+    """None where all output is held from the start: an answer that cannot be cut, reasoning without a bound."""
+    costs_less: str = ""
+    """What its caller could ask for instead, in words that go before "costs less"; empty where nothing helps."""
     body: bytes | None = None
     """What goes up instead of the client's body, where a stream tells its usage only when asked to."""
     fields: Mapping[str, Any] | None = None
@@ -180,10 +188,6 @@ class Demand:
     """The work may go on after its answer (see Deferred)."""
     scheduled_ms: int | None = None
     """When the work will be done, by the vendor alone (see Scheduled); None where this request does it."""
-    slicing: Slicing | None = None
-    """None where all output is held from the start: an answer that cannot be cut, reasoning without a bound."""
-    costs_less: str = ""
-    """What its caller could ask for instead, in words that go before "costs less"; empty where nothing helps."""
 
 
 NO_DEMAND = Demand()

@@ -152,10 +152,10 @@ class _Reading:
         return Demand(
             models,
             is_streaming,
-            ceiling=Usage(tuple(lines), False),
-            floor=Usage((floor,), False),
-            slicing=None if has_hidden_passes else self._slicing(attempts),
-            costs_less="a lower max_tokens",
+            Usage(tuple(lines), False),
+            Usage((floor,), False),
+            None if has_hidden_passes else self._slicing(attempts),
+            "a lower max_tokens",
         )
 
     def _slicing(self, attempts: Sequence[_Pass]) -> Slicing | None:

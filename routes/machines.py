@@ -38,8 +38,9 @@ MACHINE_CALLS = OwnRate("machine-calls", "calls about the machine", 120)
 MACHINE_OPERATION = "machine"
 LAZILY = "user"
 """Who wished a machine that its user was the first to ask for."""
-AGAIN_AFTER_S = 60
-"""What was given up is not begun again before: whoever waits for it asks every two seconds."""
+AGAIN_AFTER_S, AGAIN_DOUBLED_MAX = 60, 6
+"""What was given up is not begun again before: whoever waits for it asks every two seconds. Twice as long each time, an hour at
+most."""
 NO_FLY = "Machines need FLY_API_TOKEN, which is not set."
 
 _ACCEPTED, _UNAVAILABLE = 202, 503
@@ -150,7 +151,8 @@ def _again_after_s(desk: MachineDesk, machine: Machine, caller: Caller) -> int |
     if not one.is_retryable or not _may_provision(caller):
         return None
     since_ms = desk.clock.now_ms() - one.updated_at_ms
-    return max(0, math.ceil(AGAIN_AFTER_S - since_ms / 1000))
+    pause_s: int = AGAIN_AFTER_S * 2 ** min(max(one.given_up - 1, 0), AGAIN_DOUBLED_MAX)
+    return max(0, math.ceil(pause_s - since_ms / 1000))
 
 
 def _may_provision(caller: Caller) -> bool:

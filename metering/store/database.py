@@ -5,6 +5,7 @@ import time
 from dataclasses import replace
 from pathlib import Path
 
+import metering.store.library  # noqa: F401 - it is told before anything is opened
 from metering.values import immutable
 
 SCHEME = "sqlite:///"

@@ -8,6 +8,7 @@ import httpx
 from automna_proxy.service import keep_counting
 from metering.tasks import spawn, stop
 from provisioning.instances import Instances
+from provisioning.lifecycle import GRACE_MS
 from simulators.anthropic import AnthropicSimulator
 from simulators.fly import TOKEN
 from tests.support.gateway import messages_body
@@ -70,6 +71,7 @@ async def test_no_request_of_a_machine_fails_while_its_token_is_replaced(tmp_pat
             await _settled(place)
             assert place.vendors.gateway_token() != old
             await _answers(agent, AFTER)
+            place.clock.advance(GRACE_MS / 1000)
             assert (await place.get("/api/user/limits", old)).status_code == 401
         for task in at_work:
             await stop(task)

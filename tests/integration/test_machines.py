@@ -51,7 +51,11 @@ async def test_a_wish_becomes_a_machine_with_one_of_everything_in_a_network_of_i
             app.name == PREFIX + names.user_hash("ada")[: names.APP_HASH_CHARS] == machine.instance.app_name
         )
         assert app.network == f"net-{app.name}"
-        assert there.metadata == {"automna_user": names.user_hash("ada"), "automna_generation": "1"}
+        assert there.metadata == {
+            "automna_user": names.user_hash("ada"),
+            "automna_generation": "1",
+            "automna_store": await found.machines.store_id(),
+        }
         assert "ada" not in repr(found.vendors.fly.organization.apps)
         assert there.config["image"] == IMAGE
         env = found.vendors.env()
@@ -170,14 +174,14 @@ async def test_no_room_anywhere_ends_in_an_error_that_leaves_nothing_and_may_be_
         found.vendors.fly.set_habits(replace(QUICK, shortages=dict.fromkeys(regions, Shortage.REGION)))
         await found.user()
         await found.machines.provision("ada", actor="test")
-        await _until_settled(found, worker)
+        await found.until_settled(worker)
         machine = await found.machine(status=ERROR)
         assert (machine.instance.error_code, machine.instance.is_retryable) == (Code.NO_CAPACITY.value, 1)
         found.vendors.assert_nothing()
         assert await found.living_tokens() == []
         found.vendors.fly.set_habits(QUICK)
         await found.machines.provision("ada", actor="test")
-        await _until_settled(found, worker)
+        await found.until_settled(worker)
         await found.machine(status=READY)
         found.vendors.assert_one_of_each()
         await found.assert_has_its_token()
@@ -190,12 +194,7 @@ async def test_what_does_not_start_ends_in_an_error_that_leaves_nothing(tmp_path
     async with yard(tmp_path) as found, found.worker(image=f"{image}@sha256:{'0' * 64}") as worker:
         await found.user()
         await found.machines.provision("ada", actor="test")
-        working = spawn(_until_settled(found, worker), name="work")
-        while not working.done():  # what waits for a machine is let wait
-            found.clock.advance(10)
-            found.vendors.fly.pass_time()
-            await asyncio.sleep(0.005)
-        await working
+        await found.while_time_passes(found.until_settled(worker), step_s=10)
         machine = await found.machine(status=ERROR)
         assert (machine.instance.error_code, machine.instance.is_retryable) == (code.value, 1)
         found.vendors.assert_nothing()
@@ -206,11 +205,7 @@ async def test_a_gateway_that_never_answers_ends_in_an_error_that_leaves_nothing
     async with yard(tmp_path, habits=replace(QUICK, gateway_s=1e6)) as found, found.worker() as worker:
         await found.user()
         await found.machines.provision("ada", actor="test")
-        working = spawn(_until_settled(found, worker), name="work")
-        while not working.done():
-            found.clock.advance(5)
-            await asyncio.sleep(0.005)
-        await working
+        await found.while_time_passes(found.until_settled(worker), step_s=5)
         machine = await found.machine(status=ERROR)
         assert machine.instance.error_code == Code.GATEWAY_TIMEOUT.value
         found.vendors.assert_nothing()
@@ -230,7 +225,7 @@ async def test_a_refused_key_ends_in_an_error_and_whoever_waits_is_let_go(tmp_pa
         assert machine.instance.error_code == Code.PROVIDER_UNAUTHORIZED.value
         assert not machine.instance.is_settled
         found.vendors.fly.api_key = VENDOR_KEY.encode()
-        await _until_settled(found, worker)
+        await found.until_settled(worker)
         found.vendors.assert_nothing()
 
 
@@ -245,7 +240,7 @@ async def test_another_organizations_app_of_the_name_makes_way_for_the_next_name
         assert machine.instance.app_name == second
         found.vendors.assert_one_of_each()
         await found.machines.deprovision("ada", actor="test")
-        await _until_settled(found, worker)
+        await found.until_settled(worker)
         found.vendors.assert_nothing()
 
 
@@ -255,7 +250,7 @@ async def test_an_app_of_the_users_name_in_another_network_is_nobodys_to_take(tm
         found.vendors.fly.organization.create_app(name, "net-of-somebody")
         await found.user()
         await found.machines.provision("ada", actor="test")
-        await _until_settled(found, worker)
+        await found.until_settled(worker)
         machine = await found.machine(status=ERROR)
         assert (machine.instance.error_code, machine.instance.is_retryable) == (Code.NOT_OURS.value, 0)
         assert [app.network for app in found.vendors.fly.apps] == ["net-of-somebody"]
@@ -332,7 +327,7 @@ async def test_a_machine_that_went_is_made_again_on_its_volume(tmp_path):
         found.vendors.fly.organization.become(found.vendors.machine, State.DESTROYED)
         volume.machine_id = ""
         await found.machines.update("ada", actor="test")
-        await _until_settled(found, worker)
+        await found.until_settled(worker)
         await found.machine(status=READY)
         assert [each.id for each in found.vendors.fly.volumes] == [volume.id]
         found.vendors.assert_one_of_each()
@@ -347,7 +342,7 @@ async def test_an_app_that_somebody_deleted_is_made_again_with_all_that_was_in_i
         found.vendors.fly.pass_time()
         assert found.vendors.fly.apps == []
         await found.machines.update("ada", actor="test")
-        await _until_settled(found, worker)
+        await found.until_settled(worker)
         await found.machine(status=READY)
         found.vendors.assert_one_of_each()
         await found.assert_has_its_token()
@@ -360,7 +355,7 @@ async def test_a_volume_that_somebody_deleted_is_made_again(tmp_path):
         found.vendors.fly.organization.become(found.vendors.machine, State.DESTROYED)
         volume.machine_id, volume.deleted_ms = "", 1
         await found.machines.update("ada", actor="test")
-        await _until_settled(found, worker)
+        await found.until_settled(worker)
         await found.machine(status=READY)
         found.vendors.assert_one_of_each()
 
@@ -371,7 +366,7 @@ async def test_what_was_ready_once_is_never_taken_away_by_a_failure(tmp_path):
         found.vendors.fly.crash(found.vendors.machine)
         found.vendors.fly.set_habits(replace(QUICK, shortages={found.vendors.machine.host: Shortage.HOST}))
         await found.machines.update("ada", actor="test")
-        await _until_settled(found, worker)
+        await found.until_settled(worker)
         machine = await found.machine(status=ERROR)
         assert machine.instance.error_code == Code.NO_CAPACITY.value
         assert (
@@ -379,7 +374,7 @@ async def test_what_was_ready_once_is_never_taken_away_by_a_failure(tmp_path):
         )
         found.vendors.fly.set_habits(QUICK)
         await found.machines.provision("ada", actor="test")
-        await _until_settled(found, worker)
+        await found.until_settled(worker)
         await found.machine(status=READY)
         found.vendors.assert_one_of_each()
 
@@ -429,7 +424,7 @@ async def test_an_app_that_takes_its_time_to_go_is_waited_for(tmp_path):
         await found.machines.deprovision("ada", actor="test")
         await worker.provisioner.work_once("ada")
         await found.machine(status=DEPROVISIONING)
-        await _until_settled(found, worker)
+        await found.until_settled(worker)
         await found.machine(status=GONE)
         found.vendors.assert_nothing()
 
@@ -439,11 +434,7 @@ async def test_a_mailbox_that_the_user_had_before_outlives_a_machine_that_did_no
         await found.user()
         tag = next(iter((await _own_mailbox(found, worker)).values()))
         await found.machines.provision("ada", actor="test")
-        working = spawn(_until_settled(found, worker), name="work")
-        while not working.done():
-            found.clock.advance(5)
-            await asyncio.sleep(0.005)
-        await working
+        await found.while_time_passes(found.until_settled(worker), step_s=5)
         await found.machine(status=ERROR)
         assert found.vendors.inboxes == [tag]
 
@@ -499,18 +490,6 @@ async def test_who_lost_its_claim_writes_nothing_any_more(tmp_path):
                 await write
         assert (await found.instance()).status == "pending"
         await taken.write(status="creating_app")
-
-
-async def _until_settled(found, worker, user_id="ada"):
-    """Pauses between attempts are passed over by the clock."""
-    for _ in range(200):
-        if await worker.provisioner.work_once(user_id):
-            continue
-        instance = await found.instance(user_id)
-        if instance.is_settled:
-            return
-        found.clock.advance(max(0, instance.due_at_ms - found.clock.now_ms()) / 1000)
-    raise AssertionError("it does not settle")
 
 
 async def _own_mailbox(found, worker):

@@ -1,7 +1,7 @@
 """Workers that make machines, without a service around them: each with a store handle and clients of its own, as a process has."""
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Coroutine
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,10 +13,12 @@ from metering.clock import Clock
 from metering.objects import Objects
 from metering.store.database import Database
 from metering.store.store import Store, open_store
+from metering.tasks import spawn
 from metering.users import Directory, hash_of
 from provisioning.fly import Fly, fly_client
 from provisioning.instances import Instance
 from provisioning.integrations import Integrations, Vendor
+from provisioning.lifecycle import GRACE_MS
 from provisioning.machines import Machine, Machines
 from provisioning.pacing import Pacer
 from provisioning.run import Parts
@@ -33,6 +35,7 @@ from tests.support.machines import IMAGE, PUBLIC_URL, QUICK, Vendors, running_ve
 PREFIX = "automna-u-"
 HOOKS_SECRET = "secret of the hooks of tests " + "0" * 32
 TICK_S = 0.005
+ROUNDS_MAX = 200
 
 
 async def no_pause(_seconds: float) -> None:
@@ -86,6 +89,26 @@ class Yard:
         await worker.provisioner.work_on(user_id)
         return await self.machine(user_id, status="ready")
 
+    async def until_settled(self, worker: Worker, user_id: str = "ada") -> None:
+        """Work until nothing is to be done; pauses between attempts are passed over by the clock."""
+        for _ in range(ROUNDS_MAX):
+            if await worker.provisioner.work_once(user_id):
+                continue
+            instance = await self.instance(user_id)
+            if instance.due_at_ms is None:
+                return
+            self.clock.advance(max(0, instance.due_at_ms - self.clock.now_ms()) / 1000)
+        raise AssertionError("it does not settle")
+
+    async def while_time_passes(self, working: Coroutine[Any, Any, None], *, step_s: float) -> None:
+        """Until that is done: what it waits for comes, or its patience ends."""
+        task = spawn(working, name="work")
+        while not task.done():
+            self.clock.advance(step_s)
+            self.vendors.fly.pass_time()
+            await asyncio.sleep(TICK_S)
+        await task
+
     async def machine(self, user_id: str = "ada", *, status: str | None = None) -> Machine:
         found = await self.machines.of(user_id)
         assert found is not None
@@ -100,9 +123,9 @@ class Yard:
         return [event.kind for event in reversed(await self.machines.events(user_id, at_most=1_000))]
 
     async def living_tokens(self, user_id: str = "ada") -> list[str]:
-        """The ids of the user's gateway tokens that live."""
-        now_ms = self.clock.now_ms()
-        return [token.id for token in await self.directory.tokens(user_id) if token.is_live(now_ms)]
+        """The ids of the user's gateway tokens that live, and not only for a moment more."""
+        then_ms = self.clock.now_ms() + GRACE_MS
+        return [token.id for token in await self.directory.tokens(user_id) if token.is_live(then_ms)]
 
     async def token_in(self, machine: FlyMachine | None = None) -> str:
         """The id of the gateway token with which a machine runs."""

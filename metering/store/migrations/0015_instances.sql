@@ -20,8 +20,10 @@ CREATE TABLE instances (
     placements INTEGER NOT NULL DEFAULT 0, -- places that had no room, of this run
     rebuilds INTEGER NOT NULL DEFAULT 0,   -- machines that ended failed, of this run
     token_id TEXT REFERENCES gateway_tokens (id),
+    answered_version TEXT,                 -- of the machine's configuration: the newest whose gateway was seen answering
     ready_at_ms INTEGER,                   -- first; from then on there is data of the user's
     attempts INTEGER NOT NULL DEFAULT 0,   -- that failed in a row
+    given_up INTEGER NOT NULL DEFAULT 0,   -- wishes in a row that came to nothing
     due_at_ms INTEGER,                     -- when somebody shall look at it next; NULL: nothing is to be done
     patience_ms INTEGER,                   -- until when what is waited for now may take
     error_code TEXT,
@@ -48,7 +50,7 @@ CREATE TABLE resources (
 );
 -- One of each, said to the database too. `lost`: made perhaps, and nothing at the vendor can tell.
 CREATE UNIQUE INDEX resources_one ON resources (user_id, generation, kind, name) WHERE state IN ('intent', 'live');
-CREATE INDEX resources_by_upstream ON resources (kind, upstream_id);
+CREATE INDEX resources_by_upstream ON resources (kind, upstream_id) WHERE state = 'live';
 CREATE INDEX resources_open ON resources (state) WHERE state <> 'gone';
 
 -- What one worker of all does now and then, and when it was done last.

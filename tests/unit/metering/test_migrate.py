@@ -15,9 +15,11 @@ from metering.ledger import (
     EXPIRE_RESERVATION,
     EXTEND_RESERVATION,
     HOLD_ACCOUNT,
+    HOLD_TOGETHER,
     INSERT_ENTRY,
     INSERT_RESERVATION,
     MOVE_ACCOUNT,
+    MOVE_TOGETHER,
     RESOLVE_RESERVATION,
     SELECT_EXPIRED_TOKENS,
 )
@@ -187,6 +189,7 @@ def test_the_tables_of_a_store_in_use_are_copied_whole_with_constraints_that_ref
     "sql",
     [
         *(HOLD_ACCOUNT, MOVE_ACCOUNT, INSERT_RESERVATION, CHECKPOINT_RESERVATION, EXTEND_RESERVATION),
+        *(HOLD_TOGETHER, MOVE_TOGETHER),
         *(RESOLVE_RESERVATION, EXPIRE_RESERVATION, INSERT_ENTRY),
     ],
 )

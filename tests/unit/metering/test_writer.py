@@ -157,6 +157,24 @@ async def test_a_refusal_undoes_the_steps_before_it_and_nothing_else(database: D
     assert notes(database) == [1, 2]
 
 
+async def test_the_quick_way_is_taken_until_it_changes_too_little_and_then_the_steps_tell_why(
+    database: Database,
+) -> None:
+    both = "UPDATE stock SET left = left - 2 WHERE left > 1"
+    unit = Unit((Step(TAKE_ONE, (), "sold out"), Step(TAKE_ONE, (), "sold out")), quick=((both, (), 1),))
+    async with writing(database) as writer:
+        with together(writer):
+            first, second = writer.submit(unit), writer.submit(unit)
+        assert await first == Done([(2,), (1,)])  # their batch was undone, and told apart by the steps
+        assert await second == Declined("sold out")
+        assert stock(database) == 1
+    with closing(database.connect()) as connection:
+        connection.execute("UPDATE stock SET left = 5")
+    async with writing(database) as writer:
+        assert await writer.submit(unit) == Done([None])
+        assert stock(database) == 3
+
+
 async def test_conditions_admit_exactly_what_is_there(database: Database) -> None:
     async with writing(database) as writer:
         takes = [writer.submit(Unit((Step(TAKE_ONE, (), refusal="sold_out"),))) for _ in range(20)]

@@ -310,6 +310,16 @@ async def test_what_came_before_garbage_in_the_same_bytes_is_read_before_the_err
         await answer.read()
 
 
+@pytest.mark.parametrize("control", sorted({*range(0x20), 0x7F} - {0x09}))
+async def test_no_header_with_a_control_byte_comes_through(control):
+    """What a vendor's head may say goes down without another look."""
+    connection, answer = busy(asyncio.get_running_loop())
+    lines = b"HTTP/1.1 200 OK\r\nX-Word: a%cb\r\nContent-Length: 0\r\n\r\n" % control
+    connection.data_received(lines)
+    assert answer.failure is not None
+    assert not answer.status
+
+
 async def test_the_trailers_of_an_answer_are_no_headers_of_the_next():
     connection, answer = busy(asyncio.get_running_loop())
     connection.data_received(CHUNKED + b"1\r\na\r\n0\r\nX-Trailer: theirs\r\n\r\n")
