@@ -585,6 +585,36 @@ def _no_good_token(world: World) -> str:
     return f"tokens of what goes away: {good}" if good else ""
 
 
+STALL_S = 120.0
+"""Longer than a claim lasts: who stands still so long is taken for dead."""
+
+
+async def stall(folder: Path, dice: random.Random, instant: int) -> int | None:
+    """Who provisions stands still at any instant, until another has done it, and goes on then: what it was about to ask of a vendor is
+    asked, and nothing it writes counts. Only of volumes does Fly make another each time; the one too many is found in its lists, and
+    mended there. How many there were of those, None where it did not come to that."""
+    async with created(folder, dice) as world:
+        worker = await world.worker(at(instant, Fate.STANDS_STILL))
+
+        async def do() -> None:
+            await ACTS["provision"].wish(worker.machines)
+            await worker.follow()
+
+        if await worker.process.run(do()) or world.instance() is None:
+            return None
+        await world.pause(STALL_S)
+        await world.settle()
+        assert world.check() == READY, world.told()
+        await worker.process.go_on()
+        await world.settle()
+        too_many = len(world.vendors.fly.volumes) - 1
+        if too_many:
+            other = await world.worker()
+            await other.process.run(other.provisioner.reconcile(repairs=True))
+        assert world.check() == READY, (worker.process.place, world.told())
+    return too_many
+
+
 # --- everything at once --------------------------------------------------------------------------------
 
 WISHES = (*ACTS, "provision", "over_budget", "within_budget")
@@ -723,7 +753,7 @@ def run(played: Played, seed: str) -> Any:
 
 
 def every_play() -> Iterator[tuple[str, Played]]:
-    """Each death, each failure and each change of mind once."""
+    """Each death, failure, change of mind and stall once."""
     for name, act in ACTS.items():
         for instant in range(INSTANTS[name]):
             yield f"death {name} {instant}", partial(death, act=act, instant=instant)
@@ -732,6 +762,9 @@ def every_play() -> Iterator[tuple[str, Played]]:
     for instant, dies, wishes in itertools.product(range(INSTANTS["provision"]), (False, True), (1, 2)):
         mind = partial(change_of_mind, instant=instant, dies=dies, wishes=wishes)
         yield f"change of mind {instant}, dies: {dies}, wishes: {wishes}", mind
+
+    for instant in range(INSTANTS["provision"]):
+        yield f"stall {instant}", partial(stall, instant=instant)
 
 
 def main() -> int:
