@@ -22,9 +22,7 @@ from typing import Any, Literal
 import httpx
 
 from metering.errors import Refused
-from metering.objects import (
-    user_tag,
-)
+from metering.objects import user_tag
 from metering.store.writer import Step
 from metering.users import INSERT_CHANGE, minting, replacing
 from provisioning import names
