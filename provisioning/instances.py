@@ -87,10 +87,10 @@ UPDATE instances SET desired = ?2, status = CASE WHEN ?3 = '' THEN status ELSE ?
     rotates = CASE WHEN ?4 = 1 THEN 1 ELSE rotates END, attempts = 0, error_code = NULL, is_retryable = 0, placements = 0,
     rebuilds = 0, patience_ms = NULL, due_at_ms = ?5, started_at_ms = ?5, updated_at_ms = ?5
 WHERE user_id = ?1 AND wished = ?6"""
-# One that could not be suspended is wished to be once more.
+# One that could not be suspended is wished to be once more. One that may run again is begun again: it may be cordoned by now.
 SET_OVER_BUDGET = """
-UPDATE instances SET is_over_budget = ?2, wished = wished + 1, attempts = 0, patience_ms = NULL, due_at_ms = ?3,
-    updated_at_ms = ?3
+UPDATE instances SET is_over_budget = ?2, status = CASE WHEN ?2 = 0 AND desired = 'running' THEN 'starting' ELSE status END,
+    wished = wished + 1, attempts = 0, patience_ms = NULL, due_at_ms = ?3, updated_at_ms = ?3
 WHERE user_id = ?1 AND desired <> 'gone' AND ready_at_ms IS NOT NULL AND (is_over_budget <> ?2
     OR ?2 = 1 AND desired = 'running' AND status <> 'suspended' AND due_at_ms IS NULL)"""
 

@@ -160,7 +160,7 @@ class World:
             pause=self.pause,
             jitter=random.Random(self.dice.random()),
         )
-        self.stack.push_async_callback(process.bury)
+        self.stack.push_async_callback(process.end)
         name = f"worker {len(self.workers)}"
         self.workers.append(Worker(process, parts.machines, Provisioner(parts, name, at_once=1)))
         return self.workers[-1]
@@ -359,7 +359,11 @@ class Act:
     prepare: Callable[[World], None] = _same
 
     async def wish(self, machines: Machines) -> None:
-        await getattr(machines, self.name)(USER, actor="chaos")
+        """Raises MachineError."""
+        if self.name.endswith("_budget"):
+            await machines.instances.set_over_budget(USER, is_over=self.name == "over_budget")
+        else:
+            await getattr(machines, self.name)(USER, actor="chaos")
 
 
 ACTS = {
@@ -372,6 +376,8 @@ ACTS = {
         Act("stop", ("provision",), STOPPED, back=("start",)),
         Act("suspend", ("provision",), SUSPENDED, back=("start",)),
         Act("start", ("provision", "stop"), READY, back=("stop",)),
+        Act("over_budget", ("provision",), SUSPENDED, back=("within_budget",)),
+        Act("within_budget", ("provision", "over_budget"), READY, back=("over_budget",)),
     )
 }
 
@@ -585,8 +591,26 @@ def _no_good_token(world: World) -> str:
     return f"tokens of what goes away: {good}" if good else ""
 
 
+async def overtaken(folder: Path, dice: random.Random, act: Act, meanwhile: Act, effects: int) -> bool:
+    """Something else is wished after so many effects of an act: that comes true, as if nothing else had been. Whether it came to it."""
+    async with created(folder, dice) as world:
+        await play_all(world, *act.after)
+        other = await world.worker()
+        worker = await world.worker(after(world, effects, Fate.STANDS_STILL))
+        if await worker.process.run(_wish(world, worker, act, follows=True)):
+            return False
+        await other.process.run(_wish(world, other, meanwhile, follows=False))
+        await worker.process.go_on()
+        await world.settle()
+        await _catch_up(world)
+        world.check()
+    return True
+
+
 STALL_S = 120.0
 """Longer than a claim lasts: who stands still so long is taken for dead."""
+OLD_S = 3_700.0
+"""What is younger may be on its way, and is left alone."""
 
 
 async def stall(folder: Path, dice: random.Random, instant: int) -> int | None:
@@ -609,6 +633,7 @@ async def stall(folder: Path, dice: random.Random, instant: int) -> int | None:
         await world.settle()
         too_many = len(world.vendors.fly.volumes) - 1
         if too_many:
+            await world.pause(OLD_S)
             other = await world.worker()
             await other.process.run(other.provisioner.reconcile(repairs=True))
         assert world.check() == READY, (worker.process.place, world.told())
@@ -617,7 +642,7 @@ async def stall(folder: Path, dice: random.Random, instant: int) -> int | None:
 
 # --- everything at once --------------------------------------------------------------------------------
 
-WISHES = (*ACTS, "provision", "over_budget", "within_budget")
+WISHES = (*ACTS, "provision")
 AT_ODDS = 0.2
 """So often something else than a machine is wished where there is none."""
 PASSING = (
@@ -667,10 +692,10 @@ async def _round(world: World) -> str:
     world.trouble = partial(_random_trouble, dice, dice.choice((0.0, FAILS)))
     world.vendors.fly.set_habits(Habits(shortages=_random_shortages(dice)))
     worker = await world.worker(at(dice.randrange(INSTANTS_MAX), fate))
-    is_over = await worker.process.run(_wish(world, worker, wanted, follows=True))
+    is_over = await worker.process.run(_wish(world, worker, ACTS[wanted], follows=True))
     if meanwhile is not None and not is_over:
         other = await world.worker()
-        await other.process.run(_wish(world, other, meanwhile, follows=False))
+        await other.process.run(_wish(world, other, ACTS[meanwhile], follows=False))
         if dice.random() < 0.5:
             worker.process.die()
         else:
@@ -680,13 +705,10 @@ async def _round(world: World) -> str:
     return f"{wanted}, {meanwhile}, {fate.name} at {worker.process.place}"
 
 
-async def _wish(world: World, worker: Worker, name: str, *, follows: bool) -> None:
-    if name in ACTS:
-        ACTS[name].prepare(world)
-        with contextlib.suppress(MachineError):
-            await ACTS[name].wish(worker.machines)
-    else:
-        await worker.machines.instances.set_over_budget(USER, is_over=name == "over_budget")
+async def _wish(world: World, worker: Worker, act: Act, *, follows: bool) -> None:
+    act.prepare(world)
+    with contextlib.suppress(MachineError):
+        await act.wish(worker.machines)
     if follows:
         await worker.follow()
 
@@ -722,13 +744,15 @@ def _random_shortages(dice: random.Random) -> dict[str, Shortage]:
 
 Played = Callable[[Path, random.Random], Coroutine[Any, Any, object]]
 INSTANTS = {
-    "provision": 360,
+    "provision": 390,
     "deprovision": 160,
     "update": 220,
     "rotate": 220,
     "stop": 120,
     "suspend": 120,
     "start": 160,
+    "over_budget": 120,
+    "within_budget": 160,
 }
 """As many as there are in an act, and a little more: how often a socket is waited for is not the same each time."""
 REQUESTS = {
@@ -739,7 +763,11 @@ REQUESTS = {
     "stop": 5,
     "suspend": 5,
     "start": 7,
+    "over_budget": 5,
+    "within_budget": 7,
 }
+EFFECTS_MAX = 50
+"""Of an act."""
 ROUNDS = 20
 """Of a long run."""
 
@@ -753,7 +781,7 @@ def run(played: Played, seed: str) -> Any:
 
 
 def every_play() -> Iterator[tuple[str, Played]]:
-    """Each death, failure, change of mind and stall once."""
+    """Each death, failure, change of mind, other wish and stall once."""
     for name, act in ACTS.items():
         for instant in range(INSTANTS[name]):
             yield f"death {name} {instant}", partial(death, act=act, instant=instant)
@@ -763,6 +791,10 @@ def every_play() -> Iterator[tuple[str, Played]]:
         mind = partial(change_of_mind, instant=instant, dies=dies, wishes=wishes)
         yield f"change of mind {instant}, dies: {dies}, wishes: {wishes}", mind
 
+    for act, meanwhile, effects in itertools.product(ACTS.values(), ACTS.values(), range(1, EFFECTS_MAX)):
+        if effects < INSTANTS[act.name] / 5:
+            other = partial(overtaken, act=act, meanwhile=meanwhile, effects=effects)
+            yield f"overtaken {act.name} by {meanwhile.name} {effects}", other
     for instant in range(INSTANTS["provision"]):
         yield f"stall {instant}", partial(stall, instant=instant)
 

@@ -1,8 +1,8 @@
 """A process that dies, or stands still, at any instant, within the test's own process: whatever runs in it is never resumed.
 
-Nothing of the dead is cancelled: no `finally` and no `except` runs. Its connections end, as the system ends them; what it had
-handed to its store's writer, and the writer had not taken yet, is lost. The dead lie where they fell until `bury`, at the end of the
-test's loop, and their coroutines for ever: to collect one would run it.
+Of the dead no `finally` and no `except` runs. Its connections end, as the system ends them; what it had handed to its store's
+writer, and the writer had not taken yet, is lost. Its tasks end, so that nobody waits for them; its coroutines lie where they fell for
+ever, since to collect one would run it.
 """
 
 import asyncio
@@ -36,14 +36,13 @@ class Process:
         self.place = ""
         """Where it died or stood still."""
         self.is_dead = False
-        self.is_buried = False
         self.died = asyncio.Event()
         self.stood_still = asyncio.Event()
         self.writers: list[GroupCommitWriter] = []
         """Of its stores."""
         self._fate = fate
         self._goes_on: asyncio.Future[None] | None = None
-        self._tasks: set[asyncio.Task[Any]] = set()
+        self._tasks: dict[asyncio.Task[Any], Coroutine[Any, Any, Any]] = {}
         self._transports: list[asyncio.Transport] = []
 
     async def run(self, coroutine: Coroutine[Any, Any, Any]) -> bool:
@@ -58,7 +57,7 @@ class Process:
         await asyncio.wait({running, *ending}, return_when=asyncio.FIRST_COMPLETED)
         for task in ending:
             task.cancel()
-        if not running.done():
+        if self.is_dead or not running.done():
             self._running = running
             return False
         await running
@@ -70,9 +69,9 @@ class Process:
         self._goes_on.set_result(None)
         await self._running
 
-    def adopt(self, task: "asyncio.Task[Any]") -> None:
-        self._tasks.add(task)
-        task.add_done_callback(self._tasks.discard)
+    def adopt(self, task: "asyncio.Task[Any]", coroutine: Coroutine[Any, Any, Any]) -> None:
+        self._tasks[task] = coroutine
+        task.add_done_callback(self._tasks.pop)
 
     def connect(self, transport: asyncio.Transport) -> None:
         self._transports.append(transport)
@@ -100,20 +99,17 @@ class Process:
             writer._queue.clear()
         for transport in self._transports:
             transport.abort()
-        if self._goes_on is not None and not self._goes_on.done():
-            self._goes_on.set_result(None)
+        for task, coroutine in self._tasks.items():
+            ctypes.pythonapi.Py_IncRef(ctypes.py_object(coroutine))
+            task.cancel()
         self.died.set()
 
-    async def bury(self) -> None:
-        """Before the loop ends, and not much before: libraries that wait for the dead go on at it until then."""
-        if self._goes_on is not None and not self._goes_on.done():
+    async def end(self) -> None:
+        """Before the loop ends: whoever stands still dies, and nothing of it is left to be waited for."""
+        if self.stood_still.is_set() and not self._running.done():
             self.die()
-        self.is_buried = True
-        tasks = list(self._tasks)
-        for task in tasks:
-            task.cancel()
-        if tasks:
-            await asyncio.wait(tasks)
+        if self._tasks:
+            await asyncio.wait(set(self._tasks))
 
 
 class Loop(asyncio.SelectorEventLoop):
@@ -143,7 +139,7 @@ def _made(
     if process is None:
         return asyncio.Task(coroutine, loop=loop, **options)
     task = asyncio.Task(_mortal(coroutine, process), loop=loop, **options)
-    process.adopt(task)
+    process.adopt(task, coroutine)
     return task
 
 
@@ -152,7 +148,7 @@ async def _mortal(coroutine: Coroutine[Any, Any, Any], process: Process) -> Any:
 
 
 class _Watched:
-    """Runs a coroutine until its process is dead, and then does not end."""
+    """Runs a coroutine until its process is dead."""
 
     def __init__(self, coroutine: Coroutine[Any, Any, Any], process: Process) -> None:
         self._coroutine = coroutine
@@ -180,12 +176,6 @@ class _Watched:
                 error = (yield from self._instant()) or error
             if error is not None:
                 given, step = error, self._coroutine.throw
-        ctypes.pythonapi.Py_IncRef(ctypes.py_object(self._coroutine))
-        while not process.is_buried:
-            try:
-                yield from asyncio.get_running_loop().create_future()
-            except asyncio.CancelledError:
-                continue  # nobody is there to hear it
         raise asyncio.CancelledError
 
     def _instant(self) -> Generator[Any, Any, BaseException | None]:
@@ -197,6 +187,8 @@ class _Watched:
                 yield from asyncio.shield(goes_on)
             except asyncio.CancelledError as cancelled:
                 error = cancelled
+                if self._process.is_dead:
+                    break
         return error
 
 
