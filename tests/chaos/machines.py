@@ -527,7 +527,8 @@ async def again(world: World, act: Act) -> None:
     assert one is not None
     if one["ready_at_ms"] is None:
         await play_all(world, "provision")
-    await play_all(world, act.name)
+    # Who has money again is not told so twice.
+    await play_all(world, "start" if act.name == "within_budget" else act.name)
 
 
 async def change_of_mind(
