@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 
 from provisioning import worker
+from provisioning.lifecycle import GRACE_MS
 from routes.given import BODY_BYTES_MAX
 from routes.machines import AGAIN_AFTER_S, MACHINE_CALLS
 from simulators.fly import FAILING_IMAGE, ORG_SLUG, VENDOR_KEY, fails
@@ -433,6 +434,7 @@ async def test_operators_stop_start_suspend_update_and_rotate(here: House) -> No
         assert (answer.status_code, answer.json()["user"]) == (202, "ada"), wish
         await here.until("ada", status)
     assert here.vendors.gateway_token() != before
+    here.clock.advance(GRACE_MS / 1000)
     for gateway_token, expected in ((before, 401), (here.vendors.gateway_token(), 200)):
         assert (await here.get("/api/user/machine", gateway_token)).status_code == expected
     here.vendors.assert_one_of_each()

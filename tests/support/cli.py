@@ -18,7 +18,7 @@ from metering.prices import Priced, PricedLine
 from metering.store.database import Database
 from metering.store.store import open_store
 
-WAIT_S = 20.0
+WAIT_S = 60.0
 """For a process to say or end what it should at once."""
 
 
