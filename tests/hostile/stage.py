@@ -106,6 +106,7 @@ ENDS_WITHIN_S = 20.0
 OWN_STATUSES = frozenset({200, 400, 401, 404, 405, 413, 426, 429, 431})
 """All that a hostile request may be told, once its vendor is well."""
 CREDITS = 10**10
+ADMIN_TOKEN = "operators-token-of-hostile-tests-" + "0" * 16
 
 
 # --- the vendor -----------------------------------------------------------------------------------------
@@ -547,7 +548,10 @@ async def staged(folder: Path, *, env: dict[str, str] | None = None, **plan: Any
     async with (
         RecordingVendor().running() as vendor,
         running_gateway(
-            folder, upstream=vendor.url, env={**others_at(vendor.url), **(env or {})}, **plan
+            folder,
+            upstream=vendor.url,
+            env={**others_at(vendor.url), "ADMIN_TOKEN": ADMIN_TOKEN, **(env or {})},
+            **plan,
         ) as gateway,
     ):
         other = await gateway.new_token("other")

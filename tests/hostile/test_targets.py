@@ -41,7 +41,7 @@ LINES = {
     "a path of 70 kB": (b"POST /api/llm/" + b"a" * 70_000 + b" HTTP/1.1", 431),
     "ten thousand segments": (b"POST /api/llm" + b"/a" * 10_000 + b" HTTP/1.1", 404),
     "a query of 70 kB": (b"POST /api/llm/v1/messages?" + b"a" * 70_000 + b" HTTP/1.1", 431),
-    "admin": (b"GET /admin/users HTTP/1.1", 503),  # below /admin nobody learns what there is
+    "admin": (b"GET /admin/users HTTP/1.1", 401),  # below /admin nobody learns what there is
     "git": (b"GET /.git/config HTTP/1.1", 404),
     "environment": (b"GET /api/llm/../../.env HTTP/1.1", 404),
     # methods
