@@ -34,6 +34,7 @@ from proxy.heads import (
     fault_of,
     lines_of,
 )
+from proxy.outgoing import Outgoing, Turn
 from proxy.request import Request, first_of
 from proxy.surface import Headers, Rendered
 
@@ -104,6 +105,8 @@ class Connection(asyncio.Protocol):
     refusal: Refusal
     _known_targets: dict[bytes, Target]
     """Of all connections."""
+    turn: Turn
+    """As well."""
 
     @staticmethod
     def on_malformed() -> None:
@@ -155,7 +158,7 @@ class Connection(asyncio.Protocol):
         self._task: asyncio.Task[None] | None = None
         self._waiting: deque[tuple[Request, Handle]] = deque()
         """Sent ahead of the answer to the running one."""
-        self._unsent_head = b""
+        self._outgoing: Outgoing = None  # type: ignore[assignment]  # until `connection_made`
         self._ends_by_closing = False
         self._on_gone: Callable[[], None] | None = None
         self._idle_until_s = 0.0
@@ -190,7 +193,6 @@ class Connection(asyncio.Protocol):
         The client sees a transfer that broke off, never a clean end.
         """
         self._on_gone = None
-        self.flush()
         if self._running is not None:
             self._running.abandon()
         if self._ends_by_closing:  # an ordinary close would be its clean end: reset the connection instead
@@ -199,7 +201,8 @@ class Connection(asyncio.Protocol):
         self._close()
 
     def drop(self) -> None:
-        """Give up on a client that takes nothing: what is not yet written is thrown away, and it has left."""
+        """Give up on a client that takes nothing: what its system has not taken is thrown away, and it has left."""
+        self._outgoing.flush()
         self.transport.abort()
 
     def take_body(self, request: Request) -> bytes:
@@ -242,7 +245,8 @@ class Connection(asyncio.Protocol):
         request.has_begun = True
         request.abandon()
         self._successor = successor
-        self.transport.write(head)
+        self._outgoing.put(head)
+        self._outgoing.flush()
         successor.connection_made(self.transport)
         self._flow.resume_reading()
         ahead, self._ahead = self._ahead, b""
@@ -251,7 +255,7 @@ class Connection(asyncio.Protocol):
 
     def begin(self, status: int, headers: Headers, *, is_flushed_soon: bool, is_clean: bool = False) -> None:
         """Begin the answer of the running request. Its head goes out with the first piece of the body, in one
-        write; `is_flushed_soon`: or by itself in the loop's next turn, when there is no body by then. `is_clean`: the
+        write; `is_flushed_soon`: or by itself at the end of the loop's turn, when there is no body by then. `is_clean`: the
         headers are known to have no control bytes; else those that have some are left out."""
         request = self._running
         if request is None or request.is_abandoned:
@@ -272,12 +276,15 @@ class Connection(asyncio.Protocol):
                 framing = b"transfer-encoding: chunked\r\n"
         if not request.keep_alive:
             framing += b"connection: close\r\n"
-        self._unsent_head = b"".join((STATUS_LINE[status], lines, framing, b"\r\n"))
+        head = b"".join((STATUS_LINE[status], lines, framing, b"\r\n"))
         if is_flushed_soon:
-            self.loop.call_soon(self.flush)
+            self._outgoing.put(head)
+        else:
+            self._outgoing.hold(head)
 
     def write(self, piece: bytes, *, is_last: bool) -> None:
-        """Write a piece of the running answer's body, framed; nothing once the client has left."""
+        """Write a piece of the running answer's body, framed, at the end of the loop's turn; nothing once the client has
+        left."""
         request = self._running
         if request is None or request.is_abandoned:
             return
@@ -287,18 +294,10 @@ class Connection(asyncio.Protocol):
                 piece += b"0\r\n\r\n"
         elif request.method == "HEAD":
             piece = b""
-        if self._unsent_head:
-            piece, self._unsent_head = self._unsent_head + piece, b""
-        if piece:
-            self.transport.write(piece)
+        if piece or is_last:
+            self._outgoing.put(piece)
         if is_last:
             self._end_answer(request)
-
-    def flush(self) -> None:
-        """Send a head that no body has taken along."""
-        if self._unsent_head and self._running is not None and not self._running.is_abandoned:
-            head, self._unsent_head = self._unsent_head, b""
-            self.transport.write(head)
 
     async def drain(self) -> None:
         """Wait until the client has taken most of what was written, or has left."""
@@ -310,13 +309,14 @@ class Connection(asyncio.Protocol):
     def shutdown(self) -> None:
         """The server ends: no more requests than those that have come."""
         if self._newest is None or self._newest.is_answered:
-            self.transport.close()
+            self._close()
         else:
             self._newest.keep_alive = False
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]  # of a stream
         self.transport = transport
         self._flow = FlowControl(transport)
+        self._outgoing = Outgoing(transport, self.turn)
         self.server_state.connections.add(self)  # type: ignore[arg-type]  # it knows its own kinds only
         if len(self.server_state.connections) > self.connections_max:
             self.drop()
@@ -328,6 +328,7 @@ class Connection(asyncio.Protocol):
     def connection_lost(self, exc: Exception | None) -> None:
         self.server_state.connections.discard(self)
         self.is_gone = True
+        self._outgoing.forget()
         for timer in (self._idle_timer, self._stall_timer, self._linger_timer):
             if timer is not None:
                 timer.cancel()
@@ -512,9 +513,8 @@ class Connection(asyncio.Protocol):
             if (self._is_in_body or self._ahead) and request is self._newest:
                 self._linger()
             else:
-                self.transport.close()
+                self._close()
         if self.transport.is_closing():
-            self._expect_flush()
             return
         if self._flow.read_paused:
             self._flow.resume_reading()
@@ -581,8 +581,7 @@ class Connection(asyncio.Protocol):
 
     def _say_continue(self, request: Request) -> None:
         request.expects_continue = False
-        if not self.transport.is_closing():
-            self.transport.write(b"HTTP/1.1 100 Continue\r\n\r\n")
+        self._outgoing.put(b"HTTP/1.1 100 Continue\r\n\r\n")
 
     async def _change(self, request: Request) -> None:
         request.waiter = self.loop.create_future()
@@ -619,7 +618,7 @@ class Connection(asyncio.Protocol):
             return
         if running is not None and not running.is_answered:
             if running is not self._newest or running.has_begun or running.is_whole:
-                self.transport.abort()  # another answer is being written: ours would stand in it
+                self.drop()  # another answer is being written: ours would stand in it
                 return
             running.abandon()  # its body went wrong: nobody may wait for the rest, or answer it
         else:
@@ -629,7 +628,7 @@ class Connection(asyncio.Protocol):
         self.told = refused, answer.status
         fields = [*answer.headers, (b"content-length", b"%d" % len(answer.body)), (b"connection", b"close")]
         head = STATUS_LINE[answer.status] + lines_of(fields)
-        self.transport.write(b"%b\r\n%b" % (head, answer.body))
+        self._outgoing.put(b"%b\r\n%b" % (head, answer.body))
         self._linger()
 
     def _parse_body_of_upgrade(self) -> None:
@@ -665,15 +664,14 @@ class Connection(asyncio.Protocol):
         if self.transport.is_closing():
             return
         self._flow.resume_reading()
+        self._outgoing.flush()
         self.transport.write_eof()
         self._linger_timer = self.loop.call_later(LINGER_S, self._close)
 
     def _close(self) -> None:
         """Close when everything is written, or the client takes no more of it."""
+        self._outgoing.flush()
         self.transport.close()
-        self._expect_flush()
-
-    def _expect_flush(self) -> None:
         if self.transport.get_write_buffer_size():
             self._expect_progress()
 
@@ -708,6 +706,7 @@ def bounded(
         "on_malformed": staticmethod(on_malformed),
         "handle_of": staticmethod(handle_of),
         "_known_targets": {},
+        "turn": Turn(),
         "connections_max": connections_max,
         "head_bytes_max": head_bytes_max,
         "headers_max": headers_max,
