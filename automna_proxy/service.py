@@ -46,6 +46,7 @@ from proxy.endings import Endings
 from proxy.lingering import Lingering
 from proxy.mounted import Mounted
 from proxy.outbox import Courier, webhook_client
+from proxy.phase_times import TimedTelemetry
 from proxy.pipeline import Engine
 from proxy.preparation import Preparation
 from proxy.running import Running
@@ -150,12 +151,15 @@ async def running_service(  # noqa: PLR0915 - a statement for each part
     """
     clock = clock or SystemClock()
     plans, prices = load_plans(settings.plans_path), PriceTable.load(settings.prices_path)
-    telemetry = Telemetry(prices, log_format=settings.log_format, say=CanonicalLines().say)
+    kind = TimedTelemetry if settings.phase_times else Telemetry
+    telemetry = kind(prices, log_format=settings.log_format, say=CanonicalLines().say)
     database = Database.from_url(settings.database_url, busy_timeout_s=settings.store_busy_timeout_s)
     bounds = bounds_of(settings)
     async with AsyncExitStack() as stack:
         stack.enter_context(serving(database))
-        store = await stack.enter_async_context(open_store(database, on_commit=telemetry.committed))
+        store = await stack.enter_async_context(
+            open_store(database, on_commit=telemetry.committed, on_times=telemetry.on_times)
+        )
         worker_id = new_id(f"wrk_{socket.gethostname()[:20]}", clock.now_ms())
         ledger = Ledger(store, clock, worker_id)
         directory, rate_limits = Directory(store, clock), RateLimits(clock)

@@ -74,6 +74,10 @@ class Settings:
     )
     log_format: str = _setting("console", "`console` or `json`: one line per request either way")
     log_level: str = _setting("info", "`debug`, `info`, `warning` or `error`")
+    phase_times: bool = _setting(
+        False,
+        "take the time of each phase of a request, and of each wait for the ledger, into metrics: `on` (or 1) or `off`",
+    )
 
     body_bytes_max: int = _setting(32 * 1024 * 1024, "longest request body", unit="bytes", minimum=1)
     head_bytes_max: int = _setting(64 * 1024, "longest request line and headers", unit="bytes", minimum=1024)
@@ -325,7 +329,7 @@ _GATEWAY_URL = re.compile(r"https?://[^\s/?#]+(?:/[^\s/?#]+)*")
 _APP_PREFIX = re.compile(rf"[a-z][a-z0-9-]{{0,{APP_PREFIX_CHARS_MAX - 1}}}")
 _FLY_SCHEMES = frozenset({"FlyV1", "Bearer"})
 """What a token may be copied with, before a space."""
-_SWITCH = {"on": True, "off": False}
+_SWITCH = {"on": True, "1": True, "off": False, "0": False}
 
 
 @dataclass(frozen=True, slots=True)

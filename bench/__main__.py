@@ -75,6 +75,11 @@ def options(arguments: Sequence[str]) -> argparse.Namespace:
         action="store_true",
         help=f"gateways of the field beside it, as far as `make peers` has installed them: {', '.join(MEASURED)}",
     )
+    parser.add_argument(
+        "--phases",
+        action="store_true",
+        help="the proxy takes the time of its phases, which is shown under each table, and costs it some",
+    )
     floor = ", ".join(f"{name} {rate:,.0f}/s" for name, rate in FLOOR_PER_S.items())
     parser.add_argument("--check", action="store_true", help=f"exit with status 1 below the floor: {floor}")
     parser.add_argument(
@@ -91,9 +96,14 @@ def options(arguments: Sequence[str]) -> argparse.Namespace:
     chosen.repeats = chosen.repeats or (QUICK_REPEATS if chosen.quick else REPEATS)
     chosen.rounds = chosen.rounds or (QUICK_REPEATS if chosen.quick else ROUNDS)
     chosen.shapes = [shape for shape in SHAPES if shape.name in (chosen.shapes or compared[:2])]
-    chosen.is_documented = chosen.only is None and not (chosen.quick or chosen.check or chosen.compare)
+    is_part = chosen.quick or chosen.check or chosen.compare or chosen.phases
+    chosen.is_documented = chosen.only is None and not is_part
     if chosen.only is None:
         chosen.only = list(FLOOR_PER_S) if chosen.check else names if chosen.all else own
+        if chosen.phases:
+            chosen.only = [name for name in chosen.only if name not in variants]
+    if chosen.phases and (chosen.compare or set(variants).intersection(chosen.only)):
+        parser.error("--phases is not for --compare and variants: what is compared is as it is served")
     if chosen.peers and (chosen.compare or not set(MEASURED).intersection(chosen.only)):
         parser.error(f"--peers is for {', '.join(MEASURED)}")
     return chosen
@@ -150,7 +160,7 @@ def main(arguments: Sequence[str]) -> int:
         cores = Cores.assign(os.sched_getaffinity(0))
         os.sched_setaffinity(0, {cores.load})
         with tempfile.TemporaryDirectory(prefix="automna-bench-", dir=chosen.folder) as folder:
-            bench = Bench(Path(folder), cores, chosen.seconds, chosen.repeats, _say)
+            bench = Bench(Path(folder), cores, chosen.seconds, chosen.repeats, _say, chosen.phases)
             if chosen.compare:
                 return _compare(bench, chosen, machine)
             for one in MEASUREMENTS:
@@ -164,6 +174,7 @@ def main(arguments: Sequence[str]) -> int:
             return CANNOT_MEASURE
         failure = error  # what was measured before is shown all the same
     how = f"{chosen.repeats} runs of {chosen.seconds:g} s; variants: {QUICK_REPEATS if chosen.quick else VARIED_ROUNDS} rounds of {VARIED_SECONDS:g} s"
+    how += ", phases timed" if chosen.phases else ""
     _show(machine, cores, how)
     text = document(runs, varied, peers)
     print(text)

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from enum import Enum
 from pathlib import Path
 
-from bench import native, targets, wrk
+from bench import inside, native, targets, wrk
 from bench.beside import asking
 from bench.books import Books, check_bound, check_count
 from bench.machine import Cores, core_times, cpu_s, rss_mb
@@ -71,6 +71,9 @@ class Shape:
     has_beside: bool = False
     """Somebody else is served beside it, whose waiting is measured."""
 
+    has_commits: bool = False
+    """It is told how many group commits of the ledger it took."""
+
     @property
     def is_streaming(self) -> bool:
         return self.vendor != FIXED
@@ -98,7 +101,7 @@ class Measurement:
 
 
 SHAPES = (
-    Shape("requests", "2 KB requests, 64 connections", FIXED, WRK, 64),
+    Shape("requests", "2 KB requests, 64 connections", FIXED, WRK, 64, has_commits=True),
     Shape("bursts", "bursts of 60-event streams, 16 connections", BURSTS, WRK, 16, "streams"),
     Shape(
         "latency",
@@ -107,6 +110,7 @@ SHAPES = (
         OPEN_LOOP,
         8,
         is_compared=False,
+        has_commits=True,
     ),
     Shape("long", "100 KB requests, 16 connections", FIXED, WRK, 16, body=Body.LONG),
     Shape(
@@ -159,6 +163,8 @@ class Bench:
     seconds: float
     repeats: int
     say: Callable[[str], None]
+    has_phases: bool = False
+    """The proxy takes the time of its phases."""
 
     def run(self, measurement: Measurement, guests: "Guests" = nobody) -> dict[str, list[Figures]]:
         """All runs of ours by target; guests have theirs at the end of each round. Raises UncountedError, WrkError,
@@ -174,7 +180,7 @@ class Bench:
                 )
             )
             proxy = stack.enter_context(
-                targets.proxy(books.folder, vendor, core=cores.proxy, environ=books.environ)
+                targets.proxy(books.folder, vendor, core=cores.proxy, environ=self.environ(books))
             )
             self.check_answers(measurement, vendor, (nginx, proxy), books)
             all_targets = (vendor, nginx, proxy)
@@ -191,6 +197,10 @@ class Bench:
         kinds = books.kinds()
         self.say(f"{measurement.name}: ledger clean, {kinds}")
         return runs
+
+    def environ(self, books: Books) -> dict[str, str]:
+        """The settings of a proxy that is measured."""
+        return {**books.environ, "PHASE_TIMES": "on"} if self.has_phases else books.environ
 
     def vendor(self, shape: Shape, folder: Path) -> contextlib.AbstractContextManager[Target]:
         """The vendor that a kind of load needs; it answers every kind of traffic."""
@@ -223,6 +233,8 @@ class Bench:
         is_proxy = target.name == PROXY
         ids_each = measurement.traffic.ids_each if is_proxy else 0
         settled, bound = books.settled() if is_proxy else 0, books.bound() if ids_each else 0
+        is_told = is_proxy and (measurement.shape.has_commits or self.has_phases)
+        told = targets.metrics(target) if is_told else {}
         core = self.cores.proxy if target.name != "vendor" else self.cores.vendor
         process_s, own, load, began_s = (
             cpu_s(target.pid),
@@ -241,6 +253,11 @@ class Bench:
         own_after, load_after = core_times(core), core_times(self.cores.load)
         process_s = cpu_s(target.pid) - process_s
         answers = round(figures["answers"])
+        if is_told:
+            told_after = targets.metrics(target)
+            if measurement.shape.has_commits:
+                figures |= inside.commits(told, told_after, answers=answers)
+            figures |= inside.phase_times(told, told_after) if self.has_phases else {}
         if is_proxy:
             entries = books.settled() - settled
             in_flight_max = measurement.shape.connections if measurement.shape.client == WRK else 0

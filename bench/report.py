@@ -4,6 +4,7 @@ import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+from bench import inside
 from bench.compare import Rounds, comparison_table
 from bench.measure import MEASUREMENTS, Figures, Measurement, median
 from bench.peers.runs import PeerRuns
@@ -32,12 +33,14 @@ COLUMNS: tuple[tuple[str, str, str], ...] = (
     ("beside_p99_ms", "beside it p99 ms", ",.1f"),
     ("beside_max_ms", "longest ms", ",.1f"),
     ("stall_ms", "longest turn of the loop ms", ",.1f"),
+    ("commits_each", "commits each", ",.2f"),
+    ("units_a_commit", "units a commit", ",.1f"),
     ("rss_peak_mb", "peak MB", ",.0f"),
     ("core_share", "of its core", ".0%"),
     ("others_share", "others there", ".0%"),
     ("load_core_idle_share", "load core idle", ".0%"),
 )
-OURS_ALONE = "stall_ms"
+OURS_ALONE = {"stall_ms", "commits_each", "units_a_commit"}
 """What only our own process tells of itself."""
 ALWAYS_SHORT = {"core_share", "others_share", "load_core_idle_share", "rss_peak_mb"}
 """Shown without their spread."""
@@ -65,7 +68,7 @@ def table(
         for row in rows
     ]
     lines.insert(1, "|" + "|".join("-" * (width + 2) for width in widths) + "|")
-    below = [*_ratios(measurement, ours), *_peer_lines(ours, peers)]
+    below = [*_ratios(measurement, ours), *_peer_lines(ours, peers), *_phases(ours[PROXY])]
     return "\n".join([f"{measurement.title}", "", *lines, "", *below])
 
 
@@ -80,6 +83,16 @@ def _peer_lines(ours: Mapping[str, Sequence[Figures]], peers: PeerRuns) -> list[
     return ["", *items] if items else []
 
 
+def _phases(ours: Sequence[Figures]) -> list[str]:
+    """A table of the parts of a request's time, where the proxy took it."""
+    rows = [
+        f"| {part} | {_of(ours, part + inside.MEAN):,.3f} | {_of(ours, part + inside.P99):,.3f} |"
+        for part in inside.PARTS
+        if all(part + inside.MEAN in run for run in ours)
+    ]
+    return ["", "| of its time | mean ms | p99 ms |", "|---|---|---|", *rows] if rows else []
+
+
 def _beside(its_runs: Sequence[Figures], other: str, others_runs: Sequence[Figures]) -> str:
     by_rate, by_cpu = (_of(others_runs, "per_s") / _of(its_runs, "per_s"), _of(its_runs, "cpu_us"))
     by_cpu /= max(_of(others_runs, "cpu_us"), 1e-9)
@@ -92,7 +105,7 @@ def _of(runs: Sequence[Figures], key: str) -> float:
 
 def _is_told(key: str, runs: Mapping[str, Sequence[Figures]]) -> bool:
     have = [key in run for one in runs.values() for run in one]
-    return any(have) if key == OURS_ALONE else all(have)
+    return any(have) if key in OURS_ALONE else all(have)
 
 
 def _cell(key: str, form: str, runs: Sequence[Figures]) -> str:

@@ -14,6 +14,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import trustme
+from prometheus_client.parser import text_string_to_metric_families
 
 from bench import native
 from bench.traffic import TRAFFICS, Traffic
@@ -310,16 +311,30 @@ def _end_of(log: Path) -> str:
     return log.read_text(encoding="utf-8", errors="replace")[-2_000:]
 
 
-def gauge(target: Target, name: str) -> float:
-    """A value of the proxy's own metrics. Raises TargetError where it has none."""
+Sample = tuple[str, tuple[tuple[str, str], ...]]
+"""The name of a sample of a metric, and its labels in their order."""
+Samples = Mapping[Sample, float]
+
+
+def metrics(target: Target) -> Samples:
+    """What the proxy tells of itself now."""
     connection = http.client.HTTPConnection(target.origin.removeprefix("http://"), timeout=30)
     with contextlib.closing(connection):
         connection.request("GET", "/metrics")
-        lines = connection.getresponse().read().decode().splitlines()
-    found = next((line.split()[1] for line in lines if line.startswith(f"{name} ")), None)
+        told = connection.getresponse().read().decode()
+    return {
+        (sample.name, tuple(sorted(sample.labels.items()))): sample.value
+        for family in text_string_to_metric_families(told)
+        for sample in family.samples
+    }
+
+
+def gauge(target: Target, name: str) -> float:
+    """A value of the proxy's own metrics. Raises TargetError where it has none."""
+    found = metrics(target).get((name, ()))
     if found is None:
         raise TargetError(f"/metrics of {target.name} has no {name}")
-    return float(found)
+    return found
 
 
 def ask(

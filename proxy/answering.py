@@ -16,7 +16,7 @@ from proxy.bounds import Bounds
 from proxy.decoding import Decoder, decoder_for
 from proxy.deferral import Deferrals
 from proxy.drains import Drains
-from proxy.exchange import Exchange
+from proxy.exchange import RELAY, Exchange
 from proxy.gate import BodyGate, EventGate, Gate
 from proxy.holds import Holds
 from proxy.links import base_of, relinker
@@ -85,6 +85,7 @@ class Answering:
         self, exchange: Exchange, mounted: Mounted, answer: OpenAnswer, silence: SilenceKeeper | None
     ) -> Awaitable[None]:
         """Note what its head says; the rest is to be awaited."""
+        exchange.phase = RELAY
         status = answer.status
         head = AnswerHead(status, answer.headers)
         is_success = OK <= status < REDIRECT
@@ -180,6 +181,7 @@ class Answering:
         observer.end()
         outcome = outcome_of_whole(exchange, observer)
         await self.settle(exchange, outcome, is_intact=decoder is None or decoder.is_intact)
+        exchange.phase = RELAY
         if not send_at_once(exchange, body, is_last=True):
             await send_body(exchange, body, is_last=True)
 
@@ -343,6 +345,7 @@ class Answering:
             name = mounted.surface.name
             raise Refused(Reason.UPSTREAM_UNREACHABLE, f"{name} answered with an error that cannot be read.")
         await self._booking.durable(exchange)
+        exchange.phase = RELAY
         if silence is not None:
             await silence.hush()
         if exchange.head_is_out:

@@ -15,7 +15,7 @@ from metering.repeats import REQUEST_TIMEOUT, SERVER_ERROR, is_unsure
 from metering.usage import NOTHING, Usage
 from proxy.bounds import Bounds
 from proxy.deferral import Deferrals
-from proxy.exchange import Exchange
+from proxy.exchange import SETTLE, Exchange
 
 REDIRECT, CLIENT_ERROR = 300, 400
 
@@ -81,6 +81,7 @@ class Booking:
         guessed at an output which the vendor has counted since, or does not charge."""
         if exchange.settled is not None:
             return
+        exchange.phase = SETTLE
         operation = exchange.operation
         assert exchange.admitted is not None
         assert operation is not None
@@ -125,6 +126,7 @@ class Booking:
 
     def void(self, exchange: Exchange) -> None:
         assert exchange.admitted is not None
+        exchange.phase = SETTLE
         exchange.outcome, exchange.priced = Outcome.NOT_SENT, NO_COST
         exchange.settled = self._ledger.void(exchange.admitted.reservation)
 

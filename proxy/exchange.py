@@ -16,6 +16,17 @@ from proxy.request import Request
 from proxy.splice import Splice
 from proxy.surface import NO_DEMAND, Demand, Inbound, Observer, Operation, Surface
 
+PHASES = MATCH, AUTHENTICATE, READ, ADMIT, FORWARD, RELAY, SETTLE = (
+    "match",
+    "authenticate",
+    "read",
+    "admit",
+    "forward",
+    "relay",
+    "settle",
+)
+"""Of a request, in their order (docs/architecture.md says what each is)."""
+
 
 class ClientLeftError(Exception):
     """The client closed its connection before its request was forwarded: there is nobody to serve."""
@@ -57,6 +68,7 @@ class Exchange:
         "operation",
         "outcome",
         "own_ids",
+        "phase",
         "priced",
         "refused",
         "repeat",
@@ -78,6 +90,8 @@ class Exchange:
 
     started_s: float
     """`time.monotonic`, as all instants here: the clock of uvloop's loop moves in milliseconds."""
+    phase: str
+    """Which of PHASES is under way. Nothing depends on it: it is there for whoever takes their times (phase_times.py)."""
     operation: Operation | None
     caller: Caller | None
     handshake: Handshake | None
@@ -163,6 +177,7 @@ class Exchange:
         self.connection = connection
         self.request_id = request_id
         self.started_s = started_s
+        self.phase = MATCH
 
         self.operation = self.caller = self.handshake = self.inbound = self.repeat = None
         self.gateway_token = self.access_key = b""

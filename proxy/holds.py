@@ -13,7 +13,7 @@ from metering.prices import PriceTable
 from metering.quotas import quotas_used
 from metering.usage import Usage, UsageLine
 from proxy.bounds import Bounds
-from proxy.exchange import Exchange
+from proxy.exchange import ADMIT, Exchange
 from proxy.mounted import Mounted
 from proxy.rewriting import body_of
 from proxy.slices import Slices
@@ -67,6 +67,7 @@ class Holds:
                 said = orjson.dumps(demand.fields)
             demand = replace(demand, body=said, fields=None)
         exchange.demand = demand
+        exchange.phase = ADMIT
         if operation.is_about_scheduled:
             exchange.is_scheduled = operation.scheduled is not None and demand.scheduled_ms is not None
             exchange.touches_scheduled = operation.touches is not None and not is_done

@@ -13,7 +13,7 @@ from proxy.answering import Answering
 from proxy.booking import Booking
 from proxy.bounds import Bounds
 from proxy.downstream import Successor
-from proxy.exchange import ClientLeftError, Exchange
+from proxy.exchange import RELAY, ClientLeftError, Exchange
 from proxy.handshakes import AnsweredError, dial, handshake_headers
 from proxy.inner import InnerConnection, inner_request
 from proxy.links import base_of, websocket_url
@@ -125,6 +125,7 @@ class Opening:
             exchange, Outcome.CLIENT_LEFT if exchange.client_left else Outcome.COMPLETED, NOTHING
         )
         await self._booking.durable(exchange)
+        exchange.phase = RELAY
         if exchange.connection.is_gone:
             raise ClientLeftError
         headers = [(b"x-automna-request-id", exchange.request_id.encode())]

@@ -34,7 +34,7 @@ from proxy.bounds import Bounds
 from proxy.deferral import Deferrals
 from proxy.downstream import Connection
 from proxy.drains import Drains
-from proxy.exchange import ClientLeftError, Exchange
+from proxy.exchange import AUTHENTICATE, FORWARD, READ, ClientLeftError, Exchange
 from proxy.handshakes import Handshake
 from proxy.headers import accepts_gzip, asks_for_websocket
 from proxy.holds import Holds
@@ -161,7 +161,9 @@ class Engine:
     async def handle(self, mounted: Mounted, path: bytes, connection: Connection, request: Request) -> None:
         """Serve one request below a surface's mount; `path` is what follows the mount, raw."""
         request_id = new_id("req", self._clock.now_ms())
-        exchange = Exchange(mounted.surface, request, connection, request_id, time.monotonic())
+        exchange = self._telemetry.exchange(
+            mounted.surface, request, connection, request_id, time.monotonic()
+        )
         connection.request_id = exchange.request_id
         try:
             await self._serve(exchange, mounted, path)
@@ -206,6 +208,7 @@ class Engine:
             raise Refused(Reason.WEBSOCKET_UNAVAILABLE, message)
         operation, params = mounted.match(request.method, path)
         exchange.operation = operation
+        exchange.phase = AUTHENTICATE
         if operation.spliced is not None and operation.spliced.ticket_piece:
             caller = await self._let_in_by_ticket(exchange, mounted, operation.spliced, params)
         else:
@@ -216,6 +219,7 @@ class Engine:
         exchange.caller = caller
         if caller.token is not None:
             caller.token.require(mounted.surface.name, operation.name)
+        exchange.phase = READ
         if question is not None:
             await self._opening.answer_question(exchange, mounted, path, question)
         elif operation.is_websocket:
@@ -279,6 +283,7 @@ class Engine:
             owned = await self._check_owned(exchange, mounted)
             exchange.admitted = await self._admission.admit(caller, request, *claims, *owned, steps=steps)
         exchange.admitted_s = time.monotonic()
+        exchange.phase = FORWARD
         self._enter(exchange)
         try:
             if exchange.connection.is_gone:

@@ -20,7 +20,7 @@ from metering.sse import BLANK_LINE
 from metering.store.writer import Declined, Result
 from proxy.decoding import Decoder
 from proxy.downstream import BODILESS
-from proxy.exchange import Exchange
+from proxy.exchange import RELAY, Exchange
 from proxy.gate import EventGate, Gate
 from proxy.silence import SilenceKeeper
 from proxy.slices import Slices
@@ -325,6 +325,7 @@ class Relay:
         if self._exchange.settled is None:  # else the end has waited already; what follows it does not
             is_intact = self._decoder is None or self._decoder.is_intact
             await self._desk.settle(self._exchange, outcome, is_intact=is_intact)
+            self._exchange.phase = RELAY
 
     async def _is_granted(self, pieces: Sequence[bytes]) -> bool:
         """Whether what they show is paid for, and without any, what has been counted; waits for that if need be. What is not

@@ -12,7 +12,7 @@ import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import Any
+from typing import Any, ClassVar
 
 import orjson
 from prometheus_client import CollectorRegistry, Counter, Gauge, generate_latest
@@ -24,7 +24,7 @@ from metering.ledger import Settlement
 from metering.money import usd
 from metering.prices import Priced, PriceTable
 from metering.rate_state import RateState
-from metering.store.writer import CommitStats
+from metering.store.writer import CommitStats, CommitTimes
 from metering.usage import OUTPUT_UNITS, PROMPT_UNITS, SEARCH_UNITS
 from proxy.counts import Buckets, Counts, Level, Spread
 from proxy.exchange import Exchange
@@ -46,6 +46,8 @@ _UNITS = {
     for unit in units
 }
 """Units by their label, and to which sum they are added: prompt tokens, output tokens, neither."""
+Say = Callable[[str], None]
+"""What gets the canonical lines."""
 PATH_CHARS_MAX, SEGMENT_CHARS_MAX = 200, 24
 """Of a path that nobody serves, in a log line. Tokens and keys are longer than a segment may be."""
 OWN = "own"
@@ -113,12 +115,17 @@ class OwnExchange:
 class Telemetry:
     """The metrics of one process and its canonical lines."""
 
+    exchange: ClassVar[type[Exchange]] = Exchange
+    """What is made of each request, for `finish` to read."""
+    on_times: Callable[[CommitTimes], None] | None = None
+    """Hears of each group commit's waits, where somebody takes them."""
+
     def __init__(
         self,
         prices: PriceTable,
         *,
         log_format: str = "console",
-        say: Callable[[str], None] = logger.info,
+        say: Say = logger.info,
     ) -> None:
         """`say` gets the canonical lines, in that format, while their logger is enabled."""
         self.registry = CollectorRegistry()

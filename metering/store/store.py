@@ -5,7 +5,7 @@ from contextlib import asynccontextmanager
 
 from metering.store.database import Database
 from metering.store.readers import Readers
-from metering.store.writer import CommitStats, GroupCommitWriter
+from metering.store.writer import CommitStats, CommitTimes, GroupCommitWriter, TimedWriter
 from metering.values import immutable
 
 
@@ -20,11 +20,18 @@ class Store:
 
 @asynccontextmanager
 async def open_store(
-    database: Database, *, on_commit: Callable[[CommitStats], None] | None = None
+    database: Database,
+    *,
+    on_commit: Callable[[CommitStats], None] | None = None,
+    on_times: Callable[[CommitTimes], None] | None = None,
 ) -> AsyncIterator[Store]:
     """Open a migrated store; on leaving, flush the writer and close. Raises StoreMovedError when there is none."""
     database = database.pinned()
-    store = Store(database, GroupCommitWriter(database, on_commit=on_commit), Readers(database))
+    if on_times is None:
+        writer = GroupCommitWriter(database, on_commit=on_commit)
+    else:
+        writer = TimedWriter(database, on_commit=on_commit, on_times=on_times)
+    store = Store(database, writer, Readers(database))
     try:
         yield store
     finally:

@@ -137,8 +137,23 @@ class CommitStats(NamedTuple):
     """What one commit did: for the metrics."""
 
     units: int
-    seconds: float
+    began_s: float
+    ended_s: float
+    """As `time.perf_counter` has it."""
     is_ok: bool
+
+    @property
+    def seconds(self) -> float:
+        return self.ended_s - self.began_s
+
+
+class CommitTimes(NamedTuple):
+    """What passed before and after a commit: where a slow request may have waited."""
+
+    waits_s: Sequence[float]
+    """Of each of its units, from when it was queued to when the commit began; 0 for those that joined it."""
+    heard_s: float
+    """From its end until the loop heard of it."""
 
 
 def store_unavailable(detail: str) -> Refused:
@@ -312,7 +327,7 @@ class GroupCommitWriter:
             results = self._attempt(batch)
             is_ok = self._trouble is None
             pause_s = 0.0 if is_ok else min(max(pause_s * 2, RETRY_MIN_S), RETRY_MAX_S)
-            self._hand_over(results, CommitStats(len(batch), time.perf_counter() - started_s, is_ok))
+            self._hand_over(results, CommitStats(len(batch), started_s, time.perf_counter(), is_ok))
         self._give_up_on_rest()
         self._disconnect()
         self._call_loop(self._flushed.set_result, None)
@@ -449,7 +464,8 @@ class GroupCommitWriter:
             (ticket, store_unavailable("cannot be written")) for ticket in self._queue
         ]
         self._queue.clear()
-        self._hand_over(results, CommitStats(len(results), 0.0, is_ok=False))
+        now_s = time.perf_counter()
+        self._hand_over(results, CommitStats(len(results), now_s, now_s, is_ok=False))
 
     def _log_unwritten(self, units: int) -> None:
         logger.error(
@@ -480,6 +496,38 @@ class GroupCommitWriter:
             self._undelivered_batches -= 1
             if self._is_closing:  # else nobody waits for that
                 self._wake.notify()
+
+
+@immutable
+class _TimedTicket(_Ticket):
+    """One that says since when it waits."""
+
+    queued_s: float
+
+
+class TimedWriter(GroupCommitWriter):
+    """A writer that tells of each commit what its units waited for it, and how long the loop took to hear of it."""
+
+    def __init__(
+        self,
+        database: Database,
+        *,
+        on_commit: Callable[[CommitStats], None] | None = None,
+        on_times: Callable[[CommitTimes], None],
+    ) -> None:
+        super().__init__(database, on_commit=on_commit)
+        self._on_times = on_times
+
+    def _put(self, ticket: _Ticket) -> None:
+        super()._put(_TimedTicket(ticket.unit, ticket.future, ticket.told, time.perf_counter()))
+
+    def _deliver(self, results: list[_Delivery], stats: CommitStats) -> None:
+        if stats.is_ok:
+            heard_s = time.perf_counter() - stats.ended_s
+            tickets = [ticket for ticket, _ in results if isinstance(ticket, _TimedTicket)]
+            waits_s = [max(0.0, stats.began_s - ticket.queued_s) for ticket in tickets]
+            self._on_times(CommitTimes(waits_s, heard_s))
+        super()._deliver(results, stats)
 
 
 def _require_tables(connection: sqlite3.Connection) -> None:

@@ -116,7 +116,11 @@ async def test_what_is_no_request_is_counted(tmp_path):
 
 
 async def test_the_document_names_every_field_metric_reason_and_outcome(tmp_path):
-    async with AnthropicSimulator() as vendor, running_gateway(tmp_path, upstream=vendor.url) as gateway:
+    timed = {"PHASE_TIMES": "on"}
+    async with (
+        AnthropicSimulator() as vendor,
+        running_gateway(tmp_path, upstream=vendor.url, env=timed) as gateway,
+    ):
         vendor.next(streams(events=8), drops(), fails(400), breaks_after(6), errors_after(6))
         async with client_of(gateway, await gateway.new_token()) as client:
             for _ in range(5):

@@ -9,6 +9,7 @@ import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
 from automna_proxy.server import listen
+from proxy.exchange import PHASES
 from tests.support.process import serving
 
 REQUESTS = 40
@@ -57,7 +58,7 @@ async def test_a_port_of_their_own_opens_the_metrics_there_and_closes_them_elsew
 
 
 async def test_two_workers_share_the_work_and_their_metrics_add_up(tmp_path, vendor):
-    async with serving(tmp_path, upstream=vendor.url, workers=2) as server:
+    async with serving(tmp_path, upstream=vendor.url, workers=2, env={"PHASE_TIMES": "on"}) as server:
         async with server.directory() as directory:
             await directory.add_user("u1", plan="test")
             token, _ = await directory.create_token("u1")
@@ -71,6 +72,8 @@ async def test_two_workers_share_the_work_and_their_metrics_add_up(tmp_path, ven
             text, found = await samples(server)
             assert found["automna_requests_total"] == rounds * REQUESTS
             assert found["automna_request_seconds_count"] == rounds * REQUESTS
+            assert found["automna_phase_seconds_count"] == rounds * REQUESTS * len(PHASES)
+            assert found["automna_ledger_wait_seconds_count"] > rounds * REQUESTS
             assert found["automna_open_exchanges"] == 0
             assert "u1" not in text
             assert token not in text

@@ -58,7 +58,7 @@ def test_only_the_variables_that_surfaces_declare_are_kept():
         ("PUBLIC_URL", "https://proxy.example.com/", "expected scheme and host"),
         ("LOG_LEVEL", "loud", "expected debug, info, warning or error"),
         ("MACHINES_REPAIR", "yes", "expected on or off"),
-        ("MACHINES_SUSPEND_OVER_BUDGET", "1", "expected on or off"),
+        ("MACHINES_SUSPEND_OVER_BUDGET", "true", "expected on or off"),
         ("MACHINES_AT_ONCE", "0", "expected a number of machines from 1 to 64"),
         ("MACHINES_RECONCILE_EVERY_S", "-1", "expected a number of s from 0"),
         ("FLY_API_URL", "https://api.machines.dev/v1", "expected scheme and host"),
@@ -80,6 +80,7 @@ def test_a_wrong_value_is_refused_with_its_name_and_what_is_expected(variable, g
 def test_switches_are_on_or_off():
     settings = Settings.from_env({"MACHINES_REPAIR": "on", "MACHINES_SUSPEND_OVER_BUDGET": " off "})
     assert (settings.machines_repair, settings.machines_suspend_over_budget) == (True, False)
+    assert [Settings.from_env({"PHASE_TIMES": given}).phase_times for given in ("1", "0")] == [True, False]
     defaults = {row.variable: row.default for row in table()}
     assert defaults["MACHINES_REPAIR"] == "off", "as it would be set"
 

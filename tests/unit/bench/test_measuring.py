@@ -142,6 +142,33 @@ def test_the_table_shows_each_target_and_the_ratio_to_nginx():
     assert "1/6.0 of nginx by rate, 1/10.0 by CPU" in text
 
 
+def test_the_table_shows_what_only_our_own_process_tells_and_a_dash_for_the_others():
+    runs = _runs(5_000.0)
+    runs["automna-proxy"] = [
+        {**run, "commits_each": each, "units_a_commit": 2 / each}
+        for run, each in zip(runs["automna-proxy"], (0.25, 0.5), strict=True)
+    ]
+    header, _, vendor, nginx, ours = table(MEASUREMENTS[0], runs).splitlines()[2:7]
+    assert [cell.strip() for cell in header.split("|")[-3:-1]] == ["commits each", "units a commit"]
+    assert [cell.strip() for cell in ours.split("|")[-3:-1]] == [
+        "0.38 (0.25 to 0.50)",
+        "6.0 (4.0 to 8.0)",
+    ]
+    for row in (vendor, nginx):
+        assert [cell.strip() for cell in row.split("|")[-3:-1]] == ["-", "-"]
+
+
+def test_phases_stand_under_the_table_where_they_were_timed():
+    runs = _runs(5_000.0)
+    assert "of its time" not in table(MEASUREMENTS[0], runs)
+    runs["automna-proxy"] = [
+        {**run, "admit mean_ms": mean_ms, "admit p99_ms": 4.0}
+        for run, mean_ms in zip(runs["automna-proxy"], (1.0, 2.0), strict=True)
+    ]
+    text = table(MEASUREMENTS[0], runs)
+    assert text.endswith("| of its time | mean ms | p99 ms |\n|---|---|---|\n| admit | 1.500 | 4.000 |")
+
+
 def test_what_was_measured_is_published_in_the_place_of_the_last_figures(tmp_path):
     page = tmp_path / "page.md"
     page.write_text(f"Before\n{BEGIN}\nold\n{END}\nAfter\n")

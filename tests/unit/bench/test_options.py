@@ -52,6 +52,14 @@ def test_peers_are_asked_for_and_published():
     assert options(["--peers", "--only", "paced"]).only == ["paced"]
 
 
+def test_phases_are_of_measurements_not_of_variants_and_not_published():
+    chosen = options(["--phases"])
+    assert chosen.only == ["requests", "bursts", "latency", "long", "huge", "paced"]
+    assert not chosen.is_documented
+    assert options(["--phases", "--only", "latency"]).only == ["latency"]
+    assert not options([]).phases
+
+
 def test_only_may_be_repeated():
     assert options(["--only", "long", "--only", "paced"]).only == ["long", "paced"]
 
@@ -82,6 +90,8 @@ def test_rounds_and_shapes_may_be_chosen():
         ["--rounds", "3"],
         ["--peers", "--only", "latency"],
         ["--peers", "--compare", "anthropic"],
+        ["--phases", "--compare", "anthropic"],
+        ["--phases", "--only", "history"],
     ],
 )
 def test_what_cannot_be_measured_is_refused(wrong, capsys):

@@ -19,11 +19,13 @@ from metering.store.database import Database
 from metering.store.writer import (
     BATCH_UNITS_MAX,
     CommitStats,
+    CommitTimes,
     Declined,
     Done,
     GroupCommitWriter,
     Result,
     Step,
+    TimedWriter,
     Unit,
 )
 
@@ -455,6 +457,62 @@ async def test_who_comes_while_another_worker_writes_joins_the_group_that_waits(
         await asyncio.gather(first, *rest)
     assert [commit.units for commit in commits] == [BATCH_UNITS_MAX, 10]
     assert notes(database) == list(range(BATCH_UNITS_MAX + 10))
+
+
+@asynccontextmanager
+async def timing(database: Database) -> AsyncIterator[tuple[TimedWriter, list[CommitTimes]]]:
+    times: list[CommitTimes] = []
+    writer = TimedWriter(database, on_times=times.append)
+    try:
+        yield writer, times
+    finally:
+        await writer.aclose()
+
+
+async def test_a_timed_writer_tells_what_each_unit_waited_for_its_commit(database: Database) -> None:
+    async with timing(database) as (writer, times):
+        with together(writer):
+            first = writer.submit(note(1))
+            time.sleep(0.05)
+            rest = writer.submit(note(2))
+            time.sleep(0.05)
+        await asyncio.gather(first, rest)
+    ((first_s, second_s), _) = times[0]
+    assert first_s - 0.05 >= second_s >= 0.05
+
+
+async def test_who_joins_a_commit_has_not_waited_for_it_to_begin(database: Database) -> None:
+    async with timing(Database(database.path, busy_timeout_s=30)) as (writer, times):
+        with locked(database):
+            first = writer.submit(note(1))
+            while not writer._batch:
+                await asyncio.sleep(0)
+            joined = writer.submit(note(2))
+        await asyncio.gather(first, joined)
+    assert [wait_s > 0 for wait_s in times[0].waits_s] == [True, False]
+
+
+async def test_a_timed_writer_tells_how_long_the_loop_took_to_hear_of_a_commit(database: Database) -> None:
+    async with timing(database) as (writer, times):
+        waiting = writer.submit(note(1))
+        await asyncio.sleep(0)  # the thread is called at the end of the turn
+        while notes(database) != [1]:
+            time.sleep(0.001)
+        time.sleep(0.1)
+        await waiting
+    assert times[0].heard_s > 0.05
+
+
+async def test_a_commit_that_failed_has_no_times_and_what_it_kept_has_waited_since_it_was_queued(
+    database: Database,
+) -> None:
+    async with timing(database) as (writer, times):
+        with locked(database):
+            kept = writer.submit(note(1, must_keep=True))
+            await until_troubled(writer)
+        await kept
+    ((wait_s,), _) = times[0]
+    assert (len(times), wait_s >= database.busy_timeout_s) == (1, True)
 
 
 async def test_what_is_kept_is_told_of_without_a_future_and_a_defect_there_concerns_nobody_else(
