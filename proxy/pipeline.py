@@ -265,6 +265,8 @@ class Engine:
         owned = await self._check_owned(exchange, mounted) if operation.is_about_objects else ()
         claims = await self._prepare(exchange, mounted, path) if operation.is_prepared else ()
         request = self._holds.price(exchange, mounted)
+        if operation.long_fields and not owned:  # what names nothing is not checked again
+            exchange.inbound.let_go(operation.long_fields)
         steps = self._deferrals.scheduling.steps(exchange) if operation.is_about_scheduled else ()
         if operation.timed is not None:
             steps = (self._deferrals.opening(exchange),)
