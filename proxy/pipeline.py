@@ -414,12 +414,12 @@ class Engine:
                 path = await self._path_up(exchange, mounted, path)
             if operation.not_during:
                 await self._look_again(exchange, mounted, path)
-            request = self._request_up(exchange, mounted, path, credential)
             try:
                 if exchange.repeat is None and not operation.is_repeatable:
-                    answer = await self._client.open(*request)
+                    # Named by nobody here: its body is nobody's any more when it is written.
+                    answer = await self._client.open(*self._request_up(exchange, mounted, path, credential))
                 else:
-                    answer = await self._ask(exchange, request)
+                    answer = await self._ask(exchange, self._request_up(exchange, mounted, path, credential))
             except UpstreamError as error:
                 raise self._answering.no_answer(exchange, error) from error
             except CancelledUnsent:

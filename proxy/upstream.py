@@ -292,6 +292,7 @@ class UpstreamClient:
                 raise CancelledUnsent from cancelled
         answer = _OpenAnswer(connection, method == b"HEAD")
         connection.send(answer, request_line + connection.host_line + fields, body, timeouts)
+        del body  # which may be long, as may be what the vendor takes to answer
         answer.waiter = connection.loop.create_future()
         try:
             await answer.waiter
