@@ -1,4 +1,4 @@
-"""Instructions a request, counted under valgrind: `python -m bench.instructions [requests|bursts] [--against FOLDER]`.
+"""Instructions a request, counted under valgrind: `python -m bench.instructions [requests|bursts|long] [--against FOLDER]`.
 
 CPU time on a machine that is not ours alone spreads by a tenth; instructions do by a hundredth, so that a change of two in a hundred
 shows. What they do not show: the kernel's share, caches, and threads that wait. valgrind runs one thread at a time, fifty times as
@@ -32,7 +32,7 @@ CONNECTIONS = 32
 FEW, MANY = 320, 1_280
 """Requests of the two runs, in whole rounds of all connections."""
 STARTS_WITHIN_S, ENDS_WITHIN_S, TRY_S = 180.0, 120.0, 0.2
-SHAPES_COUNTED = ("requests", "bursts")
+SHAPES_COUNTED = ("requests", "bursts", "long")
 PATIENT = {"CHANGES_STALE_AFTER_S": "300", "STORE_BUSY_TIMEOUT_S": "60", "WORKER_DEAD_AFTER_S": "600"}
 """Settings for a proxy that is fifty times as slow."""
 _TOTAL = re.compile(r"^summary: (\d+)", re.MULTILINE)

@@ -53,7 +53,7 @@ BODILESS = frozenset({204, 304})
 """Answers that end with their head (RFC 9110 section 6.4.1), whatever length they name."""
 FRAMING = frozenset({b"content-length", b"transfer-encoding"})
 UNREAD_BODY_BYTES_MAX = 64 * 1024
-"""Of a body that nobody has taken yet: with more, its client is not read."""
+"""Of a body that nobody has taken yet, and that goes on: with more, its client is not read."""
 TRAILERS: Any = deque(maxlen=0)
 """Where header lines go that come behind a body: nowhere."""
 TARGETS_MAX, TARGET_BYTES_MAX = 4_096, 256
@@ -364,7 +364,9 @@ class Connection(asyncio.Protocol):
         except httptools.HttpParserError:  # nobody's failure but the client's: strangers could fill the log
             self._refuse(Reason.BAD_REQUEST, NO_VALID_REQUEST)
         # What a request ended with is its body; a head that begins in the same bytes is counted from the next.
-        if not (self._is_in_body or self._has_ended_message or self._is_deaf):
+        if self._is_in_body:
+            self._bound_unread()
+        elif not (self._has_ended_message or self._is_deaf):
             self._head_bytes += len(data)
             if self._head_bytes > self.head_bytes_max:
                 self._refuse_head()
@@ -443,8 +445,6 @@ class Connection(asyncio.Protocol):
             return
         request.pieces.append(body)
         request.unread_bytes += len(body)
-        if request.unread_bytes > UNREAD_BODY_BYTES_MAX:
-            self._flow.pause_reading()
         if request.waiter is not None:
             request.wake()
 
@@ -597,6 +597,15 @@ class Connection(asyncio.Protocol):
         if len(self._ahead) > AHEAD_BYTES_MAX:
             self.on_malformed()
             self.drop()
+
+    def _bound_unread(self) -> None:
+        """Behind a read that ended within a body. One that came whole is no reason to read no more, and its client would be
+        taken out of what the loop polls and put back in at once."""
+        request = self._newest
+        if self._is_deaf or request is None or request.is_answered:
+            return
+        if request.unread_bytes > UNREAD_BODY_BYTES_MAX:
+            self._flow.pause_reading()
 
     def _is_head_too_large(self) -> bool:
         if self._is_head_of_read and self._read_bytes <= self.head_bytes_max:

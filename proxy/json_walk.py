@@ -74,7 +74,8 @@ class Walk:
                 if type(node) is dict:
                     found.append(node)
                     for value in node.values():
-                        if type(value) is dict or type(value) is list:
+                        # Most are strings, and told by one look.
+                        if type(value) is not str and (type(value) is dict or type(value) is list):
                             below.append(value)  # noqa: PERF401 - a comprehension for each object takes longer
                 elif type(node) is list:
                     below += node

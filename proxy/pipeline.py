@@ -269,6 +269,8 @@ class Engine:
         owned = await self._check_owned(exchange, mounted) if operation.is_about_objects else ()
         claims = await self._prepare(exchange, mounted, path) if operation.is_prepared else ()
         request = self._holds.price(exchange, mounted)
+        if operation.long_fields and not owned:  # what names nothing is not checked again
+            exchange.inbound.let_go(operation.long_fields)
         steps = self._deferrals.scheduling.steps(exchange) if operation.is_about_scheduled else ()
         if operation.timed is not None:
             steps = (self._deferrals.opening(exchange),)
@@ -417,12 +419,12 @@ class Engine:
                 path = await self._path_up(exchange, mounted, path)
             if operation.not_during:
                 await self._look_again(exchange, mounted, path)
-            request = self._request_up(exchange, mounted, path, credential)
             try:
                 if exchange.repeat is None and not operation.is_repeatable:
-                    answer = await self._client.open(*request)
+                    # Named by nobody here: its body is nobody's any more when it is written.
+                    answer = await self._client.open(*self._request_up(exchange, mounted, path, credential))
                 else:
-                    answer = await self._ask(exchange, request)
+                    answer = await self._ask(exchange, self._request_up(exchange, mounted, path, credential))
             except UpstreamError as error:
                 raise self._answering.no_answer(exchange, error) from error
             except CancelledUnsent:

@@ -4,7 +4,7 @@ When a vendor seems to need an `if` in the engine, a word is missing here: add t
 """
 
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any, NamedTuple, Protocol
@@ -81,6 +81,10 @@ class Upstream:
 
 
 NOTHING_FOUND: Mapping[str, Any] = {}
+LET_GO_BYTES_MAX = 512 * 1024
+"""A body up to this length is parsed, looked through and let go of in one step of the event loop, which so takes no longer than
+one that parses the longest which is read in one step (`BYTES_AT_ONCE` of reading.py). The fields of a longer body are freed in
+the step that begins its answer."""
 
 
 @dataclass(slots=True)
@@ -113,6 +117,13 @@ class Inbound:
         if walk is None:
             walk = self._walks[keys] = Walk(value_at(self.fields, keys), self.body)
         return walk
+
+    def let_go(self, names: Collection[str]) -> None:
+        """Give up these of the `fields`, and what was found in the body; the body stays. What the next request is parsed into is
+        then memory that has just been used, where a tree kept until its answer lies in memory that no cache holds any more."""
+        if len(self.body) <= LET_GO_BYTES_MAX:
+            self.fields = {name: value for name, value in self.fields.items() if name not in names}
+            self._walks = None
 
     def forget_body(self) -> bytes:
         """Give up the body and what was found in it; `fields` stay."""
@@ -724,6 +735,9 @@ class Operation:
     """The request asks for a websocket, and what passes on it."""
     spliced: SplicedSocket | None = None
     """The request asks for a websocket, and where that leads."""
+    long_fields: tuple[str, ...] = ()
+    """Fields at the top of the body that may be long, and that nobody asks for once the request is priced and is known to name
+    nothing that is anybody's: they are let go of then."""
     links: Links | None = None
     at_most_in_query: tuple[tuple[str, str], ...] = ()
     """Parameters of the query that are whole numbers, each with the option that says how much it may be, and is where it is not

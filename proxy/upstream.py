@@ -57,7 +57,7 @@ HEADERS_MAX = 200
 ANSWER_BUFFER_BYTES_MAX = 256 * 1024
 """Unread answer bytes at which a connection stops reading; one more read (256 KiB) may already be in."""
 COALESCED_BODY_BYTES_MAX = 64 * 1024
-"""A request body up to this length goes out in one write with its head; copying it is cheaper than a call."""
+"""A request body up to this length is put together with its head; copying it is cheaper than a write of two pieces."""
 WRITE_PIECE_BYTES = 256 * 1024
 """Longer bodies are handed to the transport in such pieces, so that progress can be seen and memory stays."""
 PROBE_AFTER_IDLE_S = 0.05
@@ -292,6 +292,7 @@ class UpstreamClient:
                 raise CancelledUnsent from cancelled
         answer = _OpenAnswer(connection, method == b"HEAD")
         connection.send(answer, request_line + connection.host_line + fields, body, timeouts)
+        del body  # which may be long, as may be what the vendor takes to answer
         answer.waiter = connection.loop.create_future()
         try:
             await answer.waiter
@@ -740,8 +741,10 @@ class _Connection(asyncio.Protocol):
         self._answer_until_s = inf
         self._framing_bytes = 0
         if len(body) > COALESCED_BODY_BYTES_MAX:
-            transport.write(head)
-            self._unsent = memoryview(body)
+            unsent = memoryview(body)
+            # One system call for both: the vendor is woken once.
+            transport.writelines([head, unsent[:WRITE_PIECE_BYTES]])
+            self._unsent = unsent[WRITE_PIECE_BYTES:] if len(unsent) > WRITE_PIECE_BYTES else None
             self._send_more(transport)
         else:
             transport.write(head + body)

@@ -27,6 +27,8 @@ FORBIDDEN = (
 stands in two kinds of sources and three kinds of blocks; as the name of a parameter of somebody's own tool
 it is harmless, so it is not forbidden at any depth."""
 
+LONG_FIELDS = ("messages", "system", "tools")
+
 _MESSAGE_BODY = (
     b'{"model":"claude-haiku-4-5","max_tokens":64,"stream":true,'
     b'"messages":[{"role":"user","content":"Two colours, please."}]}'
@@ -76,6 +78,7 @@ SURFACE = Surface(
             "/v1/messages",
             meter=MessagesMeter(),
             forbidden=FORBIDDEN,
+            long_fields=LONG_FIELDS,
             example=Example(
                 path="/v1/messages",
                 body=_MESSAGE_BODY,
@@ -89,6 +92,7 @@ SURFACE = Surface(
             "/v1/messages/count_tokens",
             meter=Free(models_of),
             forbidden=FORBIDDEN,
+            long_fields=LONG_FIELDS,
             example=Example(
                 path="/v1/messages/count_tokens",
                 body=b'{"model":"claude-haiku-4-5","messages":[{"role":"user","content":"Two colours."}]}',

@@ -40,6 +40,8 @@ FORBIDDEN_IN_COUNTS = (
     *either_name("generateContentRequest.tools.mcpServers", _SERVERS),
 )
 
+LONG_FIELDS = ("contents", "systemInstruction", "system_instruction", "tools")
+
 _MODELS = "/{version:v1|v1beta|v1alpha}/models"
 _ANSWERS = ("alt",)
 """The only parameter of the query that passes: `fields` and its like would cut the usage out of an answer."""
@@ -81,6 +83,7 @@ SURFACE = Surface(
             _MODELS + "/{model}:generateContent",
             meter=GenerateMeter(is_streaming=False),
             forbidden=FORBIDDEN,
+            long_fields=LONG_FIELDS,
             query=_ANSWERS,
             example=Example(
                 path="/v1beta/models/gemini-2.5-flash:generateContent",
@@ -95,6 +98,7 @@ SURFACE = Surface(
             _MODELS + "/{model}:streamGenerateContent",
             meter=GenerateMeter(is_streaming=True),
             forbidden=FORBIDDEN,
+            long_fields=LONG_FIELDS,
             query=_ANSWERS,
             example=Example(
                 path="/v1beta/models/gemini-2.5-flash:streamGenerateContent?alt=sse",

@@ -54,6 +54,8 @@ FORBIDDEN_IN_RESPONSES = (
 stands in the parts of a content or an output; in the arguments or the schema of somebody's own tool it is
 harmless, so it is not forbidden at any depth. Tools that reach stores, containers or servers are refused by type."""
 
+LONG_FIELDS_OF_RESPONSES = ("input", "instructions", "tools")
+
 RESPONSE, ITEM, AUDIO = "response", "item", "audio"
 """Kinds of objects that the vendor keeps."""
 
@@ -144,6 +146,7 @@ SURFACE = Surface(
             "/v1/chat/completions",
             meter=ChatMeter(),
             forbidden=FORBIDDEN_IN_CHAT,
+            long_fields=("messages", "tools"),
             query=(),
             names=(Names(AUDIO, "Audio with id '{id}' not found.", body_field="messages.audio.id"),),
             hands_out=(
@@ -165,6 +168,7 @@ SURFACE = Surface(
             "/v1/responses",
             meter=ResponsesMeter(),
             forbidden=FORBIDDEN_IN_RESPONSES,
+            long_fields=LONG_FIELDS_OF_RESPONSES,
             query=(),
             names=(*_NAMED_RESPONSE, *_NAMED_ITEMS),
             hands_out=_KEPT_RESPONSE,
@@ -187,6 +191,7 @@ SURFACE = Surface(
             "/v1/responses/compact",
             meter=CompactMeter(),
             forbidden=FORBIDDEN_IN_RESPONSES,
+            long_fields=LONG_FIELDS_OF_RESPONSES,
             query=(),
             names=(*_NAMED_RESPONSE, *_NAMED_ITEMS),
             hands_out=_KEPT_RESPONSE,
@@ -202,6 +207,7 @@ SURFACE = Surface(
             "/v1/responses/input_tokens",
             meter=Free(counted_models_of),
             forbidden=FORBIDDEN_IN_RESPONSES,
+            long_fields=LONG_FIELDS_OF_RESPONSES,
             query=(),
             names=(*_NAMED_RESPONSE, *_NAMED_ITEMS),
             example=Example(

@@ -169,3 +169,26 @@ async def test_of_a_body_that_nobody_takes_no_more_than_two_reads_are_kept():
         assert 0 < seen < 1_000_000
         assert (await reader.readuntil(b"ok")).startswith(b"HTTP/1.1 200 ")
         writer.close()
+
+
+@pytest.mark.parametrize(("sent", "is_read"), [(200_000, True), (199_999, False)])
+async def test_a_body_that_came_whole_is_no_reason_to_read_no_more(sent, is_read):
+    size, served, gate = 200_000, asyncio.Queue(), asyncio.Event()
+
+    async def handle(connection, request):
+        served.put_nowait((connection, request))
+        await gate.wait()
+        connection.begin(200, [LENGTH], is_flushed_soon=False)
+        connection.write(b"ok", is_last=True)
+
+    async with serving(None, handle_of=lambda _path: handle) as (_, port), asyncio.timeout(WAIT_TIMEOUT_S):
+        reader, writer = await asyncio.open_connection("127.0.0.1", port)
+        writer.write(b"POST / HTTP/1.1\r\nhost: x\r\ncontent-length: %d\r\n\r\n" % size)
+        connection, request = await served.get()
+        connection.data_received(bytes(sent))  # in one read, which no network promises
+        assert (request.unread_bytes, request.is_whole) == (sent, is_read)
+        assert connection.transport.is_reading() is is_read
+        gate.set()
+        assert (await reader.readuntil(b"ok")).startswith(b"HTTP/1.1 200 ")
+        assert connection.transport.is_reading()
+        writer.close()

@@ -6,6 +6,7 @@ import gc
 import inspect
 import socket
 import ssl
+import sys
 import time
 import weakref
 
@@ -13,6 +14,7 @@ import pytest
 import trustme
 import uvloop
 
+from metering.tasks import spawn
 from proxy.upstream import (
     CLOSE_S,
     Broken,
@@ -263,6 +265,29 @@ async def test_a_large_request_and_a_large_answer_pass_whole():
         assert status == 200
         assert received == body
         assert client.idle_connections == 1
+
+
+@on_both_loops
+@pytest.mark.parametrize("size", [2_000, 100_000, 4 * MIB])
+async def test_a_body_is_nobodys_once_it_is_written(size):
+    body = bytes(size)
+
+    async def script(vendor, reader, writer):
+        _, received = await vendor.request(reader)
+        assert received == body
+        await vendor.go.wait()
+        writer.write(OK)
+        await reader.read()
+
+    async with Vendor(script) as vendor, a_client() as client:
+        known = sys.getrefcount(body)
+        asking = spawn(client.open(vendor.origin, b"POST", b"/", [], body, TIMEOUTS), name="asking")
+        async with asyncio.timeout(PATIENCE_S):
+            while not asking.done() and (sys.getrefcount(body) > known or not client.open_connections):
+                await asyncio.sleep(0.01)
+        assert not asking.done()
+        vendor.go.set()
+        (await asking).close()
 
 
 @on_both_loops
