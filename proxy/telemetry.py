@@ -129,7 +129,9 @@ class Telemetry:
         self._prices = prices
         self._models: dict[tuple[str, str], str] = {}
         self._say = say
-        self._render = _as_json if log_format == "json" else _as_text
+        is_json = log_format == "json"
+        self._render = _as_json if is_json else _as_text
+        self._usual_line = _no_line if is_json else _usual_line
         self._requests = self._counts(
             "automna_requests",
             "Exchanges by how they ended; status is what the client was told.",
@@ -347,7 +349,8 @@ class Telemetry:
         if self._is_shared:
             self._tell_soon()
         if logger.isEnabledFor(logging.INFO):
-            self._say(self._render(_fields(exchange, outcome, operation, ended_s, tokens)))
+            line = self._usual_line(exchange, outcome, operation, ended_s, tokens)
+            self._say(line or self._render(_fields(exchange, outcome, operation, ended_s, tokens)))
 
     def _count_booked(
         self, surface: Surface, priced: Priced | None, outcome: str, *, is_estimated: bool
@@ -476,6 +479,39 @@ def _fields(
     return fields
 
 
+def _usual_line(
+    exchange: Exchange, outcome: str, operation: str, ended_s: float, tokens: tuple[int, int]
+) -> str | None:
+    """The line of `_fields` as text, written at once, where it has the fields that most lines have; else None. A test compares
+    the two."""
+    caller, priced, began_s = exchange.caller, exchange.priced, exchange.started_s
+    admitted_s, first_byte_s = exchange.admitted_s, exchange.first_byte_s
+    models, status, upstream_id = (
+        exchange.demand.models,
+        exchange.upstream_status,
+        exchange.upstream_request_id,
+    )
+    if caller is None or priced is None or admitted_s is None or first_byte_s is None or not models:
+        return None
+    if status is None or upstream_id is None or exchange.operation is None or exchange.refused is not None:
+        return None
+    is_odd = exchange.client_left or exchange.is_estimated or exchange.notes or priced.flags or exchange.cause
+    if is_odd or exchange.tally is not None or exchange.bytes_passed is not None:
+        return None
+    return (
+        f"request={exchange.request_id} surface={exchange.surface.name} operation={_perhaps_quoted(operation)} "
+        f"status={exchange.status} outcome={outcome} ms={_ms(began_s, ended_s):.1f} user={_word(caller.user_id)} "
+        f"gateway_token={caller.token_id} model={_perhaps_quoted(models[0])} "
+        f"admitted_ms={_ms(began_s, admitted_s):.1f} first_byte_ms={_ms(began_s, first_byte_s):.1f} "
+        f"input_tokens={tokens[0]} output_tokens={tokens[1]} cost_usd={usd(priced.cost_nanousd)} "
+        f"upstream_status={status} upstream_request={_word(upstream_id)}"
+    )
+
+
+def _no_line(*_: object) -> None:
+    """Of JSON, which is written of a dict in any case."""
+
+
 def _add_admitted(fields: dict[str, Any], exchange: Exchange, tokens: tuple[int, int]) -> None:
     """What became of it after it was let in: at the vendor, and in the ledger."""
     admitted, priced, began_s = exchange.admitted, exchange.priced, exchange.started_s
@@ -544,9 +580,7 @@ def _as_text(fields: dict[str, Any]) -> str:
     """`fields` are the caller's no more: words take the place of what could be mistaken."""
     line, foreign = _layout(tuple(fields))
     for key in foreign:
-        word = str(fields[key])
-        # Most ids are seen to be plain at once; each is another, and would only push the others out.
-        fields[key] = word if word.isascii() and word.isidentifier() else _perhaps_quoted(word)
+        fields[key] = _word(str(fields[key]))
     return line % tuple(fields.values())
 
 
@@ -555,6 +589,11 @@ def _layout(keys: tuple[str, ...]) -> tuple[str, list[str]]:
     """A line with these fields, its values left out; and those of the fields whose values are not of our own making."""
     forms = [f"{key}=%.1f" if key in _TIMES else f"{key}=%s" for key in keys]
     return " ".join(forms), [key for key in keys if key not in _OWN_WORDS]
+
+
+def _word(text: str) -> str:
+    """As `_perhaps_quoted`. Most ids are seen to be plain at once; each is another, and would only push the others out."""
+    return text if text.isascii() and text.isidentifier() else _perhaps_quoted(text)
 
 
 @lru_cache(maxsize=WORDS_MAX)
