@@ -134,6 +134,10 @@ class Hold(NamedTuple):
     allowance: int
 
 
+hold_of: Callable[[tuple[str, str, str, int, int]], Hold] = partial(tuple.__new__, Hold)
+"""Of a plain tuple: without the two calls in Python that the class's own way costs."""
+
+
 class Line(NamedTuple):
     """One line of a reservation or an entry: what it holds, or has spent, on an account."""
 
@@ -144,7 +148,7 @@ class Line(NamedTuple):
 
 
 _line: Callable[[tuple[str, str, str, int]], Line] = partial(tuple.__new__, Line)
-"""Of a plain tuple: without a call in Python, which a class's own way costs."""
+"""As `hold_of`."""
 
 
 class Balance(NamedTuple):
@@ -156,7 +160,7 @@ class Balance(NamedTuple):
 
 
 _balance: Callable[[tuple[int, int, int]], Balance] = partial(tuple.__new__, Balance)
-"""As `_line`."""
+"""As `hold_of`."""
 
 
 @immutable
@@ -780,7 +784,7 @@ class Ledger:
     def _note(self, lines: Sequence[Line], *, spent_nanousd: int = 0) -> None:
         for owner, meter, period, _ in lines:
             if meter == MONEY:
-                self.charged.note(owner, period, spent_nanousd=spent_nanousd)
+                self.charged.note(owner, period, spent_nanousd)
 
 
 # --- two accounts that pay ---------------------------------------------------------------------------

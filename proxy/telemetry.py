@@ -40,12 +40,8 @@ SHARED_METRICS = "PROMETHEUS_MULTIPROC_DIR"
 MODEL_NAMES_MAX = 1_000
 """Names whose label is remembered; dated names share the label of their model."""
 
-_UNITS = {
-    unit: (unit, column)
-    for column, units in enumerate((PROMPT_UNITS, OUTPUT_UNITS, SEARCH_UNITS))
-    for unit in units
-}
-"""Units by their label, and to which sum they are added: prompt tokens, output tokens, neither."""
+_UNITS = frozenset({*PROMPT_UNITS, *OUTPUT_UNITS, *SEARCH_UNITS})
+"""Those that are labels of their own."""
 PATH_CHARS_MAX, SEGMENT_CHARS_MAX = 200, 24
 """Of a path that nobody serves, in a log line. Tokens and keys are longer than a segment may be."""
 OWN = "own"
@@ -57,7 +53,6 @@ INTERNAL = "internal"
 """The outcome of what failed by a defect of ours; the ledger has what is known of it."""
 OTHER = "other"
 """The label of what vendors or requests name and we do not know: names from outside must not make labels."""
-_OTHER_UNIT = (OTHER, 2)
 _OWN_WORDS = frozenset(
     {
         "request",
@@ -360,16 +355,15 @@ class Telemetry:
             self._estimates.new[surface.name, outcome] += 1
         if priced is None or not priced.lines:
             return 0, 0
-        name, provider, totals, new = surface.name, surface.provider, [0, 0, 0], self._tokens.new
+        name, provider, new = surface.name, surface.provider, self._tokens.new
         for line in reversed(priced.lines):
             model = self._models.get((provider, line.model)) or self._label(provider, line.model)
             for unit, count in line.counts.items():
                 if count:
-                    unit_label, column = _UNITS.get(unit, _OTHER_UNIT)
-                    totals[column] += count
-                    new[name, model, outcome, unit_label] += count
+                    new[name, model, outcome, unit if unit in _UNITS else OTHER] += count
         self._cost.new[name, model, outcome] += priced.cost_nanousd  # by the first line's model
-        return totals[0], totals[1]
+        uncached, read, written, output = priced.tokens
+        return uncached + read + written, output
 
     def finish_deferred(
         self, surface: Surface, operation: str, request_id: str, settlement: Settlement, *, polls: int
