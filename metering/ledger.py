@@ -159,6 +159,7 @@ class Balance(NamedTuple):
     allowance: int
 
 
+_unit: Callable[[tuple[Sequence[AnyStep], bool, Sequence[QuickStep]]], Unit] = partial(tuple.__new__, Unit)
 _balance: Callable[[tuple[int, int, int]], Balance] = partial(tuple.__new__, Balance)
 """As `hold_of`."""
 
@@ -389,7 +390,7 @@ class Ledger:
             money, place = holds[0][:4], holds[1][:4]
             held, hold_nanousd = (_line(money), _line(place)), money[3]
             row = self._row(intent, orjson.dumps((money, place)).decode(), hold_nanousd, now_ms)
-            unit = Unit(_StepsTogether(holds, row, looked_at), False, _quick_way(holds, row, looked_at))
+            unit = _unit((_StepsTogether(holds, row, looked_at), False, _quick_way(holds, row, looked_at)))
         else:
             steps, held, hold_nanousd = _hold_steps(holds, is_under_way=intent.is_under_way)
             steps += [self._insertion(intent, held, hold_nanousd, now_ms), *more, *_looks(looked_at)]

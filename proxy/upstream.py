@@ -968,7 +968,10 @@ class _Connection(asyncio.Protocol):
 
     def _finish(self, answer: _OpenAnswer, *, is_reusable: bool) -> None:
         """The answer is whole: let go of it, and of the connection."""
-        self._detach(answer)
+        self._answer = answer.connection = None
+        self._deadline_s = inf
+        if answer.waiter is not None:
+            answer.wake()
         if not is_reusable:
             self.abort()
             return
@@ -982,15 +985,9 @@ class _Connection(asyncio.Protocol):
         answer = self._answer
         if answer is not None:
             answer.failure = failure
-            self._detach(answer)
-        self.abort()
-
-    def _detach(self, answer: _OpenAnswer) -> None:
-        self._answer = None
-        self._deadline_s = inf
-        answer.connection = None
-        if answer.waiter is not None:
+            self._answer = answer.connection = None
             answer.wake()
+        self.abort()
 
     def _send_more(self, transport: asyncio.Transport) -> None:
         """Hand over pieces of the body until the transport has enough."""
