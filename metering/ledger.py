@@ -383,15 +383,16 @@ class Ledger:
         Raises Refused(STORE_UNAVAILABLE). Cancelled meanwhile, it voids what may still be granted.
         """
         holds, now_ms, shown = sorted(intent.holds), self._clock.now_ms(), intent.shown
-        # Read apart: RETURNING would make each hold three times as dear, and few are ever shown.
-        looked_at = [hold for hold in holds if hold[1] in PURSE or hold[1] in shown]
         held: _HeldLines
-        if not more and _fit_together(holds) and not intent.is_under_way:
-            money, place = holds[0][:4], holds[1][:4]
-            held, hold_nanousd = (_line(money), _line(place)), money[3]
-            row = self._row(intent, orjson.dumps((money, place)).decode(), hold_nanousd, now_ms)
-            unit = _unit((_StepsTogether(holds, row, looked_at), False, _quick_way(holds, row, looked_at)))
+        if _fit_together(holds) and not (more or shown or intent.is_under_way):
+            money, place = holds
+            lines = _line(money[:4]), _line(place[:4])
+            held, hold_nanousd, looked_at = lines, money[3], holds[:1]
+            text = orjson.dumps((money[:4], place[:4])).decode()
+            unit = _unit_together(money, place, self._row(intent, text, hold_nanousd, now_ms))
         else:
+            # Read apart: RETURNING would make each hold three times as dear, and few are ever shown.
+            looked_at = [hold for hold in holds if hold[1] in PURSE or hold[1] in shown]
             steps, held, hold_nanousd = _hold_steps(holds, is_under_way=intent.is_under_way)
             steps += [self._insertion(intent, held, hold_nanousd, now_ms), *more, *_looks(looked_at)]
             unit = Unit(steps)
@@ -530,7 +531,7 @@ class Ledger:
         if _are_together(reservation.lines) and not settlement.amounts:
             (owner, _, period, held), (_, _, _, place) = reservation.lines
             steps.append((MOVE_TOGETHER, (owner, period, cost_nanousd, held, 0, place), None))
-            of_settle = ((owner, MONEY, period, within_nanousd),)
+            of_settle = encode_line((owner, MONEY, period, within_nanousd))
             of_overage = ((owner, MONEY, period, above_nanousd),)
         else:
             spending, of_settle, of_overage = _spending(reservation, settlement, within_nanousd)
@@ -793,8 +794,8 @@ class Ledger:
 _PlainLine = tuple[str, str, str, int]
 """A Line, or the same without names: only to be written."""
 _HeldLines = tuple[Line, ...] | Callable[[Rows], tuple[Line, ...]]
-_Lines = Sequence[_PlainLine] | Callable[[Rows], Sequence[_PlainLine]]
-"""Lines, or what they are by the rows of the unit's steps so far."""
+_Lines = str | Sequence[_PlainLine] | Callable[[Rows], Sequence[_PlainLine]]
+"""Lines, as they are written or before that, or what they are by the rows of the unit's steps so far."""
 
 
 class _Payment(NamedTuple):
@@ -950,26 +951,27 @@ def _fit_together(holds: Sequence[Hold]) -> bool:
     return _are_together(holds) and 0 <= holds[0][3] <= holds[0][4] and 0 <= holds[1][3] <= holds[1][4]
 
 
-def _quick_way(holds: Sequence[Hold], row: Params, looked_at: Sequence[Hold]) -> Sequence[QuickStep]:
+def _unit_together(money: Hold, place: Hold, row: Params) -> Unit:
     """To reserve in fewer statements, where these two are held."""
-    (owner, _, period, amount, allowance), (_, _, _, one, at_once) = holds
-    hold = (HOLD_TOGETHER, (owner, period, allowance, amount, at_once, one), TOGETHER)
-    return (hold, (INSERT_RESERVATION, row, 1), *[(SELECT_ACCOUNT, hold[:3], READS) for hold in looked_at])
+    owner, _, period, amount, allowance = money
+    hold = (HOLD_TOGETHER, (owner, period, allowance, amount, place[4], place[3]), TOGETHER)
+    quick = (hold, (INSERT_RESERVATION, row, 1), (SELECT_ACCOUNT, money[:3], READS))
+    return _unit((_StepsTogether(money, place, row), False, quick))
 
 
 class _StepsTogether(Sequence[AnyStep]):
     """What tells who is refused, where the quick way did not go through: made when the writer asks for it, of few requests."""
 
-    __slots__ = ("_holds", "_looked_at", "_row")
+    __slots__ = ("_money", "_place", "_row")
 
-    def __init__(self, holds: Sequence[Hold], row: Params, looked_at: Sequence[Hold]) -> None:
-        self._holds = holds
+    def __init__(self, money: Hold, place: Hold, row: Params) -> None:
+        self._money = money
+        self._place = place
         self._row = row
-        self._looked_at = looked_at
 
     def _made(self) -> list[AnyStep]:
-        steps, _, _ = _hold_steps(self._holds)
-        return [*steps, (INSERT_RESERVATION, self._row, None), *_looks(self._looked_at)]
+        steps, _, _ = _hold_steps((self._money, self._place))
+        return [*steps, (INSERT_RESERVATION, self._row, None), *_looks((self._money,))]
 
     def __len__(self) -> int:
         return len(self._made())
@@ -1035,6 +1037,8 @@ def with_lines(
     before: Params, lines: _Lines, after: Params, *, without_zeros: bool = False
 ) -> Params | Callable[[Rows], Params]:
     """Parameters with lines among them: computed when they are."""
+    if isinstance(lines, str):
+        return before + (lines,) + after  # noqa: RUF005 - as below
     if callable(lines):
         return lambda rows: (*before, encode_lines(lines(rows), without_zeros=without_zeros), *after)
     return before + (encode_lines(lines, without_zeros=without_zeros),) + after  # noqa: RUF005 - in a third of the time of stars
@@ -1161,6 +1165,11 @@ def encode_lines(lines: Sequence[_PlainLine], *, without_zeros: bool = False) ->
     if without_zeros:
         lines = [line for line in lines if line[3]]
     return orjson.dumps(lines, default=tuple).decode()
+
+
+def encode_line(line: _PlainLine) -> str:
+    """As `encode_lines` without zeros, of one that is a plain tuple."""
+    return orjson.dumps((line,)).decode() if line[3] else "[]"
 
 
 def decode_lines(text: str) -> tuple[Line, ...]:

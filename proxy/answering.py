@@ -92,8 +92,9 @@ class Answering:
         exchange.upstream_status = status if is_known else None
         request_id = head.header(b"request-id") or head.header(b"x-request-id")
         exchange.upstream_request_id = request_id.decode("latin-1")[:200] or None
-        if is_success or status == NOT_FOUND:
-            self._note_end(exchange)
+        operation = exchange.operation
+        if operation is not None and operation.ends is not None and (is_success or status == NOT_FOUND):
+            self._note_end(exchange, operation.ends)
         if not is_success:
             return self.answer_error(exchange, mounted, answer, head, silence)
         if silence is None:
@@ -217,12 +218,12 @@ class Answering:
             binding.add_done_callback(lambda done: self._look_at_deferral(exchange, done))
         return binding
 
-    def _note_end(self, exchange: Exchange) -> None:
+    def _note_end(self, exchange: Exchange, ends: tuple[str, str]) -> None:
         """What the request has deleted at the vendor is no more; what it did not find there was deleted before."""
-        operation, inbound, caller = exchange.operation, exchange.inbound, exchange.caller
-        if operation is not None and operation.ends is not None and inbound is not None:
+        inbound, caller = exchange.inbound, exchange.caller
+        if inbound is not None:
             assert caller is not None
-            kind, piece = operation.ends
+            kind, piece = ends
             upstream_id = inbound.path_params[piece].lower()
             self._objects.mark_gone(ObjectId(exchange.surface.provider, kind, upstream_id), caller.user_id)
 
