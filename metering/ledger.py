@@ -423,7 +423,8 @@ class Ledger:
         """Of a reservation."""
         who = (intent.id, self.worker_id, intent.user_id, intent.token_id)
         what = (intent.surface, intent.operation, intent.model, lines, hold_nanousd)
-        return who + what + (min(intent.floor_nanousd, hold_nanousd), now_ms, intent.due_at_ms or 0)
+        floor_nanousd = intent.floor_nanousd if intent.floor_nanousd < hold_nanousd else hold_nanousd
+        return who + what + (floor_nanousd, now_ms, intent.due_at_ms or 0)
 
     def _insertion(self, intent: Intent, held: "_HeldLines", hold_nanousd: int, now_ms: int) -> AnyStep:
         """The step that makes its row."""
@@ -523,7 +524,7 @@ class Ledger:
     ) -> "asyncio.Future[Resolved]":
         """`may_reduce`: to what can be booked of a report that the store refuses."""
         cost_nanousd, now_ms = settlement.priced.cost_nanousd, self._clock.now_ms()
-        within_nanousd = min(cost_nanousd, reservation.hold_nanousd)
+        within_nanousd = cost_nanousd if cost_nanousd < reservation.hold_nanousd else reservation.hold_nanousd
         above_nanousd = cost_nanousd - within_nanousd
         steps: list[AnyStep] = [_resolution(reservation, "SETTLED", cost_nanousd, now_ms)]
         of_settle: _Lines
@@ -536,7 +537,7 @@ class Ledger:
         else:
             spending, of_settle, of_overage = _spending(reservation, settlement, within_nanousd)
             steps += spending
-        shared = (reservation.intent, settlement, now_ms, max(0, now_ms - reservation.created_at_ms))
+        shared = (reservation.intent, settlement, now_ms, _duration_ms(reservation.created_at_ms, now_ms))
         used = (encode_usage(settlement.priced), settlement.priced.tokens)
         steps.append(_entry("settle", within_nanousd, of_settle, shared, used))
         if above_nanousd:
@@ -556,7 +557,7 @@ class Ledger:
             *_release_steps(reservation.lines),
         ]
         settlement = Settlement(outcome, NO_COST, is_reported=True, notes=(note,) if note else ())
-        shared = (reservation.intent, settlement, now_ms, max(0, now_ms - reservation.created_at_ms))
+        shared = (reservation.intent, settlement, now_ms, _duration_ms(reservation.created_at_ms, now_ms))
         steps.append(_entry("void", 0, (), shared))
         return self._resolve(reservation, steps, None)
 
@@ -1261,7 +1262,7 @@ def _move_only(line: Line) -> Step:
 
 def _duration_ms(started_at_ms: int, now_ms: int) -> int:
     """Never negative, though the wall clock may be set back."""
-    return max(0, now_ms - started_at_ms)
+    return now_ms - started_at_ms if now_ms > started_at_ms else 0
 
 
 def _money(lines: Sequence[Line]) -> int:

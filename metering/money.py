@@ -22,7 +22,7 @@ def credits_of(nanousd: int) -> int:
 
 def credits_left(nanousd: int) -> int:
     """An amount still available in credits, rounded down, so that what is shown can be spent."""
-    return max(nanousd, 0) // CREDIT_NANOUSD
+    return nanousd // CREDIT_NANOUSD if nanousd > 0 else 0
 
 
 def usd(nanousd: int) -> str:

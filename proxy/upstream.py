@@ -853,7 +853,10 @@ class _Connection(asyncio.Protocol):
                 self._keep(answer, piece)
             elif taker(piece):
                 # As `_wait_for("idle")`, whose timer is set since the piece before.
-                self._deadline_s = min(self.loop.time() + self._idle_s, self._answer_until_s)
+                idle_until_s = self.loop.time() + self._idle_s
+                self._deadline_s = (
+                    idle_until_s if idle_until_s < self._answer_until_s else self._answer_until_s
+                )
             else:
                 answer.is_first_shown = True
                 self._keep(answer, piece)
@@ -1009,7 +1012,8 @@ class _Connection(asyncio.Protocol):
 
     def _wait_for(self, phase: Phase, within_s: float) -> None:
         self._phase = phase
-        self._deadline_s = deadline_s = min(self.loop.time() + within_s, self._answer_until_s)
+        until_s = self.loop.time() + within_s
+        self._deadline_s = deadline_s = until_s if until_s < self._answer_until_s else self._answer_until_s
         if deadline_s < self._timer_at_s:
             self._set_timer(deadline_s)
 
