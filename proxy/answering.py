@@ -138,7 +138,10 @@ class Answering:
         if answer.is_complete and not demand.is_streaming and gate is None and not observer.at_boundary:
             return self._pass_whole(exchange, answer, observer, decoder)
         is_plain = decoder is None or is_decoded
-        if silence is not None and is_plain and observer.at_boundary:  # which a JSON body never is
+        may_fall_silent = (
+            is_plain and not answer.is_complete and observer.at_boundary
+        )  # a JSON body never is at one
+        if silence is not None and may_fall_silent:
             silence.start()
         else:
             silence = None
