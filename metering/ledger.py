@@ -386,9 +386,9 @@ class Ledger:
         held: _HeldLines
         if _fit_together(holds) and not (more or shown or intent.is_under_way):
             money, place = holds
-            lines = _line(money[:4]), _line(place[:4])
-            held, hold_nanousd, looked_at = lines, money[3], holds[:1]
-            text = orjson.dumps((money[:4], place[:4])).decode()
+            of_money, of_place, hold_nanousd = money[:4], place[:4], money[3]
+            held, looked_at = (_line(of_money), _line(of_place)), holds[:1]
+            text = orjson.dumps((of_money, of_place)).decode()
             unit = _unit_together(money, place, self._row(intent, text, hold_nanousd, now_ms))
         else:
             # Read apart: RETURNING would make each hold three times as dear, and few are ever shown.
@@ -402,8 +402,8 @@ class Ledger:
                 return result
             rows = result.rows
             balances = {}
-            for hold, row in zip(reversed(looked_at), reversed(rows), strict=False):  # they were read last
-                balances[hold[1]] = _balance(cast("tuple[int, int, int]", row or (0, 0, 0)))
+            for at, hold in enumerate(looked_at, -len(looked_at)):  # they were read last
+                balances[hold[1]] = _balance(cast("tuple[int, int, int]", rows[at] or (0, 0, 0)))
             lines = held(rows) if callable(held) else held
             return Reservation(intent, lines, hold_nanousd, now_ms, balances, callable(held))
 
@@ -421,10 +421,21 @@ class Ledger:
 
     def _row(self, intent: Intent, lines: str, hold_nanousd: int, now_ms: int) -> Params:
         """Of a reservation."""
-        who = (intent.id, self.worker_id, intent.user_id, intent.token_id)
-        what = (intent.surface, intent.operation, intent.model, lines, hold_nanousd)
         floor_nanousd = intent.floor_nanousd if intent.floor_nanousd < hold_nanousd else hold_nanousd
-        return who + what + (floor_nanousd, now_ms, intent.due_at_ms or 0)
+        return (
+            intent.id,
+            self.worker_id,
+            intent.user_id,
+            intent.token_id,
+            intent.surface,
+            intent.operation,
+            intent.model,
+            lines,
+            hold_nanousd,
+            floor_nanousd,
+            now_ms,
+            intent.due_at_ms or 0,
+        )
 
     def _insertion(self, intent: Intent, held: "_HeldLines", hold_nanousd: int, now_ms: int) -> AnyStep:
         """The step that makes its row."""
