@@ -29,6 +29,7 @@ from metering.ledger import (
     Ledger,
     Reservation,
     declined_hold,
+    hold_of,
 )
 from metering.money import credits_left, credits_of
 from metering.plans import SOFT, Plan
@@ -320,20 +321,20 @@ class Admission:
             declined = declined_hold(holds, reservation)
             assert declined is not None, f"a reservation refused for something else: {reservation}"
             raise await self._refusal(declined, caller, request.hold_nanousd, costs_less=request.costs_less)
-        allowance, concurrent, remaining = caller.plan.allowance_nanousd, _concurrent(caller), None
-        money = reservation.balances.get(MONEY)
-        if money is not None:
-            remaining = allowance - money.spent - money.held
-            credit = reservation.balances.get(CREDIT)
+        plan, balances, remaining = caller.plan, reservation.balances, None
+        allowance = plan.allowance_nanousd
+        concurrent = _concurrent(caller) if caller.limits else plan.concurrent_requests
+        if MONEY in balances:
+            spent, held, _ = balances[MONEY]
+            remaining = allowance - spent - held
+            credit = balances.get(CREDIT)
             if credit is not None:
                 allowance += credit.allowance - credit.spent
                 remaining = max(0, remaining) + credit.allowance - credit.spent - credit.held
         quotas: tuple[QuotaState, ...] = ()
         if request.quotas:
             quotas = tuple(
-                quota_state(hold, reservation.balances[hold.meter])
-                for hold in holds
-                if hold.meter in request.quotas
+                quota_state(hold, balances[hold.meter]) for hold in holds if hold.meter in request.quotas
             )
         return Admitted(
             requests, tokens, concurrent, allowance, remaining, began_ms, ends_ms, quotas, reservation
@@ -373,9 +374,9 @@ class Admission:
         if request.runs:
             holds = [concurrency_hold(owner, plan, request.runs)]
         else:
-            holds = [Hold(owner, OPEN_REQUESTS, NO_PERIOD, 1, plan.concurrent_requests)]
+            holds = [hold_of((owner, OPEN_REQUESTS, NO_PERIOD, 1, plan.concurrent_requests))]
         if request.hold_nanousd:
-            holds.append(Hold(owner, MONEY, period, request.hold_nanousd, plan.allowance_nanousd))
+            holds.append(hold_of((owner, MONEY, period, request.hold_nanousd, plan.allowance_nanousd)))
             if caller.has_credit:
                 holds.append(Hold(owner, CREDIT, NO_PERIOD, 0, 0))
         if caller.token is not None:

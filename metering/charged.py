@@ -29,7 +29,7 @@ class Charged:
     def __init__(self) -> None:
         self._noted = Noted()
 
-    def note(self, owner: str, period: str, *, spent_nanousd: int = 0) -> None:
+    def note(self, owner: str, period: str, spent_nanousd: int = 0) -> None:
         """It was charged; or, with `spent_nanousd`, that allowance was found as good as spent."""
         accounts, account = self._noted.accounts, (owner, period)
         if account in accounts:

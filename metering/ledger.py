@@ -22,9 +22,10 @@ import enum
 import json
 import logging
 import operator
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import NamedTuple, TypeVar, cast
+from functools import partial
+from typing import Any, NamedTuple, TypeVar, cast
 
 import orjson
 
@@ -133,6 +134,10 @@ class Hold(NamedTuple):
     allowance: int
 
 
+hold_of: Callable[[tuple[str, str, str, int, int]], Hold] = partial(tuple.__new__, Hold)
+"""Of a plain tuple: without the two calls in Python that the class's own way costs."""
+
+
 class Line(NamedTuple):
     """One line of a reservation or an entry: what it holds, or has spent, on an account."""
 
@@ -142,8 +147,8 @@ class Line(NamedTuple):
     amount: int
 
 
-_line = Line._make
-"""Of a plain tuple: in two thirds of the time."""
+_line: Callable[[tuple[str, str, str, int]], Line] = partial(tuple.__new__, Line)
+"""As `hold_of`."""
 
 
 class Balance(NamedTuple):
@@ -152,6 +157,11 @@ class Balance(NamedTuple):
     spent: int
     held: int
     allowance: int
+
+
+_unit: Callable[[tuple[Sequence[AnyStep], bool, Sequence[QuickStep]]], Unit] = partial(tuple.__new__, Unit)
+_balance: Callable[[tuple[int, int, int]], Balance] = partial(tuple.__new__, Balance)
+"""As `hold_of`."""
 
 
 @immutable
@@ -222,6 +232,8 @@ class Resolved(enum.StrEnum):
 
     DONE = "done"
     ALREADY_RESOLVED = "already_resolved"
+    NOT_YET = "not_yet"
+    """Nothing so far: whoever waited for it waits no longer."""
 
 
 # --- statements: numbered placeholders, no dialect, accounts touched in sorted order -------------------
@@ -370,41 +382,28 @@ class Ledger:
 
         Raises Refused(STORE_UNAVAILABLE). Cancelled meanwhile, it voids what may still be granted.
         """
-        holds = sorted(intent.holds)
-        steps, held, hold_nanousd = _hold_steps(holds, is_under_way=intent.is_under_way)
-        now_ms, floor_nanousd = self._clock.now_ms(), min(intent.floor_nanousd, hold_nanousd)
-        params = with_lines(
-            (
-                intent.id,
-                self.worker_id,
-                intent.user_id,
-                intent.token_id,
-                intent.surface,
-                intent.operation,
-                intent.model,
-            ),
-            held,
-            (hold_nanousd, floor_nanousd, now_ms, intent.due_at_ms or 0),
-        )
-        if intent.is_under_way:
-            steps.append((INSERT_RESERVATION_ONCE, params, ALREADY_RESERVED))
+        holds, now_ms, shown = sorted(intent.holds), self._clock.now_ms(), intent.shown
+        held: _HeldLines
+        if _fit_together(holds) and not (more or shown or intent.is_under_way):
+            money, place = holds
+            of_money, of_place, hold_nanousd = money[:4], place[:4], money[3]
+            held, looked_at = (_line(of_money), _line(of_place)), holds[:1]
+            text = orjson.dumps((of_money, of_place)).decode()
+            unit = _unit_together(money, place, self._row(intent, text, hold_nanousd, now_ms))
         else:
-            steps.append((INSERT_RESERVATION, params, None))
-        steps += more
-        # Read apart: RETURNING would make each hold three times as dear, and few are ever shown.
-        shown = intent.shown
-        looked_at = [hold for hold in holds if hold[1] in PURSE or hold[1] in shown]
-        for hold in looked_at:
-            steps.append((SELECT_ACCOUNT, hold[:3], None))
-        quick = () if more or intent.is_under_way else _quick_way(holds, params, looked_at)
+            # Read apart: RETURNING would make each hold three times as dear, and few are ever shown.
+            looked_at = [hold for hold in holds if hold[1] in PURSE or hold[1] in shown]
+            steps, held, hold_nanousd = _hold_steps(holds, is_under_way=intent.is_under_way)
+            steps += [self._insertion(intent, held, hold_nanousd, now_ms), *more, *_looks(looked_at)]
+            unit = Unit(steps)
 
         def granted(result: Result) -> Reservation | Declined:
             if isinstance(result, Declined):
                 return result
             rows = result.rows
             balances = {}
-            for hold, row in zip(reversed(looked_at), reversed(rows), strict=False):  # they were read last
-                balances[hold[1]] = Balance._make(row or (0, 0, 0))
+            for at, hold in enumerate(looked_at, -len(looked_at)):  # they were read last
+                balances[hold[1]] = _balance(cast("tuple[int, int, int]", rows[at] or (0, 0, 0)))
             lines = held(rows) if callable(held) else held
             return Reservation(intent, lines, hold_nanousd, now_ms, balances, callable(held))
 
@@ -412,13 +411,42 @@ class Ledger:
             if isinstance(result, Done):
                 self.void(cast("Reservation", granted(result)), note="abandoned_while_admitted")
 
-        waiting = self._store.writer.submit(Unit(steps, False, quick), abandon)
+        waiting = self._store.writer.submit(unit, abandon)
         try:
             return granted(await waiting)
         except asyncio.CancelledError:
             if waiting.done() and not waiting.cancelled() and waiting.exception() is None:
                 abandon(waiting.result())
             raise
+
+    def _row(self, intent: Intent, lines: str, hold_nanousd: int, now_ms: int) -> Params:
+        """Of a reservation."""
+        floor_nanousd = intent.floor_nanousd if intent.floor_nanousd < hold_nanousd else hold_nanousd
+        return (
+            intent.id,
+            self.worker_id,
+            intent.user_id,
+            intent.token_id,
+            intent.surface,
+            intent.operation,
+            intent.model,
+            lines,
+            hold_nanousd,
+            floor_nanousd,
+            now_ms,
+            intent.due_at_ms or 0,
+        )
+
+    def _insertion(self, intent: Intent, held: "_HeldLines", hold_nanousd: int, now_ms: int) -> AnyStep:
+        """The step that makes its row."""
+        params: Params | Callable[[Rows], Params]
+        if callable(held):
+            params = lambda rows: self._row(intent, encode_lines(held(rows)), hold_nanousd, now_ms)  # noqa: E731
+        else:
+            params = self._row(intent, encode_lines(held), hold_nanousd, now_ms)
+        if intent.is_under_way:
+            return INSERT_RESERVATION_ONCE, params, ALREADY_RESERVED
+        return INSERT_RESERVATION, params, None
 
     async def extend(self, reservation: Reservation, more: Sequence[Hold]) -> Declined | None:
         """Hold more on a reservation; Declined when an account has not enough left (`declined_hold` tells which), or
@@ -507,37 +535,20 @@ class Ledger:
     ) -> "asyncio.Future[Resolved]":
         """`may_reduce`: to what can be booked of a report that the store refuses."""
         cost_nanousd, now_ms = settlement.priced.cost_nanousd, self._clock.now_ms()
-        within_nanousd = min(cost_nanousd, reservation.hold_nanousd)
+        within_nanousd = cost_nanousd if cost_nanousd < reservation.hold_nanousd else reservation.hold_nanousd
         above_nanousd = cost_nanousd - within_nanousd
         steps: list[AnyStep] = [_resolution(reservation, "SETTLED", cost_nanousd, now_ms)]
-        payment = None
-        if reservation.has_credit:
-            payment = _payment(reservation.id, reservation.lines, cost_nanousd, at=len(steps))
-        if payment is not None:
-            steps += payment.steps
-        within: list[_PlainLine] = []
-        above: list[_PlainLine] = []
-        moves: list[_Move] = []
-        for owner, meter, period, held in reservation.lines:
-            if payment is not None and payment.is_on(owner, meter):
-                continue
-            if meter in CHARGED:
-                spent, booked = cost_nanousd, within_nanousd
-                if above_nanousd:
-                    above.append((owner, meter, period, above_nanousd))
-            else:
-                spent = booked = settlement.amounts.get(meter, 0 if meter in GAUGES else held)
-            if booked:
-                within.append((owner, meter, period, booked))
-            moves.append((owner, meter, period, spent, held))
-        steps += _move_steps(moves)
-        of_settle: _Lines = within
-        of_overage: _Lines = above
-        if payment is not None:
-            of_settle = payment.lines(lambda charge: charge.within(within_nanousd), within)
-            of_overage = payment.lines(lambda charge: charge.above(within_nanousd), above)
-        duration_ms = _duration_ms(reservation.created_at_ms, now_ms)
-        shared = (reservation.intent, settlement, now_ms, duration_ms)
+        of_settle: _Lines
+        of_overage: _Lines
+        if _are_together(reservation.lines) and not settlement.amounts:
+            (owner, _, period, held), (_, _, _, place) = reservation.lines
+            steps.append((MOVE_TOGETHER, (owner, period, cost_nanousd, held, 0, place), None))
+            of_settle = encode_line((owner, MONEY, period, within_nanousd))
+            of_overage = ((owner, MONEY, period, above_nanousd),)
+        else:
+            spending, of_settle, of_overage = _spending(reservation, settlement, within_nanousd)
+            steps += spending
+        shared = (reservation.intent, settlement, now_ms, _duration_ms(reservation.created_at_ms, now_ms))
         used = (encode_usage(settlement.priced), settlement.priced.tokens)
         steps.append(_entry("settle", within_nanousd, of_settle, shared, used))
         if above_nanousd:
@@ -554,11 +565,11 @@ class Ledger:
         now_ms = self._clock.now_ms()
         steps: list[AnyStep] = [
             _resolution(reservation, "VOIDED", 0, now_ms),
-            *_move_steps([(*line[:3], 0, line.amount) for line in reservation.lines]),
+            *_release_steps(reservation.lines),
         ]
         settlement = Settlement(outcome, NO_COST, is_reported=True, notes=(note,) if note else ())
-        duration_ms = _duration_ms(reservation.created_at_ms, now_ms)
-        steps.append(_entry("void", 0, (), (reservation.intent, settlement, now_ms, duration_ms)))
+        shared = (reservation.intent, settlement, now_ms, _duration_ms(reservation.created_at_ms, now_ms))
+        steps.append(_entry("void", 0, (), shared))
         return self._resolve(reservation, steps, None)
 
     async def resolve_found(
@@ -787,7 +798,7 @@ class Ledger:
     def _note(self, lines: Sequence[Line], *, spent_nanousd: int = 0) -> None:
         for owner, meter, period, _ in lines:
             if meter == MONEY:
-                self.charged.note(owner, period, spent_nanousd=spent_nanousd)
+                self.charged.note(owner, period, spent_nanousd)
 
 
 # --- two accounts that pay ---------------------------------------------------------------------------
@@ -795,8 +806,8 @@ class Ledger:
 _PlainLine = tuple[str, str, str, int]
 """A Line, or the same without names: only to be written."""
 _HeldLines = tuple[Line, ...] | Callable[[Rows], tuple[Line, ...]]
-_Lines = Sequence[_PlainLine] | Callable[[Rows], Sequence[_PlainLine]]
-"""Lines, or what they are by the rows of the unit's steps so far."""
+_Lines = str | Sequence[_PlainLine] | Callable[[Rows], Sequence[_PlainLine]]
+"""Lines, as they are written or before that, or what they are by the rows of the unit's steps so far."""
 
 
 class _Payment(NamedTuple):
@@ -935,24 +946,57 @@ def _hold_steps(
     return steps, held_lines, _money(lines)
 
 
-TOGETHER = (MONEY, OPEN_REQUESTS)
-"""The two accounts of a request that nothing but its user's plan bounds, in the order in which accounts are touched."""
+TOGETHER = 2
+"""The accounts of a request that nothing but its user's plan bounds: its money, and its place among the open requests."""
 
 
-def _quick_way(
-    holds: Sequence[Hold], reservation: Params | Callable[[Rows], Params], looked_at: Sequence[Hold]
-) -> Sequence[QuickStep]:
-    """To reserve in fewer statements, where these two are held, and none is refused for its size alone; else none."""
-    if len(holds) != len(TOGETHER) or not isinstance(reservation, tuple):
-        return ()
-    (owner, meter, period, amount, allowance), (other, other_meter, _, one, at_once) = holds
-    if owner != other or (meter, other_meter) != TOGETHER or amount > allowance or one > at_once:
-        return ()
-    return (
-        (HOLD_TOGETHER, (owner, period, allowance, amount, at_once, one), len(TOGETHER)),
-        (INSERT_RESERVATION, reservation, 1),
-        *[(SELECT_ACCOUNT, hold[:3], READS) for hold in looked_at],
-    )
+def _are_together(lines: Sequence[Hold] | Sequence[Line]) -> bool:
+    """Whether these are the two, in the order in which accounts are touched."""
+    if len(lines) != TOGETHER:
+        return False
+    money, place = lines
+    return money[1] == MONEY and place[1] == OPEN_REQUESTS and money[0] == place[0]
+
+
+def _fit_together(holds: Sequence[Hold]) -> bool:
+    """Whether these are the two, and neither is refused for its size alone."""
+    return _are_together(holds) and 0 <= holds[0][3] <= holds[0][4] and 0 <= holds[1][3] <= holds[1][4]
+
+
+def _unit_together(money: Hold, place: Hold, row: Params) -> Unit:
+    """To reserve in fewer statements, where these two are held."""
+    owner, _, period, amount, allowance = money
+    hold = (HOLD_TOGETHER, (owner, period, allowance, amount, place[4], place[3]), TOGETHER)
+    quick = (hold, (INSERT_RESERVATION, row, 1), (SELECT_ACCOUNT, money[:3], READS))
+    return _unit((_StepsTogether(money, place, row), False, quick))
+
+
+class _StepsTogether(Sequence[AnyStep]):
+    """What tells who is refused, where the quick way did not go through: made when the writer asks for it, of few requests."""
+
+    __slots__ = ("_money", "_place", "_row")
+
+    def __init__(self, money: Hold, place: Hold, row: Params) -> None:
+        self._money = money
+        self._place = place
+        self._row = row
+
+    def _made(self) -> list[AnyStep]:
+        steps, _, _ = _hold_steps((self._money, self._place))
+        return [*steps, (INSERT_RESERVATION, self._row, None), *_looks((self._money,))]
+
+    def __len__(self) -> int:
+        return len(self._made())
+
+    def __iter__(self) -> Iterator[AnyStep]:
+        return iter(self._made())
+
+    def __getitem__(self, at: Any) -> Any:
+        return self._made()[at]
+
+
+def _looks(holds: Sequence[Hold]) -> list[AnyStep]:
+    return [(SELECT_ACCOUNT, hold[:3], None) for hold in holds]
 
 
 def _steps_on_credit(
@@ -1005,6 +1049,8 @@ def with_lines(
     before: Params, lines: _Lines, after: Params, *, without_zeros: bool = False
 ) -> Params | Callable[[Rows], Params]:
     """Parameters with lines among them: computed when they are."""
+    if isinstance(lines, str):
+        return before + (lines,) + after  # noqa: RUF005 - as below
     if callable(lines):
         return lambda rows: (*before, encode_lines(lines(rows), without_zeros=without_zeros), *after)
     return before + (encode_lines(lines, without_zeros=without_zeros),) + after  # noqa: RUF005 - in a third of the time of stars
@@ -1133,6 +1179,11 @@ def encode_lines(lines: Sequence[_PlainLine], *, without_zeros: bool = False) ->
     return orjson.dumps(lines, default=tuple).decode()
 
 
+def encode_line(line: _PlainLine) -> str:
+    """As `encode_lines` without zeros, of one that is a plain tuple."""
+    return orjson.dumps((line,)).decode() if line[3] else "[]"
+
+
 def decode_lines(text: str) -> tuple[Line, ...]:
     """Lines from the JSON of a row."""
     return tuple(Line(*line) for line in orjson.loads(text))
@@ -1168,23 +1219,47 @@ def _held(row: Row) -> tuple[Intent, tuple[Line, ...], int, str | None, int]:
 
 
 def _resolution(reservation: Reservation, state: str, cost_nanousd: int, now_ms: int) -> AnyStep:
-    params = (reservation.id, state, cost_nanousd, now_ms)
+    params = (reservation.intent.id, state, cost_nanousd, now_ms)
     if reservation.found is None:
         return RESOLVE_RESERVATION, params, ALREADY_RESOLVED
     return RESOLVE_AS_FOUND, (*params, reservation.found), ALREADY_RESOLVED
 
 
-_Move = tuple[str, str, str, int, int]
-"""An account, what it has spent more, and what it holds less."""
+def _spending(
+    reservation: Reservation, settlement: Settlement, within_nanousd: int
+) -> tuple[list[AnyStep], _Lines, _Lines]:
+    """The steps that spend what a settlement costs, and its lines within the hold and above it."""
+    cost_nanousd, payment = settlement.priced.cost_nanousd, None
+    above_nanousd = cost_nanousd - within_nanousd
+    steps: list[AnyStep] = []
+    if reservation.has_credit:  # the resolution is the step before
+        payment = _payment(reservation.id, reservation.lines, cost_nanousd, at=1)
+    if payment is not None:
+        steps += payment.steps
+    within: list[_PlainLine] = []
+    above: list[_PlainLine] = []
+    for owner, meter, period, held in reservation.lines:
+        if payment is not None and payment.is_on(owner, meter):
+            continue
+        if meter in CHARGED:
+            spent, booked = cost_nanousd, within_nanousd
+            above.append((owner, meter, period, above_nanousd))
+        else:
+            spent = booked = settlement.amounts.get(meter, 0 if meter in GAUGES else held)
+        within.append((owner, meter, period, booked))
+        steps.append((MOVE_ACCOUNT, (owner, meter, period, spent, held), None))
+    if payment is None:
+        return steps, within, above
+    of_settle = payment.lines(lambda charge: charge.within(within_nanousd), within)
+    return steps, of_settle, payment.lines(lambda charge: charge.above(within_nanousd), above)
 
 
-def _move_steps(moves: Sequence[_Move]) -> list[AnyStep]:
-    """Of different accounts, on each of which something is held."""
-    if len(moves) == len(TOGETHER):
-        (owner, meter, period, spent, held), (other, other_meter, _, other_spent, other_held) = moves
-        if owner == other and (meter, other_meter) == TOGETHER:
-            return [(MOVE_TOGETHER, (owner, period, spent, held, other_spent, other_held), None)]
-    return [(MOVE_ACCOUNT, move, None) for move in moves]
+def _release_steps(lines: Sequence[Line]) -> list[AnyStep]:
+    """To give all that is held back."""
+    if _are_together(lines):
+        (owner, _, period, held), (_, _, _, place) = lines
+        return [(MOVE_TOGETHER, (owner, period, 0, held, 0, place), None)]
+    return [(MOVE_ACCOUNT, (*line[:3], 0, line[3]), None) for line in lines]
 
 
 def _move(line: Line, spent: int) -> Step:
@@ -1198,7 +1273,7 @@ def _move_only(line: Line) -> Step:
 
 def _duration_ms(started_at_ms: int, now_ms: int) -> int:
     """Never negative, though the wall clock may be set back."""
-    return max(0, now_ms - started_at_ms)
+    return now_ms - started_at_ms if now_ms > started_at_ms else 0
 
 
 def _money(lines: Sequence[Line]) -> int:

@@ -12,7 +12,7 @@ _USD = re.compile(r"(\d{1,9})(?:\.(\d{1,9}))?", re.ASCII)
 
 def nanousd_of_picousd(picousd: int) -> int:
     """Round an amount in pico-USD half up to nano-USD; done once per entry."""
-    return (2 * picousd + PICO_PER_NANO) // (2 * PICO_PER_NANO)
+    return (picousd + PICO_PER_NANO // 2) // PICO_PER_NANO
 
 
 def credits_of(nanousd: int) -> int:
@@ -22,7 +22,7 @@ def credits_of(nanousd: int) -> int:
 
 def credits_left(nanousd: int) -> int:
     """An amount still available in credits, rounded down, so that what is shown can be spent."""
-    return max(nanousd, 0) // CREDIT_NANOUSD
+    return nanousd // CREDIT_NANOUSD if nanousd > 0 else 0
 
 
 def usd(nanousd: int) -> str:

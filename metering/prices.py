@@ -248,7 +248,7 @@ class PriceTable:
 
     def model(self, provider: str, name: str) -> ModelInfo | None:
         """The priced model that a vendor would serve under `name`; None when unknown."""
-        rates = self.rates(provider, name)
+        rates = self._found.get((provider, name)) or self.rates(provider, name)
         return None if rates is None else rates.info
 
     def models(self, provider: str) -> tuple[ModelInfo, ...]:

@@ -135,8 +135,9 @@ class RateLimits:
         if int(before + window[1]) >= requests_per_minute:
             return self._state(owner, requests_per_minute, is_counted=True)
         window[1] += 1
-        remaining = requests_per_minute - (int(before) + window[1])
-        return RateState(True, requests_per_minute, max(0, remaining), (window[0] + 1) * WINDOW_MS, 0.0)
+        left = requests_per_minute - (int(before) + window[1])
+        remaining = left if left > 0 else 0
+        return RateState(True, requests_per_minute, remaining, (window[0] + 1) * WINDOW_MS, 0.0)
 
     def _state(self, owner: str, requests_per_minute: int, *, is_counted: bool) -> RateState:
         if requests_per_minute <= 0:

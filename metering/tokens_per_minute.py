@@ -61,9 +61,9 @@ class TokensPerMinute:
         """Take what was used out of the bucket, as far as it may go down."""
         if tokens <= 0 or tokens_per_minute <= 0:
             return
-        now_ms = self._clock.now_ms()
+        now_ms, most = self._clock.now_ms(), tokens_per_minute * (PARTS + DEBT_MS_MAX)
         used = self._used(owner, tokens_per_minute, now_ms) + tokens * PARTS
-        self._buckets[owner] = [min(used, tokens_per_minute * (PARTS + DEBT_MS_MAX)), now_ms]
+        self._buckets[owner] = [used if used < most else most, now_ms]
         if len(self._buckets) > self._keys_max:
             self._buckets.popitem(last=False)
 
@@ -77,7 +77,8 @@ class TokensPerMinute:
         if bucket is None:
             return 0
         used, at_ms = bucket
-        used = min(used, tokens_per_minute * (PARTS + DEBT_MS_MAX))  # the limit may be lower than it was
+        most = tokens_per_minute * (PARTS + DEBT_MS_MAX)
+        used = used if used < most else most  # the limit may be lower than it was
         if now_ms > at_ms:  # a clock that was set back moves nothing: from then on it flows back as ever
             used -= tokens_per_minute * (now_ms - at_ms)
         if used <= 0:

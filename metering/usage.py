@@ -106,6 +106,8 @@ class Usage:
 
     def with_output_at_most(self, tokens: int) -> "Usage":
         """The same, with no more than so many tokens of each kind of output in each line."""
+        if self.most_output <= tokens:
+            return self
         lines = [
             UsageLine(
                 line.model,
@@ -147,7 +149,12 @@ class Usage:
     @property
     def most_output(self) -> int:
         """Of one kind, in one line."""
-        return max((line.counts.get(unit, 0) for line in self.lines for unit in OUTPUT_UNITS), default=0)
+        most = 0
+        for line in self.lines:
+            for unit, count in line.counts.items():
+                if count > most and unit in OUTPUT_UNITS:
+                    most = count
+        return most
 
     @property
     def seconds(self) -> int:

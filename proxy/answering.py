@@ -93,8 +93,9 @@ class Answering:
         exchange.upstream_status = status if is_known else None
         request_id = head.header(b"request-id") or head.header(b"x-request-id")
         exchange.upstream_request_id = request_id.decode("latin-1")[:200] or None
-        if is_success or status == NOT_FOUND:
-            self._note_end(exchange)
+        operation = exchange.operation
+        if operation is not None and operation.ends is not None and (is_success or status == NOT_FOUND):
+            self._note_end(exchange, operation.ends)
         if not is_success:
             return self.answer_error(exchange, mounted, answer, head, silence)
         if silence is None:
@@ -138,7 +139,10 @@ class Answering:
         if answer.is_complete and not demand.is_streaming and gate is None and not observer.at_boundary:
             return self._pass_whole(exchange, answer, observer, decoder)
         is_plain = decoder is None or is_decoded
-        if silence is not None and is_plain and observer.at_boundary:  # which a JSON body never is
+        may_fall_silent = (
+            is_plain and not answer.is_complete and observer.at_boundary
+        )  # a JSON body never is at one
+        if silence is not None and may_fall_silent:
             silence.start()
         else:
             silence = None
@@ -219,12 +223,12 @@ class Answering:
             binding.add_done_callback(lambda done: self._look_at_deferral(exchange, done))
         return binding
 
-    def _note_end(self, exchange: Exchange) -> None:
+    def _note_end(self, exchange: Exchange, ends: tuple[str, str]) -> None:
         """What the request has deleted at the vendor is no more; what it did not find there was deleted before."""
-        operation, inbound, caller = exchange.operation, exchange.inbound, exchange.caller
-        if operation is not None and operation.ends is not None and inbound is not None:
+        inbound, caller = exchange.inbound, exchange.caller
+        if inbound is not None:
             assert caller is not None
-            kind, piece = operation.ends
+            kind, piece = ends
             upstream_id = inbound.path_params[piece].lower()
             self._objects.mark_gone(ObjectId(exchange.surface.provider, kind, upstream_id), caller.user_id)
 

@@ -50,17 +50,11 @@ class TokenPlaces:
 
     def find(self, headers: Headers, query: bytes) -> set[bytes]:
         """The distinct credentials a request carries in these places."""
-        found = set()
+        found: set[bytes] = set()
         schemes_of = self._schemes
         for name, value in headers:
-            if name not in schemes_of:  # most, and clients send dozens
-                continue
-            for scheme in schemes_of[name]:
-                if not scheme:
-                    found.add(value.strip())
-                elif value[: len(scheme)].lower() == scheme:
-                    found.add(value[len(scheme) :].strip())
-                    break
+            if name in schemes_of:  # few are, and clients send dozens
+                _add_credentials(found, value, schemes_of[name])
         if self._parameters and query:
             found.update(value for name, value in parameters(query) if name in self._parameters)
         found.discard(b"")
@@ -69,9 +63,14 @@ class TokenPlaces:
     def find_in(self, request: Request) -> set[bytes]:
         """As `find`, in a request."""
         first, query = request.first, request.query
-        if request.has_repeats:
+        if request.has_repeats or (query and self._parameters):
             return self.find(request.headers, query)
-        return self.find([(name, first[name]) for name in self._schemes if name in first], query)
+        found: set[bytes] = set()
+        for name, schemes in self._schemes.items():
+            if name in first:
+                _add_credentials(found, first[name], schemes)
+        found.discard(b"")
+        return found
 
     def removed(self, query: bytes) -> bytes:
         """The query without them; what is left is byte for byte as it was."""
@@ -79,6 +78,15 @@ class TokenPlaces:
             return query
         kept = [piece for piece in query.split(b"&") if name_of(piece) not in self._parameters]
         return b"&".join(kept)
+
+
+def _add_credentials(found: set[bytes], value: bytes, schemes: Sequence[bytes]) -> None:
+    for scheme in schemes:
+        if not scheme:
+            found.add(value.strip())
+        elif value[: len(scheme)].lower() == scheme:
+            found.add(value[len(scheme) :].strip())
+            break
 
 
 def conceal_tokens(refused: Refused) -> None:

@@ -50,6 +50,12 @@ CODINGS_KEPT = 100
 _name, _value = itemgetter(0), itemgetter(1)
 
 
+_Verdict = tuple[tuple[bool, ...], int, int]
+"""Which of some headers pass, how many of them are `Connection`, and where the first of these stands."""
+_NAMING_NONE = frozenset({b"keep-alive", b"close"})
+"""As `Connection` mostly is written: it names no header."""
+
+
 class HeaderFilter:
     """A set of names and prefixes that do not pass, and a secret that passes under no name."""
 
@@ -58,28 +64,34 @@ class HeaderFilter:
     def __init__(self, names: Iterable[bytes], prefixes: Iterable[bytes]) -> None:
         self._names = frozenset(names)
         self._prefixes = tuple(prefixes)
-        self._remembered: dict[tuple[bytes, ...], tuple[bool, ...]] = {}
+        self._remembered: dict[tuple[bytes, ...], _Verdict] = {}
         """Which headers with these names, in this order, pass: heads of one origin differ in their values alone."""
 
     def passed(self, headers: Headers, *, secret: bytes) -> Headers:
         """What remains, also without the headers that `Connection` names and, whatever their name, those that
         repeat `secret`: the gateway token on the way up, the vendor's key on the way down."""
         names = tuple(map(_name, headers))
-        verdicts = self._remembered.get(names)
-        passed = list(compress(headers, self._verdicts(names) if verdicts is None else verdicts))
+        verdicts, connections, at = self._remembered.get(names) or self._verdict(names)
+        passed = list(compress(headers, verdicts))
         if secret and b"\n".join(map(_value, passed)).find(secret) >= 0:  # `in` takes twice as long for bytes
             passed = [pair for pair in passed if secret not in pair[1]]
-        if b"connection" in names and (named := _named_by_connection(headers)):
+        names_some = connections and (connections > 1 or headers[at][1] not in _NAMING_NONE)
+        if names_some and (named := _named_by_connection(headers)):
             passed = [pair for pair in passed if pair[0] not in named]
         return passed
 
-    def _verdicts(self, names: tuple[bytes, ...]) -> tuple[bool, ...]:
-        verdicts = tuple([not (name in self._names or name.startswith(self._prefixes)) for name in names])
+    def _verdict(self, names: tuple[bytes, ...]) -> _Verdict:
+        connections = names.count(b"connection")
+        verdict = (
+            tuple([not (name in self._names or name.startswith(self._prefixes)) for name in names]),
+            connections,
+            names.index(b"connection") if connections else -1,
+        )
         if sum(map(len, names)) <= SET_BYTES_MAX:
             if len(self._remembered) >= SETS_KEPT:
                 self._remembered.clear()
-            self._remembered[names] = verdicts
-        return verdicts
+            self._remembered[names] = verdict
+        return verdict
 
 
 def request_filter(surface: Surface) -> HeaderFilter:
@@ -119,6 +131,11 @@ def _has_gzip(codings: bytes) -> bool:
     return False
 
 
+def has_header(headers: Headers, name: bytes) -> bool:
+    """Whether one of that name is among them."""
+    return name in map(_name, headers)
+
+
 def is_said_to_be_json(headers: Headers) -> bool:
     """Whether a body is said to be what we read it as, JSON in UTF-8, or nothing is said of it.
 
@@ -151,7 +168,7 @@ def _split(names: Iterable[str]) -> tuple[frozenset[bytes], tuple[bytes, ...]]:
 
 def _named_by_connection(headers: Headers) -> frozenset[bytes]:
     for name, value in headers:
-        if name == b"connection" and value.lower() not in {b"keep-alive", b"close"}:
+        if name == b"connection" and value.lower() not in _NAMING_NONE:
             return frozenset(token.strip() for token in value.lower().split(b","))
     return _NOTHING
 

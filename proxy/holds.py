@@ -71,7 +71,7 @@ class Holds:
         if operation.is_about_scheduled:
             exchange.is_scheduled = operation.scheduled is not None and demand.scheduled_ms is not None
             exchange.touches_scheduled = operation.touches is not None and not is_done
-        at_first = self._held_at_first(exchange, demand, caller.plan.budget)
+        at_first = self._held_at_first(operation, demand, caller.plan.budget)
         hold_nanousd, flags = self._prices.cost(provider, at_first, at_ms=pricing.now_ms)
         if flags:
             raise Refused(
@@ -87,7 +87,7 @@ class Holds:
             demand.models,
             hold_nanousd,
             floor_nanousd,
-            self._due_in_s(operation, demand),
+            self._due_in_s(operation, demand) if operation.scheduled or operation.deferred else None,
             operation.meter.is_free,
             quotas_used(at_first, operation.quotas) if operation.quotas else NO_QUOTAS,
             operation.timed.gauge if operation.timed is not None else "",
@@ -106,12 +106,11 @@ class Holds:
         per_token = self._bounds.estimate_bytes_per_token
         return Pricing(self._prices, self._clock.now_ms(), per_token, mounted.options)
 
-    def _held_at_first(self, exchange: Exchange, demand: Demand, budget: str) -> Usage:
+    def _held_at_first(self, operation: Operation, demand: Demand, budget: str) -> Usage:
         """All that the request may use; of a stream that can be cut, and on a budget that lets all finish, no more
         visible output than a slice; and a slice of what costs by the second."""
-        assert exchange.operation is not None
-        if exchange.operation.timed is not None:
-            return demand.ceiling.with_time_at_most(exchange.operation.timed.slice_s)
+        if operation.timed is not None:
+            return demand.ceiling.with_time_at_most(operation.timed.slice_s)
         if budget == SOFT:
             return demand.ceiling.with_output_at_most(self._bounds.output_slice_tokens)
         if demand.slicing is None:

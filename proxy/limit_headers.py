@@ -34,8 +34,8 @@ def limit_headers(standing: Standing, now_ms: int) -> Headers:
     )
     if standing.budget_remaining_nanousd is None:
         return [policy, (b"ratelimit", b'"requests";r=%d;t=%d, "tokens";r=%d;t=%d' % limits)]
-    left = credits_left(standing.budget_remaining_nanousd)
-    month = (left, max(1, -((now_ms - standing.budget_reset_ms) // 1000)))
+    left, left_ms = credits_left(standing.budget_remaining_nanousd), standing.budget_reset_ms - now_ms
+    month = (left, (left_ms + 999) // 1000 if left_ms > 0 else 1)
     told = b'"requests";r=%d;t=%d, "tokens";r=%d;t=%d, "credits";r=%d;t=%d' % (limits + month)
     if standing.quotas:
         more_allowed, more_told = _of_quotas(standing.quotas, window_s, now_ms)

@@ -48,7 +48,9 @@ class Mounted:
             for name, key in self._keys.items()
             if key
         }
-        """What an operation of the vendor's is asked with, by the variable of the key."""
+        """What an operation of the vendor's is asked with, by the variable of the key; of most, which name none, by ""."""
+        if upstream.key_env in self._key_headers:
+            self._key_headers[""] = self._key_headers[upstream.key_env]
         self._more_keys = {
             name.encode(): variables[option].encode()
             for name, option in upstream.secret_headers.items()

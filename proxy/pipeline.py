@@ -36,7 +36,7 @@ from proxy.downstream import Connection
 from proxy.drains import Drains
 from proxy.exchange import AUTHENTICATE, FORWARD, READ, ClientLeftError, Exchange
 from proxy.handshakes import Handshake
-from proxy.headers import accepts_gzip, asks_for_websocket
+from proxy.headers import accepts_gzip, asks_for_websocket, has_header
 from proxy.holds import Holds
 from proxy.mounted import Mounted
 from proxy.opening import Opening
@@ -458,8 +458,7 @@ class Engine:
         assert inbound is not None
         request = exchange.request
         headers = mounted.request_filter.passed(request.headers, secret=exchange.gateway_token)
-        names = dict(headers)
-        headers += [pair for pair in mounted.fixed_headers if pair[0] not in names]
+        headers += [pair for pair in mounted.fixed_headers if not has_header(headers, pair[0])]
         is_plain_needed = has_gate(exchange) or self._holds.unseen_tokens(exchange) is not None
         is_gzip_fine = not is_plain_needed and accepts_gzip(request)
         headers += ((b"accept-encoding", b"gzip" if is_gzip_fine else b"identity"), credential)
@@ -471,7 +470,7 @@ class Engine:
         exchange.is_forwarded = True
         body = inbound.forget_body()  # streams are many and long: the body is not kept beside them
         if exchange.demand.body is not None:
-            if not body and b"content-type" not in names:
+            if not body and not has_header(headers, b"content-type"):
                 headers.append(JSON_TYPE)
             body = exchange.demand.body
             exchange.demand = replace(exchange.demand, body=None)

@@ -40,12 +40,8 @@ SHARED_METRICS = "PROMETHEUS_MULTIPROC_DIR"
 MODEL_NAMES_MAX = 1_000
 """Names whose label is remembered; dated names share the label of their model."""
 
-_UNITS = {
-    unit: (unit, column)
-    for column, units in enumerate((PROMPT_UNITS, OUTPUT_UNITS, SEARCH_UNITS))
-    for unit in units
-}
-"""Units by their label, and to which sum they are added: prompt tokens, output tokens, neither."""
+_UNITS = frozenset({*PROMPT_UNITS, *OUTPUT_UNITS, *SEARCH_UNITS})
+"""Those that are labels of their own."""
 Say = Callable[[str], None]
 """What gets the canonical lines."""
 PATH_CHARS_MAX, SEGMENT_CHARS_MAX = 200, 24
@@ -59,7 +55,6 @@ INTERNAL = "internal"
 """The outcome of what failed by a defect of ours; the ledger has what is known of it."""
 OTHER = "other"
 """The label of what vendors or requests name and we do not know: names from outside must not make labels."""
-_OTHER_UNIT = (OTHER, 2)
 _OWN_WORDS = frozenset(
     {
         "request",
@@ -136,7 +131,9 @@ class Telemetry:
         self._prices = prices
         self._models: dict[tuple[str, str], str] = {}
         self._say = say
-        self._render = _as_json if log_format == "json" else _as_text
+        is_json = log_format == "json"
+        self._render = _as_json if is_json else _as_text
+        self._usual_line = _no_line if is_json else _usual_line
         self._requests = self._counts(
             "automna_requests",
             "Exchanges by how they ended; status is what the client was told.",
@@ -354,7 +351,8 @@ class Telemetry:
         if self._is_shared:
             self._tell_soon()
         if logger.isEnabledFor(logging.INFO):
-            self._say(self._render(_fields(exchange, outcome, operation, ended_s, tokens)))
+            line = self._usual_line(exchange, outcome, operation, ended_s, tokens)
+            self._say(line or self._render(_fields(exchange, outcome, operation, ended_s, tokens)))
 
     def _count_booked(
         self, surface: Surface, priced: Priced | None, outcome: str, *, is_estimated: bool
@@ -364,16 +362,15 @@ class Telemetry:
             self._estimates.new[surface.name, outcome] += 1
         if priced is None or not priced.lines:
             return 0, 0
-        name, provider, totals, new = surface.name, surface.provider, [0, 0, 0], self._tokens.new
+        name, provider, new = surface.name, surface.provider, self._tokens.new
         for line in reversed(priced.lines):
             model = self._models.get((provider, line.model)) or self._label(provider, line.model)
             for unit, count in line.counts.items():
                 if count:
-                    unit_label, column = _UNITS.get(unit, _OTHER_UNIT)
-                    totals[column] += count
-                    new[name, model, outcome, unit_label] += count
+                    new[name, model, outcome, unit if unit in _UNITS else OTHER] += count
         self._cost.new[name, model, outcome] += priced.cost_nanousd  # by the first line's model
-        return totals[0], totals[1]
+        uncached, read, written, output = priced.tokens
+        return uncached + read + written, output
 
     def finish_deferred(
         self, surface: Surface, operation: str, request_id: str, settlement: Settlement, *, polls: int
@@ -483,6 +480,39 @@ def _fields(
     return fields
 
 
+def _usual_line(
+    exchange: Exchange, outcome: str, operation: str, ended_s: float, tokens: tuple[int, int]
+) -> str | None:
+    """The line of `_fields` as text, written at once, where it has the fields that most lines have; else None. A test compares
+    the two."""
+    caller, priced, began_s = exchange.caller, exchange.priced, exchange.started_s
+    admitted_s, first_byte_s = exchange.admitted_s, exchange.first_byte_s
+    models, status, upstream_id = (
+        exchange.demand.models,
+        exchange.upstream_status,
+        exchange.upstream_request_id,
+    )
+    if caller is None or priced is None or admitted_s is None or first_byte_s is None or not models:
+        return None
+    if status is None or upstream_id is None or exchange.operation is None or exchange.refused is not None:
+        return None
+    is_odd = exchange.client_left or exchange.is_estimated or exchange.notes or priced.flags or exchange.cause
+    if is_odd or exchange.tally is not None or exchange.bytes_passed is not None:
+        return None
+    return (
+        f"request={exchange.request_id} surface={exchange.surface.name} operation={_perhaps_quoted(operation)} "
+        f"status={exchange.status} outcome={outcome} ms={_ms(began_s, ended_s):.1f} user={_word(caller.user_id)} "
+        f"gateway_token={caller.token_id} model={_perhaps_quoted(models[0])} "
+        f"admitted_ms={_ms(began_s, admitted_s):.1f} first_byte_ms={_ms(began_s, first_byte_s):.1f} "
+        f"input_tokens={tokens[0]} output_tokens={tokens[1]} cost_usd={usd(priced.cost_nanousd)} "
+        f"upstream_status={status} upstream_request={_word(upstream_id)}"
+    )
+
+
+def _no_line(*_: object) -> None:
+    """Of JSON, which is written of a dict in any case."""
+
+
 def _add_admitted(fields: dict[str, Any], exchange: Exchange, tokens: tuple[int, int]) -> None:
     """What became of it after it was let in: at the vendor, and in the ledger."""
     admitted, priced, began_s = exchange.admitted, exchange.priced, exchange.started_s
@@ -551,9 +581,7 @@ def _as_text(fields: dict[str, Any]) -> str:
     """`fields` are the caller's no more: words take the place of what could be mistaken."""
     line, foreign = _layout(tuple(fields))
     for key in foreign:
-        word = str(fields[key])
-        # Most ids are seen to be plain at once; each is another, and would only push the others out.
-        fields[key] = word if word.isascii() and word.isidentifier() else _perhaps_quoted(word)
+        fields[key] = _word(str(fields[key]))
     return line % tuple(fields.values())
 
 
@@ -562,6 +590,11 @@ def _layout(keys: tuple[str, ...]) -> tuple[str, list[str]]:
     """A line with these fields, its values left out; and those of the fields whose values are not of our own making."""
     forms = [f"{key}=%.1f" if key in _TIMES else f"{key}=%s" for key in keys]
     return " ".join(forms), [key for key in keys if key not in _OWN_WORDS]
+
+
+def _word(text: str) -> str:
+    """As `_perhaps_quoted`. Most ids are seen to be plain at once; each is another, and would only push the others out."""
+    return text if text.isascii() and text.isidentifier() else _perhaps_quoted(text)
 
 
 @lru_cache(maxsize=WORDS_MAX)

@@ -856,7 +856,10 @@ class _Connection(asyncio.Protocol):
                 self._keep(answer, piece)
             elif taker(piece):
                 # As `_wait_for("idle")`, whose timer is set since the piece before.
-                self._deadline_s = min(self.loop.time() + self._idle_s, self._answer_until_s)
+                idle_until_s = self.loop.time() + self._idle_s
+                self._deadline_s = (
+                    idle_until_s if idle_until_s < self._answer_until_s else self._answer_until_s
+                )
             else:
                 answer.is_first_shown = True
                 self._keep(answer, piece)
@@ -971,7 +974,10 @@ class _Connection(asyncio.Protocol):
 
     def _finish(self, answer: _OpenAnswer, *, is_reusable: bool) -> None:
         """The answer is whole: let go of it, and of the connection."""
-        self._detach(answer)
+        self._answer = answer.connection = None
+        self._deadline_s = inf
+        if answer.waiter is not None:
+            answer.wake()
         if not is_reusable:
             self.abort()
             return
@@ -985,15 +991,9 @@ class _Connection(asyncio.Protocol):
         answer = self._answer
         if answer is not None:
             answer.failure = failure
-            self._detach(answer)
-        self.abort()
-
-    def _detach(self, answer: _OpenAnswer) -> None:
-        self._answer = None
-        self._deadline_s = inf
-        answer.connection = None
-        if answer.waiter is not None:
+            self._answer = answer.connection = None
             answer.wake()
+        self.abort()
 
     def _send_more(self, transport: asyncio.Transport) -> None:
         """Hand over pieces of the body until the transport has enough."""
@@ -1015,7 +1015,8 @@ class _Connection(asyncio.Protocol):
 
     def _wait_for(self, phase: Phase, within_s: float) -> None:
         self._phase = phase
-        self._deadline_s = deadline_s = min(self.loop.time() + within_s, self._answer_until_s)
+        until_s = self.loop.time() + within_s
+        self._deadline_s = deadline_s = until_s if until_s < self._answer_until_s else self._answer_until_s
         if deadline_s < self._timer_at_s:
             self._set_timer(deadline_s)
 

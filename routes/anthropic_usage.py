@@ -118,17 +118,18 @@ class Report:
     """What the vendor has said about one message so far. Values of a wrong type are passed over and make it
     unsound; a null says nothing (a delta leaves out what did not change)."""
 
+    # What most answers never say stands here, once: it is not changed, but takes the place of nothing.
     is_sound = True
     has_output = False
     _model: str | None = None
     _stop_reason: str | None = None
     _iterations: Sequence[Mapping[str, Any]] = ()
+    _writes: Mapping[str, int] = {}
+    _tools: Mapping[str, int] = {}
+    _modifiers: Mapping[str, str] = {}
 
     def __init__(self) -> None:
         self._counts: dict[str, int] = {}
-        self._writes: dict[str, int] = {}
-        self._tools: dict[str, int] = {}
-        self._modifiers: dict[str, str] = {}
 
     def read_body(self, body: Mapping[str, Any]) -> bool:
         """A whole answer, if it is a message with its usage."""
@@ -185,44 +186,49 @@ class Report:
         if not isinstance(usage, dict):
             self.is_sound = False
             return
+        counts = self._counts
         for name in _COUNTERS:
             value = usage.get(name)
             if type(value) is int and 0 <= value <= COUNT_MAX:  # as is_count, in every answer
-                self._counts[name] = value
+                counts[name] = value
             elif value is not None:
                 self.is_sound = False
         writes = usage.get("cache_creation")
         if writes is not None and (self._writes or writes != _NOTHING_WRITTEN):
-            self._overlay_all(self._writes, writes)
+            self._writes = self._overlaid(self._writes, writes)
         if (tools := usage.get("server_tool_use")) is not None:
-            self._overlay_all(self._tools, tools)
+            self._tools = self._overlaid(self._tools, tools)
         if (iterations := usage.get("iterations")) is not None:
             self._overlay_iterations(iterations)
         if self._modifiers or not _is_standard(usage):
             self._overlay_modifiers(usage)
 
     def _overlay_modifiers(self, usage: Mapping[str, Any]) -> None:
+        modifiers = dict(self._modifiers)
         for name, standard in _STANDARD.items():
             value = usage.get(name)
             if value is None:
                 continue
             if value in standard:
-                self._modifiers.pop(name, None)
+                modifiers.pop(name, None)
             elif is_name(value):
-                self._modifiers[name] = value
+                modifiers[name] = value
             else:
                 self.is_sound = False
+        self._modifiers = modifiers
 
-    def _overlay_all(self, counts: dict[str, int], reported: Any) -> None:
-        """All that is reported there."""
+    def _overlaid(self, counts: Mapping[str, int], reported: Any) -> Mapping[str, int]:
+        """All that is reported there, in the place of what was."""
         if not isinstance(reported, dict):
             self.is_sound = False
-            return
+            return counts
+        overlaid = dict(counts)
         for name, value in reported.items():
             if is_count(value):
-                counts[name] = value
+                overlaid[name] = value
             elif value is not None:
                 self.is_sound = False
+        return overlaid
 
     def _overlay_iterations(self, iterations: Any) -> None:
         if not isinstance(iterations, list) or not all(isinstance(entry, dict) for entry in iterations):
@@ -276,7 +282,7 @@ class Report:
             if entry.get("type") != "message" or count_in(entry, "output_tokens") > DECLINED_OUTPUT_TOKENS_MAX
         ]
 
-    def _modifiers_of(self, entry: Mapping[str, Any]) -> dict[str, str]:
+    def _modifiers_of(self, entry: Mapping[str, Any]) -> Mapping[str, str]:
         """An advisor is asked at standard speed, wherever the request's own model runs."""
         if entry.get("type") != "advisor_message":
             return self._modifiers

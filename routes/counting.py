@@ -145,7 +145,8 @@ class BodyObserver:
     _bytes_fed = 0
     _is_over = False
     """It has been read, at its last piece."""
-    _is_complete = False
+    is_complete = False
+    at_boundary = False
 
     def __init__(self, demand: Demand, report: Report) -> None:
         self._demand = demand
@@ -187,28 +188,20 @@ class BodyObserver:
     def end(self) -> None:
         if not self._is_over:
             self._is_over = True
-            self._is_complete = self._read()
+            self.is_complete = self._read()
             self._copy.clear()
-
-    @property
-    def is_complete(self) -> bool:
-        return self._is_complete
-
-    @property
-    def at_boundary(self) -> bool:
-        return False
 
     @property
     def error(self) -> str | None:
         return None
 
     def usage(self) -> Usage:
-        is_unread = self._bytes_fed > BODY_COPY_BYTES_MAX and not self._is_complete
+        is_unread = self._bytes_fed > BODY_COPY_BYTES_MAX and not self.is_complete
         notes = (NOTE_TOO_LONG,) if is_unread else ()
         if self._copy and self._copy[-1].endswith(b"}"):
             self._read()  # Whole, but for the end of its framing: what it reports stands.
         return self._report.usage(
-            self._demand, is_final=self._is_complete, output_guess=self._output_guess(), notes=notes
+            self._demand, is_final=self.is_complete, output_guess=self._output_guess(), notes=notes
         )
 
     def _output_guess(self) -> int:
@@ -216,7 +209,8 @@ class BodyObserver:
         return self._bytes_fed // BODY_BYTES_PER_OUTPUT_TOKEN
 
     def _read(self) -> bool:
-        body = json_of(b"".join(self._copy))
+        copy = self._copy
+        body = json_of(copy[0] if len(copy) == 1 else b"".join(copy))
         return isinstance(body, dict) and self._report.read_body(body)
 
 

@@ -220,7 +220,7 @@ class ResponseBody(BodyObserver):
     def _output_guess(self) -> int:
         """A response repeats the whole request: of one that could be read, only its own output counts."""
         return (
-            self._response.output_guess(self._answered_at_s) if self._is_complete else super()._output_guess()
+            self._response.output_guess(self._answered_at_s) if self.is_complete else super()._output_guess()
         )
 
 
