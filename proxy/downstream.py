@@ -53,7 +53,7 @@ BODILESS = frozenset({204, 304})
 """Answers that end with their head (RFC 9110 section 6.4.1), whatever length they name."""
 FRAMING = frozenset({b"content-length", b"transfer-encoding"})
 UNREAD_BODY_BYTES_MAX = 64 * 1024
-"""Of a body that nobody has taken yet, and that goes on: with more, its client is not read."""
+"""Of a body that nobody has taken yet: with more, its client is not read."""
 TRAILERS: Any = deque(maxlen=0)
 """Where header lines go that come behind a body: nowhere."""
 TARGETS_MAX, TARGET_BYTES_MAX = 4_096, 256
@@ -349,7 +349,10 @@ class Connection(asyncio.Protocol):
             successor.connection_lost(exc)
 
     def eof_received(self) -> bool | None:
-        return None if self._successor is None else self._successor.eof_received()
+        if self._successor is not None:
+            return self._successor.eof_received()
+        self._outgoing.end_turn()  # behind this the transport is closed
+        return None
 
     def data_received(self, data: bytes) -> None:
         if self._is_deaf:
@@ -366,7 +369,10 @@ class Connection(asyncio.Protocol):
         # What a request ended with is its body; a head that begins in the same bytes is counted from the next.
         if self._is_in_body:
             self._bound_unread()
-        elif not (self._has_ended_message or self._is_deaf):
+        elif self._has_ended_message:
+            if self._newest is not None and self._newest.unread_bytes > UNREAD_BODY_BYTES_MAX:
+                self.loop.call_soon(self._bound_unread)  # behind its task's next step, which usually takes it
+        elif not self._is_deaf:
             self._head_bytes += len(data)
             if self._head_bytes > self.head_bytes_max:
                 self._refuse_head()
@@ -599,8 +605,8 @@ class Connection(asyncio.Protocol):
             self.drop()
 
     def _bound_unread(self) -> None:
-        """Behind a read that ended within a body. One that came whole is no reason to read no more, and its client would be
-        taken out of what the loop polls and put back in at once."""
+        """Behind a read that ended within a body; of one that came whole, when it was not taken in the loop's next turn. At once,
+        its client would be taken out of what the loop polls only to be put back in."""
         request = self._newest
         if self._is_deaf or request is None or request.is_answered:
             return

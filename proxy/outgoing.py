@@ -74,6 +74,11 @@ class Outgoing:
             if not self._transport.is_closing():
                 self._transport.write(pieces[0] if len(pieces) == 1 else b"".join(pieces))
 
+    def end_turn(self) -> None:
+        """Write what waits for this turn's end, where the transport will not be there any more by then. What is held alone stays."""
+        if self._is_in_turn:
+            self.flush()
+
     def forget(self) -> None:
         """The client has left."""
         self._pieces, self._bytes = [], 0

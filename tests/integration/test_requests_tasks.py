@@ -10,6 +10,8 @@ from tests.integration.test_hand_over import serving
 
 REQUEST = b"POST /a HTTP/1.1\r\nhost: x\r\ncontent-length: 3\r\n\r\nabc"
 LENGTH = (b"content-length", b"2")
+PAUSED_WITHIN_S = 5.0
+"""Reached only when a client is read on that should not be."""
 
 
 @asynccontextmanager
@@ -192,3 +194,52 @@ async def test_a_body_that_came_whole_is_no_reason_to_read_no_more(sent, is_read
         assert (await reader.readuntil(b"ok")).startswith(b"HTTP/1.1 200 ")
         assert connection.transport.is_reading()
         writer.close()
+
+
+@pytest.mark.parametrize("is_whole", [False, True])
+async def test_behind_a_long_body_that_nobody_takes_nothing_is_read(is_whole):
+    seen, taken, may_take = [], [], asyncio.Event()
+
+    async def handle(connection, request):
+        await may_take.wait()
+        size = 0
+        while not request.is_whole:
+            await connection.arrival(request)
+            size += len(connection.take_body(request))
+        taken.append(size + len(connection.take_body(request)))
+        connection.begin(200, [LENGTH], is_flushed_soon=False)
+        connection.write(b"ok", is_last=True)
+
+    def handle_of(path):
+        seen.append(path)
+        return handle
+
+    long = b"POST /long HTTP/1.1\r\nhost: x\r\ncontent-length: 100000\r\n\r\n" + bytes(100_000)
+    now, later = (long, b"") if is_whole else (long[:-1], long[-1:])
+    async with serving(None, handle_of=handle_of) as (server, port):
+        reader, writer = await asyncio.open_connection("127.0.0.1", port)
+        writer.write(now)
+        try:
+            async with asyncio.timeout(PAUSED_WITHIN_S):
+                while not any(one._flow.read_paused for one in server.server_state.connections):
+                    await asyncio.sleep(0.001)
+            writer.write(later + b"GET /next HTTP/1.1\r\nhost: x\r\n\r\n")
+            await asyncio.sleep(0.05)
+            assert seen == [b"/long"]
+        finally:
+            may_take.set()
+        for _ in range(2):
+            await reader.readuntil(b"ok")
+        assert (seen, taken) == ([b"/long", b"/next"], [100_000, 0])
+        writer.close()
+
+
+@pytest.mark.parametrize("is_flushed_soon", [False, True])
+async def test_who_ends_its_side_behind_its_request_gets_an_answer_of_the_same_turn(is_flushed_soon):
+    async def handle(connection, _request):
+        connection.begin(200, [LENGTH], is_flushed_soon=is_flushed_soon)
+        connection.write(b"ok", is_last=True)
+
+    async with asking(handle) as (reader, writer, _):
+        writer.write_eof()
+        assert (await reader.read(-1)).endswith(b"\r\n\r\nok")

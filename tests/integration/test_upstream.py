@@ -4,6 +4,7 @@ import asyncio
 import contextlib
 import gc
 import inspect
+import os
 import socket
 import ssl
 import sys
@@ -17,6 +18,8 @@ import uvloop
 from metering.tasks import spawn
 from proxy.upstream import (
     CLOSE_S,
+    COALESCED_BODY_BYTES_MAX,
+    WRITE_PIECE_BYTES,
     Broken,
     CancelledUnsent,
     Origin,
@@ -288,6 +291,28 @@ async def test_a_body_is_nobodys_once_it_is_written(size):
         assert not asking.done()
         vendor.go.set()
         (await asking).close()
+
+
+@on_both_loops
+@pytest.mark.parametrize("is_secure", [False, True])
+async def test_bodies_about_as_long_as_what_is_written_at_once_go_up_whole(authority, is_secure):
+    bounds = (COALESCED_BODY_BYTES_MAX, WRITE_PIECE_BYTES, 2 * WRITE_PIECE_BYTES)
+    bodies = [os.urandom(bound + more) for bound in bounds for more in (-1, 0, 1)]
+
+    async def script(vendor, reader, writer):
+        for _ in bodies:
+            await vendor.request(reader)
+            writer.write(OK)
+        await reader.read()
+
+    async with (
+        secure(script, authority, "127.0.0.1") if is_secure else Vendor(script) as vendor,
+        a_client(ssl_context=trusting(authority)) as client,
+    ):
+        for body in bodies:
+            assert await exchange(client, vendor.origin, body=body) == (200, b"ok")
+        assert [received for _, received in vendor.requests] == bodies
+        assert vendor.connections == 1
 
 
 @on_both_loops

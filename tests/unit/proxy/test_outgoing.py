@@ -142,3 +142,16 @@ async def test_what_is_forgotten_is_never_written():
     outgoing.forget()
     await turn_is_over()
     assert written == []
+
+
+async def test_a_turn_that_ends_early_for_a_client_takes_what_waits_and_leaves_what_is_held():
+    written: list[tuple[str, bytes]] = []
+    outgoing = Outgoing(Recorder("client", written), Turn())
+    outgoing.hold(b"head ")
+    outgoing.end_turn()
+    assert written == []
+    outgoing.put(b"body")
+    outgoing.end_turn()
+    assert written == [("client", b"head body")]
+    await turn_is_over()
+    assert written == [("client", b"head body")]
