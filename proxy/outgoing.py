@@ -30,8 +30,11 @@ class Turn:
         for outgoing in waiting:
             try:
                 outgoing.flush()
-            except Exception:  # the others get theirs
+            except (
+                Exception
+            ):  # the others get theirs; of this one a piece is gone, and what followed would hide that
                 logger.exception("an answer could not be written")
+                outgoing.give_up()
 
 
 class Outgoing:
@@ -58,12 +61,8 @@ class Outgoing:
         if self._bytes > HELD_BYTES_MAX:
             self.flush()
         elif not self._is_in_turn:
-            self.let_go()
-
-    def let_go(self) -> None:
-        """What is held goes out at this turn's end, even if nothing follows."""
-        self._is_in_turn = True
-        self._turn.add(self)
+            self._is_in_turn = True
+            self._turn.add(self)
 
     def flush(self) -> None:
         """Write everything now: before whatever else is done with the transport. Of one that is closed, nothing more goes out."""
@@ -78,6 +77,11 @@ class Outgoing:
         """Write what waits for this turn's end, where the transport will not be there any more by then. What is held alone stays."""
         if self._is_in_turn:
             self.flush()
+
+    def give_up(self) -> None:
+        """Nothing more goes out, and the client sees that its answer broke off."""
+        self.forget()
+        self._transport.abort()
 
     def forget(self) -> None:
         """The client has left."""

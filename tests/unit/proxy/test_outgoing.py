@@ -25,6 +25,9 @@ class Recorder:
     def is_closing(self) -> bool:
         return self.is_closed
 
+    def abort(self) -> None:
+        self.is_closed = True
+
 
 @asynccontextmanager
 async def connected() -> AsyncIterator[tuple[asyncio.Transport, socket.socket]]:
@@ -133,6 +136,8 @@ async def test_whatever_becomes_of_one_client_the_others_get_theirs(caplog: pyte
     await turn_is_over()
     assert written == [("fine", b"x")]
     assert "could not be written" in caplog.text
+    assert broken.is_closed, "what followed would stand behind a gap"
+    assert not fine.is_closed
 
 
 async def test_what_is_forgotten_is_never_written():
