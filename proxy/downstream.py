@@ -107,6 +107,8 @@ class Connection(asyncio.Protocol):
     """Of all connections."""
     turn: Turn
     """As well."""
+    _goes_on = False
+    """Its client sends more behind its last request."""
 
     @staticmethod
     def on_malformed() -> None:
@@ -516,7 +518,7 @@ class Connection(asyncio.Protocol):
         if request.waiter is not None:
             request.wake()
         if not request.keep_alive:
-            if (self._is_in_body or self._ahead) and request is self._newest:
+            if (self._is_in_body or self._ahead or self._goes_on) and request is self._newest:
                 self._linger()
             else:
                 self._close()
@@ -556,6 +558,8 @@ class Connection(asyncio.Protocol):
             self._successor.data_received(data)
         elif self.may_be_handed_over:
             self._keep_ahead(data)
+        else:
+            self._goes_on = True
 
     def _go_on_behind(self, upgrade: httptools.HttpParserUpgrade, data: bytes) -> None:
         """A server may pass over what it does not speak (RFC 9110 section 7.8)."""

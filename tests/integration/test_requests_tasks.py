@@ -243,3 +243,30 @@ async def test_who_ends_its_side_behind_its_request_gets_an_answer_of_the_same_t
     async with asking(handle) as (reader, writer, _):
         writer.write_eof()
         assert (await reader.read(-1)).endswith(b"\r\n\r\nok")
+
+
+async def test_who_goes_on_behind_its_last_request_has_a_large_answer_all_the_same():
+    """Closed over what it still sends, its connection would be reset, and the rest of the answer lost."""
+    may_answer, answer = asyncio.Event(), bytes(4_000_000)
+
+    async def handle(connection, _request):
+        await may_answer.wait()
+        connection.begin(200, [(b"content-length", b"%d" % len(answer))], is_flushed_soon=False)
+        connection.write(answer, is_last=True)
+
+    async with serving(None, handle_of=lambda _path: handle) as (server, port):
+        reader, writer = await asyncio.open_connection("127.0.0.1", port)
+        writer.write(b"GET /it HTTP/1.1\r\nhost: x\r\nconnection: close\r\n\r\n")
+        async with asyncio.timeout(WAIT_TIMEOUT_S):
+            while not any(one._goes_on for one in server.server_state.connections):
+                writer.write(b"more")
+                await asyncio.sleep(0.001)
+        may_answer.set()
+        head = await reader.readuntil(b"\r\n\r\n")
+        assert head.startswith(b"HTTP/1.1 200 ")
+        received = 0
+        while piece := await reader.read(100_000):
+            received += len(piece)
+            writer.write(b"more")
+        assert received == len(answer)
+        writer.close()
