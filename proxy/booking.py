@@ -121,7 +121,7 @@ class Booking:
     async def durable(self, exchange: Exchange) -> None:
         """Until the settle is committed; a store in trouble delays the end of an answer only so long.
 
-        It is the settle's own future that is waited for, which nobody else looks at: who waits too long finds it done, and what
+        It is the settle's own future that is waited for, for which nobody else waits: who waits too long finds it done, and what
         ends it then changes nothing. One between them would cost each request a turn of the loop."""
         settled = exchange.settled
         if settled is None or settled.done():

@@ -204,7 +204,7 @@ class Connection(asyncio.Protocol):
 
     def drop(self) -> None:
         """Give up on a client that takes nothing: what its system has not taken is thrown away, and it has left."""
-        self._outgoing.flush()
+        self._outgoing.end_turn()  # not a head that is only held: framed by its end, an answer would seem whole without its body
         self.transport.abort()
 
     def take_body(self, request: Request) -> bytes:
