@@ -18,7 +18,7 @@ from automna_proxy.demo_ledger import table_of
 from metering.reports import Entry
 
 ROOT = Path(__file__).parents[2]
-DEMO_TIMEOUT_S = 60
+DEMO_TIMEOUT_S = 180
 ONE_SCENE = """
 import sys
 from automna_proxy import demo
@@ -146,7 +146,7 @@ def test_it_runs_once_and_takes_nothing_from_its_environment(tmp_path):
             "BODY_BYTES_MAX": "1",
         }
         done = run_demo(tmp_path, "-m", "automna_proxy", "demo", "--once", **proxies, **secrets, **settings)
-    assert (done.returncode, done.stderr) == (0, "")
+    assert (done.returncode, done.stderr) == (0, ""), done.stdout
     assert "FAILED" not in done.stdout
     assert "16 answers of the vendors (and 1 lost), 16 entries in the ledger" in done.stdout
     assert "clean: 12 accounts, 21 reservations, 21 entries" in done.stdout
@@ -312,8 +312,8 @@ def staying(folder):
                 break
         yield process, "".join(said)
     finally:
-        process.kill()
-        process.communicate()
+        process.terminate()  # it stops its server, which a kill would leave behind
+        process.communicate(timeout=DEMO_TIMEOUT_S)
 
 
 @pytest.mark.skipif(shutil.which("curl") is None, reason="curl is not installed")
