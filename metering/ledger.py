@@ -452,7 +452,8 @@ class Ledger:
         """Hold more on a reservation; Declined when an account has not enough left (`declined_hold` tells which), or
         it is resolved already.
 
-        What accounts allow is what they allowed at their newest hold.
+        What accounts allow is what they allowed at their newest hold. An extension by nothing is granted, on an
+        overspent account too: what runs there may go on to what it has.
 
         One extension of a reservation at a time: one under way is waited for. Raises Refused(STORE_UNAVAILABLE): not
         granted by EXTEND_TIMEOUT_S. What is refused so may still come to be held; the resolution, which waits for

@@ -189,11 +189,12 @@ class Turn(ABC, Generic[BehaviourT]):
             yield from _BREAKS[behaviour.ending]
 
     def _body(self, body: bytes) -> Script | Ready:
-        if self.is_burst:
-            length = b"Content-Length: %d" % len(body)
-            return Ready(self._burst_head(JSON_TYPE, length) + body, self.reports)
+        coding = ""
         if self.is_gzip:
-            body = _gzip_encoder()(body, is_last=True)
+            body, coding = _gzip_encoder()(body, is_last=True), "gzip"
+        if self.behaviour.is_burst:
+            length = b"Content-Length: %d" % len(body)
+            return Ready(self._burst_head(JSON_TYPE, length, coding) + body, self.reports)
         steps = tuple(self._body_steps(body))
         return self._script(steps, JSON_TYPE, Framing.LENGTH, length_bytes=len(body))
 
@@ -210,8 +211,11 @@ class Turn(ABC, Generic[BehaviourT]):
             yield Reset() if behaviour.ending is Ending.RESET else Disconnect()
         yield Send(body[sent:])
 
-    def _raw(self, raw: Raw) -> Script:
+    def _raw(self, raw: Raw) -> Script | Ready:
         encoding = raw.content_encoding
+        if self.behaviour.is_burst and raw.framing is Framing.CHUNKED and raw.body:
+            how = self._burst_head(raw.content_type, b"Transfer-Encoding: chunked", encoding or "")
+            return Ready(b"".join((how, chunk(raw.body), LAST_CHUNK)), self.reports)
         return self._script(
             tuple(self._body_steps(raw.body)),
             raw.content_type,
@@ -245,9 +249,10 @@ class Turn(ABC, Generic[BehaviourT]):
             reports=self.reports,
         )
 
-    def _burst_head(self, content_type: str, framing: bytes) -> bytes:
+    def _burst_head(self, content_type: str, framing: bytes, coding: str = "") -> bytes:
         """The same head as a script's; all but the request id is kept from the last time."""
-        kept = _head_but_request_id(type(self), self.behaviour.status, content_type, self.behaviour.headers)
+        more = (*self.behaviour.headers, ("Content-Encoding", coding)) if coding else self.behaviour.headers
+        kept = _head_but_request_id(type(self), self.behaviour.status, content_type, more)
         return b"%b%b\r\n\r\n" % (kept.replace(_MARK, self.request_id.encode()), framing)
 
 

@@ -28,6 +28,7 @@ BUCKETS = {
 SPLITS = [None, 31, 1000, AtRandom(5, 200)]
 SHORT_BYTES = 5_000
 """Bodies up to here are also sent byte by byte."""
+UNREADABLE = gzip.compress(b"")[:10] + b"\xff" * 20
 WEB_SEARCH = {"type": "web_search_20250305", "name": "web_search", "max_uses": 5}
 
 
@@ -110,6 +111,24 @@ async def test_a_stream_as_the_vendor_compressed_it_passes_unchanged(gateway, ve
     entry = await gateway.only_entry()
     assert counts_of(entry) == [("claude-haiku-4-5-20251001", {INPUT: 46, OUTPUT: 133})]
     assert Decimal(usd(entry["cost_nanousd"])) == Decimal("0.000711")
+
+
+@pytest.mark.parametrize("wire_split", [None, 100], ids=["whole", "in pieces"])
+@pytest.mark.parametrize(
+    ("behind", "basis"), [(b"", "reported"), (UNREADABLE, "estimated")], ids=["sound", "cut"]
+)
+async def test_what_cannot_be_decoded_behind_an_answer_makes_an_estimate_of_what_it_reports(
+    gateway, vendor, client, wire_split, behind, basis
+):
+    """More may have been reported there: what has been read is booked, and not as all there was."""
+    told = {"model": "claude-haiku-4-5", "usage": {"input_tokens": 46, "output_tokens": 133}}
+    body = gzip.compress(json.dumps(told).encode()) + behind
+    vendor.next(replays(body, "application/json", content_encoding="gzip", wire_split=wire_split))
+    _, received = await raw(client, messages_body(model="claude-haiku-4-5", max_tokens=200))
+    assert received == body
+    entry = await gateway.only_entry()
+    assert counts_of(entry) == [("claude-haiku-4-5", {INPUT: 46, OUTPUT: 133})]
+    assert (entry["outcome"], entry["basis"]) == ("completed", basis)
 
 
 @pytest.fixture

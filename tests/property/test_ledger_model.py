@@ -229,12 +229,14 @@ class LedgerMachine(RuleBasedStateMachine):
         is_granted = self.run(self.ledgers[exchange.worker].extend(exchange.reservation, more)) is None
         on_credit = min(amount, purse.credit.left) if exchange.has_credit else 0
         month = purse.months[exchange.month]
-        # By what the month's newest hold was allowed: a plan that has changed counts from the next request on.
-        fits = self._fits(month, month.allowed, amount - on_credit, has_credit=exchange.has_credit)
-        fits_cap = not exchange.has_cap or purse.cap.spent + purse.cap.held + amount <= CAP
+        # By what the month's newest hold was allowed: a plan that has changed counts from the next request on. What
+        # holds nothing more is granted, on an overspent account too.
+        on_month = amount - on_credit
+        fits = not on_month or month.spent + month.held + on_month <= month.allowed
+        fits_cap = not (exchange.has_cap and amount) or purse.cap.spent + purse.cap.held + amount <= CAP
         assert is_granted is (fits and fits_cap and exchange.state == "HELD")
         if is_granted:
-            self._hold(exchange, amount - on_credit, on_credit)
+            self._hold(exchange, on_month, on_credit)
 
     @staticmethod
     def _fits(month: Account, allowed: int, on_month: int, *, has_credit: bool) -> bool:

@@ -266,6 +266,15 @@ async def test_an_extension_beyond_the_allowance_changes_nothing(bench: Bench) -
     await bench.ledger.settle(reservation, settlement(100))
 
 
+async def test_an_extension_by_nothing_is_granted_on_an_overspent_account(bench: Bench) -> None:
+    overspent, running = await bench.reserve(money(100)), await bench.reserve(money(100))
+    await bench.ledger.settle(overspent, settlement(1_500))
+    assert await bench.ledger.extend(running, [money(1)]) is not None
+    assert await bench.ledger.extend(running, [money(0)]) is None
+    assert await bench.account() == (1_500, 100)
+    await bench.ledger.settle(running, settlement(100))
+
+
 async def test_an_extension_of_what_is_resolved_holds_nothing(bench: Bench) -> None:
     reservation = await bench.reserve(money(100))
     resolved = bench.ledger.settle(reservation, settlement(100))
