@@ -460,7 +460,7 @@ async def made_at_fly(client, template) -> tuple[dict, dict]:
     return wanted, (await client.get(f"{app}/machines/{answer.json()['id']}")).json()["config"]
 
 
-@pytest.mark.skipif(not DOCUMENT.exists(), reason="the vendor's document is not here")
+@pytest.mark.skipif(not DOCUMENT.exists(), reason=f"no document at {DOCUMENT}")
 @pytest.mark.parametrize("plan", PLANS)
 async def test_the_machine_of_every_plan_fits_the_vendors_document(plan):
     async with FlySimulator(openapi=DOCUMENT) as fly, fly_client(fly.url) as client:
