@@ -46,7 +46,7 @@ COLUMNS = """reservation_id, surface, operation, upstream_id, demand, poll_at_ms
     ended_because"""
 
 AHEAD_MS_MAX = 3_600_000
-"""What goes on is never to be asked about later than so: then the clock was set back since."""
+"""What goes on is never to be asked about, or told to end once more, later than so: then the clock was set back since."""
 SURFACES_MAX = 32
 """That one look can leave out; each is a vendor."""
 SELECT_DUE = f"""
@@ -91,7 +91,8 @@ _HAS_NO_ACCESS = """
 SELECT_ABANDONED = f"""
 SELECT d.reservation_id, d.surface, d.operation, d.upstream_id, d.end_attempts, r.user_id, d.about
 FROM deferred_work d JOIN reservations r ON r.id = d.reservation_id JOIN users u ON u.id = r.user_id
-WHERE d.reservation_id > ?2 AND d.end_told_at_ms IS NULL AND d.end_attempts < ?3 AND COALESCE(d.end_at_ms, 0) <= ?1
+WHERE d.reservation_id > ?2 AND d.end_told_at_ms IS NULL AND d.end_attempts < ?3
+AND (COALESCE(d.end_at_ms, 0) <= ?1 OR d.end_at_ms > ?1 + {AHEAD_MS_MAX})
 AND d.is_open = 0 AND d.upstream_id <> '' AND r.state IN ('HELD', 'EXPIRED') AND {_HAS_NO_ACCESS}
 AND (?5 = '' OR d.surface = ?5)
 ORDER BY d.reservation_id LIMIT ?4"""

@@ -19,6 +19,8 @@ from metering.values import immutable
 OUTBOX_ATTEMPTS_MAX = 12
 RETRY_FIRST_S, RETRY_FACTOR = 5.0, 2.5
 """After the first attempt, and by how much each pause is longer than the one before: 22 hours in all."""
+PAUSE_S_MAX = RETRY_FIRST_S * RETRY_FACTOR ** (OUTBOX_ATTEMPTS_MAX - 2)
+"""Before the last attempt. What is due only later is so by a clock that was set back since."""
 CLAIM_S = 30.0
 """A claimed message is nobody else's for so long: longer than an attempt may take."""
 OUTBOX_KEPT_S = 7 * 86_400.0
@@ -58,6 +60,7 @@ RETRY_MESSAGE = """
 UPDATE outbox SET due_at_ms = ?2, attempts = 0, gave_up_at_ms = NULL WHERE id = ?1 AND delivered_at_ms IS NULL"""
 DELETE_OLD = """
 DELETE FROM outbox WHERE id IN (SELECT id FROM outbox WHERE delivered_at_ms < ?1 OR gave_up_at_ms < ?2 LIMIT ?3)"""
+BRING_FORWARD = f"UPDATE outbox SET due_at_ms = ?1 WHERE due_at_ms > ?2 AND {_WAITING}"
 COUNT_WAITING = f"SELECT COUNT(*) FROM outbox WHERE {_WAITING}"
 SELECT_NEWEST = f"SELECT {_COLUMNS} FROM outbox ORDER BY id DESC LIMIT ?1"
 SELECT_MESSAGE = f"SELECT {_COLUMNS} FROM outbox WHERE id = ?1"
@@ -176,6 +179,11 @@ class Outbox:
         now_ms = self._clock.now_ms()
         bounds = (now_ms - round(OUTBOX_KEPT_S * 1000), now_ms - round(GIVEN_UP_KEPT_S * 1000))
         await self._store.writer.submit(Unit((Step(DELETE_OLD, (*bounds, DELETED_AT_ONCE)),)))
+
+    async def bring_forward(self) -> None:
+        """Have sent now what waits for an instant that came once already."""
+        step = Step(BRING_FORWARD, (self._clock.now_ms(), self._in_ms(PAUSE_S_MAX)))
+        await self._store.writer.submit(Unit((step,)))
 
     async def newest(self, *, at_most: int) -> list[Message]:
         assert 0 <= at_most <= LISTED_MAX

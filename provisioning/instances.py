@@ -107,15 +107,20 @@ WITH RECURSIVE line (id) AS (
     UNION SELECT t.id FROM line l JOIN gateway_tokens t ON t.parent_id = l.id WHERE t.revoked_at_ms IS NULL)
 UPDATE gateway_tokens SET revoked_at_ms = ?2 WHERE id IN (SELECT id FROM line) AND revoked_at_ms IS NULL"""
 
-IS_ANY_DUE = """
-SELECT 1 FROM instances WHERE due_at_ms <= ?1 AND (claimed_until_ms IS NULL OR claimed_until_ms <= ?1)
+AHEAD_MS_MAX = 3_600_000
+"""No pause and no claim is longer: what is due only later, or is claimed for longer, is so by a clock that was set back since."""
+IS_ANY_DUE = f"""
+SELECT 1 FROM instances WHERE (due_at_ms <= ?1 OR due_at_ms > ?1 + {AHEAD_MS_MAX})
+    AND (claimed_until_ms IS NULL OR claimed_until_ms <= ?1 OR claimed_until_ms > ?1 + {AHEAD_MS_MAX})
     AND (?2 = '' OR user_id = ?2) LIMIT 1"""
 # What one worker of all does now and then.
 TAKE_TURN = """
 INSERT INTO machine_turns (name, taken_at_ms) VALUES (?1, ?2)
-ON CONFLICT (name) DO UPDATE SET taken_at_ms = excluded.taken_at_ms WHERE machine_turns.taken_at_ms <= ?3"""
-_OF_DUE = """
-SELECT user_id FROM instances WHERE due_at_ms <= ?2 AND (claimed_until_ms IS NULL OR claimed_until_ms <= ?2)
+ON CONFLICT (name) DO UPDATE SET taken_at_ms = excluded.taken_at_ms
+WHERE machine_turns.taken_at_ms <= ?3 OR machine_turns.taken_at_ms > ?2"""
+_OF_DUE = f"""
+SELECT user_id FROM instances WHERE (due_at_ms <= ?2 OR due_at_ms > ?2 + {AHEAD_MS_MAX})
+    AND (claimed_until_ms IS NULL OR claimed_until_ms <= ?2 OR claimed_until_ms > ?2 + {AHEAD_MS_MAX})
     AND (?4 = '' OR user_id = ?4) ORDER BY due_at_ms LIMIT 1"""
 CLAIM = f"""
 UPDATE instances SET worker_id = ?1, claimed_until_ms = ?3, fence = fence + 1 WHERE user_id = ({_OF_DUE})

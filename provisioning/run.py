@@ -237,8 +237,10 @@ class Run:
 
     async def patience(self, seconds: float) -> int:
         """Until when what is waited for now may take: the same instant for all who wait for it, one after the other."""
-        if self.instance.patience_ms is None:
-            await self.record(patience_ms=self.parts.clock.now_ms() + round(seconds * 1000))
+        now_ms, until_ms = self.parts.clock.now_ms(), self.instance.patience_ms
+        # None is as long as that: the clock was set back since.
+        if until_ms is None or until_ms > now_ms + round(PATIENCE_S * 1000):
+            await self.record(patience_ms=now_ms + round(seconds * 1000))
         else:
             await self.record()  # whoever waits hears what is wished meanwhile
         assert self.instance.patience_ms is not None

@@ -194,6 +194,8 @@ class Connection(asyncio.Protocol):
 
         The client sees a transfer that broke off, never a clean end.
         """
+        if self.is_gone:  # it has no socket any more
+            return
         self._on_gone = None
         if self._running is not None:
             self._running.abandon()

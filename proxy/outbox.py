@@ -212,6 +212,7 @@ class Courier:
                 try:
                     if looks % FORGET_EVERY_LOOKS == 0:
                         await self._outbox.forget_old()
+                        await self._outbox.bring_forward()
                     looks += 1
                     await self._start_due(attempts)
                     self._telemetry.outbox_waiting.set(await self._outbox.waiting())

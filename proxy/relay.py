@@ -177,7 +177,8 @@ class Relay:
                     return self._ended_by(error)
                 if not chunk:
                     break
-                if self._lost is not None and self._is_between_events:
+                # Of what `_take` has seen, the client has not: it may be in the midst of an event.
+                if self._lost is not None and self._seen is None and self._is_between_events:
                     return self._end_for_lost_access()
                 # Asked at once: after a wait, the end may have come with bytes that are not in this chunk.
                 is_last = answer.is_read

@@ -184,6 +184,7 @@ class Splice:
     def made(self) -> None:
         if self.client.transport is not None and self._ahead:
             ahead, self._ahead = b"".join(self._ahead), []
+            self.vendor.set_reading(True)  # unless it is more than the client takes
             self.came(self.vendor, ahead)
 
     def came(self, side: Side, data: bytes) -> None:

@@ -6,7 +6,7 @@ from contextlib import asynccontextmanager
 
 import pytest
 
-from simulators.anthropic import ReportedUsage, hangs, streams
+from simulators.anthropic import ReportedUsage, hangs, stalls_after, streams
 from simulators.script import Gate
 from tests.support.gateway import client_of, messages_body, running_gateway
 
@@ -258,3 +258,18 @@ async def test_old_clients_see_a_stream_end_with_the_connection(tmp_path, vendor
         assert received.startswith(b"HTTP/1.1 200 ")
         assert b"message_stop" in received
         assert (await gateway.only_entry())["outcome"] == "completed"
+
+
+async def test_an_old_client_that_leaves_its_stream_is_no_failure_of_ours(tmp_path, vendor):
+    """What is read on for the meter ends at its bound, when there is no socket any more that could be reset."""
+    vendor.next(stalls_after(5))
+    async with serving(tmp_path, vendor, DRAIN_AFTER_CLIENT_LEFT_S="0.05") as (gateway, _):
+        async with wire(gateway) as client, asyncio.timeout(5):
+            body = body_of(stream=True)
+            client.writer.write(
+                b"POST /api/llm/v1/messages HTTP/1.0\r\nx-api-key: %b\r\ncontent-length: %d\r\n\r\n%b"
+                % (client.token.encode(), len(body), body)
+            )
+            await client.reader.readuntil(b"content_block_delta")
+        await gateway.until(lambda: gateway.lines)
+        assert (await gateway.only_entry())["outcome"] == "client_left"

@@ -6,6 +6,7 @@ from contextlib import asynccontextmanager, suppress
 import httpx
 import pytest
 
+from metering.errors import Reason, Refused
 from metering.sse import EventCutter, data_of
 from proxy.relay import FINISH_EVENT_S
 from simulators.anthropic import ReportedUsage, stalls_after, streams
@@ -121,6 +122,31 @@ async def test_an_event_that_has_begun_comes_to_its_end_first(tmp_path, vendor):
         assert b'"type":"error"' in last
         await assert_booked(gateway)
         never.open()
+
+
+async def test_an_event_whose_end_is_here_when_access_is_lost_is_passed_to_it(tmp_path, vendor):
+    """In the same turn of the loop, before the task of the answer has read it."""
+    *begun, last = EVENTS
+    go_on = Gate()
+    vendor.next(script(Send(b"".join(begun) + last[:20]), WaitFor(go_on), Send(last[20:])))
+    async with serving(tmp_path, vendor) as (gateway, client):
+        stream = asking(client)
+        await go_on.reached()
+        (exchange,) = await served(gateway)
+        answer = exchange.on_access_lost.__self__._answer
+        await gateway.until(lambda: answer.taker is not None)
+        take = answer.taker
+
+        def taker(chunk):
+            is_taken = take(chunk)
+            if not is_taken:
+                exchange.lose_access(Refused(Reason.FORBIDDEN, "This user is disabled."))
+            return is_taken
+
+        answer.taker = taker
+        go_on.open()
+        assert (await soon(stream)).content == b"".join(EVENTS)
+        assert (await gateway.only_entry())["outcome"] == "completed"
 
 
 async def served(gateway):

@@ -492,6 +492,26 @@ async def test_who_lost_its_claim_writes_nothing_any_more(tmp_path):
         await taken.write(status="creating_app")
 
 
+async def test_a_clock_that_was_set_back_keeps_no_machine_from_being_worked_on(tmp_path):
+    """Not the one that was let go of, or is to be tried again, by an instant that has not come yet; nor the looks at all."""
+    async with yard(tmp_path) as found, found.worker() as worker:
+        await found.provisioned(worker)
+        instances = found.machines.instances
+        assert await instances.take_turn("reconcile", every_s=60)
+        found.clock.advance(-86_400)
+        assert await instances.take_turn("reconcile", every_s=60)
+        assert not await instances.take_turn("reconcile", every_s=60)
+        await found.machines.deprovision("ada", actor="test")
+        claim = await instances.claim("dies", for_s=60)
+        assert claim is not None
+        assert await instances.claim("other", for_s=60) is None
+        await claim.write(due_at_ms=found.clock.now_ms() + 1_000)
+        found.clock.advance(-86_400)
+        assert await worker.provisioner.work_once("ada")
+        await found.until_settled(worker)
+        await found.machine(status=GONE)
+
+
 async def _own_mailbox(found, worker):
     """As the simple e-mail API makes one."""
     from metering.objects import user_tag  # noqa: PLC0415

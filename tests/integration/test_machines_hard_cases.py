@@ -295,6 +295,24 @@ async def test_a_wish_to_go_is_heard_while_a_gateway_is_waited_for(tmp_path):
         assert is_over, "after 200 s the machine is there still"
 
 
+async def test_a_gateway_that_never_answers_is_given_up_in_its_time_though_the_clock_was_set_back(tmp_path):
+    async with yard(tmp_path, habits=NEVER) as found, found.worker() as worker:
+        await found.user()
+        await found.machines.provision("ada", actor="test")
+        working = spawn(worker.provisioner.work_on("ada"), name="work")
+        while (await found.instance()).patience_ms is None:
+            await asyncio.sleep(0.01)
+        while (await found.instance()).status != "waiting_for_gateway":
+            await asyncio.sleep(0.01)
+        found.clock.advance(-HOURS_S)
+        before_ms = found.clock.now_ms()
+        while (await found.instance()).status != ERROR and found.clock.now_ms() - before_ms < 600_000:
+            found.clock.advance(5)
+            await asyncio.sleep(0.01)
+        await stop(working)
+        assert (await found.instance()).status == ERROR
+
+
 async def test_a_new_wish_does_not_pay_for_the_failures_of_the_one_before(tmp_path):
     async with yard(tmp_path) as found, found.worker() as worker:
         await found.provisioned(worker)

@@ -37,6 +37,7 @@ from metering.outbox import (
 )
 from metering.prices import PriceTable
 from metering.store.writer import Step, Unit
+from metering.tasks import spawn, stop
 from proxy import outbox as delivery
 from proxy.outbox import OUTBOX_AT_ONCE, Courier, Endpoint, parse_secrets, webhook_client
 from proxy.telemetry import Telemetry
@@ -357,6 +358,21 @@ async def test_a_process_that_dies_of_every_attempt_does_not_try_for_ever(stage:
     assert (row.state, row.attempts) == ("given up", OUTBOX_ATTEMPTS_MAX)
     assert "no answer is known" in (row.last_error or "")
     assert stage.receiver.received == []
+
+
+async def test_what_waits_for_a_clock_that_was_set_back_is_sent_now(stage: Stage) -> None:
+    await stage.add()
+    (message,) = await stage.outbox.due(NAME, at_most=1)
+    assert await stage.outbox.claim(message)  # and dies
+    stage.bench.clock.advance(-DAY_S)
+    delivering = spawn(stage.courier().keep_delivering(), name="courier")
+    try:
+        async with asyncio.timeout(10):
+            while (await stage.row()).state != "delivered":
+                await asyncio.sleep(0.01)
+    finally:
+        await stop(delivering)
+    assert len(stage.receiver.received) == 1
 
 
 async def test_a_message_to_an_endpoint_that_is_not_set_waits(stage: Stage) -> None:

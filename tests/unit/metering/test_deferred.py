@@ -104,6 +104,19 @@ async def test_what_waits_for_a_clock_that_was_set_back_is_asked_about_now(house
     assert await house.works.due(at_most=9, without=["openai"]) == []
 
 
+async def test_an_attempt_that_waits_for_a_clock_that_was_set_back_is_made_now(house: House):
+    await house.begin()
+    await house.directory.disable("ada")
+    (work,) = await house.abandoned()
+    assert await house.works.claim_ending(work, next_attempt_in_s=RETRY_S)
+    house.bench.clock.advance(-600)
+    assert await house.abandoned() == [], "a little is waited for"
+    house.bench.clock.advance(-7_200)
+    (work,) = await house.abandoned()
+    assert await house.works.claim_ending(work, next_attempt_in_s=RETRY_S)
+    assert await house.abandoned() == []
+
+
 async def test_the_time_for_which_nobody_asked_does_not_expire_a_hold(house: House):
     await house.begin()
     house.bench.clock.advance(2 * DUE_S)

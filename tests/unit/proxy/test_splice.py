@@ -84,8 +84,9 @@ class Ends:
 
 
 @asynccontextmanager
-async def spliced(stall_s: float = 60.0) -> AsyncIterator[Ends]:
-    """A client and a vendor with a splice between them."""
+async def spliced(stall_s: float = 60.0, *, ahead: bytes = b"", leaves: bool = False) -> AsyncIterator[Ends]:
+    """A client and a vendor with a splice between them. `ahead`: what the vendor says before the client's connection is handed
+    over; `leaves`: and that is all."""
     loop, ended = asyncio.get_running_loop(), asyncio.Event()
     splice = Splice(ended.set, stall_s=stall_s)
     accepted: asyncio.Queue[tuple[asyncio.StreamReader, asyncio.StreamWriter]] = asyncio.Queue()
@@ -96,6 +97,12 @@ async def spliced(stall_s: float = 60.0) -> AsyncIterator[Ends]:
     try:
         await loop.create_connection(lambda: splice.vendor, *at_vendor.sockets[0].getsockname()[:2])
         vendor = await accepted.get()
+        vendor[1].write(ahead)
+        if leaves:
+            vendor[1].close()
+        async with asyncio.timeout(WITHIN_S):
+            while splice.vendor.bytes_total < min(len(ahead), 1):
+                await asyncio.sleep(0)
         client = await asyncio.open_connection(*at_client.sockets[0].getsockname()[:2])
         while splice.client.transport is None:
             await asyncio.sleep(0)
@@ -126,6 +133,25 @@ async def test_bytes_pass_as_they_come_both_ways() -> None:
         assert await read(ends.client[0], len(down)) == down
         assert await read(ends.vendor[0], len(up)) == up
         assert (ends.splice.client.bytes_total, ends.splice.vendor.bytes_total) == (len(up), len(down))
+
+
+@pytest.mark.parametrize("size", [10, 3_000_000])
+async def test_a_vendor_that_speaks_before_the_client_is_there_is_heard_to_its_end(size: int) -> None:
+    """It is not read meanwhile; and read again afterwards, as fast as its client takes it."""
+    first, second = frame(b"a" * size), frame(b"b" * 10)
+    async with spliced(ahead=first) as ends:
+        assert await read(ends.client[0], len(first)) == first
+        ends.vendor[1].write(second)
+        assert await read(ends.client[0], len(second)) == second
+        ends.client[1].write(b"heard")
+        assert await read(ends.vendor[0], 5) == b"heard"
+
+
+async def test_the_last_words_of_a_vendor_that_leaves_before_the_client_is_there_are_heard() -> None:
+    last = frame(b"a" * 200) + close_frame(4001, "It has ended.")
+    async with spliced(ahead=last, leaves=True) as ends:
+        assert await rest(ends.client[0]) == last
+        await ends.over()
 
 
 @pytest.mark.parametrize("to", ["client", "vendor"])
