@@ -92,7 +92,8 @@ class Answering:
         is_known = is_success or not exchange.is_lost or status in JUDGED
         exchange.upstream_status = status if is_known else None
         request_id = head.header(b"request-id") or head.header(b"x-request-id")
-        exchange.upstream_request_id = request_id.decode("latin-1")[:200] or None
+        if request_id and not mounted.repeats_key(request_id):
+            exchange.upstream_request_id = request_id.decode("latin-1")[:200]
         operation = exchange.operation
         if operation is not None and operation.ends is not None and (is_success or status == NOT_FOUND):
             self._note_end(exchange, operation.ends)
