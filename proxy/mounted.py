@@ -11,8 +11,9 @@ from proxy.headers import answer_filter, request_filter
 from proxy.surface import EventSocket, Headers, Operation, Question, Surface, Upstream
 from proxy.upstream import Origin, Timeouts
 
-_UNSAFE = re.compile(rb"%2f|%5c|%00|//|\\|(?:^|/)(?:\.|%2e){1,2}(?:/|$)", re.IGNORECASE)
-"""Encoded slashes, empty and dot segments: no declared path has them, and vendors may resolve them."""
+_UNSAFE = re.compile(rb"%2f|%5c|%00|//|\\|(?:^|/)(?:\.|%2e){1,2}(?:/|;|%3b|$)", re.IGNORECASE)
+"""Encoded slashes, empty and dot segments: no declared path has them, and vendors may resolve them, some of them (Java's servers)
+also with parameters behind the dots (`..;x`)."""
 
 
 _PIECE = re.compile(r"\{(?P<name>\w+)(?::(?P<choices>[^{}]*))?\}")
@@ -260,7 +261,8 @@ def _is_safe_around(found: re.Match[bytes]) -> bool:
             begin, end = found.span(name)
             around = found.string[:begin] + b"x" + found.string[end:]
             decoded = urllib.parse.unquote_to_bytes(value)
-            is_plain = _DOTS.isdisjoint(decoded.split(b"/")) and not (b"\\" in decoded or b"\0" in decoded)
+            segments = (one.partition(b";")[0] for one in decoded.split(b"/"))
+            is_plain = _DOTS.isdisjoint(segments) and not (b"\\" in decoded or b"\0" in decoded)
             return is_plain and not _UNSAFE.search(around)
     return False
 
