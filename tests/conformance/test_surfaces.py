@@ -542,6 +542,21 @@ async def test_every_answer_says_where_the_caller_stands(tmp_path, case: Case):
         assert not [name for name in stranger if "ratelimit" in name]
 
 
+@each_operation
+async def test_what_describes_the_vendors_bytes_comes_down_with_those_alone(tmp_path, case: Case):
+    """An ETag has the length of the body, as a rule: beside a list of one's own it would tell how much others have."""
+    surface, operation = case
+    sent = {
+        "etag": 'W/"2f8c-x"',
+        "last-modified": "Fri, 20 Nov 2026 12:00:00 GMT",
+        "content-digest": "md5=:eA==:",
+    }
+    async with staged(surface, tmp_path) as stage:
+        stage.vendor.more_headers = list(sent.items())
+        passed = headers_of(await stage.ask(operation)).keys() & sent.keys()
+        assert passed == (set() if operation.edits_answer else sent.keys())
+
+
 # --- secrets --------------------------------------------------------------------------------------------
 
 
