@@ -33,6 +33,8 @@ LEAVING = frozenset(
 """States of a volume that is gone, or will be: listed for a day."""
 QUOTED_CHARS = 300
 """Of an answer's words, in our log."""
+SECRET_CHARS_MIN = 16
+"""What is shorter is no secret, and may stand in any words."""
 
 
 class Trouble(enum.Enum):
@@ -347,7 +349,17 @@ class Fly:
             raise FlyError(Trouble.AGAIN, words, status=None) from error
         if answer.is_success:
             return _parsed(said, f"{method} {path}")
-        raise _error(answer, said, f"{method} {path}")
+        raise _error(answer, said, f"{method} {path}", self._secrets_in(fields or {}))
+
+    def _secrets_in(self, fields: Mapping[str, Any]) -> list[str]:
+        """What nobody may read of what was sent, the longest first: our token, and what a machine is told by its environment."""
+        credentials = self._client.headers.get("authorization", "").replace(",", " ").split()[1:]
+        told = ((fields.get("config") or {}).get("env") or {}).values()
+        return sorted(
+            (one for one in (*credentials, *map(str, told)) if len(one) >= SECRET_CHARS_MIN),
+            key=len,
+            reverse=True,
+        )
 
 
 @asynccontextmanager
@@ -391,8 +403,8 @@ def _parsed(said: bytes, what: str) -> Any:
         raise FlyError(Trouble.AGAIN, f"{what}: not JSON", status=None) from error
 
 
-def _error(answer: httpx.Response, said: bytes, what: str) -> FlyError:
-    """The error's own word wins over its text, and both over the status."""
+def _error(answer: httpx.Response, said: bytes, what: str, secrets: Sequence[str]) -> FlyError:
+    """The error's own word wins over its text, and both over the status. Fly may quote what it was sent: not so we."""
     told: Any = None
     if said.startswith(b"{"):
         try:
@@ -403,6 +415,8 @@ def _error(answer: httpx.Response, said: bytes, what: str) -> FlyError:
     text = str(fields.get("error") or fields.get("message") or "")
     trouble = _trouble(answer.status_code, str(fields.get("status") or ""), text)
     request_id = answer.headers.get("fly-request-id", "")
+    for secret in secrets:
+        text = text.replace(secret, "...")
     words = f"{what}: {answer.status_code} {text[:QUOTED_CHARS]}" + (f" ({request_id})" if request_id else "")
     return FlyError(trouble, words, status=answer.status_code, after_s=_after_s(answer))
 

@@ -37,6 +37,11 @@ JUDGED = frozenset({400, 422})
 """Errors about a request's content: what is answered so was not done at an earlier try either."""
 _LENGTH = frozenset({b"content-length"})
 _LENGTH_AND_CODING = _LENGTH | {b"content-encoding"}
+_OF_BYTES = frozenset(
+    {b"etag", b"last-modified", b"content-md5", b"digest", b"content-digest", b"repr-digest"}
+)
+"""What a vendor says of the bytes that it sent. Of others it is wrong; and of a list that all users share it tells how long that
+is (an ETag, as a rule), and when anybody has changed it."""
 
 
 class Answering:
@@ -92,7 +97,8 @@ class Answering:
         is_known = is_success or not exchange.is_lost or status in JUDGED
         exchange.upstream_status = status if is_known else None
         request_id = head.header(b"request-id") or head.header(b"x-request-id")
-        exchange.upstream_request_id = request_id.decode("latin-1")[:200] or None
+        if request_id and not mounted.repeats_key(request_id):
+            exchange.upstream_request_id = request_id.decode("latin-1")[:200]
         operation = exchange.operation
         if operation is not None and operation.ends is not None and (is_success or status == NOT_FOUND):
             self._note_end(exchange, operation.ends)
@@ -406,10 +412,13 @@ def _broken_off(vendor: str, *, is_timeout: bool) -> Refused:
 def _as_framed(headers: Headers, exchange: Exchange, *, is_decoded: bool) -> Headers:
     """A stream is framed anew, for an event of our own may have to follow, and so is a body that we change. What a gate
     has read goes down decoded."""
+    operation = exchange.operation
+    is_edited = operation is not None and operation.edits_answer
+    if is_edited:
+        headers = [pair for pair in headers if pair[0] not in _OF_BYTES]
     if is_decoded:
         return [pair for pair in headers if pair[0] not in _LENGTH_AND_CODING]
-    operation = exchange.operation
-    is_framed_anew = exchange.demand.is_streaming or (operation is not None and operation.edits_answer)
+    is_framed_anew = exchange.demand.is_streaming or is_edited
     return [pair for pair in headers if pair[0] not in _LENGTH] if is_framed_anew else headers
 
 

@@ -11,14 +11,17 @@ from proxy.headers import answer_filter, request_filter
 from proxy.surface import EventSocket, Headers, Operation, Question, Surface, Upstream
 from proxy.upstream import Origin, Timeouts
 
-_UNSAFE = re.compile(rb"%2f|%5c|%00|//|\\|(?:^|/)(?:\.|%2e){1,2}(?:/|$)", re.IGNORECASE)
-"""Encoded slashes, empty and dot segments: no declared path has them, and vendors may resolve them."""
+_UNSAFE = re.compile(rb"%2f|%5c|%00|//|\\|(?:^|/)(?:\.|%2e){1,2}(?:/|;|%3b|$)", re.IGNORECASE)
+"""Encoded slashes, empty and dot segments: no declared path has them, and vendors may resolve them, some of them (Java's servers)
+also with parameters behind the dots (`..;x`)."""
 
 
 _PIECE = re.compile(r"\{(?P<name>\w+)(?::(?P<choices>[^{}]*))?\}")
 """A named piece of an operation's path."""
 _ANYTHING, _WIDE = "*", "__wide"
 """A piece that may be anything, in a path and at the end of its group's name."""
+_ESCAPED = re.compile(rb"\\(?:(/)|u00([0-7][0-9A-Fa-f]))")
+"""A sign in a JSON text that may as well stand there as it is: encoders hide some from browsers (`=`, `/`)."""
 _WS = re.compile("^ws(?=s?:)")
 _NAMED = re.compile(rb"\{(\w+)\}")
 _DOTS = frozenset({b".", b".."})
@@ -116,9 +119,11 @@ class Mounted:
         """The header with the vendor's key for an operation. Raises Refused(NOT_CONFIGURED)."""
         return self._key_headers.get(operation.key_env) or self.key_header
 
-    def repeats_key(self, body: bytes) -> bool:
-        """Whether a vendor's error repeats a key: then nobody else may read it."""
-        return any(secret in body for secret in self._secrets)
+    def repeats_key(self, said: bytes) -> bool:
+        """Whether what a vendor said repeats a key, as it is or as JSON may write it, too: then nobody else may read it."""
+        if b"\\" in said:
+            said = _ESCAPED.sub(lambda found: found[1] or bytes((int(found[2], 16),)), said)
+        return any(secret in said for secret in self._secrets)
 
     def match(self, method: str, path: bytes) -> tuple[Operation, Mapping[str, str]]:
         """The operation that `path` (raw, below the mount) names, and its path parameters, decoded. The mount itself is `/`.
@@ -256,7 +261,8 @@ def _is_safe_around(found: re.Match[bytes]) -> bool:
             begin, end = found.span(name)
             around = found.string[:begin] + b"x" + found.string[end:]
             decoded = urllib.parse.unquote_to_bytes(value)
-            is_plain = _DOTS.isdisjoint(decoded.split(b"/")) and not (b"\\" in decoded or b"\0" in decoded)
+            segments = (one.partition(b";")[0] for one in decoded.split(b"/"))
+            is_plain = _DOTS.isdisjoint(segments) and not (b"\\" in decoded or b"\0" in decoded)
             return is_plain and not _UNSAFE.search(around)
     return False
 

@@ -224,7 +224,10 @@ class Opening:
         tls = self._client.tls() if origin.scheme == "https" else None
         ended: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         splice = Splice(lambda: ended.set_result(None), stall_s=bounds.client_stall_timeout_s)
-        dialling = dial_spliced(origin, target, inbound.headers, tls, bounds.connect_timeout_s, splice)
+        token, headers = exchange.gateway_token, inbound.headers
+        if token:  # of whoever has none, a ticket stands in the path
+            headers = [pair for pair in headers if token not in pair[1]]
+        dialling = dial_spliced(origin, target, headers, tls, bounds.connect_timeout_s, splice)
         agreed = await self._dialled(exchange, mounted, dialling)
         if agreed is None:
             return

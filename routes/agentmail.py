@@ -38,7 +38,7 @@ from proxy.surface import (
 from routes import agentmail_drafts as drafts
 from routes.agentmail_drafts import SCHEDULED_DAYS_ENV, DraftMeter
 from routes.agentmail_errors import AgentMailDialect
-from routes.agentmail_meter import PRODUCT, SendMeter, of_draft, of_reply, of_reply_all, of_request
+from routes.agentmail_meter import PRODUCT, SendMeter, no_model, of_draft, of_reply, of_reply_all, of_request
 from routes.agentmail_socket import ANY_ORGANIZATION, INBOX, ORGANIZATION_ID, POD, SOCKET
 
 INBOXES_ENV = "AGENTMAIL_INBOXES_PER_USER"
@@ -142,7 +142,7 @@ def _free(
     return Operation(
         method,
         path,
-        meter=Free(),
+        meter=Free(no_model),
         names=(_IN_PATH,),
         namespaced=namespaced,
         renders=renders,

@@ -17,21 +17,23 @@ from metering.errors import Reason, Refused
 from metering.usage import MESSAGES, NOTHING, RECIPIENTS, Usage, UsageLine
 from metering.values import immutable
 from proxy.meters import NothingToRead
-from proxy.rewriting import MARK, tag_of
+from proxy.rewriting import tag_of
 from proxy.surface import AnswerHead, Demand, Inbound, Observer, Pricing
 from routes.agentmail_meter import (
     PRODUCT,
+    is_ours,
     named_in,
     of_answer,
     of_answered,
     own_address,
+    refuse_labels_of_ours,
     refuse_recipients_in,
+    strings_in,
     usage_of,
 )
 
 SCHEDULED_DAYS_ENV = "AGENTMAIL_SCHEDULED_DAYS"
 _ADDRESSED = ("to", "cc", "bcc")
-_LABELS = ("labels", "add_labels", "remove_labels")
 _WAITING = frozenset({"scheduled", "sending"})
 """What the vendor says of a draft that it will send (`DraftSendStatus`); `failed` is one that it has not."""
 
@@ -48,8 +50,7 @@ class DraftMeter:
         """Raises Refused(BAD_REQUEST)."""
         fields = request.fields
         refuse_recipients_in(fields.get("headers"))
-        if any(_is_ours(label) for name in _LABELS for label in _strings(fields.get(name))):
-            raise Refused(Reason.BAD_REQUEST, f"labels: those that begin with {MARK} are the proxy's own.")
+        refuse_labels_of_ours(fields)
         at_ms = _scheduled_ms(request)
         if at_ms is None:
             return Demand()
@@ -127,11 +128,11 @@ def marked(request: Inbound, request_id: str) -> Mapping[str, Any]:
     """The labels that go up: ours with the client's, and no older one of ours."""
     fields, label = request.fields, tag_of(request_id)
     if request.method == "POST":
-        return {"labels": [*_strings(fields.get("labels")), label]}
-    before = [one for one in _strings(request.looked_up.get("labels")) if _is_ours(one)]
-    removed = [*_strings(fields.get("remove_labels")), *before]
+        return {"labels": [*strings_in(fields.get("labels")), label]}
+    before = [one for one in strings_in(request.looked_up.get("labels")) if is_ours(one)]
+    removed = [*strings_in(fields.get("remove_labels")), *before]
     more = {"remove_labels": removed} if removed else {}
-    return {"add_labels": [*_strings(fields.get("add_labels")), label], **more}
+    return {"add_labels": [*strings_in(fields.get("add_labels")), label], **more}
 
 
 def draft_id_of(observer: Observer, request_id: str) -> str | None:
@@ -167,7 +168,7 @@ def sent_by(found: Mapping[str, Any], request_id: str) -> Usage | None:
 
 def _is_by(one: Mapping[str, Any], request_id: str) -> bool:
     """Whether a draft, or the message that became of it, is as this request has left it: the newest label counts."""
-    ours = [label for label in _strings(one.get("labels")) if _is_ours(label)]
+    ours = [label for label in strings_in(one.get("labels")) if is_ours(label)]
     return bool(ours) and max(ours) == tag_of(request_id)
 
 
@@ -207,16 +208,6 @@ def _instant_ms(value: Any) -> int:
     except (ValueError, OverflowError):
         pass
     raise Refused(Reason.BAD_REQUEST, "send_at: must be an instant with its zone, like 2026-12-01T09:00:00Z.")
-
-
-def _is_ours(label: str) -> bool:
-    return label.strip().lower().startswith(MARK)
-
-
-def _strings(value: Any) -> Sequence[str]:
-    """A text, or those in a list."""
-    values = value if isinstance(value, list) else [value]
-    return [one for one in values if isinstance(one, str)]
 
 
 def _objects(value: Any) -> Sequence[Mapping[str, Any]]:

@@ -4,13 +4,14 @@ Where they come from: the request itself, the message that is answered, or the d
 before anything is reserved.
 """
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 from metering.errors import Reason, Refused
 from metering.usage import MESSAGES, RECIPIENTS, Usage, UsageLine
 from metering.values import immutable
 from proxy.meters import NothingToRead
+from proxy.rewriting import MARK
 from proxy.surface import AnswerHead, Demand, Inbound, Observer, Pricing
 
 PRODUCT = "email"
@@ -20,6 +21,7 @@ RECIPIENTS_MAX = 1_000
 ADDRESSED = frozenset({"to", "cc", "bcc", "resent-to", "resent-cc", "resent-bcc"})
 """Headers of a message that say whom it goes to."""
 _TO, _BESIDE = ("to",), ("cc", "bcc")
+_LABELS = ("labels", "add_labels", "remove_labels")
 
 Count = Callable[[Inbound], int]
 
@@ -35,8 +37,9 @@ class SendMeter:
         return False
 
     def read(self, request: Inbound, pricing: Pricing) -> Demand:  # noqa: ARG002 - the protocol's
-        """Raises Refused(BAD_REQUEST): no recipients, or more than anybody writes to at once."""
+        """Raises Refused(BAD_REQUEST): no recipients, or more than anybody writes to at once; labels of ours."""
         refuse_recipients_in(request.fields.get("headers"))
+        refuse_labels_of_ours(request.fields)
         usage = usage_of(self.recipients(request))
         return Demand(ceiling=usage, floor=usage)
 
@@ -104,6 +107,28 @@ def refuse_recipients_in(headers: Any) -> None:
     """Nobody counts recipients that a message has in its own headers. Raises Refused(BAD_REQUEST)."""
     if isinstance(headers, dict) and any(name.strip().lower() in ADDRESSED for name in headers):
         raise Refused(Reason.BAD_REQUEST, "headers: recipients belong into to, cc and bcc.")
+
+
+def no_model(request: Inbound, pricing: Pricing) -> tuple[str, ...]:  # noqa: ARG001 - as Free asks
+    """Of what costs nothing, and may change labels. Raises Refused(BAD_REQUEST)."""
+    refuse_labels_of_ours(request.fields)
+    return ()
+
+
+def refuse_labels_of_ours(fields: Mapping[str, Any]) -> None:
+    """By such a label it is told what became of a schedule, and for how many it is paid. Raises Refused(BAD_REQUEST)."""
+    if any(is_ours(label) for name in _LABELS for label in strings_in(fields.get(name))):
+        raise Refused(Reason.BAD_REQUEST, f"labels: those that begin with {MARK} are the proxy's own.")
+
+
+def is_ours(label: str) -> bool:
+    return label.strip().lower().startswith(MARK)
+
+
+def strings_in(value: Any) -> Sequence[str]:
+    """A text, or those in a list."""
+    values = value if isinstance(value, list) else [value]
+    return [one for one in values if isinstance(one, str)]
 
 
 def _answered(message: Mapping[str, Any], own: str) -> int:

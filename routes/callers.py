@@ -36,10 +36,7 @@ class Callers:
     async def identified(self, request: Request, operation: str) -> Caller:
         """Whose gateway token it is. Raises Refused: no token, or one whose scope does not include the operation."""
         headers: Headers = list(request.scope["headers"])
-        found = TOKEN_PLACES.find(headers, b"")
-        # The bare form of the header also finds `Bearer X`, which is X and not a second token.
-        tokens = {token for token in found if token[:7].lower() != b"bearer "}
-        caller = await self.authenticator.authenticate(tokens)
+        caller = await self.authenticator.authenticate(TOKEN_PLACES.find(headers, b""))
         request.scope[OWN_EXCHANGE].caller = caller
         if caller.token is not None:
             caller.token.require(USER_SURFACE, operation)

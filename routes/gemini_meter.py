@@ -114,6 +114,8 @@ class EmbedMeter:
         check_alt(request)
         name, info = model_of(request, pricing)
         items = list(_items(request.fields, "requests")) or [request.fields]
+        if items[0] is not request.fields and _one(request.fields, "content") is not None:
+            raise Refused(Reason.BAD_REQUEST, "requests, content: only one of them may be given.")
         media = _Media()
         for item in items:
             _check_model(item, name)

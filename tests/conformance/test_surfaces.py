@@ -542,6 +542,21 @@ async def test_every_answer_says_where_the_caller_stands(tmp_path, case: Case):
         assert not [name for name in stranger if "ratelimit" in name]
 
 
+@each_operation
+async def test_what_describes_the_vendors_bytes_comes_down_with_those_alone(tmp_path, case: Case):
+    """An ETag has the length of the body, as a rule: beside a list of one's own it would tell how much others have."""
+    surface, operation = case
+    sent = {
+        "etag": 'W/"2f8c-x"',
+        "last-modified": "Fri, 20 Nov 2026 12:00:00 GMT",
+        "content-digest": "md5=:eA==:",
+    }
+    async with staged(surface, tmp_path) as stage:
+        stage.vendor.more_headers = list(sent.items())
+        passed = headers_of(await stage.ask(operation)).keys() & sent.keys()
+        assert passed == (set() if operation.edits_answer else sent.keys())
+
+
 # --- secrets --------------------------------------------------------------------------------------------
 
 
@@ -578,14 +593,23 @@ async def test_a_gateway_token_in_the_url_is_refused_before_it_goes_anywhere(tmp
         assert len(stage.vendor.requests) == 0
 
 
+ESCAPED_KEY = "".join(f"\\u{ord(sign):04x}" for sign in VENDOR_KEY)
+"""As JSON may write it as well."""
 LEAKS = {
     "a plain answer": {},
     "an error of the request": {"fails_with": (422, b'{"error":"of the request"}')},
     "an error of the account": {"fails_with": (401, b'{"error":"invalid key: %b"}' % VENDOR_KEY.encode())},
     "an error that repeats the key": {"fails_with": (400, b'{"error":"key: %b"}' % VENDOR_KEY.encode())},
+    "an error that repeats the key escaped": {
+        "fails_with": (400, b'{"statusCode":400,"message":"key: %b"}' % ESCAPED_KEY.encode())
+    },
     "a failure that repeats the key": {"fails_with": (500, b"<p>key: %b</p>" % VENDOR_KEY.encode())},
     "headers that repeat the key": {
-        "more_headers": [("x-echo", f"key={VENDOR_KEY}"), ("x-api-key", VENDOR_KEY)],
+        "more_headers": [
+            ("x-echo", f"key={VENDOR_KEY}"),
+            ("x-api-key", VENDOR_KEY),
+            ("request-id", VENDOR_KEY),
+        ],
     },
 }
 
@@ -612,6 +636,7 @@ async def test_no_secret_is_in_answers_logs_metrics_or_the_ledger(tmp_path, case
         for secret in (VENDOR_KEY, stage.token):
             for wire in wires:
                 assert secret.encode() not in wire
+                assert ESCAPED_KEY.encode() not in wire
             assert secret not in caplog.text
             assert secret not in str(stage.gateway.lines)
             assert secret.encode() not in written

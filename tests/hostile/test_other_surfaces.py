@@ -510,6 +510,8 @@ async def test_a_uri_that_may_be_a_file_of_the_account_is_refused_wherever_a_par
         (COUNT, orjson.dumps({"generateContentRequest": {"contents": contents}})),
         (EMBED, orjson.dumps({"content": {"parts": [part]}})),
         (BATCH, orjson.dumps({"requests": [{"model": "models/gemini-embedding-2", "content": {"parts": part}}]})),
+        (EMBED, orjson.dumps({"content": {"parts": [part]}, "requests": [{"content": {"parts": [{"text": "x"}]}}]})),
+        (BATCH, orjson.dumps({"content": {"parts": [part]}, "requests": [{"content": {"parts": [{"text": "x"}]}}]})),
     ]  # fmt: skip
     for target, body in bodies:
         stage.forget()

@@ -3,11 +3,13 @@
 import asyncio
 from contextlib import asynccontextmanager
 from datetime import UTC, datetime, timedelta
+from urllib.parse import quote
 
 import pytest
 
 from metering.clock import instant
 from metering.store.writer import Step, Unit
+from proxy.rewriting import tag_of
 from simulators.agentmail import (
     WEBHOOK_SECRET,
     AgentMailSimulator,
@@ -221,6 +223,42 @@ async def test_what_may_not_be_scheduled_is_refused_and_makes_nothing(tmp_path, 
             assert answer.status_code == 400
         assert [len(inbox.drafts) for inbox in at.vendor.organization.inboxes.values()] == [1, 0]
         await assert_sent_and_booked(at, 0)
+
+
+async def test_what_became_of_a_schedule_is_told_by_no_label_of_a_users(tmp_path, clock):
+    """By a label with the schedule's request a message is known as what came of it, and booked by its own recipients."""
+    async with mailing(tmp_path, clock) as at:
+        received = at.vendor.receive("me@agentmail.to", "ann@x.y", "Hi", "Hello.")
+        inbox = "/v0/inboxes/me@agentmail.to"
+        message = f"{inbox}/messages/{quote(received.message_id, safe='')}"
+        plain = await scheduled(at, {"to": ["a@x.y"]})
+        five = body_of(clock, to=[f"r{number}@x.y" for number in range(5)])
+        answer = await at.ada.http.post(f"{inbox}/drafts", json=five)
+        label = tag_of(answer.headers["x-automna-request-id"])
+        assert label in answer.json()["labels"]
+        mail = {"to": ["b@x.y"], "text": "Hello."}
+        for method, path, body in (
+            ("PATCH", message, {"add_labels": [label]}),
+            ("PATCH", message, {"remove_labels": label}),
+            ("POST", f"{inbox}/messages/batch-update", {"message_ids": ["x"], "add_labels": ["kept", label]}),
+            ("PATCH", f"{inbox}/threads/{received.thread_id}", {"add_labels": [label.upper()]}),
+            ("POST", f"{inbox}/messages/send", {**mail, "labels": [label]}),
+            ("POST", f"{message}/reply", {**mail, "labels": label}),
+            ("POST", f"{message}/reply-all", {**mail, "labels": [label]}),
+            ("POST", f"{message}/forward", {**mail, "labels": [label]}),
+            ("POST", f"{draft(plain)}/send", {"add_labels": [label]}),
+        ):
+            answer = await at.ada.http.request(method, path, json=body)
+            assert (answer.status_code, "labels" in answer.text) == (400, True), (method, path)
+        simple = {"to": "b@x.y", "subject": "Hi", "labels": [label]}
+        headers = {"authorization": f"Bearer {at.ada.token}"}
+        url = f"{at.gateway.url}/api/user/email/send"
+        assert (await at.ada.http.post(url, json=simple, headers=headers)).status_code == 400
+        kept = await at.ada.http.patch(message, json={"add_labels": ["kept"]})
+        assert "kept" in kept.json()["labels"]
+        await polled(at, HOUR_S + 120, times=2)
+        await polled(at, 10, times=2)
+        await assert_sent_and_booked(at, 5)
 
 
 async def test_drafts_that_wait_take_no_place_among_the_concurrent_requests(tmp_path, clock):

@@ -189,6 +189,24 @@ async def test_a_vendor_that_leads_elsewhere_is_not_followed(tmp_path, address):
         assert dialled == []
 
 
+@pytest.mark.parametrize("place", ["user-agent", "sec-websocket-protocol", "sec-websocket-extensions"])
+async def test_a_gateway_token_goes_up_with_no_header_of_a_handshake(tmp_path, place):
+    """Browsers may set no header but that of the subprotocols, so clients put their tokens there."""
+    async with house(tmp_path, env=STAYS) as at:
+        head = [(place, f"bearer, {at.ada.token}"), ("user-agent", "agent/1")][: 1 + (place != "user-agent")]
+        async with connect(
+            endpoint(at, at.ada),
+            proxy=None,
+            compression=None,
+            user_agent_header=None,
+            additional_headers=head,
+        ):
+            dial = next(one for one in at.vendor.requests if "signingKey" in one.target)
+        assert at.ada.token not in f"{dial.target} {dial.headers}"
+        assert ("agent/1" in str(dial.headers)) is (place != "user-agent")
+        await assert_settled(at, at.ada)
+
+
 @pytest.mark.parametrize("place", ["connectUrl", "signingKey", "seleniumRemoteUrl", "note", "deep"])
 async def test_the_platforms_key_does_not_come_down_wherever_a_session_has_it(tmp_path, place):
     async with house(tmp_path) as at:

@@ -3,6 +3,7 @@
 import pytest
 
 from metering.clock import ManualClock
+from metering.users import TOKEN_PREFIX
 from provisioning.fly import ANSWER_BYTES_MAX, NONCE, Fly, FlyError, Trouble, fly_client
 from provisioning.pacing import Pacer
 from simulators import fly_errors
@@ -107,6 +108,23 @@ async def test_an_error_never_carries_the_key(place):
     with pytest.raises(FlyError) as raised:
         await fly.app("u-ada")
     assert VENDOR_KEY not in str(raised.value)
+
+
+async def test_an_error_that_quotes_what_was_sent_shows_no_secret_of_it(place):
+    """Whoever refuses a configuration may repeat it: the gateway token stands in a machine's environment, and our words are logged."""
+    simulator, fly = place
+    await fly.create_app("u-ada", "net-ada")
+    token = f"{TOKEN_PREFIX}{'s' * 43}"
+    said = f"env OPENCLAW_GATEWAY_TOKEN={token} of {VENDOR_KEY}: is too long"
+    for works in (
+        fly.create_app("u-bob", "net-bob"),
+        fly.create_machine("u-ada", "gw", region="sjc", config=config(token=token)),
+    ):
+        simulator.next(fails(422, message=said))
+        with pytest.raises(FlyError, match="is too long") as raised:
+            await works
+        assert VENDOR_KEY not in str(raised.value)
+    assert token not in str(raised.value)
 
 
 @pytest.mark.parametrize(

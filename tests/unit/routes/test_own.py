@@ -265,10 +265,9 @@ async def test_without_a_good_token_it_is_401_in_plain_json(
     assert answer.json()["error"]
 
 
-async def test_two_different_tokens_are_refused(own: Own) -> None:
-    answer = await own.get(
-        "/api/user/limits", authorization=f"Bearer {own.gateway_token}", x_api_key="amp_other"
-    )
+@pytest.mark.parametrize("other", ["amp_other", "Bearer amp_other"])
+async def test_two_different_tokens_are_refused(own: Own, other: str) -> None:
+    answer = await own.get("/api/user/limits", authorization=f"Bearer {own.gateway_token}", x_api_key=other)
     assert answer.status_code == 401
 
 
