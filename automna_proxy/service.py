@@ -4,9 +4,10 @@ import asyncio
 import collections
 import logging
 import socket
-from collections.abc import AsyncIterator, Coroutine
+from collections.abc import AsyncIterator, Callable, Coroutine
 from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 from automna_proxy.logs import CanonicalLines
@@ -33,7 +34,7 @@ from metering.scheduled import ScheduledWorks
 from metering.store.database import Database
 from metering.store.serving import serving
 from metering.store.store import Store, open_store
-from metering.tasks import spawn, stop
+from metering.tasks import keep, stop
 from metering.tickets import Tickets
 from metering.users import Directory
 from provisioning.instances import Instances
@@ -314,27 +315,29 @@ async def running_service(  # noqa: PLR0915 - a statement for each part
             admin_token=settings.admin_token,
         )
         service = Service(settings, engine, mounted, own, store, heartbeat, client, telemetry)
-        _in_background(stack, "changes", authenticator.follow_changes())
-        _in_background(stack, "lost access", access.keep_looking())
-        _in_background(stack, "spliced websockets", spliced.keep_looking())
-        _in_background(stack, "heartbeat", heartbeat.run())
-        _in_background(stack, "checkpoints", engine.keep_checkpointing())
-        _in_background(stack, "deferred work", deferrals.keep_polling())
+        _in_background(stack, "changes", authenticator.follow_changes)
+        _in_background(stack, "lost access", access.keep_looking)
+        _in_background(stack, "spliced websockets", spliced.keep_looking)
+        _in_background(stack, "heartbeat", heartbeat.run)
+        _in_background(stack, "checkpoints", engine.keep_checkpointing)
+        _in_background(stack, "deferred work", deferrals.keep_polling)
         sweeper = Sweeper(mounted=mounted, orphans=Orphans(store, clock), works=works, calls=calls)
-        _in_background(stack, "arrivals", arrivals.keep_looking(every_s=settings.sweep_every_s))
-        _in_background(stack, "endings", endings.keep_ending())
-        _in_background(stack, "sweeps", sweeper.keep_sweeping(telemetry, every_s=settings.sweep_every_s))
-        _in_background(stack, "notices", notices.keep_looking())
-        _in_background(stack, "idempotency keys", repeats.keep_pruning())
-        _in_background(stack, "outbox", courier.keep_delivering())
-        _in_background(stack, "pruning", keep_pruning(hooks))
-        _in_background(stack, "gauges", service.keep_gauges())
+        _in_background(stack, "arrivals", partial(arrivals.keep_looking, every_s=settings.sweep_every_s))
+        _in_background(stack, "endings", endings.keep_ending)
+        _in_background(
+            stack, "sweeps", partial(sweeper.keep_sweeping, telemetry, every_s=settings.sweep_every_s)
+        )
+        _in_background(stack, "notices", notices.keep_looking)
+        _in_background(stack, "idempotency keys", repeats.keep_pruning)
+        _in_background(stack, "outbox", courier.keep_delivering)
+        _in_background(stack, "pruning", partial(keep_pruning, hooks))
+        _in_background(stack, "gauges", service.keep_gauges)
         if working is not None:
-            _in_background(stack, "machines", working.keep_working())
+            _in_background(stack, "machines", working.keep_working)
             _in_background(
                 stack,
                 "machines counted",
-                keep_counting(machines_of(settings, store, clock).instances, telemetry),
+                partial(keep_counting, machines_of(settings, store, clock).instances, telemetry),
             )
         yield service
 
@@ -364,6 +367,5 @@ async def _leave(heartbeat: Heartbeat) -> None:
         logger.warning("this worker's row stays behind: %s", error)
 
 
-def _in_background(stack: AsyncExitStack, name: str, coroutine: Coroutine[Any, Any, None]) -> None:
-    task = spawn(coroutine, name=name)
-    stack.push_async_callback(stop, task)
+def _in_background(stack: AsyncExitStack, name: str, make: Callable[[], Coroutine[Any, Any, None]]) -> None:
+    stack.push_async_callback(stop, keep(make, name=name))

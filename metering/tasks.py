@@ -1,9 +1,16 @@
-"""The one way to start a background task: it is kept alive, named, and its failure is logged."""
+"""The one way to start a background task: it is kept alive, named, and its failure is logged.
+
+What goes on for as long as the process does is started anew after a failure (`keep`): without its heartbeat a worker is
+taken for dead while it serves, and without the look at lost access a disabled user's streams run on.
+"""
 
 import asyncio
 import logging
-from collections.abc import Coroutine
+from collections.abc import Callable, Coroutine
 from typing import Any
+
+RESTART_PAUSE_S = 1.0
+"""Between the failure of what is kept going and its next start."""
 
 logger = logging.getLogger(__name__)
 
@@ -22,6 +29,22 @@ def _finished(task: asyncio.Task[Any]) -> None:
     _running.discard(task)
     if not task.cancelled() and (error := task.exception()) is not None:
         logger.error("background task %s failed", task.get_name(), exc_info=error)
+
+
+def keep(
+    make: Callable[[], Coroutine[Any, Any, None]], *, name: str, pause_s: float = RESTART_PAUSE_S
+) -> asyncio.Task[None]:
+    """Start what `make` makes, and anew whenever it fails, until it ends or is cancelled."""
+
+    async def kept() -> None:
+        while True:
+            try:
+                return await make()
+            except Exception:
+                logger.exception("background task %s failed, and begins anew in %g s", name, pause_s)
+            await asyncio.sleep(pause_s)
+
+    return spawn(kept(), name=name)
 
 
 async def stop(task: asyncio.Task[Any] | None) -> None:

@@ -6,7 +6,7 @@ from contextlib import suppress
 
 from metering.errors import Refused
 from metering.plans import Plans
-from metering.tasks import spawn, stop
+from metering.tasks import keep, spawn, stop
 from provisioning.budget import over_budget
 from provisioning.errors import SupersededError
 from provisioning.instances import ERROR, Claim, Instances
@@ -57,9 +57,9 @@ class Provisioner:
 
     async def keep_working(self) -> None:
         """For ever; a store in trouble is waited out. Cancelled, what is under way is left to the next worker."""
-        looks = [spawn(self._keep_looking_at_budgets(), name="machines over budget")]
+        looks = [keep(self._keep_looking_at_budgets, name="machines over budget")]
         if self._reconcile_every_s:
-            looks.append(spawn(self._keep_reconciling(), name="machines reconciled"))
+            looks.append(keep(self._keep_reconciling, name="machines reconciled"))
         try:
             while True:
                 self._freed.clear()

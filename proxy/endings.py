@@ -60,7 +60,9 @@ class Endings:
     async def keep_ending(self) -> None:
         """Look forever; a store in trouble is waited out. Each surface by itself: a vendor that is silent keeps no other's work
         running."""
-        await asyncio.gather(*(self._keep_ending(surface) for surface in self._has_heard))
+        async with asyncio.TaskGroup() as looks:
+            for surface in self._has_heard:
+                looks.create_task(self._keep_ending(surface), name=f"endings at {surface}")
 
     async def end_abandoned(self) -> int:
         """End all that should be by now; how many attempts were made. Raises Refused(STORE_UNAVAILABLE)."""

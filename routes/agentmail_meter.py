@@ -64,7 +64,10 @@ def of_request(request: Inbound) -> int:
 
 
 def of_reply(request: Inbound) -> int:
-    """Those whom the message asks to be answered, or that the request names instead; with `reply_all` all that had it."""
+    """Those whom the message asks to be answered, or that the request names instead; with `reply_all` all that had it.
+    Raises Refused(BAD_REQUEST): a `reply_all` that the vendor may read in another way than we."""
+    if not isinstance(request.fields.get("reply_all", False), bool | None):
+        raise Refused(Reason.BAD_REQUEST, "reply_all: must be true or false.")
     return of_answer(request.fields, request.looked_up, own_address(request))
 
 

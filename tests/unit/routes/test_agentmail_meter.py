@@ -69,6 +69,16 @@ def test_whom_an_answer_goes_to(message, fields, reply, reply_all):
     assert of_reply_all(inbound(fields, **message)) == reply_all
 
 
+@pytest.mark.parametrize("value", ["true", "false", 1, 0, [], {}])
+def test_an_answer_to_all_is_asked_for_by_true_alone(value):
+    """A vendor that takes something else for it would send to more than was paid for."""
+    message = {"from": "a@b.c", "to": [OWN, "d@e.f"]}
+    with pytest.raises(Refused, match="reply_all"):
+        of_reply(inbound({"reply_all": value}, **message))
+    for nothing in (None, False):
+        assert of_reply(inbound({"reply_all": nothing}, **message)) == 1
+
+
 @pytest.mark.parametrize("name", ["Bcc", "to", "RESENT-CC", " cc "])
 def test_recipients_in_headers_are_refused(name):
     pricing = Pricing(PriceTable.load(), 0, 4)
