@@ -19,7 +19,8 @@ account; a hold is granted only where it leaves `over` as it is. A charge takes 
 1. `m <= h`: spent + held does not grow.
 2. `m > h`: then something is left, and m <= h + left: spent + held ends at the allowance at most.
 Either way `over` does not grow. What is uncovered is what remains: it is positive only when both parts are all of
-`h + left` >= `h`, so it is at most cost - hold: a part of the request's own overage. Hence, in any order of verbs,
+`h + left` >= `h`, so it is at most cost - hold: a part of the request's own overage (on a soft budget, of what the two of
+them did not hold). Hence, in any order of verbs,
 
     credit:  spent + held <= granted                             (always; `ledger verify` holds it to this)
     month:   spent + held <= allowance + sum of overages         (of the largest allowance it was held under)
@@ -77,9 +78,11 @@ class Charge(NamedTuple):
         return Split(self.money + self.uncovered, self.credit)
 
     def within(self, hold: int) -> Split:
-        """The part of the settle's own entry: up to the hold, from the month first."""
+        """The part of the settle's own entry: up to the hold, from the month first. What neither has left can be part of it:
+        on a soft budget, a cap holds what these two did not."""
         money = min(self.money, hold)
-        return Split(money, hold - money)
+        credit = min(self.credit, hold - money)
+        return Split(hold - credit, credit)
 
     def above(self, hold: int) -> Split:
         """The part of the overage's entry."""

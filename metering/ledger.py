@@ -203,8 +203,9 @@ class Reservation:
     """The month's allowance, once it was found spent when this was to be extended: noted when it is settled, because
     what it has used is most of what is left."""
     found: str | None = None
-    """Its lines as they stood in the row when it was found there: somebody else may extend it, and whoever knows less
-    than the row has changes nothing. None for the exchange that made it, which alone extends it."""
+    """Its lines as they stood in the row when it was found there, or made, if its work may go on after its request: somebody else
+    may extend or park it, and whoever knows less than the row has changes nothing. None where the exchange that made it
+    alone extends it."""
 
     @property
     def id(self) -> str:
@@ -405,7 +406,8 @@ class Ledger:
             for at, hold in enumerate(looked_at, -len(looked_at)):  # they were read last
                 balances[hold[1]] = _balance(cast("tuple[int, int, int]", rows[at] or (0, 0, 0)))
             lines = held(rows) if callable(held) else held
-            return Reservation(intent, lines, hold_nanousd, now_ms, balances, callable(held))
+            found = None if intent.due_at_ms is None else encode_lines(lines)
+            return Reservation(intent, lines, hold_nanousd, now_ms, balances, callable(held), found=found)
 
         def abandon(result: Result | Exception) -> None:
             if isinstance(result, Done):

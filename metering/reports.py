@@ -20,7 +20,7 @@ from operator import attrgetter
 from typing import Any, NamedTuple, cast
 
 from metering.clock import MS_PER_DAY, day_of, instant, month_end_ms, month_of, month_start_ms, ms_of
-from metering.ledger import MONEY, NO_PERIOD, OPEN_REQUESTS, Balance
+from metering.ledger import IS_RESOLUTION, MONEY, NO_PERIOD, OPEN_REQUESTS, Balance
 from metering.money import credits_left, credits_of, usd
 from metering.store.readers import Readers
 from metering.store.writer import Row
@@ -284,9 +284,11 @@ SELECT_SINCE = f"SELECT {_ENTRY_COLUMNS} FROM entries WHERE seq > ?1 ORDER BY se
 SELECT_RESERVATION = """
 SELECT id, state, worker_id, user_id, token_id, surface, operation, model, hold_nanousd, checkpoint_nanousd,
     created_at_ms, resolved_at_ms FROM reservations WHERE id = ?1"""
-# By the user's index: most of a request's entries would be found by its own, but corrections would not.
+# By two indexes on it, each in its own words; not by its time, as a clock may have been set back since it was admitted.
 SELECT_OF_REQUEST = f"""
-SELECT {_ENTRY_COLUMNS} FROM entries WHERE user_id = ?2 AND at_ms >= ?3 AND reservation_id = ?1 ORDER BY seq"""
+SELECT {_ENTRY_COLUMNS} FROM entries e WHERE e.reservation_id = ?1 AND {IS_RESOLUTION}
+UNION ALL
+SELECT {_ENTRY_COLUMNS} FROM entries WHERE reservation_id = ?1 AND kind IN ('overage', 'adjust') ORDER BY seq"""
 SELECT_NEWEST = "SELECT COALESCE(MAX(seq), 0) FROM entries"
 SELECT_BALANCES = """
 SELECT meter, spent, held, allowance FROM accounts
@@ -389,8 +391,7 @@ async def request_report(readers: Readers, request_id: str) -> RequestReport | N
     if row is None:
         return None
     values: list[Any] = list(row)
-    user_id, created_at_ms = values[3], values[10]
-    found = await readers.rows(SELECT_OF_REQUEST, (request_id, user_id, created_at_ms))
+    found = await readers.rows(SELECT_OF_REQUEST, (request_id,))
     values.append(tuple(map(_entry, found)))
     return RequestReport(*values)
 

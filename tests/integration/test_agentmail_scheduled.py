@@ -18,10 +18,10 @@ from simulators.agentmail import (
     hangs,
     loses_reply,
 )
-from simulators.script import Gate
-from tests.support.agentmail import NANOUSD, house
+from simulators.script import Gate, WaitFor
+from tests.support.agentmail import NANOUSD, house, variables
 from tests.support.endings import endings_of
-from tests.support.gateway import DatedClock
+from tests.support.gateway import DatedClock, running_gateway
 
 HOUR_S, DAY_S = 3_600, 86_400
 TODAY, TOMORROW = "2026-11-20", "2026-11-21"
@@ -564,6 +564,25 @@ async def test_a_client_that_leaves_while_it_schedules_has_scheduled_once(tmp_pa
         assert await held(at) == 2
         await polled(at, HOUR_S + 5, times=2)
         await assert_sent_and_booked(at, 2)
+
+
+async def test_a_schedule_of_a_worker_that_was_taken_for_dead_gives_its_place_back_once(tmp_path, clock):
+    """Another worker adopts it while the vendor thinks, finds nothing of it in the end, and books that."""
+    gate = Gate()
+    async with mailing(tmp_path, clock, env={"HEARTBEAT_S": "600", "WORKER_DEAD_AFTER_S": "600"}) as at:
+        at.vendor.next(fails(422, before=(WaitFor(gate),)))
+        making = go(at.ada.http.post("/v0/inboxes/me@agentmail.to/drafts", json=body_of(clock)))
+        await gate.reached()
+        assert await open_requests(at) == 1
+        async with running_gateway(tmp_path, env=variables(at.vendor), clock=clock):
+            async with asyncio.timeout(10):
+                while await open_requests(at):
+                    await asyncio.sleep(0.01)
+        gate.open()
+        assert (await making).status_code == 422
+        assert await open_requests(at) == 0
+        await until_held(at, 0, step_s=6)
+        await assert_sent_and_booked(at, 0)
 
 
 # --- made from messages ------------------------------------------------------------------------------------

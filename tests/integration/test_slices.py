@@ -10,6 +10,7 @@ from pathlib import Path
 import httpx
 import pytest
 
+from metering.grants import grant
 from metering.sse import EventCutter, data_of
 from metering.terms import Cap, CapMeter, CapPeriod
 from simulators.anthropic import AnthropicSimulator, ReportedUsage, streams
@@ -373,6 +374,23 @@ async def test_on_a_soft_budget_what_runs_finishes_and_then_nothing_is_admitted(
 
 
 # --- caps -----------------------------------------------------------------------------------------------
+
+
+async def test_on_a_soft_budget_a_stream_beyond_month_and_credit_is_booked_on_the_accounts_that_paid(
+    tmp_path, vendor
+):
+    """A cap holds more and more of it, while neither the month nor the prepaid credit has anything left to hold."""
+    vendor.next(streams(text=filler_of_bytes(40_000), events=800))
+    cap = Cap(CapMeter.CREDITS, CapPeriod.MONTH, 1_000_000)
+    async with running_gateway(
+        tmp_path, upstream=vendor.url, env=SLICES, credits_per_month=FOR_TWO_SLICES, budget="soft"
+    ) as gateway:
+        token = await gateway.new_token(caps=(cap,))
+        await grant(gateway.service.store, gateway.clock, "u1", 5 * CREDIT_NANOUSD, source="src_1")
+        async with client_of(gateway, token) as client:
+            answer = await client.post("/v1/messages", json=LARGE)
+        assert b"message_stop" in answer.content
+        await gateway.assert_clean()
 
 
 @pytest.mark.parametrize("budget", ["hard", "soft"])

@@ -162,6 +162,12 @@ def test_an_uncovered_part_is_the_overages() -> None:
     assert (charge.within(100), charge.above(100)) == ((50, 50), (30, 0))
 
 
+def test_an_uncovered_part_is_within_a_hold_that_only_a_cap_has() -> None:
+    charge = Charge(money=50, credit=40, uncovered=30)
+    assert (charge.within(120), charge.above(120)) == ((80, 40), (0, 0))
+    assert (charge.within(100), charge.above(100)) == ((60, 40), (20, 0))
+
+
 # --- the verbs ------------------------------------------------------------------------------------------
 
 
@@ -296,6 +302,18 @@ async def test_caps_are_charged_the_whole_cost_whatever_pays(bench: Bench) -> No
     await bench.ledger.settle(reservation, settlement(130))
     assert await bench.account("token:t", SPEND) == (130, 0)
     assert await accounts(bench) == ((100, 0), (30, 0))
+
+
+@pytest.mark.parametrize("cost", [40, 155, 200, 230])
+async def test_what_only_a_cap_holds_is_booked_where_it_was_charged(bench: Bench, cost: int) -> None:
+    """As on a soft budget, where a stream goes on though neither the month nor credit has anything left."""
+    cap = Hold("token:t", SPEND, PERIOD, 150, 1_000)
+    reservation = await bench.reserve(money(150, of=PLAN), prepaid(), cap)
+    assert await bench.ledger.extend(reservation, [cap._replace(amount=50)]) is None
+    await bench.ledger.settle(reservation, settlement(cost))
+    credit = min(max(0, cost - PLAN), CREDIT_OF_ADA)
+    assert await accounts(bench) == ((cost - credit, 0), (credit, 0))
+    assert await bench.account("token:t", SPEND) == (cost, 0)
 
 
 async def test_what_was_reserved_without_credit_settles_without_it(bench: Bench) -> None:

@@ -31,7 +31,7 @@ from metering.ledger import (
 from metering.outbox import adding, new_message
 from metering.prices import Priced, PricedLine
 from metering.store import writer as writer_module
-from metering.store.writer import Declined, Done
+from metering.store.writer import Declined, Done, Unit
 from metering.tasks import spawn
 from metering.usage import CACHE_READ, CACHE_WRITE_1H, CACHE_WRITE_5M, INPUT, OUTPUT
 from metering.verify import verify
@@ -320,6 +320,23 @@ async def test_what_others_extend_is_extended_and_resolved_by_what_they_have_mad
     assert await bench.account() == (5, 0)
     found = await bench.ledger.resolve_found(reservation.id, bench.ledger.void)
     assert found is Resolved.ALREADY_RESOLVED
+
+
+@pytest.mark.parametrize("verb", ["settle", "void"])
+async def test_what_others_have_parked_is_not_resolved_by_what_it_held_before(
+    bench: Bench, verb: str
+) -> None:
+    """A worker that stood still was taken for dead: its request's place is given back once, not again by its own end."""
+    mine = await bench.reserve(money(10), gauge(), due_at_ms=NOW_MS + 60_000)
+    found = await bench.worker("wrk_b").held(mine.id)
+    assert found is not None
+    await bench.store.writer.submit(Unit(bench.ledger.parking(found)))
+    resolved = bench.ledger.settle(mine, settlement(0)) if verb == "settle" else bench.ledger.void(mine)
+    assert await resolved is Resolved.ALREADY_RESOLVED
+    assert (await bench.account(), await bench.gauge()) == ((0, 10), 0)
+    await bench.assert_clean()
+    await bench.ledger.resolve_found(mine.id, bench.ledger.void)
+    assert (await bench.account(), await bench.gauge()) == ((0, 0), 0)
 
 
 async def test_extensions_and_resolutions_of_what_was_found_race_to_one_resolution_without_a_leak(

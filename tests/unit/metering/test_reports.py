@@ -25,6 +25,7 @@ from metering.prices import Priced, PricedLine
 from metering.reports import (
     ENTRIES_MAX,
     SELECT_ENDS,
+    SELECT_OF_REQUEST,
     SELECT_SINCE,
     SELECT_TAIL_OF_USER,
     GroupBy,
@@ -40,6 +41,7 @@ from metering.reports import (
     instant_ms,
     newest_seq,
     period_of,
+    request_report,
     tail,
     usage_of,
     usage_statement,
@@ -394,6 +396,29 @@ async def test_following_goes_on_where_it_stopped(books: Books) -> None:
     entries = await entries_since(readers, seq)
     assert [(entry.kind, entry.cost_nanousd) for entry in entries] == [("settle", HOLD), ("overage", HOLD)]
     assert len(entries) < ENTRIES_MAX
+
+
+async def test_a_request_shows_all_of_its_entries_though_the_clock_was_set_back_since_it_was_admitted(
+    books: Books,
+) -> None:
+    reservation = await books.reserve()
+    books.clock.advance(-2)
+    await books.settle(reservation, settled(2 * HOLD))
+    await books.book(5)
+    report = await request_report(books.store.readers, reservation.id)
+    assert report is not None
+    assert [(entry.kind, entry.cost_nanousd) for entry in report.entries] == [
+        ("settle", HOLD), ("overage", HOLD),
+    ]  # fmt: skip
+
+
+async def test_a_request_is_looked_up_by_indexes_only(books: Books) -> None:
+    plan = await books.store.readers.rows(f"EXPLAIN QUERY PLAN {SELECT_OF_REQUEST}", ("req_1",))
+    found = [str(step[3]) for step in plan if "entries" in str(step[3])]
+    assert [word for step in found for word in step.split() if word.startswith("entries_")] == [
+        "entries_resolution", "entries_corrections",
+    ]  # fmt: skip
+    assert all("SEARCH" in step for step in found)
 
 
 async def test_an_entry_as_json_is_decoded(books: Books) -> None:
