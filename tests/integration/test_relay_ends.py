@@ -11,6 +11,7 @@ import orjson
 import pytest
 
 from proxy.decoding import DECODED_BYTES_MAX
+from routes.anthropic_meter import PICTURE_TOKENS_USUAL
 from simulators.anthropic import (
     ReportedUsage,
     answers,
@@ -69,6 +70,19 @@ def told(entry):
 def assert_estimated(entry, outcome):
     assert told(entry) == (outcome, "estimated")
     assert 0 < entry["cost_nanousd"] <= HOLD_NANOUSD
+
+
+async def test_a_lost_answer_about_a_picture_is_estimated_as_about_a_picture(tmp_path, vendor):
+    """A screenshot of megabytes is some thousand tokens: by its length it would cost its user dollars."""
+    source = {"type": "base64", "media_type": "image/png", "data": "A" * 3_000_000}
+    messages = [{"role": "user", "content": [{"type": "image", "source": source}]}]
+    vendor.next(drops())
+    async with serving(tmp_path, vendor) as (gateway, client):
+        answer = await client.post("/v1/messages", json=messages_body(messages=messages))
+        assert answer.status_code == 502
+        entry = await gateway.only_entry()
+        assert told(entry) == ("upstream_failed", "estimated")
+        assert PICTURE_TOKENS_USUAL < entry["input_tokens"] < PICTURE_TOKENS_USUAL + 200
 
 
 # --- the client leaves ----------------------------------------------------------------------------------
