@@ -1,9 +1,9 @@
 """JSON as it streams by, sans-I/O: bytes in, out come the elements of a list, or the one object, when whole.
 
 For bodies of any length in bounded memory: an element is given out condensed. Long strings (a picture in
-base64, the text of an answer) become empty ones and long runs of numbers (an embedding) become one number;
-names, short strings, counts and the shape stay as they were. Nothing is done per byte: strings are passed
-over by one regular expression, what lies between them by another.
+base64, the text of an answer) become empty ones, or what the reader wishes in their place, and long runs of numbers (an
+embedding) become one number; names, short strings, counts and the shape stay as they were. Nothing is done per byte:
+strings are passed over by one regular expression, what lies between them by another.
 """
 
 import re
@@ -32,6 +32,7 @@ class JsonStream:
         "_element_bytes",
         "_held",
         "_is_skipping",
+        "_long_text",
         "_pieces",
         "_run",
         "_string",
@@ -39,7 +40,9 @@ class JsonStream:
         "is_closed",
     )
 
-    def __init__(self) -> None:
+    def __init__(self, *, long_text: bytes = b'""') -> None:
+        self._long_text = long_text
+        """What stands for a long string."""
         self.is_closed = False
         """The bracket that ends the text has come."""
         self.elements_skipped = 0
@@ -129,7 +132,7 @@ class JsonStream:
 
     def _keep_string(self, data: bytes, start: int, end: int) -> None:
         if self._is_within:
-            self._add(data[start:end] if end - start <= KEPT_BYTES_MAX else b'""')
+            self._add(data[start:end] if end - start <= KEPT_BYTES_MAX else self._long_text)
         else:
             self._run.clear()
 

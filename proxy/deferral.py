@@ -21,6 +21,7 @@ from metering.clock import Clock
 from metering.deferred import ARRIVED, DeferredWork, DeferredWorks
 from metering.errors import Refused
 from metering.hooks import Hooks, endpoint_of
+from metering.json_text import json_of
 from metering.ledger import Ledger, Outcome, Reservation, Resolved, Settlement, bounded
 from metering.objects import ObjectId
 from metering.orphans import Maker
@@ -284,7 +285,7 @@ class Deferrals:
         """For the unit of its entry: what is kept of work that has ended, and what tells its user's agent."""
         if deferred.records is None and deferred.tells is None:
             return ()
-        ended = orjson.loads(found)
+        ended = json_of(found)
         if not isinstance(ended, dict):
             return ()
         told = await self._told(deferred, work, ended)

@@ -11,6 +11,7 @@ from typing import Any, Protocol
 import orjson
 
 from metering.errors import Reason, Refused
+from metering.json_text import json_of
 from metering.objects import ObjectId
 from metering.sse import EventCutter, data_of
 from proxy.ownership import handed_out
@@ -79,7 +80,7 @@ class EventGate:
         return whole
 
     def _find_ids(self, event: bytes) -> None:
-        answer = _json_of(data_of(event))
+        answer = json_of(data_of(event))
         if answer is None:
             raise _unreadable(self._vendor)
         for one in handed_out(self._vendor, self._places, answer):
@@ -125,7 +126,7 @@ class BodyGate:
         body = b"".join(self._held)
         self._held.clear()
         if body:
-            answer = _json_of(body)
+            answer = json_of(body) if self._edit is None else _strictly(body)
             if answer is None:
                 raise _unreadable(self._vendor)
             self._ids = handed_out(self._vendor, self._places, answer)
@@ -144,7 +145,8 @@ def _unreadable(vendor: str) -> Refused:
     )
 
 
-def _json_of(data: bytes) -> Any:
+def _strictly(data: bytes) -> Any:
+    """As who edits it reads it."""
     try:
         return orjson.loads(data)
     except orjson.JSONDecodeError:

@@ -39,6 +39,11 @@ SEARCHES_WHEN_UNSET = 20
 USES_MAX = 1_000
 """The largest `max_uses` that is let through; it keeps a hold within 64 bits."""
 FALLBACKS_MAX = 8
+PICTURE_TOKENS_MAX = 8_500
+"""The most that one picture can count as: it is scaled to 2,576 pixels on its longer side and cut into patches of 28, so
+there are 92 times 92 ("Vision", Anthropic docs, 2026-11; older models stop far below)."""
+PICTURE_TOKENS_USUAL = 1_600
+"""What a picture counts as in the floor: a screenshot, scaled as most models do."""
 
 _CLIENT_TOOLS = ("custom", "bash_", "text_editor_", "computer_", "browser_toolset_", "memory_")
 """Tools that the agent runs itself: they cost their tokens, which stand in the body."""
@@ -64,7 +69,8 @@ _ROUTING = frozenset({"speed", "inference_geo", "fallbacks"})
 """Fields that change which model runs, or at what price."""
 _COMPACTING = frozenset({"compaction", "context_management"})
 _KEYS_LOOKED_FOR = frozenset({"cache_control", "type"})
-_NAMES_LOOKED_FOR = (b'"cache_control"', b'"url"', b'"tool_definition"')
+_INLINE = "base64"
+_NAMES_LOOKED_FOR = (b'"cache_control"', b'"url"', b'"tool_definition"', b'"base64"')
 
 
 class MessagesMeter:
@@ -107,6 +113,9 @@ class _Traits:
     has_content_by_url: bool = False
     inline_tools: Sequence[Any] = ()
     """Tools that messages define (beta `inline-tools-2026-09-15`)."""
+    pictures: int = 0
+    picture_chars: int = 0
+    """Of the body, characters of inline pictures: they are no text."""
 
 
 class _Reading:
@@ -125,11 +134,13 @@ class _Reading:
         tools = _tools_of(self._fields.get("tools"), traits.inline_tools)
         has_compaction = not _COMPACTING.isdisjoint(self._fields) and _compacts(self._fields)
         is_unbounded = traits.has_content_by_url or has_compaction or tools.server
-        body_tokens = -(-len(self._request.body) // self._pricing.bytes_per_token)
+        body_tokens = at_least = -(-len(self._request.body) // self._pricing.bytes_per_token)
+        if traits.pictures:
+            body_tokens, at_least = self._tokens_with_pictures(traits)
         bucket = traits.bucket
 
         first = attempts[0]
-        floor_tokens = min(body_tokens, first.info.context_tokens)
+        floor_tokens = min(at_least, first.info.context_tokens)
         floor = UsageLine(first.name, {bucket: floor_tokens}, first.modifiers)
         lines = []
         for attempt in attempts:
@@ -157,6 +168,13 @@ class _Reading:
             None if has_hidden_passes else self._slicing(attempts),
             "a lower max_tokens",
         )
+
+    def _tokens_with_pictures(self, traits: _Traits) -> tuple[int, int]:
+        """The body at most, where a picture of few bytes may be a large one, and as is to be expected."""
+        per_token = self._pricing.bytes_per_token
+        text = -(-(len(self._request.body) - traits.picture_chars) // per_token)
+        usual = min(-(-traits.picture_chars // per_token), traits.pictures * PICTURE_TOKENS_USUAL)
+        return text + traits.pictures * PICTURE_TOKENS_MAX, text + usual
 
     def _slicing(self, attempts: Sequence[_Pass]) -> Slicing | None:
         """How much of a stream may be written before it is seen: nothing, a budget of thoughts, or nobody knows."""
@@ -320,6 +338,8 @@ def _traits_of(request: Inbound) -> _Traits:
             walk = request.below(key)
             if found := walk.objects(_KEYS_LOOKED_FOR, _NAMES_LOOKED_FOR):
                 cache_controls += _look_through(walk, found, traits)
+                if key == "messages" and _INLINE in walk.texts_at("type"):
+                    _take_pictures(fields[key], traits)
     if cache_controls:
         traits.bucket = _prompt_bucket(cache_controls)
     return traits
@@ -336,6 +356,27 @@ def _look_through(walk: Walk, found: Sequence[Mapping[str, Any]], traits: _Trait
     if not walk.has_met("cache_control"):
         return ()
     return [one["cache_control"] for one in found if "cache_control" in one]
+
+
+def _take_pictures(messages: Any, traits: _Traits) -> None:
+    """Only where the vendor reads them as such; in a tool's arguments, what looks the same is text."""
+    blocks = [block for message in _objects(messages) for block in _objects(message.get("content"))]
+    while blocks:
+        block = blocks.pop()
+        kind, source = block.get("type"), block.get("source")
+        if kind == "tool_result":
+            blocks += _objects(block.get("content"))
+        elif kind == "document" and isinstance(source, dict) and source.get("type") == "content":
+            blocks += _objects(source.get("content"))
+        elif kind == "image" and isinstance(source, dict) and source.get("type") == _INLINE:
+            media_type, data = source.get("media_type"), source.get("data")
+            if isinstance(media_type, str) and media_type.startswith("image/") and isinstance(data, str):
+                traits.pictures += 1
+                traits.picture_chars += len(data)
+
+
+def _objects(value: Any) -> list[Mapping[str, Any]]:
+    return [item for item in value if isinstance(item, dict)] if isinstance(value, list) else []
 
 
 def _prompt_bucket(cache_controls: Sequence[Any]) -> str:

@@ -5,8 +5,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from typing import Any, Protocol, TypeGuard
 
-import orjson
-
+from metering import json_text
 from metering.errors import Reason, Refused
 from metering.json_stream import JsonStream
 from metering.prices import ModelInfo
@@ -260,12 +259,8 @@ def added_up(lines: Sequence[UsageLine]) -> list[UsageLine]:
 # --- values -------------------------------------------------------------------------------------------
 
 
-def json_of(data: bytes) -> Any:
-    """Decoded JSON; None for what is none."""
-    try:
-        return orjson.loads(data)
-    except orjson.JSONDecodeError:
-        return None
+json_of = json_text.json_of
+"""Decoded JSON; None for what is none."""
 
 
 def object_of(data: bytes) -> dict[str, Any]:

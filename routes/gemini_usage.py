@@ -63,6 +63,8 @@ NOTE_REST_IS_OUTPUT = "total_above_its_parts"
 NOTE_MODALITY_ASSUMED = "modality_assumed"
 
 _USAGE = b'"usageMetadata"'
+_LONG_TEXT = b'"..."'
+"""Of a condensed answer: a long query is one all the same, where an empty one is none."""
 _MARKERS = (b'"finishReason"', b'"groundingMetadata"', b'"blockReason"', b'"error"')
 _NO_REASON = frozenset(
     {"", "FINISH_REASON_UNSPECIFIED", "BLOCK_REASON_UNSPECIFIED", "BLOCKED_REASON_UNSPECIFIED"}
@@ -162,7 +164,7 @@ class ListObserver:
 
     def __init__(self, demand: Demand, tier: str) -> None:
         self._report = Report(demand, tier)
-        self._stream = JsonStream()
+        self._stream = JsonStream(long_text=_LONG_TEXT)
         self._bytes_fed = 0
         self._is_closed = False
 
@@ -221,7 +223,7 @@ class BodyObserver:
             return PASS_ALL
         self._copy.append(chunk)
         if self._bytes_fed > BODY_COPY_BYTES_MAX:
-            self._stream = JsonStream()
+            self._stream = JsonStream(long_text=_LONG_TEXT)
             copy = b"".join(self._copy)
             self._copy.clear()
             self._condense(self._stream, copy)

@@ -7,7 +7,7 @@ import httpx
 import orjson
 import pytest
 
-from simulators.openai import OpenAISimulator, streams
+from simulators.openai import OpenAISimulator, replays, streams
 from simulators.script import Gate, WaitFor
 from tests.support.gateway import Gateway
 from tests.support.openai import openai_client_of, response_body, serving_openai
@@ -153,3 +153,27 @@ async def test_at_a_store_that_takes_no_owner_the_id_never_comes_and_the_request
 
 def stalled_before_its_head(gate: Gate) -> Any:
     return streams(before=(WaitFor(gate),))
+
+
+CUT_WITHIN_A_SIGN = (
+    b'{"id":"resp_cut","object":"response","status":"completed","error":null,"model":"gpt-5.6-sol","output":'
+    b'[{"id":"msg_cut","type":"message","content":[{"type":"output_text","text":"half \\ud83d"}]}],'
+    b'"usage":{"input_tokens":320,"output_tokens":40}}'
+)
+
+
+@pytest.mark.parametrize("stream", [False, True])
+async def test_an_answer_with_half_a_surrogate_pair_passes_and_is_booked_as_reported(tmp_path, stream):
+    """It is JSON, and OpenAI's own client reads it: the ids are found, and the usage."""
+    completed = b'event: response.completed\ndata: {"type":"response.completed","response":%s}\n\n'
+    body = completed % CUT_WITHIN_A_SIGN if stream else CUT_WITHIN_A_SIGN
+    content_type = "text/event-stream" if stream else "application/json"
+    async with OpenAISimulator() as vendor, serving_openai(tmp_path, vendor) as gateway:
+        vendor.next(replays(body, content_type))
+        async with openai_client_of(gateway, await gateway.new_token("ada")) as client:
+            answer = await client.post("/responses", json=response_body(stream=stream))
+            assert (answer.status_code, answer.content) == (200, body)
+        entry = await gateway.only_entry()
+        assert (entry["outcome"], entry["basis"]) == ("completed", "reported")
+        assert (entry["input_tokens"], entry["output_tokens"]) == (320, 40)
+        assert await owned(gateway) == {"resp_cut": "ada", "msg_cut": "ada"}

@@ -11,6 +11,7 @@ import orjson
 import pytest
 
 from proxy.decoding import DECODED_BYTES_MAX
+from routes.anthropic_meter import PICTURE_TOKENS_USUAL
 from simulators.anthropic import (
     ReportedUsage,
     answers,
@@ -69,6 +70,33 @@ def told(entry):
 def assert_estimated(entry, outcome):
     assert told(entry) == (outcome, "estimated")
     assert 0 < entry["cost_nanousd"] <= HOLD_NANOUSD
+
+
+async def test_a_lost_answer_about_a_picture_is_estimated_as_about_a_picture(tmp_path, vendor):
+    """A screenshot of megabytes is some thousand tokens: by its length it would cost its user dollars."""
+    source = {"type": "base64", "media_type": "image/png", "data": "A" * 3_000_000}
+    messages = [{"role": "user", "content": [{"type": "image", "source": source}]}]
+    vendor.next(drops())
+    async with serving(tmp_path, vendor) as (gateway, client):
+        answer = await client.post("/v1/messages", json=messages_body(messages=messages))
+        assert answer.status_code == 502
+        entry = await gateway.only_entry()
+        assert told(entry) == ("upstream_failed", "estimated")
+        assert PICTURE_TOKENS_USUAL < entry["input_tokens"] < PICTURE_TOKENS_USUAL + 200
+
+
+async def test_a_tool_call_with_half_a_surrogate_pair_is_booked_as_reported(tmp_path, vendor):
+    """What a model writes into the arguments of a call, the vendor repeats; half a pair is JSON all the same."""
+    body = (
+        b'{"type":"message","model":"claude-sonnet-4-5","content":[{"type":"tool_use","id":"toolu_1","name":"n",'
+        b'"input":{"text":"half \\ud83d"}}],"stop_reason":"tool_use","usage":{"input_tokens":1000,"output_tokens":60}}'
+    )
+    vendor.next(answers(body))
+    async with serving(tmp_path, vendor) as (gateway, client):
+        assert (await post(client, stream=False)).content == body
+        entry = await gateway.only_entry()
+        assert told(entry) == ("completed", "reported")
+        assert entry["cost_nanousd"] == EXACT_NANOUSD
 
 
 # --- the client leaves ----------------------------------------------------------------------------------

@@ -118,6 +118,12 @@ def test_a_long_string_in_many_pieces_costs_no_memory():
     assert stream.feed(b'","n":1}]') == ([b'{"data":"","n":1}'], 8)
 
 
+def test_what_stands_for_a_long_string_can_be_chosen():
+    stream = JsonStream(long_text=b'"..."')
+    elements, _ = stream.feed(b'["", {"short":"","long":"' + LONG.encode() + b'"}]')
+    assert elements == [b'{"short":"","long":"..."}']
+
+
 def test_the_pattern_of_a_token_tries_nothing_twice():
     """A string whose end does not come must not cost its length squared."""
     assert json_stream._TOKEN.match(b'"' + b"\\n" * 200_000) is None

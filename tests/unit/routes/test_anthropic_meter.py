@@ -7,7 +7,12 @@ import pytest
 from metering.errors import Reason, Refused
 from metering.usage import CACHE_WRITE_1H, CACHE_WRITE_5M, INPUT, OUTPUT, WEB_SEARCHES, Usage, UsageLine
 from routes.anthropic import SURFACE
-from routes.anthropic_meter import SEARCHES_WHEN_UNSET, MessagesMeter
+from routes.anthropic_meter import (
+    PICTURE_TOKENS_MAX,
+    PICTURE_TOKENS_USUAL,
+    SEARCHES_WHEN_UNSET,
+    MessagesMeter,
+)
 from tests.unit.routes.anthropic_bodies import MODEL, inbound, pricing
 
 HAIKU = "claude-haiku-4-5"
@@ -105,6 +110,48 @@ def test_input_is_held_at_the_dearest_rate_that_the_request_can_cause(bucket, fi
     demand = read(**fields)
     assert set(only_line(demand).counts) == {bucket, OUTPUT}
     assert set(demand.floor.lines[0].counts) == {bucket}
+
+
+def picture(data="A" * 3_000_000, kind="image", media_type="image/png"):
+    return {"type": kind, "source": {"type": "base64", "media_type": media_type, "data": data}}
+
+
+def test_a_large_picture_is_held_and_estimated_as_a_picture_and_not_as_text():
+    seen = {"type": "tool_result", "tool_use_id": "t", "content": [picture()]}
+    quoted = {"type": "document", "source": {"type": "content", "content": [picture()]}}
+    demand = read(messages=content(picture(), seen, quoted))
+    held, estimated = demand.ceiling.total(INPUT), demand.floor.total(INPUT)
+    assert 3 * PICTURE_TOKENS_MAX < held < 3 * PICTURE_TOKENS_MAX + 400
+    assert 3 * PICTURE_TOKENS_USUAL < estimated < 3 * PICTURE_TOKENS_USUAL + 400
+
+
+def test_a_picture_is_held_as_the_largest_however_few_bytes_it_has():
+    """One of a single colour has some hundred bytes and costs as much as any other."""
+    demand = read(messages=content(*[picture("A" * 400)] * 10))
+    assert demand.ceiling.total(INPUT) > 10 * PICTURE_TOKENS_MAX
+    assert demand.floor.total(INPUT) < 5_000, "which it seldom is: its bytes say what to expect"
+
+
+@pytest.mark.parametrize(
+    "block",
+    [
+        {"type": "tool_use", "id": "t", "name": "n", "input": {"content": [picture()]}},
+        {"type": "tool_use", "id": "t", "name": "n", "input": picture()},
+        picture(kind="document", media_type="application/pdf"),
+        picture(media_type="application/pdf"),
+        picture(media_type=None),
+    ],
+)
+def test_what_only_looks_like_a_picture_is_held_by_its_length(block):
+    assert read(messages=content(block)).ceiling.total(INPUT) == CONTEXT
+
+
+@pytest.mark.parametrize("odd", [None, 7, "text", [], [7], [[picture()]], {"type": "image"}])
+def test_pictures_are_looked_for_in_content_of_any_shape(odd):
+    """The vendor refuses it; here it must not be an error of our own."""
+    result = {"type": "tool_result", "content": odd}
+    for messages in ([{"role": "user", "content": odd}, *content(picture())], content(result, picture())):
+        assert read(messages=messages).ceiling.total(INPUT) > PICTURE_TOKENS_MAX
 
 
 def test_caching_is_found_at_the_end_of_a_long_conversation_and_when_its_name_is_escaped():

@@ -271,6 +271,19 @@ GROUNDING = [
 ]
 
 
+@pytest.mark.parametrize(
+    ("body", "content_type", "is_streaming"),
+    [(events, SSE, True), (listed, JSON, True), (orjson.dumps, JSON, False)],
+)
+@pytest.mark.parametrize("text", ["x", "x" * 100_000])
+def test_queries_too_long_to_be_kept_are_counted_like_others(body, content_type, is_streaming, text):
+    """A sentence in Cyrillic has 260 bytes soon; an empty query is still none."""
+    metadata = grounded("ж" * 130, "я" * 130, "", chunks=["web"])
+    answer = chunk(text, finish="STOP", model="gemini-3.5-flash", grounding=metadata, usage=tokens(9, 1))
+    usage = read(body(answer), content_type, wanted=demand(is_streaming=is_streaming))
+    assert (usage.total(WEB_SEARCHES), usage.is_exact) == (2, True)
+
+
 @pytest.mark.parametrize(("model", "metadata", "web", "maps"), GROUNDING)
 def test_searches_are_billed_one_by_one_or_once_a_request_as_the_model_has_it(model, metadata, web, maps):
     chunks = [chunk("x", model=model, grounding=one, usage=tokens(9, 1)) for one in metadata]
