@@ -10,7 +10,7 @@ from typing import Any
 from metering.errors import Reason, Refused
 from metering.objects import ObjectId, Objects
 from proxy.json_walk import values_at
-from proxy.query import parameters
+from proxy.query import values_of
 from proxy.surface import Chooses, Fills, HandsOut, Home, Inbound, Names, Surface
 
 ID_CHARS_MAX = 512
@@ -122,11 +122,7 @@ def ids_of(name: Names, inbound: Inbound) -> Iterator[str]:
     if name.path_param:
         values: Sequence[Any] = [inbound.path_params[name.path_param]]
     elif name.query_param:
-        values = [
-            value.decode("utf-8", "replace")
-            for parameter, value in parameters(inbound.query)
-            if parameter == name.query_param
-        ]
+        values = values_of(name.query_param, inbound.query)
     else:
         values = list(_in_body(name, inbound))
     for value in values:

@@ -32,10 +32,22 @@ def check(allowed: Collection[str], query: bytes) -> None:
             )
 
 
+def values_of(name: str, query: bytes) -> list[str]:
+    """The values of a parameter that names something. Raises Refused(BAD_REQUEST): it is spelled in another way too
+    (`sessionId[]`, `session_id`), which the vendor may take for it."""
+    values = []
+    for known, value in parameters(query):
+        if known == name:
+            values.append(value.decode("utf-8", "replace"))
+        elif _plain(known) == _plain(name):
+            raise Refused(Reason.BAD_REQUEST, f"{name}: must be spelled so.")
+    return values
+
+
 def value_of(name: str, query: bytes) -> str | None:
-    """The first value of a parameter."""
-    found = next((value for known, value in parameters(query) if known == name), None)
-    return None if found is None else found.decode("utf-8", "replace")
+    """The first of them. Raises Refused(BAD_REQUEST)."""
+    values = values_of(name, query)
+    return values[0] if values else None
 
 
 def without(names: Collection[str], query: bytes) -> bytes:
@@ -59,3 +71,7 @@ def at_most(most: Mapping[str, int], query: bytes) -> bytes:
 
 def _decoded(text: bytes) -> bytes:
     return urllib.parse.unquote_to_bytes(text.replace(b"+", b" "))
+
+
+def _plain(name: str) -> str:
+    return "".join(filter(str.isalnum, name.partition("[")[0].lower()))

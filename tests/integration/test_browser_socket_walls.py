@@ -392,6 +392,10 @@ async def test_a_hostile_handshake_reaches_nothing(tmp_path, head):
         "sessionId=THEIRS&sessionId=OWN",
         "%73essionId=THEIRS",
         "sessionId=THEIRS%00",
+        "sessionId=OWN&sessionId[]=THEIRS",
+        "sessionId=OWN&session%49d%5B0%5D=THEIRS",
+        "sessionId=OWN&session_id=THEIRS",
+        "sessionID=THEIRS",
     ],
 )
 async def test_a_session_that_is_named_twice_or_otherwise_leads_to_no_other_users(tmp_path, query):

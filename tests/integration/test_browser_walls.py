@@ -75,6 +75,17 @@ async def leave(at, *users):
         await until_booked(at, user)
 
 
+async def test_downloads_of_another_users_session_are_shown_under_no_spelling_of_its_name(tmp_path):
+    """Vendors' servers differ in what they take for a repeated parameter."""
+    async with house(tmp_path) as at:
+        mine, theirs = await things_of(at, at.ada), await things_of(at, at.bob)
+        own, other = mine.ids["session_id"], theirs.ids["session_id"]
+        for spelled in ("sessionId[]", "sessionId%5B0%5D", "sessionid", "session_id", "sessionId "):
+            answer = await at.ada.http.get(f"/v1/downloads?sessionId={own}&{spelled}={other}")
+            assert (answer.status_code, "sessionId" in answer.text) == (400, True), spelled
+        await leave(at, at.ada, at.bob)
+
+
 async def ask(at, user, operation, path, body=None):
     headers = [(b"x-bb-api-key", user.token.encode())]
     content = b""
