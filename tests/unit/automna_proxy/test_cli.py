@@ -869,6 +869,34 @@ def test_serve_on_a_port_in_use_is_status_5_and_names_it(cli: Cli) -> None:
     assert cli.run("serve", "--workers", "0").exit_code == 2
 
 
+@pytest.mark.parametrize(
+    ("variable", "given", "said"),
+    [
+        ("PLANS_FILE", "/none/plans.toml", "/none/plans.toml"),
+        ("PRICES_FILE", "/none/prices.json", "/none/prices.json"),
+        ("ANTHROPIC_UPSTREAM_URL", "https://vendor.example/path", "ANTHROPIC_UPSTREAM_URL"),
+    ],
+)
+def test_serve_with_what_cannot_be_used_is_status_5_and_leaves_the_store_alone(
+    fresh: Cli, variable: str, given: str, said: str
+) -> None:
+    """A store that was migrated by a server that cannot start would be refused by the version before."""
+    fresh.env[variable] = given
+    done = fresh.process("serve", "--port", "0")
+    assert done.returncode == 5
+    assert said in one_line(done.stderr)
+    assert not fresh.path.exists()
+
+
+def test_serve_with_machines_that_cannot_be_made_is_status_5(fresh: Cli) -> None:
+    fresh.env |= {"FLY_API_TOKEN": "fo1_test", "FLY_ORG": "test", "PUBLIC_URL": "https://proxy.example.com"}
+    fresh.env |= {"MACHINE_IMAGE": "registry.example/agent:latest"}
+    done = fresh.process("serve", "--port", "0")
+    assert done.returncode == 5
+    assert "MACHINE_IMAGE" in one_line(done.stderr)
+    assert not fresh.path.exists()
+
+
 @pytest.mark.parametrize(("args", "is_once"), [(("demo",), False), (("demo", "--once"), True)])
 def test_demo_ends_with_its_status(
     fresh: Cli, monkeypatch: pytest.MonkeyPatch, args: tuple[str, ...], is_once: bool
