@@ -160,7 +160,9 @@ def show_token(token: TokenRef, as_json: Json = False) -> None:
 
 @app.command()
 def revoke(token: TokenRef, as_json: Json = False) -> None:
-    """Revoke a gateway token and all that come from it, within a second on every worker. Requests in flight finish."""
+    """Revoke a gateway token and all that come from it, within a second on every worker. Streams and websockets are cut off;
+    answers in one piece may finish.
+    """
 
     async def work(store: Store) -> GatewayToken:
         directory = Directory(store, CLOCK)

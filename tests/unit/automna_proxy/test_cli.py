@@ -930,6 +930,15 @@ def test_every_command_and_option_explains_itself(fresh: Cli, command: tuple[str
     assert all(getattr(param, "help", None) for param in found.params), "an option without a word"
 
 
+@pytest.mark.parametrize("command", [("token", "revoke"), ("user", "disable")], ids=" ".join)
+def test_help_says_what_losing_access_does_to_requests_in_flight(
+    fresh: Cli, command: tuple[str, ...]
+) -> None:
+    """As `tests/integration/test_lost_access.py` has it."""
+    text = " ".join(fresh.ok(*command, "--help").split())
+    assert "Streams and websockets are cut off; answers in one piece may finish" in text
+
+
 def test_help_says_what_the_exit_statuses_mean(fresh: Cli) -> None:
     text = " ".join(fresh.ok("--help").split())
     for words in ("0 done", "1 the answer is no", "2 wrong usage", "3 no such", "4 the store", "5 a setting"):
