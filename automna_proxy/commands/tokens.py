@@ -103,11 +103,11 @@ def create(
         )
 
     secret, token = with_store(work)
+    note(f"token {token.id} of {token.user_id}, {_until(token)}; it is not shown again")
     if as_json:
         show_json({"token": secret, **token_as_json(token)})
     else:
         say(secret)
-    note(f"token {token.id} of {token.user_id}, {_until(token)}; it is not shown again")
 
 
 @app.command("list")
@@ -199,11 +199,11 @@ def rotate(
         return secret, new, await directory.token(old_id)
 
     secret, new, old = with_store(work)
+    note(f"token {new.id} of {new.user_id}, {_until(new)}, replaces {old.id}, {_until(old)}")
     if as_json:
         show_json({"token": secret, **token_as_json(new), "replaces": token_as_json(old)})
     else:
         say(secret)
-    note(f"token {new.id} of {new.user_id}, {_until(new)}, replaces {old.id}, {_until(old)}")
 
 
 def tokens_table(title: str, tokens: Sequence[GatewayToken]) -> Table:

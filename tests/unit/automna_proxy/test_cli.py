@@ -939,6 +939,37 @@ def test_help_says_what_losing_access_does_to_requests_in_flight(
     assert "Streams and websockets are cut off; answers in one piece may finish" in text
 
 
+@pytest.mark.parametrize(
+    "args", [("plan", "list"), ("usage", "alice", "--csv"), ("token", "list", "alice", "--json")]
+)
+def test_an_answer_that_cannot_be_written_is_one_line(cli: Cli, args: tuple[str, ...]) -> None:
+    """As on a full disk."""
+    with Path("/dev/full").open("w") as full:
+        process = cli.spawn(*args, stdout=full)
+        _, said = process.communicate(timeout=WAIT_S)
+    assert process.returncode == 1
+    assert "cannot write to standard output: No space left on device" in one_line(said)
+
+
+def test_an_answer_to_a_closed_output_is_not_taken_for_given(cli: Cli) -> None:
+    process = cli.spawn("plan", "list", stdout=None, preexec_fn=lambda: os.close(1))
+    _, said = process.communicate(timeout=WAIT_S)
+    assert process.returncode == 1
+    assert "cannot write to standard output: it is closed" in one_line(said)
+
+
+def test_of_a_token_that_cannot_be_written_its_id_is_said(cli: Cli) -> None:
+    """It lives, and only its id takes it away."""
+    with Path("/dev/full").open("w") as full:
+        process = cli.spawn("token", "create", "alice", stdout=full)
+        _, said = process.communicate(timeout=WAIT_S)
+    (token,) = cli.json("token", "list", "alice")["tokens"]
+    made, failed = said.splitlines()
+    assert process.returncode == 1
+    assert token["id"] in made
+    assert "cannot write to standard output" in failed
+
+
 def test_help_says_what_the_exit_statuses_mean(fresh: Cli) -> None:
     text = " ".join(fresh.ok("--help").split())
     for words in ("0 done", "1 the answer is no", "2 wrong usage", "3 no such", "4 the store", "5 a setting"):
