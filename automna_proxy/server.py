@@ -23,6 +23,7 @@ import uvicorn
 
 from automna_proxy.app import App
 from automna_proxy.logs import configure_logging
+from automna_proxy.service import check_configuration
 from automna_proxy.settings import Settings
 from metering.clock import Clock, SystemClock
 from metering.store.database import Database
@@ -91,7 +92,11 @@ class Server(uvicorn.Server):
 
 
 def serve(settings: Settings, *, host: str, port: int, workers: int) -> int:
-    """Migrate the store, then serve until told to stop. Returns the exit status."""
+    """Migrate the store, then serve until told to stop. Returns the exit status.
+
+    Raises SettingError, PriceFileError, before the store is touched; ListenError.
+    """
+    check_configuration(settings)
     configure_logging(settings)
     raise_descriptor_limit()
     database = Database.from_url(settings.database_url, busy_timeout_s=settings.store_busy_timeout_s)

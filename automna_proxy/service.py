@@ -12,7 +12,7 @@ from typing import Any
 
 from automna_proxy.logs import CanonicalLines
 from automna_proxy.machines import machines_of, provisioner
-from automna_proxy.settings import Settings
+from automna_proxy.settings import SettingError, Settings
 from metering.admission import Admission
 from metering.clock import Clock, SystemClock
 from metering.deferred import DeferredWorks
@@ -38,6 +38,7 @@ from metering.tasks import keep, stop
 from metering.tickets import Tickets
 from metering.users import Directory
 from provisioning.instances import Instances
+from provisioning.template import Templates, check_image
 from proxy.access import Access
 from proxy.arrivals import Arrivals
 from proxy.auth import Authenticator
@@ -138,6 +139,22 @@ async def keep_pruning(hooks: Hooks) -> None:
 def bounds_of(settings: Settings) -> Bounds:
     """The engine's share of the settings: the fields of the same names."""
     return Bounds(**{name: getattr(settings, name) for name in Bounds.__slots__})
+
+
+def check_configuration(settings: Settings) -> None:
+    """Read what a worker will, so that what cannot be used is said before anything is changed. Raises SettingError,
+    PriceFileError.
+    """
+    PriceTable.load(settings.prices_path)
+    try:
+        load_plans(settings.plans_path)
+        for surface in SURFACES:
+            Mounted(surface, settings.vendors, bounds_of(settings))
+        if settings.fly_api_token:
+            Templates.load(settings.machines_path)
+            check_image(settings.machine_image)
+    except ValueError as error:  # each names its file or variable
+        raise SettingError(str(error)) from error
 
 
 @asynccontextmanager

@@ -1,6 +1,7 @@
 """Standard output carries answers and nothing else; everything said beside them goes to standard error."""
 
 import sys
+from contextlib import suppress
 from typing import Any
 
 import orjson
@@ -11,15 +12,28 @@ from automna_proxy.tables import Table, printable
 PROGRAM = "automna-proxy"
 
 
+class OutputError(Exception):
+    """Standard output takes no more: its disk is full. (A reader that has left, as `head` does, is none.)"""
+
+
 def say(line: str) -> None:
     """One line of an answer."""
-    print(line, flush=True)  # noqa: T201 - this is where the command speaks
+    show_text(f"{line}\n")
 
 
 def show_text(text: str) -> None:
     """An answer as it is, with the line ends that it has."""
-    sys.stdout.write(text)
-    sys.stdout.flush()
+    if sys.stdout is None:
+        raise OutputError("cannot write to standard output: it is closed")
+    try:
+        sys.stdout.write(text)
+        sys.stdout.flush()
+    except BrokenPipeError:
+        raise
+    except OSError as error:
+        with suppress(OSError):  # what is still buffered would be tried, and complained of, again at the end
+            sys.stdout.close()
+        raise OutputError(f"cannot write to standard output: {error.strerror}") from error
 
 
 def note(line: str) -> None:
@@ -29,7 +43,7 @@ def note(line: str) -> None:
 
 def show(table: Table) -> None:
     """A table: boxed on a terminal, tab-separated in a pipe."""
-    if sys.stdout.isatty():
+    if sys.stdout is not None and sys.stdout.isatty():
         table.print_on(Console(file=sys.stdout))
     else:
         say("\n".join(table.as_lines()))

@@ -12,7 +12,7 @@ from typing import Annotated, TypeVar
 import typer
 
 from automna_proxy.settings import SettingError, Settings
-from automna_proxy.terminal import PROGRAM, note
+from automna_proxy.terminal import PROGRAM, OutputError, note
 from metering.clock import SystemClock
 from metering.errors import Refused
 from metering.grants import GrantError
@@ -66,6 +66,7 @@ _STATUS_OF_ERROR: tuple[tuple[type[Exception], Status], ...] = (
     (NoSuchObjectError, Status.NOT_FOUND),
     (ObjectsError, Status.NO),
     (BackupError, Status.NO),
+    (OutputError, Status.NO),
     (StoreInUseError, Status.STORE),
     (QuestionError, Status.USAGE),
     (TermsError, Status.USAGE),

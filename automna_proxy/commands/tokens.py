@@ -103,11 +103,11 @@ def create(
         )
 
     secret, token = with_store(work)
+    note(f"token {token.id} of {token.user_id}, {_until(token)}; it is not shown again")
     if as_json:
         show_json({"token": secret, **token_as_json(token)})
     else:
         say(secret)
-    note(f"token {token.id} of {token.user_id}, {_until(token)}; it is not shown again")
 
 
 @app.command("list")
@@ -160,7 +160,9 @@ def show_token(token: TokenRef, as_json: Json = False) -> None:
 
 @app.command()
 def revoke(token: TokenRef, as_json: Json = False) -> None:
-    """Revoke a gateway token and all that come from it, within a second on every worker. Requests in flight finish."""
+    """Revoke a gateway token and all that come from it, within a second on every worker. Streams and websockets are cut off;
+    answers in one piece may finish.
+    """
 
     async def work(store: Store) -> GatewayToken:
         directory = Directory(store, CLOCK)
@@ -197,11 +199,11 @@ def rotate(
         return secret, new, await directory.token(old_id)
 
     secret, new, old = with_store(work)
+    note(f"token {new.id} of {new.user_id}, {_until(new)}, replaces {old.id}, {_until(old)}")
     if as_json:
         show_json({"token": secret, **token_as_json(new), "replaces": token_as_json(old)})
     else:
         say(secret)
-    note(f"token {new.id} of {new.user_id}, {_until(new)}, replaces {old.id}, {_until(old)}")
 
 
 def tokens_table(title: str, tokens: Sequence[GatewayToken]) -> Table:

@@ -252,8 +252,8 @@ def set_hook(
 
 @app.command()
 def disable(user_id: UserId, as_json: Json = False) -> None:
-    """Refuse all gateway tokens of a user, within a second on every worker. Requests in flight finish; work that goes on at
-    vendors is ended by the servers, and booked as what the vendor reports.
+    """Refuse all gateway tokens of a user, within a second on every worker. Streams and websockets are cut off; answers in
+    one piece may finish; work that goes on at vendors is ended by the servers, and booked as what the vendor reports.
     """
 
     async def work(store: Store) -> tuple[User, list[tuple[str, str, int]]]:

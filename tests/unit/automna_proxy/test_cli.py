@@ -869,6 +869,34 @@ def test_serve_on_a_port_in_use_is_status_5_and_names_it(cli: Cli) -> None:
     assert cli.run("serve", "--workers", "0").exit_code == 2
 
 
+@pytest.mark.parametrize(
+    ("variable", "given", "said"),
+    [
+        ("PLANS_FILE", "/none/plans.toml", "/none/plans.toml"),
+        ("PRICES_FILE", "/none/prices.json", "/none/prices.json"),
+        ("ANTHROPIC_UPSTREAM_URL", "https://vendor.example/path", "ANTHROPIC_UPSTREAM_URL"),
+    ],
+)
+def test_serve_with_what_cannot_be_used_is_status_5_and_leaves_the_store_alone(
+    fresh: Cli, variable: str, given: str, said: str
+) -> None:
+    """A store that was migrated by a server that cannot start would be refused by the version before."""
+    fresh.env[variable] = given
+    done = fresh.process("serve", "--port", "0")
+    assert done.returncode == 5
+    assert said in one_line(done.stderr)
+    assert not fresh.path.exists()
+
+
+def test_serve_with_machines_that_cannot_be_made_is_status_5(fresh: Cli) -> None:
+    fresh.env |= {"FLY_API_TOKEN": "fo1_test", "FLY_ORG": "test", "PUBLIC_URL": "https://proxy.example.com"}
+    fresh.env |= {"MACHINE_IMAGE": "registry.example/agent:latest"}
+    done = fresh.process("serve", "--port", "0")
+    assert done.returncode == 5
+    assert "MACHINE_IMAGE" in one_line(done.stderr)
+    assert not fresh.path.exists()
+
+
 @pytest.mark.parametrize(("args", "is_once"), [(("demo",), False), (("demo", "--once"), True)])
 def test_demo_ends_with_its_status(
     fresh: Cli, monkeypatch: pytest.MonkeyPatch, args: tuple[str, ...], is_once: bool
@@ -900,6 +928,46 @@ def test_every_command_and_option_explains_itself(fresh: Cli, command: tuple[str
         found = found.commands[name]
     assert found.help
     assert all(getattr(param, "help", None) for param in found.params), "an option without a word"
+
+
+@pytest.mark.parametrize("command", [("token", "revoke"), ("user", "disable")], ids=" ".join)
+def test_help_says_what_losing_access_does_to_requests_in_flight(
+    fresh: Cli, command: tuple[str, ...]
+) -> None:
+    """As `tests/integration/test_lost_access.py` has it."""
+    text = " ".join(fresh.ok(*command, "--help").split())
+    assert "Streams and websockets are cut off; answers in one piece may finish" in text
+
+
+@pytest.mark.parametrize(
+    "args", [("plan", "list"), ("usage", "alice", "--csv"), ("token", "list", "alice", "--json")]
+)
+def test_an_answer_that_cannot_be_written_is_one_line(cli: Cli, args: tuple[str, ...]) -> None:
+    """As on a full disk."""
+    with Path("/dev/full").open("w") as full:
+        process = cli.spawn(*args, stdout=full)
+        _, said = process.communicate(timeout=WAIT_S)
+    assert process.returncode == 1
+    assert "cannot write to standard output: No space left on device" in one_line(said)
+
+
+def test_an_answer_to_a_closed_output_is_not_taken_for_given(cli: Cli) -> None:
+    process = cli.spawn("plan", "list", stdout=None, preexec_fn=lambda: os.close(1))
+    _, said = process.communicate(timeout=WAIT_S)
+    assert process.returncode == 1
+    assert "cannot write to standard output: it is closed" in one_line(said)
+
+
+def test_of_a_token_that_cannot_be_written_its_id_is_said(cli: Cli) -> None:
+    """It lives, and only its id takes it away."""
+    with Path("/dev/full").open("w") as full:
+        process = cli.spawn("token", "create", "alice", stdout=full)
+        _, said = process.communicate(timeout=WAIT_S)
+    (token,) = cli.json("token", "list", "alice")["tokens"]
+    made, failed = said.splitlines()
+    assert process.returncode == 1
+    assert token["id"] in made
+    assert "cannot write to standard output" in failed
 
 
 def test_help_says_what_the_exit_statuses_mean(fresh: Cli) -> None:
