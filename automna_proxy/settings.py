@@ -53,7 +53,7 @@ class Settings:
         "where users get another plan: in refusals of what theirs does not include (`upgrade_url`)",
     )
     metrics_token: str = _setting(
-        "", "bearer token of `/metrics`; unset, it is open, unless METRICS_PORT is set"
+        "", "bearer token of `/metrics`; unset, it is open, unless METRICS_PORT is set", is_secret=True
     )
     metrics_port: int = _setting(
         0,
@@ -171,18 +171,18 @@ class Settings:
     agentmail_webhook_secret: str = _setting(
         "",
         "signs what AgentMail tells (`whsec_...`, two while one replaces the other); unset, it is answered 503",
-        unit="",
+        is_secret=True,
     )
     bland_webhook_secret: str = _setting(
         "",
         "signs what Bland tells of calls (two while one replaces the other); unset, it is answered 503, and calls are only asked "
         "about",
-        unit="",
+        is_secret=True,
     )
     hooks_secret: str = _setting(
         "",
         "makes the tokens under which users' agents are told of mail and calls (`user set-hook`); unset, they are not",
-        unit="",
+        is_secret=True,
     )
 
     admin_token: str = _setting(
@@ -226,7 +226,9 @@ class Settings:
         16, "users' machines worked on at once, per worker", unit="machines", minimum=1, maximum=64
     )
 
-    vendors: Mapping[str, str] = dataclasses.field(default_factory=dict, metadata={"is_vendors": True})
+    vendors: Mapping[str, str] = dataclasses.field(
+        default_factory=dict, metadata={"is_vendors": True}, repr=False
+    )
     """The variables that surfaces declare: keys, upstream overrides, options. Unset ones are absent."""
 
     @classmethod
@@ -241,10 +243,8 @@ class Settings:
         vendors = {}
         for option in vendor_settings():
             given = environ.get(option.variable, "").strip()
-            if option.unit and given and not given.isdecimal():
-                expected = f"a whole number of {option.unit}"
-                raise SettingError(f"{option.variable}: given {given!r}, expected {expected}")
             if given:
+                _check_option(option, given)
                 vendors[option.variable] = given
         settings = cls(**values, vendors=vendors)
         if settings.log_format not in {"console", "json"}:
@@ -398,6 +398,18 @@ def _read(field: "dataclasses.Field[Any]", text: str) -> Any:
     return value
 
 
+def _check_option(option: Option, given: str) -> None:
+    if option.pattern and re.fullmatch(option.pattern, given) is None:
+        expected = option.expected
+    elif option.unit and not given.isdecimal():
+        expected = f"a whole number of {option.unit}"
+    else:
+        return
+    if option.is_secret:
+        raise SettingError(f"{option.variable}: expected {expected} (what was given is not shown)")
+    raise SettingError(f"{option.variable}: given {given!r}, expected {expected}")
+
+
 def _written(default: Any) -> str:
     """A default as it would be set."""
     return ("on" if default else "off") if isinstance(default, bool) else str(default)
@@ -408,13 +420,11 @@ def vendor_settings() -> list[Option]:
     rows = []
     for surface in SURFACES:
         upstream = surface.upstream
-        rows.append(
-            Option(upstream.key_env, "", f"the platform's key at {surface.name}; unset, it answers 503")
-        )
+        rows.append(_key(upstream.key_env, f"the platform's key at {surface.name}; unset, it answers 503"))
         for operation in surface.operations:
             if operation.key_env:
                 what = f"the platform's key for {operation.path}; unset, `{upstream.key_env}` is used"
-                rows.append(Option(operation.key_env, "", what))
+                rows.append(_key(operation.key_env, what))
         rows.append(Option(upstream.url_env, upstream.base_url, f"where {surface.name} is reached (no path)"))
         for operation in surface.operations:
             if (socket := operation.socket) is not None:
@@ -422,6 +432,17 @@ def vendor_settings() -> list[Option]:
                 rows.append(Option(socket.url_env, socket.base_url, what))
         rows += surface.options
     return list({row.variable: row for row in rows}.values())  # two surfaces may have one vendor
+
+
+def _key(variable: str, meaning: str) -> Option:
+    return Option(
+        variable,
+        "",
+        meaning,
+        pattern=r"[!-~]+",
+        expected="a key without blanks or line breaks",
+        is_secret=True,
+    )
 
 
 def table() -> list[SettingRow]:

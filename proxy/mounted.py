@@ -62,7 +62,7 @@ class Mounted:
         self._secrets = [key.encode() for key in dict.fromkeys(self._keys.values()) if key]
         self._secrets += self._more_keys.values()
         self.answer_filter = answer_filter(surface)
-        self.options = {name: variables.get(name, default) for name, default, _, _ in surface.options}
+        self.options = {one.variable: variables.get(one.variable, one.default) for one in surface.options}
         self.origin = _origin(upstream.url_env, variables.get(upstream.url_env, upstream.base_url))
         self._socket_origins = {
             one.name: _socket_origin(upstream, one.socket, variables)

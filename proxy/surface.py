@@ -847,12 +847,17 @@ class Dialect(Protocol):
 
 
 class Option(NamedTuple):
-    """A setting of one surface, by environment variable. With a `unit` it is a whole number."""
+    """A setting of one surface, by environment variable. With a `unit` it is a whole number. What is given must match `pattern`
+    (a regular expression) as a whole, or `expected` says why the service does not start; a secret is not shown then.
+    """
 
     variable: str
     default: str
     meaning: str
     unit: str = ""
+    pattern: str = ""
+    expected: str = ""
+    is_secret: bool = False
 
 
 @immutable

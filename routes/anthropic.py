@@ -139,6 +139,8 @@ SURFACE = Surface(
             DEFAULT_GEO_ENV,
             DEFAULT_GEO,
             "Where the vendor's workspace runs requests that name no `inference_geo`: `global` or `us`.",
+            pattern="global|us",
+            expected="global or us",
         ),
     ),
 )

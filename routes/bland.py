@@ -46,7 +46,7 @@ from routes.bland_meter import (
 )
 from routes.bland_notices import call_completed
 from routes.bland_records import record_of
-from routes.bland_requests import ABROAD, DESTINATIONS_ENV, NOT_DESTINATIONS_ENV
+from routes.bland_requests import ABROAD, DESTINATIONS_ENV, NOT_DESTINATIONS_ENV, PREFIXES, PREFIXES_EXPECTED
 
 CALL, NUMBER = "call", "number"
 """Kinds of objects that the vendor keeps."""
@@ -214,11 +214,19 @@ SURFACE = Surface(
         ),
         Option(MINUTES_ENV, "10", "How long a call may take that does not say.", unit="minutes"),
         Option(MINUTES_MAX_ENV, "60", "How long a call may take at most, whatever it says.", unit="minutes"),
-        Option(DESTINATIONS_ENV, "+1", "What numbers that may be dialled begin with, separated by commas."),
+        Option(
+            DESTINATIONS_ENV,
+            "+1",
+            "What numbers that may be dialled begin with, separated by commas.",
+            pattern=PREFIXES,
+            expected=PREFIXES_EXPECTED,
+        ),
         Option(
             NOT_DESTINATIONS_ENV,
             ABROAD,
             "And what, of these, numbers that may not: islands that share +1 and are billed as abroad.",
+            pattern=PREFIXES,
+            expected=PREFIXES_EXPECTED,
         ),
     ),
 )

@@ -17,6 +17,9 @@ ABROAD = (
     "+1868,+1869,+1876"
 )
 """Islands in the numbering plan of North America that are billed as abroad: their numbers look like those of the States."""
+PREFIXES = r"\+[0-9]{1,15}(\s*,\s*\+[0-9]{1,15})*"
+PREFIXES_EXPECTED = "+ and digits, more of them separated by commas, as in +1242,+1246"
+"""Read in another way than it was meant, such a list would have numbers dialled that it is to keep out."""
 
 MAY_SAY = frozenset(
     [

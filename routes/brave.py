@@ -154,6 +154,8 @@ SURFACE = Surface(
             UNBILLED_ENV,
             "",
             "What Brave does not bill, besides its summarizer: `local` (places), `rich`, or both with a comma.",
+            pattern=r"(local|rich)(\s*,\s*(local|rich))*",
+            expected="local, rich, or both with a comma",
         ),
     ),
 )

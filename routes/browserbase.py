@@ -322,7 +322,14 @@ SURFACE = Surface(
             unit="bytes",
         ),
         Option(TICKET_ENV, "900", "How long a session's `connectUrl` is good for connecting.", unit="s"),
-        Option(TICKET_ONCE_ENV, "0", "With 1, it is good for one connection.", unit="0 or 1"),
+        Option(
+            TICKET_ONCE_ENV,
+            "0",
+            "With 1, it is good for one connection.",
+            unit="0 or 1",
+            pattern="[01]",
+            expected="0 or 1",
+        ),
         Option(
             LINGER_ENV,
             "30",

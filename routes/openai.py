@@ -311,11 +311,15 @@ SURFACE = Surface(
             DEFAULT_TIER_ENV,
             DEFAULT_TIER,
             "The tier in which the vendor's project runs requests that name none: `default`, `priority` or `flex`.",
+            pattern="default|priority|flex",
+            expected="default, priority or flex",
         ),
         Option(
             REGION_ENV,
             "",
             "The region whose host `OPENAI_UPSTREAM_URL` names (`us`, `eu`, ...): newer models cost more there.",
+            pattern="[a-z]{2}",
+            expected="two letters, as in eu",
         ),
     ),
 )

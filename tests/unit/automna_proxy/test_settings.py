@@ -7,7 +7,7 @@ import pytest
 
 from automna_proxy.commands.catalog import settings_markdown
 from automna_proxy.service import bounds_of
-from automna_proxy.settings import SettingError, Settings, table
+from automna_proxy.settings import SettingError, Settings, table, vendor_settings
 from provisioning.names import app_names
 
 README = Path(__file__).resolve().parents[3] / "README.md"
@@ -70,6 +70,17 @@ def test_only_the_variables_that_surfaces_declare_are_kept():
         ("FLY_APP_PREFIX", "Automna-", "expected a letter and then lower-case letters"),
         ("FLY_APP_PREFIX", "-u-", "expected a letter and then lower-case letters"),
         ("FLY_APP_PREFIX", "a" * 43, "expected a letter and then lower-case letters"),
+        ("AGENTMAIL_INBOXES_PER_USER", "few", "expected a whole number of inboxes"),
+        ("ANTHROPIC_DEFAULT_INFERENCE_GEO", "eu", "expected global or us"),
+        ("OPENAI_DEFAULT_SERVICE_TIER", "Priority", "expected default, priority or flex"),
+        ("OPENAI_REGION", "mars", "expected two letters, as in eu"),
+        ("BRAVE_UNBILLED", "local rich", "expected local, rich, or both with a comma"),
+        ("BROWSERBASE_TICKET_ONCE", "2", "expected 0 or 1"),
+        ("BLAND_DESTINATIONS", "1", "expected + and digits"),
+        ("BLAND_NOT_DESTINATIONS", "+1242;+1246", "expected + and digits"),
+        ("BLAND_NOT_DESTINATIONS", "+1242,1246", "expected + and digits"),
+        ("BLAND_NOT_DESTINATIONS", "+1 242", "expected + and digits"),
+        ("BLAND_NOT_DESTINATIONS", "+1242,", "expected + and digits"),
     ],
 )
 def test_a_wrong_value_is_refused_with_its_name_and_what_is_expected(variable, given, said):
@@ -136,8 +147,31 @@ def test_a_short_admin_token_is_refused_without_being_shown():
     assert "hunter" not in str(error.value)
 
 
+def test_what_surfaces_declare_takes_its_own_defaults_and_what_its_words_name():
+    given = {option.variable: option.default for option in vendor_settings() if option.default}
+    given |= {"BRAVE_UNBILLED": "local, rich", "OPENAI_REGION": "eu", "BLAND_DESTINATIONS": "+1, +44"}
+    assert Settings.from_env(given).vendors == given
+
+
+@pytest.mark.parametrize(
+    "key", ["two words", "two\nlines", "schl\N{LATIN SMALL LETTER U WITH DIAERESIS}ssel"]
+)
+def test_a_key_that_no_header_can_carry_is_refused_without_being_shown(key):
+    with pytest.raises(SettingError, match=r"^BRAVE_SUGGEST_API_KEY: expected a key without blanks") as error:
+        Settings.from_env({"BRAVE_SUGGEST_API_KEY": key})
+    assert key not in str(error.value)
+
+
 def test_secrets_are_in_no_representation():
-    shown = repr(Settings.from_env({**MACHINES, "ADMIN_TOKEN": "hunter" * 6}))
+    names = (
+        "ADMIN_TOKEN",
+        "METRICS_TOKEN",
+        "HOOKS_SECRET",
+        "BLAND_WEBHOOK_SECRET",
+        "ANTHROPIC_API_KEY",
+        "BLAND_BYOT_KEY",
+    )
+    shown = repr(Settings.from_env({**MACHINES, **dict.fromkeys(names, "hunter" * 6)}))
     assert "fm2_secret" not in shown
     assert "hunter" not in shown
 
