@@ -38,10 +38,15 @@ def keep(
 
     async def kept() -> None:
         while True:
+            # Its failure is logged, also one in its end, when it is stopped: then this ends all the same.
+            one = spawn(make(), name=name)
             try:
-                return await make()
-            except Exception:
-                logger.exception("background task %s failed, and begins anew in %g s", name, pause_s)
+                await asyncio.wait({one})
+            finally:
+                await stop(one)
+            if one.cancelled() or one.exception() is None:
+                return
+            logger.warning("background task %s begins anew in %g s", name, pause_s)
             await asyncio.sleep(pause_s)
 
     return spawn(kept(), name=name)
