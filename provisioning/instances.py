@@ -108,16 +108,17 @@ WITH RECURSIVE line (id) AS (
 UPDATE gateway_tokens SET revoked_at_ms = ?2 WHERE id IN (SELECT id FROM line) AND revoked_at_ms IS NULL"""
 
 AHEAD_MS_MAX = 3_600_000
-"""No pause and no claim is longer: what is due only later, or is claimed for longer, is so by a clock that was set back since."""
+"""No pause and no claim is longer: what is due only later, or is claimed for longer, is so by a clock that was set back since. And no
+two workers read a clock that far apart: a turn was taken later than so by none that is right."""
 IS_ANY_DUE = f"""
 SELECT 1 FROM instances WHERE (due_at_ms <= ?1 OR due_at_ms > ?1 + {AHEAD_MS_MAX})
     AND (claimed_until_ms IS NULL OR claimed_until_ms <= ?1 OR claimed_until_ms > ?1 + {AHEAD_MS_MAX})
     AND (?2 = '' OR user_id = ?2) LIMIT 1"""
 # What one worker of all does now and then.
-TAKE_TURN = """
+TAKE_TURN = f"""
 INSERT INTO machine_turns (name, taken_at_ms) VALUES (?1, ?2)
 ON CONFLICT (name) DO UPDATE SET taken_at_ms = excluded.taken_at_ms
-WHERE machine_turns.taken_at_ms <= ?3 OR machine_turns.taken_at_ms > ?2"""
+WHERE machine_turns.taken_at_ms <= ?3 OR machine_turns.taken_at_ms > ?2 + {AHEAD_MS_MAX}"""
 _OF_DUE = f"""
 SELECT user_id FROM instances WHERE (due_at_ms <= ?2 OR due_at_ms > ?2 + {AHEAD_MS_MAX})
     AND (claimed_until_ms IS NULL OR claimed_until_ms <= ?2 OR claimed_until_ms > ?2 + {AHEAD_MS_MAX})
