@@ -7,10 +7,11 @@ import orjson
 
 _SURROGATE = re.compile(rb"\\u[dD][89a-fA-F]")
 _ESCAPE = re.compile(
-    rb"\\(?:u[dD][89abAB][0-9a-fA-F]{2}\\u[dD][c-fC-F][0-9a-fA-F]{2}|(u[dD][89a-fA-F][0-9a-fA-F]{2})|.)",
+    rb"\\(?:u[dD][89abAB][0-9a-fA-F]{2}\\u[dD][c-fC-F][0-9a-fA-F]{2}|(u[dD][89a-fA-F][0-9a-fA-F]{2})"
+    rb"|.(?:[^\\]*+\\(?!u[dD][89a-fA-F]).)*+)",
     re.DOTALL,
 )
-"""A whole pair, the half of one, or any other escape."""
+"""A whole pair, the half of one, or all other escapes up to the next of these: a call for each takes a second of 8 MB."""
 _REPLACEMENT = rb"\ufffd"
 
 

@@ -7,6 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from metering import json_text
 from metering.json_text import json_of
 
 PIECES = [
@@ -32,6 +33,15 @@ def test_half_pairs_are_read_as_replacements_and_everything_else_as_it_is(pieces
     assert found["n"] == 1
     assert found["text"] == expected
     assert json_of(orjson.dumps(found)) == found
+
+
+def test_a_long_answer_with_half_a_pair_is_not_read_escape_by_escape(monkeypatch):
+    """Its event loop would stand still for a second."""
+    calls, whole = [], json_text._whole
+    monkeypatch.setattr(json_text, "_whole", lambda found: calls.append(found) or whole(found))
+    found = json_of(b'"%b\\ud83d%b"' % (b"one\\n" * 10_000, b"\\t" * 10_000))
+    assert found == "one\n" * 10_000 + "\ufffd" + "\t" * 10_000
+    assert len(calls) == 3
 
 
 @pytest.mark.parametrize(
