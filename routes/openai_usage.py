@@ -44,8 +44,8 @@ from routes.counting import (
     is_name,
     is_stream,
     json_of,
+    with_at_least,
     with_floor,
-    with_output,
 )
 
 CHAT_BYTES_PER_OUTPUT_TOKEN = 50
@@ -277,7 +277,7 @@ class ChatReport:
                 found.append(NOTE_UNSOUND)
         is_exact = is_final and is_known
         if output_guess is not None and not is_known:
-            lines = with_output(with_floor(lines, demand), min(output_guess, _output_of(demand)))
+            lines = with_at_least(with_floor(lines, demand), OUTPUT, min(output_guess, _output_of(demand)))
         return Usage(tuple(lines), is_exact, tuple(dict.fromkeys(found)) if found else ())
 
     def _searches(self, demand: Demand, notes: list[str]) -> int:  # noqa: ARG002 - the notes are for responses
