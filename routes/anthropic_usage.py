@@ -33,9 +33,9 @@ from routes.counting import (
     is_name,
     is_stream,
     json_of,
+    with_at_least,
     with_counts,
     with_floor,
-    with_output,
 )
 
 STREAM_BYTES_PER_OUTPUT_TOKEN = 10
@@ -65,6 +65,8 @@ _FREE_TOOLS = frozenset({"web_fetch_requests"})
 """Web fetches cost only their tokens (Anthropic pricing, 2026-11)."""
 _MARKERS = (b'"message_', b'"error"')
 _FIRST_BLOCK = b'"content_block_start"'
+_SEARCH_RESULT = "web_search_tool_result"
+_SEARCH_MARKER = b'"web_search_tool_result"'
 
 
 def observe(demand: Demand, answer: AnswerHead) -> Observer:
@@ -79,14 +81,16 @@ class MessageStream(StreamObserver):
     """Reads a stream until `message_stop`, or the vendor's `error` ("failed requests are not charged":
     Anthropic help centre, article 8114526)."""
 
-    __slots__ = ("_message",)
+    __slots__ = ("_markers", "_message")
 
     def __init__(self, demand: Demand) -> None:
         self._message = Report()
+        self._markers = (*_MARKERS, _SEARCH_MARKER) if demand.ceiling.total(WEB_SEARCHES) else _MARKERS
+        """Of all that matters once there is output."""
         super().__init__(
             demand,
             self._message,
-            (*_MARKERS, _FIRST_BLOCK),
+            (*self._markers, _FIRST_BLOCK),
             bytes_per_output_token=STREAM_BYTES_PER_OUTPUT_TOKEN,
         )
 
@@ -106,9 +110,10 @@ class MessageStream(StreamObserver):
             self._is_complete = True
         elif kind == "error":
             self._error = _error_type(data)
-        elif kind == "content_block_start" and _is_output(data.get("content_block")):
+        elif kind == "content_block_start" and _is_output(block := data.get("content_block")):
             self._message.has_output = True
-            self._scanner.markers = _MARKERS
+            self._message.searches_shown += _is_search(block)
+            self._scanner.markers = self._markers
 
 
 # --- what the vendor has reported ---------------------------------------------------------------------
@@ -121,6 +126,8 @@ class Report:
     # What most answers never say stands here, once: it is not changed, but takes the place of nothing.
     is_sound = True
     has_output = False
+    searches_shown = 0
+    """By their results, while a stream is under way: the vendor counts them at its end."""
     _model: str | None = None
     _stop_reason: str | None = None
     _iterations: Sequence[Mapping[str, Any]] = ()
@@ -179,7 +186,10 @@ class Report:
             if not is_known:
                 lines = with_floor(lines, demand)
             if not is_known or self._stop_reason is None:
-                lines = with_output(lines, min(output_guess, demand.ceiling.total(OUTPUT)))
+                lines = with_at_least(lines, OUTPUT, min(output_guess, demand.ceiling.total(OUTPUT)))
+                if self.searches_shown:
+                    searches = min(self.searches_shown, demand.ceiling.total(WEB_SEARCHES))
+                    lines = with_at_least(lines, WEB_SEARCHES, searches)
         return Usage(tuple(lines), is_exact, tuple(dict.fromkeys(found)) if found else ())
 
     def _overlay(self, usage: Any) -> None:
@@ -357,6 +367,16 @@ def _error_type(event: dict[str, Any]) -> str:
 def _is_output(block: Any) -> bool:
     """A `fallback` block only marks where one model took over from another that declined."""
     return not isinstance(block, dict) or block.get("type") != "fallback"
+
+
+def _is_search(block: Any) -> bool:
+    """The result of a search that was made: one that failed has an error there, and is not billed (Anthropic docs,
+    "Web search tool", 2026-11)."""
+    return (
+        isinstance(block, dict)
+        and block.get("type") == _SEARCH_RESULT
+        and isinstance(block.get("content"), list)
+    )
 
 
 def _text(value: Any) -> str | None:

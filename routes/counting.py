@@ -10,7 +10,7 @@ from metering.errors import Reason, Refused
 from metering.json_stream import JsonStream
 from metering.prices import ModelInfo
 from metering.sse import SseEvent, SseScanner
-from metering.usage import OUTPUT, PROMPT_UNITS, Usage, UsageLine
+from metering.usage import PROMPT_UNITS, Usage, UsageLine
 from proxy.surface import PASS_ALL, AnswerHead, Demand, Pricing
 
 BODY_COPY_BYTES_MAX = 8 * 1024 * 1024
@@ -223,13 +223,13 @@ def with_floor(lines: list[UsageLine], demand: Demand) -> list[UsageLine]:
     return added_up([*demand.floor.lines, *lines])
 
 
-def with_output(lines: list[UsageLine], at_least: int) -> list[UsageLine]:
-    """Raise the output to an estimate; never below what was reported."""
-    missing = at_least - sum(line.counts.get(OUTPUT, 0) for line in lines)
+def with_at_least(lines: list[UsageLine], unit: str, at_least: int) -> list[UsageLine]:
+    """Raise one count to an estimate; never below what was reported."""
+    missing = at_least - sum(line.counts.get(unit, 0) for line in lines)
     if missing <= 0 or not lines:
         return lines
     last = lines[-1]
-    return with_counts(lines, UsageLine(last.model, {OUTPUT: missing}, last.modifiers))
+    return with_counts(lines, UsageLine(last.model, {unit: missing}, last.modifiers))
 
 
 def with_counts(lines: list[UsageLine], more: UsageLine) -> list[UsageLine]:

@@ -44,8 +44,8 @@ from routes.counting import (
     is_name,
     is_stream,
     json_of,
+    with_at_least,
     with_floor,
-    with_output,
 )
 
 CHAT_BYTES_PER_OUTPUT_TOKEN = 50
@@ -70,6 +70,7 @@ UNDECIDED_TIER = "auto"
 RUNNING = ("queued", "in_progress")
 """What the status of a response is while its work goes on."""
 FAILED = "failed"
+_COMPLETED = "completed"
 
 _DONE = b"[DONE]"
 _CHAT_MARKERS = (b'"prompt_tokens"', b'"error"', _DONE)
@@ -78,6 +79,9 @@ _EARLY = ("response.created", "response.queued", "response.in_progress")
 _EARLY_EVENTS = tuple(kind.encode() for kind in _EARLY)
 _RESPONSE_MARKERS = (b'"response"', b'"error"')
 """The events that tell how the response stands carry it whole; within a text no quote stands unescaped."""
+_ITEM_DONE = "response.output_item.done"
+_SEARCH_MARKER = b'"web_search_call"'
+"""The type of an item that is a search; else it stands only where the whole response does."""
 _WEB_SEARCH = "web_search"
 _WRITES = "cache_write_tokens_details"
 
@@ -160,10 +164,11 @@ class ResponseStream(StreamObserver):
 
     def __init__(self, demand: Demand) -> None:
         self._response = ResponseReport()
+        may_search = demand.ceiling.total(_search_unit(demand)) > 0
         super().__init__(
             demand,
             self._response,
-            _RESPONSE_MARKERS,
+            (*_RESPONSE_MARKERS, _SEARCH_MARKER) if may_search else _RESPONSE_MARKERS,
             bytes_per_output_token=RESPONSE_BYTES_PER_OUTPUT_TOKEN,
         )
 
@@ -194,6 +199,8 @@ class ResponseStream(StreamObserver):
             self._error = self._response.error
         elif kind in _EARLY:
             self._response.take_status(data.get("response"))
+        elif kind == _ITEM_DONE:
+            self._response.show(data.get("item"))
         elif kind == "error" or data.get("error"):
             self._error = _error_name(data.get("error") or data)
 
@@ -277,12 +284,14 @@ class ChatReport:
                 found.append(NOTE_UNSOUND)
         is_exact = is_final and is_known
         if output_guess is not None and not is_known:
-            lines = with_output(with_floor(lines, demand), min(output_guess, _output_of(demand)))
+            lines = with_at_least(with_floor(lines, demand), OUTPUT, min(output_guess, _output_of(demand)))
+            if output_guess:  # else nothing has come
+                lines = with_at_least(lines, _search_unit(demand), self._searches(demand, found))
         return Usage(tuple(lines), is_exact, tuple(dict.fromkeys(found)) if found else ())
 
     def _searches(self, demand: Demand, notes: list[str]) -> int:  # noqa: ARG002 - the notes are for responses
         """Chat completions do not count them: a model that searches does so once per request (pricing page,
-        2026-11), and nothing else can."""
+        2026-11), before it answers, and nothing else can."""
         return min(demand.ceiling.total(_search_unit(demand)), 1)
 
     def _other_tools(self) -> Mapping[str, int]:
@@ -310,7 +319,7 @@ class ChatReport:
 class ResponseReport(ChatReport):
     """The same about a response, which also says how it stands and counts its tools."""
 
-    __slots__ = ("_created_at_s", "_output", "_tool_usage", "error", "status")
+    __slots__ = ("_created_at_s", "_output", "_searches_shown", "_tool_usage", "error", "status")
 
     def __init__(self) -> None:
         super().__init__()
@@ -320,6 +329,8 @@ class ResponseReport(ChatReport):
         """Why it failed; None unless it did."""
         self._tool_usage: Mapping[str, Any] | None = None
         self._output: Any = None
+        self._searches_shown = 0
+        """By a stream that is under way."""
 
     def read_body(self, body: Mapping[str, Any]) -> bool:
         self.take(body)
@@ -355,6 +366,11 @@ class ResponseReport(ChatReport):
         status = answer.get("status") if isinstance(answer, dict) else None
         self.status = status if isinstance(status, str) else self.status
 
+    def show(self, item: Any) -> None:
+        """An item of the output that is done, as a stream shows it."""
+        if _is_search(item) and item.get("status", _COMPLETED) == _COMPLETED:
+            self._searches_shown += 1
+
     def usage(
         self, demand: Demand, *, is_final: bool, output_guess: int | None, notes: Sequence[str] = ()
     ) -> Usage:
@@ -362,11 +378,14 @@ class ResponseReport(ChatReport):
         return super().usage(demand, is_final=is_final, output_guess=guess, notes=notes)
 
     def _searches(self, demand: Demand, notes: list[str]) -> int:  # noqa: ARG002 - it is told, or seen
-        """`tool_usage` counts the billable ones and may be left out; then the searches in the output count."""
+        """`tool_usage` counts the billable ones and may be left out; then the searches in the output count, and
+        those that a stream showed where it did not come to its usage."""
         told = (self._tool_usage or {}).get(_WEB_SEARCH)
         if isinstance(told, dict) and is_count(told.get("num_requests")):
             return count_in(told, "num_requests")
         seen = sum(map(_is_search, self._output)) if isinstance(self._output, list) else 0
+        if self._usage is None:
+            seen = max(seen, self._searches_shown)
         if seen:
             notes.append(NOTE_SEARCHES_SEEN)
         return seen

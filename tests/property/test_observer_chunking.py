@@ -31,6 +31,8 @@ REFUSED = stream(START, PING, delta({"output_tokens": 1}, "refusal"), STOP)
 SEARCHED = stream(
     START, block(), delta({"output_tokens": 3, "server_tool_use": {"web_search_requests": 2}}), STOP
 )
+RESULT = block("web_search_tool_result", content=[{"type": "web_search_result"}])
+SEARCHING = stream(START, block("server_tool_use"), RESULT, block(), text("é"), RESULT, PING)
 
 CHAT = openai.chat_stream(
     openai.chunk('says "prompt_tokens" \n\n and [DONE]'),
@@ -44,6 +46,10 @@ RESPONSE = openai.response_stream(
 )
 RESPONSE_FAILED = openai.response_stream(
     openai.STARTED, openai.terminal("failed", error={"code": "server_error"})
+)
+FOUND = {"type": "web_search_call", "status": "completed", "action": {"type": "search"}}
+RESPONSE_SEARCHING = openai.response_stream(
+    openai.STARTED, *[openai.event("response.output_item.done", item=FOUND), openai.DELTA] * 2
 )
 
 
@@ -63,10 +69,20 @@ def response_observer():
     return openai.observer(observe_response, "text/event-stream")
 
 
+def searching_observer():
+    return observer(wanted=demand(searches=9))
+
+
+def searching_response_observer():
+    return openai.observer(observe_response, "text/event-stream", openai.demand(searches=9))
+
+
 OURS = [
     *((anthropic_observer, body) for body in (WHOLE, FAILED, REFUSED, SEARCHED)),
     *((chat_observer, body) for body in (CHAT, CHAT_FAILED)),
     *((response_observer, body) for body in (RESPONSE, RESPONSE_FAILED)),
+    *((make, SEARCHING) for make in (anthropic_observer, searching_observer)),
+    *((make, RESPONSE_SEARCHING) for make in (response_observer, searching_response_observer)),
 ]
 LINE_ENDS = [
     (make, body.replace(b"\n", line_end))

@@ -4,7 +4,7 @@ import json
 
 from metering.clock import utc
 from metering.prices import ModelInfo
-from metering.usage import CACHE_WRITE_1H, CACHE_WRITE_5M, INPUT, OUTPUT, Usage, UsageLine
+from metering.usage import CACHE_WRITE_1H, CACHE_WRITE_5M, INPUT, OUTPUT, WEB_SEARCHES, Usage, UsageLine
 from proxy.surface import AnswerHead, Demand, Inbound, Pricing
 from routes.anthropic_usage import observe
 
@@ -29,8 +29,8 @@ def started(usage, *, model=MODEL):
     }
 
 
-def block(kind="text"):
-    return {"type": "content_block_start", "index": 0, "content_block": {"type": kind}}
+def block(kind="text", **more):
+    return {"type": "content_block_start", "index": 0, "content_block": {"type": kind, **more}}
 
 
 def text(words):
@@ -61,13 +61,14 @@ def message(usage, *, stop_reason="end_turn", content=({"type": "text", "text": 
     return json.dumps(body).encode()
 
 
-def demand(*, ttl=None, output=1_000, floor=50):
+def demand(*, ttl=None, output=1_000, floor=50, searches=0):
     """A demand of MODEL; `ttl` is the cache lifetime that the request asks for."""
     bucket = {None: INPUT, "5m": CACHE_WRITE_5M, "1h": CACHE_WRITE_1H}[ttl]
+    most = {bucket: floor, OUTPUT: output, WEB_SEARCHES: searches}
     return Demand(
         models=(MODEL,),
         is_streaming=True,
-        ceiling=Usage((UsageLine(MODEL, {bucket: floor, OUTPUT: output}),), is_exact=False),
+        ceiling=Usage((UsageLine(MODEL, most),), is_exact=False),
         floor=Usage((UsageLine(MODEL, {bucket: floor}),), is_exact=False),
     )
 

@@ -1,5 +1,6 @@
 """What an answer of the Messages API used, in every way it can be told or end."""
 
+import json
 from datetime import UTC, datetime
 from decimal import Decimal
 
@@ -157,6 +158,59 @@ def test_web_searches_are_counted_once_and_fetches_are_free():
     }
     found = read(stream(started(usage), block(), delta(usage), delta(usage), STOP))
     assert found.lines == (UsageLine(MODEL, {INPUT: 5, OUTPUT: 6, WEB_SEARCHES: 2}),)
+
+
+SEARCH_STARTED = block("server_tool_use", name="web_search", id="srvtoolu_1", input={})
+SEARCH_RESULT = block("web_search_tool_result", content=[{"type": "web_search_result", "title": "t"}])
+SEARCH_FAILED = block(
+    "web_search_tool_result", content={"type": "web_search_tool_result_error", "error_code": "unavailable"}
+)
+QUOTED = text('of type "web_search_tool_result"')
+NONE_YET = {"input_tokens": 40, "output_tokens": 2, "server_tool_use": {"web_search_requests": 0}}
+
+
+@pytest.mark.parametrize("step", [1, 700, None])
+@pytest.mark.parametrize(
+    ("blocks", "searches"),
+    [
+        ([SEARCH_RESULT], 1),
+        ([SEARCH_STARTED], 0),
+        ([SEARCH_STARTED, SEARCH_RESULT, block(), QUOTED, SEARCH_STARTED, SEARCH_RESULT], 2),
+        ([block(), SEARCH_STARTED, SEARCH_FAILED, SEARCH_STARTED, SEARCH_RESULT, SEARCH_STARTED], 1),
+        ([block(), *[SEARCH_STARTED, SEARCH_RESULT] * 5], 4),  # the ceiling
+    ],
+)
+def test_a_stream_that_was_cut_has_made_the_searches_whose_results_it_showed(blocks, searches, step):
+    """Searches that fail are not billed ("Web search tool", 2026-11)."""
+    for first, inputs in ((started(NONE_YET), 40), (PING, 50)):
+        usage = read(stream(first, *blocks), wanted=demand(searches=4), step=step)
+        assert (usage.total(INPUT), usage.total(WEB_SEARCHES), usage.is_exact) == (inputs, searches, False)
+        assert len(usage.lines) == 1
+
+
+def test_searches_whose_results_were_shown_add_nothing_to_what_is_reported():
+    head = (started(NONE_YET), *[SEARCH_STARTED, SEARCH_RESULT] * 2)
+    last = delta({"output_tokens": 6, "server_tool_use": {"web_search_requests": 1}})
+    wanted = demand(searches=4)
+    for body, is_exact in ((stream(*head, last, STOP), True), (stream(*head, last), False)):
+        usage = read(body, wanted=wanted)
+        assert usage.lines == (UsageLine(MODEL, {INPUT: 40, OUTPUT: 6, WEB_SEARCHES: 1}),)
+        assert usage.is_exact is is_exact
+    reported = started({**NONE_YET, "server_tool_use": {"web_search_requests": 3}})
+    assert read(stream(reported, *head[1:]), wanted=wanted).total(WEB_SEARCHES) == 3
+    assert read(stream(*head, failed()), wanted=wanted).total(WEB_SEARCHES) == 0
+
+
+def test_blocks_after_the_first_are_parsed_only_where_they_are_results_of_searches(monkeypatch):
+    parsed = []
+    monkeypatch.setattr(
+        "routes.anthropic_usage.json_of", lambda data: parsed.append(data) or json.loads(data)
+    )
+    body = stream(block(), SEARCH_STARTED, QUOTED, block("tool_use"), SEARCH_RESULT)
+    for searches, times in ((0, 1), (4, 2)):
+        parsed.clear()
+        read(body, wanted=demand(searches=searches), step=7)
+        assert len(parsed) == times
 
 
 def test_a_counter_that_nobody_has_priced_is_kept_so_that_pricing_flags_it():

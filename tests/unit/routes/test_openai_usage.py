@@ -265,6 +265,18 @@ def test_a_chat_that_may_search_has_searched_once():
     assert usage.lines[0].counts == {INPUT: 5, OUTPUT: 6, WEB_SEARCHES: 1}
 
 
+def test_a_chat_that_was_cut_has_searched_once_it_has_answered():
+    wanted = demand(searches=1)
+    cut = chat_stream(chunk("a"), is_done=False)
+    for body in (cut, completion(None)):
+        usage = read_chat(body, wanted=wanted)
+        assert (usage.total(INPUT), usage.total(WEB_SEARCHES), usage.is_exact) == (50, 1, False)
+        assert len(usage.lines) == 1
+    error = chat_stream({"error": {"message": "m", "type": "server_error"}}, is_done=False)
+    for body, asked in ((b"", wanted), (cut + error, wanted), (cut, demand())):
+        assert read_chat(body, wanted=asked).total(WEB_SEARCHES) == 0
+
+
 # --- chat streams -------------------------------------------------------------------------------------
 
 
@@ -414,6 +426,64 @@ def test_searches_are_those_that_the_vendor_bills(told, searches, notes):
     assert usage.total(WEB_SEARCHES) == searches
     assert usage.notes == notes
     assert usage.is_exact
+
+
+def search_item(status="completed", action="search"):
+    return {"type": "web_search_call", "status": status, "action": {"type": action}}
+
+
+def searched(item, stage="done"):
+    return event(f"response.output_item.{stage}", output_index=0, item=item)
+
+
+SEARCHED = (
+    searched(search_item("in_progress"), "added"),
+    event("response.web_search_call.completed", output_index=0),
+    searched(search_item()),
+    searched(search_item(action="open_page")),
+    searched(search_item("failed")),
+    searched({"type": "message", "content": [{"text": 'a "web_search_call" quoted'}]}),
+    searched(search_item()),
+)
+
+
+def test_a_response_stream_that_was_cut_has_made_the_searches_that_it_showed_as_done():
+    wanted = demand(searches=20)
+    cancelled = terminal("cancelled")
+    for stream in (response_stream(STARTED, *SEARCHED), response_stream(STARTED, *SEARCHED, cancelled)):
+        usage = read_response(stream, wanted=wanted)
+        assert (usage.total(INPUT), usage.total(WEB_SEARCHES), usage.is_exact) == (50, 2, False)
+        assert usage.notes == ("web_searches_counted_from_output",)
+        assert len(usage.lines) == 1
+    begun = read_response(response_stream(STARTED, *SEARCHED[:2]), wanted=wanted)
+    assert (begun.total(WEB_SEARCHES), begun.notes) == (0, ())
+
+
+def test_searches_that_a_stream_showed_add_nothing_to_what_its_end_reports():
+    wanted = demand(searches=20)
+    for more, searches in (({"tool_usage": {"web_search": {"num_requests": 1}}}, 1), ({"output": []}, 0)):
+        last = terminal(usage=usage_of(5, 6), **more)
+        usage = read_response(response_stream(STARTED, *SEARCHED, last), wanted=wanted)
+        assert (usage.total(WEB_SEARCHES), usage.is_exact, usage.notes) == (searches, True, ())
+    for last in (terminal("failed", error={"code": "server_error"}), event("error", code="server_error")):
+        assert read_response(response_stream(STARTED, *SEARCHED, last), wanted=wanted).lines == ()
+
+
+def test_searches_of_a_cancelled_response_are_those_that_it_tells_or_shows():
+    told = {"web_search": {"num_requests": 1}}
+    output = [search_item(), search_item()]
+    for more, searches in (({"output": output}, 2), ({"output": output, "tool_usage": told}, 1)):
+        usage = read_response(response("cancelled", **more), wanted=demand(searches=20))
+        assert (usage.total(WEB_SEARCHES), usage.is_exact) == (searches, False)
+
+
+def test_items_are_parsed_only_where_they_are_searches_that_were_asked_for(monkeypatch):
+    parsed = []
+    monkeypatch.setattr("routes.openai_usage.json_of", lambda data: parsed.append(data) or json.loads(data))
+    message = searched({"type": "message", "content": [{"text": 'a "web_search_call" quoted'}]})
+    read_response(response_stream(STARTED, message, DELTA, KEEPALIVE), wanted=demand(searches=20))
+    read_response(response_stream(STARTED, *SEARCHED), wanted=demand())
+    assert parsed == []
 
 
 def test_a_tool_that_is_not_offered_is_flagged_if_it_was_used():
