@@ -103,7 +103,9 @@ def test_a_store_of_another_version_is_not_touched(fresh: Cli) -> None:
     assert "is not this version's" in one_line(result.stderr)
 
 
-@pytest.mark.parametrize("args", [("user", "list"), ("user", "add", "alice"), ("ledger", "verify"), ("migrate",)])
+@pytest.mark.parametrize(
+    "args", [("user", "list"), ("user", "add", "alice"), ("ledger", "verify"), ("migrate",)]
+)
 def test_a_store_of_a_later_version_asks_for_a_later_program(fresh: Cli, args: tuple[str, ...]) -> None:
     fresh.ok("migrate")
     with closing(sqlite3.connect(fresh.path, isolation_level=None)) as connection:
