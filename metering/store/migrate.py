@@ -50,11 +50,9 @@ def migrate(database: Database, clock: Clock) -> list[str]:
 
 
 def is_current(connection: sqlite3.Connection) -> bool:
-    """Whether every step has been applied."""
-    try:
-        return version_of(connection) == migrations()[-1].version
-    except sqlite3.OperationalError:  # no such table: nothing has been applied
-        return False
+    """Whether every step has been applied. Raises SchemaTooNewError, sqlite3.Error."""
+    steps = connection.execute("SELECT 1 FROM sqlite_master WHERE name = 'schema_migrations'").fetchone()
+    return steps is not None and not _known_and_missing(connection)
 
 
 def _known_and_missing(connection: sqlite3.Connection) -> list[Migration]:

@@ -351,6 +351,18 @@ async def test_an_answer_without_a_tag_is_an_estimate_and_a_quoted_one_is_none(t
         assert (outcome, basis, counts["searches"]) == ("completed", "estimated", 10)
 
 
+async def test_what_is_too_long_is_the_requests_fault_by_its_code_too(tmp_path, vendor):
+    async with serving(tmp_path, vendor, env={"BODY_BYTES_MAX": "1000", "HEAD_BYTES_MAX": "2000"}) as (
+        _,
+        client,
+    ):
+        body = await client.post(CHAT, json={**QUESTION, "more": "x" * 1000})
+        assert (body.status_code, body.json()["error"]["code"]) == (413, "VALIDATION")
+        head = await client.get(WEB, params={"q": "x" * 2000})
+        assert (head.status_code, head.json()["error"]["code"]) == (431, "VALIDATION")
+        assert vendor.requests_total == 0
+
+
 @pytest.mark.parametrize(
     "more",
     [

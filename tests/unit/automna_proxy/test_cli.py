@@ -103,6 +103,27 @@ def test_a_store_of_another_version_is_not_touched(fresh: Cli) -> None:
     assert "is not this version's" in one_line(result.stderr)
 
 
+@pytest.mark.parametrize(
+    "args", [("user", "list"), ("user", "add", "alice"), ("ledger", "verify"), ("migrate",)]
+)
+def test_a_store_of_a_later_version_asks_for_a_later_program(fresh: Cli, args: tuple[str, ...]) -> None:
+    fresh.ok("migrate")
+    with closing(sqlite3.connect(fresh.path, isolation_level=None)) as connection:
+        connection.execute("INSERT INTO schema_migrations VALUES (999, 'later', 0)")
+    result = fresh.run(*args)
+    assert result.exit_code == 4
+    assert "the store's schema is version 999, this program knows" in one_line(result.stderr)
+
+
+def test_a_store_that_cannot_be_read_is_not_taken_for_one_of_another_version(fresh: Cli) -> None:
+    """Of a read-only folder, SQLite can make no index of the write-ahead log; so it is when something stands in its place."""
+    fresh.ok("migrate")
+    fresh.path.with_name(f"{fresh.path.name}-wal").mkdir()
+    result = fresh.run("user", "list")
+    assert result.exit_code == 4
+    assert "cannot be used: unable to open database file" in one_line(result.stderr)
+
+
 def test_migrate_says_what_it_did(fresh: Cli) -> None:
     assert "applied 0001_foundation" in fresh.ok("migrate")
     assert "up to date" in fresh.ok("migrate")
