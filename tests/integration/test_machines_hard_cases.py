@@ -22,11 +22,15 @@ from provisioning.pacing import Pacer
 from provisioning.run import Run
 from simulators.fly_behaviour import fails
 from simulators.fly_state import State
+from simulators.script import Gate
 from tests.support.ledger import PERIOD, new_database
 from tests.support.machines import QUICK
 from tests.support.provisioners import PREFIX, machines_of, yard
 
 HOURS_S = 7_200
+LONG_MS = HOURS_S // 2 * 1_000
+SLOW_TICK_S = 0.1
+"""Of the real clock for one second of the test's: work that must be done within so many of those has the time it takes."""
 NEVER = replace(QUICK, gateway_s=1e6)
 """A Fly in which machines start, and nothing in them answers."""
 
@@ -289,7 +293,7 @@ async def test_a_wish_to_go_is_heard_while_a_gateway_is_waited_for(tmp_path):
         before_ms = found.clock.now_ms()
         while not working.done() and found.clock.now_ms() - before_ms < 200_000:
             found.clock.advance(1)
-            await asyncio.sleep(0.01)
+            await asyncio.sleep(SLOW_TICK_S)
         is_over = working.done()
         await stop(working)
         assert is_over, "after 200 s the machine is there still"
@@ -306,7 +310,7 @@ async def test_a_gateway_that_never_answers_is_given_up_in_its_time_though_the_c
             await asyncio.sleep(0.01)
         found.clock.advance(-HOURS_S)
         before_ms = found.clock.now_ms()
-        while (await found.instance()).status != ERROR and found.clock.now_ms() - before_ms < 600_000:
+        while (await found.instance()).status != ERROR and found.clock.now_ms() - before_ms < LONG_MS:
             found.clock.advance(5)
             await asyncio.sleep(0.01)
         await stop(working)
@@ -323,12 +327,12 @@ async def test_a_new_wish_does_not_pay_for_the_failures_of_the_one_before(tmp_pa
             found.clock.advance(61)
         instance = await found.instance()
         assert instance.attempts == 5
-        gate = asyncio.Event()
+        gate = Gate()
         found.vendors.fly.next_on("POST /v1/apps/.*/lease", replace(_hangs(gate), status=503))
         working = spawn(worker.provisioner.work_once("ada"), name="work")
-        await asyncio.sleep(0.2)
+        await gate.reached()
         await found.machines.deprovision("ada", actor="test")
-        gate.set()
+        gate.open()
         await working
         instance = await found.instance()
         assert instance.attempts == 0
@@ -411,9 +415,9 @@ async def test_a_machine_is_started_after_suspending_over_budget_was_turned_off(
         await found.machine(status=SUSPENDED)
         async with found.worker("w2", plans=None) as other:
             working = spawn(other.provisioner.keep_working(), name="work")
-            await asyncio.sleep(0.2)
+            await found.until(lambda row: not row.is_over_budget)
             await found.machines.start("ada", actor="test")
-            await asyncio.sleep(1)
+            await found.until(lambda row: row.is_settled)
             await stop(working)
         await found.machine(status=READY)
 
@@ -587,9 +591,10 @@ async def test_machines_that_do_not_answer_do_not_keep_others_from_being_taken_a
                 await asyncio.sleep(0.01)
         await found.machines.deprovision("eve", actor="test")
         for _ in range(100):  # 100 s
+            if (status := (await found.instance("eve")).status) == GONE:
+                break
             found.clock.advance(1)
-            await asyncio.sleep(0.02)
-        status = (await found.instance("eve")).status
+            await asyncio.sleep(SLOW_TICK_S)
         await stop(working)
         assert status == GONE
 

@@ -1,7 +1,7 @@
 """Workers that make machines, without a service around them: each with a store handle and clients of its own, as a process has."""
 
 import asyncio
-from collections.abc import AsyncIterator, Coroutine
+from collections.abc import AsyncIterator, Callable, Coroutine
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -36,6 +36,8 @@ PREFIX = "automna-u-"
 HOOKS_SECRET = "secret of the hooks of tests " + "0" * 32
 TICK_S = 0.005
 ROUNDS_MAX = 200
+HAPPENS_WITHIN_S = 60.0
+"""On the real clock: a bound on how long a test hangs, not a promise."""
 
 
 async def no_pause(_seconds: float) -> None:
@@ -117,6 +119,12 @@ class Yard:
 
     async def instance(self, user_id: str = "ada") -> Instance:
         return (await self.machine(user_id)).instance
+
+    async def until(self, condition: Callable[[Instance], bool], user_id: str = "ada") -> None:
+        """That is true of the user's instance, by the hand of somebody who works meanwhile; TimeoutError after HAPPENS_WITHIN_S."""
+        async with asyncio.timeout(HAPPENS_WITHIN_S):
+            while not condition(await self.instance(user_id)):
+                await asyncio.sleep(TICK_S)
 
     async def stages(self, user_id: str = "ada") -> list[str]:
         """What happened, the first first."""
