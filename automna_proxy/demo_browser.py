@@ -13,7 +13,7 @@ from websockets.sync.client import ClientConnection, connect
 from automna_proxy.demo_json import object_from
 
 MOUNT = "/api/browserbase"
-TIMEOUT_S = 10.0
+TIMEOUT_S = 30.0
 CREATED, PNG = 201, b"\x89PNG"
 
 

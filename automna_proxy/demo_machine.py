@@ -16,7 +16,7 @@ from simulators.fly import TOKEN, FlySimulator
 SHOWN = ("ANTHROPIC_BASE_URL", "GOOGLE_GEMINI_BASE_URL", "BROWSERBASE_CONTEXT_ID", "AGENTMAIL_INBOX_ID")
 """Of its environment."""
 UNAUTHORIZED = 401
-OLD_TOKEN_S, REVOKED_S, LOOK_S = 10.0, 5.0, 0.5
+OLD_TOKEN_S, REVOKED_S, LOOK_S = 15.0, 10.0, 0.5
 """A replaced token holds for a moment after the machine has the new one; one that is revoked is refused within a second,
 where the machine is not too busy. Each look is one of the user's 60 reports a minute, as those of the scenes were."""
 SHOWN_TOKEN_CHARS = 10

@@ -28,11 +28,11 @@ from simulators import agentmail, anthropic, bland, brave, browserbase, fly, gem
 from simulators.server import running_in_thread
 from simulators.vendor import VendorSimulator
 
-READY_WITHIN_S = 20.0
+READY_WITHIN_S = 60.0
 POLL_S = 0.02
 STOPPED_WITHIN_S = 10.0
 COMMAND_TIMEOUT_S = 30.0
-GET_TIMEOUT_S = 10.0
+GET_TIMEOUT_S = 30.0
 LOG_LINES_SHOWN = 15
 OK = 200
 PLANS_FILE = "plans.toml"

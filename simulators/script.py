@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from http import HTTPStatus
 from typing import Any, Protocol
 
-WAIT_TIMEOUT_S = 10.0
+WAIT_TIMEOUT_S = 60.0
 """How long a test waits by default: far above anything it waits for, so it fails instead of hanging."""
 
 

@@ -57,7 +57,7 @@ REQUEST_BODY_BYTES_MAX = 256 * 1024 * 1024
 """A larger body is a defect of the test; it is answered 413."""
 PIPELINED_REQUESTS_MAX = 16
 """Requests one connection may send ahead of their answers."""
-STOP_TIMEOUT_S = 5.0
+STOP_TIMEOUT_S = 30.0
 ACCEPT_BACKLOG = 4096
 NO_LINGER = struct.pack("ii", 1, 0)
 """SO_LINGER on, for zero seconds: closing the socket sends RST instead of FIN."""

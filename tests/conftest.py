@@ -7,6 +7,7 @@ from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 
 import pytest
+from hypothesis import HealthCheck, settings
 
 from simulators.anthropic import AnthropicSimulator
 from tests.fixtures_llm import FOLDER
@@ -19,6 +20,10 @@ ON_DISK = {"chaos", "store_trouble"}
 """Suites about what a disk has when a process dies or the disk fails: a commit there takes as long as it does."""
 MAY_BE_ABSENT = (FOLDER, DOCUMENT)
 """Other people's work, read where it lies beside the project."""
+
+
+settings.register_profile("tests", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("tests")  # how long an example takes is the machine's affair
 
 
 def pytest_configure() -> None:

@@ -57,7 +57,7 @@ async def few_searches(
 
 async def one_of_two(folder: Path, dice: random.Random, figures: Figures, *, rounds: int) -> None:
     """One worker; whoever lives must not be taken for dead, however busy the machine is with tests."""
-    async with staged(folder, dice, figures, workers=2, WORKER_DEAD_AFTER_S="2") as stage:
+    async with staged(folder, dice, figures, workers=2, WORKER_DEAD_AFTER_S="6") as stage:
         for _ in range(rounds):
             await stage.round_of_one_worker("one of 2 workers, any moment")
 

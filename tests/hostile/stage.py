@@ -15,6 +15,7 @@ from urllib.parse import unquote_to_bytes, urlsplit
 
 import orjson
 
+from metering.clock import Clock
 from metering.objects import ObjectId, Objects
 from metering.phone_numbers import PhoneNumbers
 from routes import anthropic, bland, brave, browserbase, gemini, openai
@@ -542,7 +543,9 @@ def others_at(url: str) -> dict[str, str]:
 
 
 @asynccontextmanager
-async def staged(folder: Path, *, env: dict[str, str] | None = None, **plan: Any) -> AsyncIterator[Stage]:
+async def staged(
+    folder: Path, *, env: dict[str, str] | None = None, clock: Clock | None = None, **plan: Any
+) -> AsyncIterator[Stage]:
     """A stage of its own; clean at its end."""
     plan = {"credits_per_month": CREDITS, **plan}
     async with (
@@ -551,6 +554,7 @@ async def staged(folder: Path, *, env: dict[str, str] | None = None, **plan: Any
             folder,
             upstream=vendor.url,
             env={**others_at(vendor.url), "ADMIN_TOKEN": ADMIN_TOKEN, **(env or {})},
+            clock=clock,
             **plan,
         ) as gateway,
     ):

@@ -6,6 +6,7 @@ import pytest
 
 from proxy import downstream
 from tests.hostile.stage import Peer, small_body, staged
+from tests.support.gateway import DatedClock
 
 BODY = small_body()
 LONG = b"content-length: 200000"
@@ -24,7 +25,7 @@ async def half_sent(stage, *headers, **more):
 
 
 async def test_a_spent_minute_is_told_before_the_body_and_counts_nothing(tmp_path):
-    async with staged(tmp_path, requests_per_minute=2) as stage:
+    async with staged(tmp_path, clock=DatedClock(2026, 11, 20), requests_per_minute=2) as stage:
         for _ in range(2):
             await stage.converse(stage.post(), answers=1)
         for _ in range(5):
@@ -36,7 +37,7 @@ async def test_a_spent_minute_is_told_before_the_body_and_counts_nothing(tmp_pat
 
 
 async def test_a_body_that_is_waited_for_counts_only_once_it_is_whole(tmp_path):
-    async with staged(tmp_path, requests_per_minute=2) as stage:
+    async with staged(tmp_path, clock=DatedClock(2026, 11, 20), requests_per_minute=2) as stage:
         whole = stage.post()
         conversation = await stage.converse(whole[:-9], whole[-9:], answers=1)
         assert conversation.answers[0].headers[b"anthropic-ratelimit-requests-remaining"] == b"1"

@@ -50,7 +50,7 @@ class Client:
     async def answers(self, count):
         """The bytes up to the end of `count` answers that carry a content-length."""
         received = b""
-        async with asyncio.timeout(5):
+        async with asyncio.timeout(60):
             for _ in range(count):
                 head = await self.reader.readuntil(b"\r\n\r\n")
                 fields = dict(line.split(b": ", 1) for line in head.split(b"\r\n")[1:] if line)
@@ -61,7 +61,7 @@ class Client:
         """Everything up to the connection's end."""
         received = b""
         try:
-            async with asyncio.timeout(10):
+            async with asyncio.timeout(60):
                 while piece := await self.reader.read(2**20):
                     received += piece
         except ConnectionResetError:
@@ -178,12 +178,12 @@ async def test_a_connection_without_a_request_ends_however_slowly_it_trickles(tm
         started_s = time.monotonic()
         client.send(first)
         ended = asyncio.get_running_loop().create_task(client.end())
-        while not ended.done() and time.monotonic() - started_s < 5:
+        while not ended.done() and time.monotonic() - started_s < 30:
             if first:
                 client.send(b"a")
             await asyncio.wait({ended}, timeout=0.2)
         assert ended.done()
-        assert 0.9 < time.monotonic() - started_s < 3
+        assert 0.9 < time.monotonic() - started_s < 20
 
 
 @pytest.mark.parametrize("headers", [(), ("connection: close",)], ids=["kept alive", "closing"])
@@ -237,7 +237,7 @@ async def test_requests_of_a_client_that_does_not_read_its_answers_are_not_serve
             await asyncio.sleep(0.1)
             assert len(gateway.lines) == served
             deaf.setblocking(False)
-            async with asyncio.timeout(5):
+            async with asyncio.timeout(60):
                 while len(gateway.lines) < served + 50:
                     await asyncio.get_running_loop().sock_recv(deaf, 2**16)
             await gateway.assert_clean()
@@ -302,21 +302,25 @@ async def test_a_stream_that_could_not_be_decoded_never_ends_cleanly(tmp_path, v
 
 async def test_a_compressed_error_is_unpacked_no_further_than_an_error_may_be_long(tmp_path, vendor):
     packed = gzip.compress(b"\0" * 100_000_000)
-    vendor.next(
-        Script(
-            status=500,
-            headers=(JSON, ("content-encoding", "gzip")),
-            steps=(Send(packed),),
-            framing=Framing.LENGTH,
-        )
+    bomb = Script(
+        status=500,
+        headers=(JSON, ("content-encoding", "gzip")),
+        steps=(Send(packed),),
+        framing=Framing.LENGTH,
     )
+    started_s = time.process_time()
+    assert len(gzip.decompress(packed)) == 100_000_000
+    whole_s = time.process_time() - started_s
     async with running_gateway(tmp_path, upstream=vendor.url) as gateway:
+        await post(gateway, stream=False)  # what only the first request costs
+        vendor.next(bomb)
         started_s = time.process_time()
         answer, received = await post(gateway, stream=False)
-        assert time.process_time() - started_s < 0.1
+        assert time.process_time() - started_s < whole_s / 2
         assert answer.status_code == 502  # what cannot be read cannot be passed on
         assert json.loads(received)["error"]["message"].endswith("an error that cannot be read.")
-        await gateway.only_entry()
+        await gateway.assert_clean()
+        assert len(await gateway.entries()) == 2
 
 
 async def test_what_a_vendor_names_makes_no_metric_of_its_own(tmp_path, vendor):

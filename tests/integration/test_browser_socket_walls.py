@@ -9,7 +9,7 @@ from websockets.asyncio.client import connect
 from websockets.exceptions import InvalidStatus
 
 from proxy import splice_handshake
-from simulators.browserbase import PLANTED, VENDOR_KEY, answers_late, drops, fails, hangs
+from simulators.browserbase import PLANTED, VENDOR_KEY, drops, fails, hangs
 from simulators.script import Gate, Ready
 from tests.integration.test_browser_sessions import assert_settled, created, released, until_booked
 from tests.integration.test_browser_sockets import endpoint, status_of, until
@@ -313,8 +313,10 @@ async def leave_during(url, condition):
 
 async def test_a_client_that_leaves_while_its_session_is_made_leaves_none_behind(tmp_path):
     async with house(tmp_path, env=STAYS) as at:
-        at.vendor.next(answers_late(seconds=0.3))
+        gate = Gate()
+        at.vendor.next(hangs(gate=gate))
         await leave_during(endpoint(at, at.ada), lambda: at.vendor.requests)
+        gate.open()
         await at.gateway.until(lambda: at.vendor.sessions and not at.gateway.service.engine.open_exchanges)
         await assert_settled(at, at.ada)
         assert len(await at.ada.booked()) == 1

@@ -3,22 +3,23 @@
 import asyncio
 from collections import Counter
 
-import httpx
 import orjson
 import pytest
 
+from metering.tasks import spawn, stop
 from metering.users import Directory
 from simulators.bland import (
     FATES,
     START,
     BlandSimulator,
     Fate,
-    answers_late,
     drops,
     fails,
+    hangs,
     loses_reply,
     replays,
 )
+from simulators.script import Gate
 from tests.support.bland import OTHER, TO
 from tests.support.calls import NUMBERS, before, exchange, variables
 from tests.support.gateway import DatedClock
@@ -31,7 +32,7 @@ async def until_booked(at, user, number=1, *, step_s=10.0):
     async with asyncio.timeout(20):
         while len(booked := await user.booked()) < number:
             await at.pass_time(step_s)
-            await asyncio.sleep(0.01)
+            await asyncio.sleep(0.05)
     return booked
 
 
@@ -42,7 +43,7 @@ async def assert_settled(at, *users):
             "SELECT 1 FROM deferred_work"
         ):
             await at.pass_time(10)
-            await asyncio.sleep(0.01)
+            await asyncio.sleep(0.05)
     assert not [call for call in at.vendor.dialled if not call.is_over]
     booked = [one for user in users for one in await user.booked()]
     assert sum(one["cost"] for one in booked) == sum(one.price_nanousd for one in at.vendor.billed)
@@ -356,9 +357,12 @@ async def test_what_the_vendor_never_dialled_costs_nothing(tmp_path):
 
 async def test_a_client_that_leaves_while_its_call_is_dialled_leaves_none_behind(tmp_path):
     async with exchange(tmp_path) as at:
-        at.vendor.next(answers_late(seconds=0.3))
-        with pytest.raises(httpx.ReadTimeout):
-            await at.ada.http.post("/v1/calls", json={"phone_number": TO, "task": "x"}, timeout=0.1)
+        gate = Gate()
+        at.vendor.next(hangs(gate=gate))
+        asking = spawn(at.ada.http.post("/v1/calls", json={"phone_number": TO, "task": "x"}), name="ask")
+        await gate.reached()
+        await stop(asking)
+        gate.open()
         await at.gateway.until(lambda: at.vendor.dialled and not at.gateway.service.engine.open_exchanges)
         (entry,) = await until_booked(at, at.ada)
         assert entry["basis"] == "reported"

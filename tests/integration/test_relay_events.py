@@ -29,13 +29,13 @@ class Reader:
 
     async def until(self, expected: bytes):
         """Until exactly `expected` is there in all; TimeoutError when it is held back."""
-        async with asyncio.timeout(5):
+        async with asyncio.timeout(60):
             while len(self.received) < len(expected):
                 self.received += await anext(self._pieces)
         assert self.received == expected
 
     async def rest(self) -> bytes:
-        async with asyncio.timeout(5):
+        async with asyncio.timeout(60):
             self.received += b"".join([piece async for piece in self._pieces])
         return self.received
 
@@ -153,7 +153,7 @@ async def test_a_store_in_trouble_delays_the_end_of_an_answer_by_its_bound_and_n
         usage=USAGE, text="Teal.", **({"stalls_after": 3} if stream else {"stalls_after": 30}), gate=gate
     )
     vendor.next(script)
-    env = {"SETTLE_WAIT_S": "0.8", "STORE_BUSY_TIMEOUT_S": "0.05"}
+    env = {"SETTLE_WAIT_S": "2", "STORE_BUSY_TIMEOUT_S": "0.05"}
     async with (
         running_gateway(tmp_path, upstream=vendor.url, env=env) as gateway,
         reading(gateway, stream=stream) as reader,
@@ -167,7 +167,7 @@ async def test_a_store_in_trouble_delays_the_end_of_an_answer_by_its_bound_and_n
             took_s = loop.time() - began_s
             assert state_of_only_reservation(gateway.database) == "HELD"
             other.rollback()
-        assert 0.7 < took_s < 1.5  # one bound, not two
+        assert 1.9 < took_s < 3.9  # one bound, not two
         entry = await gateway.only_entry()
         assert (entry["outcome"], entry["basis"]) == ("completed", "reported")
 

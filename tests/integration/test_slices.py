@@ -76,7 +76,7 @@ async def test_a_large_max_tokens_holds_a_slice_and_grows_ahead_of_what_is_shown
         pieces = answer.aiter_bytes()
         body = await anext(pieces)
         await gate.reached()
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(60):
             while await hold_of(gateway) == ONE_SLICE_NANOUSD:
                 await asyncio.sleep(0.005)
         shown_tokens = 1_500 * 30 // 54 // 3
@@ -417,7 +417,7 @@ async def test_a_stream_is_cut_where_the_cap_of_its_token_ends_and_the_error_say
 @pytest.mark.heavy
 async def test_killed_while_slices_are_granted_it_loses_nothing_and_nothing_stays_held(tmp_path, vendor):
     """At several numbers of streams that have been granted a further slice; some are waiting for theirs."""
-    vendor.script = lambda _: streams(text=filler_of_bytes(6_000), events=150, pace_s=0.002)
+    vendor.script = lambda _: streams(text=filler_of_bytes(6_000), events=150, pace_s=0.002, stalls_after=140)
     grown = "SELECT COUNT(*) FROM reservations WHERE state = 'HELD' AND hold_nanousd > ?1"
     async with serving_process(tmp_path, upstream=vendor.url, env=SLICES, concurrent=100) as server:
         token = await server.new_token()

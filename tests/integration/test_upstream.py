@@ -16,8 +16,8 @@ import trustme
 import uvloop
 
 from metering.tasks import spawn
+from proxy import upstream
 from proxy.upstream import (
-    CLOSE_S,
     COALESCED_BODY_BYTES_MAX,
     WRITE_PIECE_BYTES,
     Broken,
@@ -33,11 +33,19 @@ from tests.support.raw_vendor import Vendor, answering, answering_and_closing, t
 TIMEOUTS = Timeouts(connect_s=60, first_byte_s=60, idle_s=60, pool_idle_s=60)
 SOON_S = 0.05
 """For timers that must fire."""
-PATIENCE_S = 10
+PATIENCE_S = 40
 """For what must happen; reached only when it does not. Shorter than any bound that must not be reached."""
+ENOUGH_S = 2.0
+"""For timers that must not fire while something goes on, though it takes longer: far above a busy machine's stalls."""
 MIB = 1024 * 1024
 NO_TRUST = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
 OK = b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok"
+
+
+@pytest.fixture(autouse=True)
+def _no_close_is_waited_out(monkeypatch):
+    """A client that is closed does not wait for a connection that never goes: it would take longer than PATIENCE_S."""
+    monkeypatch.setattr(upstream, "CLOSE_S", 2 * PATIENCE_S)
 
 
 def on_both_loops(test):
@@ -76,7 +84,7 @@ async def a_client(**bounds):
     try:
         yield client
     finally:
-        async with asyncio.timeout(CLOSE_S / 2):
+        async with asyncio.timeout(PATIENCE_S):
             await client.aclose()
         assert client.open_connections == 0
         assert client.idle_connections == 0
@@ -898,11 +906,11 @@ async def test_a_slow_but_steady_body_is_no_timeout():
         await vendor.request(reader)
         writer.write(CHUNKED)
         for _ in range(6):
-            await asyncio.sleep(0.1)
+            await asyncio.sleep(ENOUGH_S / 5)
             writer.write(b"1\r\na\r\n")
         writer.write(b"0\r\n\r\n")
 
-    timeouts = Timeouts(connect_s=60, first_byte_s=60, idle_s=0.4, pool_idle_s=60)
+    timeouts = Timeouts(connect_s=60, first_byte_s=60, idle_s=ENOUGH_S, pool_idle_s=60)
     async with Vendor(script) as vendor, a_client() as client:
         assert await exchange(client, vendor.origin, timeouts=timeouts) == (200, b"aaaaaa")
 
@@ -969,23 +977,23 @@ async def test_a_request_that_cannot_be_written_is_a_timeout():
 async def test_the_first_byte_is_awaited_only_after_the_request_is_written():
     async def script(vendor, reader, writer):
         writer.transport.pause_reading()
-        await asyncio.sleep(0.6)
+        await asyncio.sleep(1.5 * ENOUGH_S)
         writer.transport.resume_reading()
         await vendor.request(reader)
         writer.write(OK)
         await reader.read()
 
-    timeouts = Timeouts(connect_s=60, first_byte_s=0.5, idle_s=60, pool_idle_s=60)
+    timeouts = Timeouts(connect_s=60, first_byte_s=ENOUGH_S, idle_s=60, pool_idle_s=60)
     async with Vendor(script) as vendor, a_client() as client:
         assert await exchange(client, vendor.origin, body=bytes(32 * MIB), timeouts=timeouts) == (200, b"ok")
 
 
 @on_both_loops
 async def test_one_timer_serves_requests_with_longer_and_shorter_bounds():
-    short = Timeouts(connect_s=60, first_byte_s=SOON_S, idle_s=SOON_S, pool_idle_s=60)
+    short = Timeouts(connect_s=60, first_byte_s=ENOUGH_S / 2, idle_s=ENOUGH_S / 2, pool_idle_s=60)
     async with Vendor(answering(OK, OK)) as vendor, a_client() as client:
         await exchange(client, vendor.origin, timeouts=short)
-        await asyncio.sleep(2 * SOON_S)
+        await asyncio.sleep(ENOUGH_S)
         assert client.idle_connections == 1  # a request's bounds do not end the unused connection after it
         await exchange(client, vendor.origin)
         with pytest.raises(TimedOut):  # and the timer that still runs for the longer one does not delay this
@@ -998,7 +1006,7 @@ async def test_a_slow_but_steady_request_is_no_timeout_until_it_is_written():
     async def script(vendor, reader, writer):
         writer.transport.pause_reading()
         for _ in range(16):
-            await asyncio.sleep(0.05)
+            await asyncio.sleep(ENOUGH_S / 12)
             writer.transport.resume_reading()
             await reader.readexactly(MIB)
             writer.transport.pause_reading()
@@ -1007,7 +1015,7 @@ async def test_a_slow_but_steady_request_is_no_timeout_until_it_is_written():
         while await reader.read(MIB):
             pass
 
-    timeouts = Timeouts(connect_s=60, first_byte_s=SOON_S, idle_s=0.4, pool_idle_s=60)
+    timeouts = Timeouts(connect_s=60, first_byte_s=SOON_S, idle_s=ENOUGH_S, pool_idle_s=60)
     async with Vendor(script) as vendor, a_client() as client:
         with pytest.raises(TimedOut) as caught:
             await post(client, vendor.origin, bytes(32 * MIB), timeouts=timeouts)
@@ -1043,10 +1051,10 @@ async def test_a_reader_that_does_not_read_stops_the_vendor_and_is_not_timed_out
             await writer.drain()
         await reader.read()
 
-    timeouts = Timeouts(connect_s=60, first_byte_s=60, idle_s=0.2, pool_idle_s=60)
+    timeouts = Timeouts(connect_s=60, first_byte_s=60, idle_s=ENOUGH_S / 2, pool_idle_s=60)
     async with Vendor(script) as vendor, a_client() as client:
         answer = await post(client, vendor.origin, timeouts=timeouts)
-        await asyncio.sleep(0.5)
+        await asyncio.sleep(ENOUGH_S)
         assert written < total / 2
         assert answer.buffered_bytes <= client.answer_buffer_bytes_max + 256 * 1024
         received = 0

@@ -34,7 +34,7 @@ from tests.matrix.speeches import SPEECHES
 from tests.matrix.tables import STAYS, Cell, End, Part, Stage
 from tests.support.gateway import DatedClock, Gateway, running_gateway
 
-LEFT_WITHIN_S = 10.0
+LEFT_WITHIN_S = 60.0
 """How long a cell's tasks, connections and descriptors may take to be gone."""
 POLL_S = 0.002
 WARM_WITHIN_S = 0.5

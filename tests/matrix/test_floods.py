@@ -203,7 +203,7 @@ async def _ask(server, token, speech: Speech, *, until_bytes: int | None = None)
     ]
     port = int(server.url.rpartition(":")[2])
     await caller.ask(port, speech.target, headers, speech.body(), method=speech.method)
-    await caller.finished(10.0)
+    await caller.finished(60.0)
     return caller
 
 

@@ -207,6 +207,7 @@ async def stage(tmp_path_factory) -> AsyncIterator[Stage]:
             upstream=vendor.url,
             env={
                 "PLANS_FILE": str(plans),
+                "CHANGES_STALE_AFTER_S": str(HEARD_AFTER_S),
                 "OPENAI_API_KEY": openai.VENDOR_KEY,
                 "OPENAI_UPSTREAM_URL": openai_vendor.url,
                 "GEMINI_API_KEY": gemini.VENDOR_KEY,

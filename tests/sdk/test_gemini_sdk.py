@@ -19,7 +19,7 @@ from simulators.gemini import (
     streams,
 )
 from simulators.script import Gate
-from tests.support.gateway import running_gateway
+from tests.support.gateway import DatedClock, running_gateway
 from tests.support.sdk import GEMINI, Sdk, running_sdk
 
 
@@ -187,7 +187,8 @@ async def test_a_spent_budget_is_told_in_its_words_and_not_tried_again(sdk, tmp_
 
 
 async def test_a_rate_limit_names_its_time(sdk, tmp_path, vendor):
-    async with running_gateway(tmp_path, env=env_of(vendor), requests_per_minute=1) as gateway:
+    clock = DatedClock(2026, 11, 20)
+    async with running_gateway(tmp_path, env=env_of(vendor), clock=clock, requests_per_minute=1) as gateway:
         token = await gateway.new_token()
         (await sdk("generate", gateway.url, token)).result()
         error = error_of(await sdk("generate", gateway.url, token), sdk, "ClientError", 429)

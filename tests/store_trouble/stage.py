@@ -28,7 +28,7 @@ SETTLE_WAIT_S = 0.25
 STALL_GRACE_S = 1.0
 RETRY_MAX_S = 1.0
 """The last two as in metering/store/writer.py."""
-NOISE_S = 4.0
+NOISE_S = 12.0
 """What a busy machine may add to any bound."""
 REFUSED_WITHIN_S = RETRY_MAX_S + 2 * BUSY_TIMEOUT_S + STALL_GRACE_S + NOISE_S
 RECOVERED_WITHIN_S = RETRY_MAX_S + 2 * BUSY_TIMEOUT_S + NOISE_S

@@ -26,8 +26,8 @@ from metering.verify import verify
 from simulators.anthropic import VENDOR_KEY
 from tests.support.ledger import migrated_store
 
-STARTED_WITHIN_S = 10.0
-SETTLED_WITHIN_S = 30.0
+STARTED_WITHIN_S = 60.0
+SETTLED_WITHIN_S = 60.0
 POLL_S = 0.005
 TICK_S = 0.1
 """Between two looks at whether to stop, and at the clock: uvicorn's own."""
@@ -52,9 +52,11 @@ QUICK = {
     "HEARTBEAT_S": "0.1",
     "WORKER_DEAD_AFTER_S": "0.5",
     "CHANGES_POLL_S": "0.05",
+    "CHANGES_STALE_AFTER_S": "30",
+    "SETTLE_WAIT_S": "20",
     "LOG_FORMAT": "json",
 }
-"""Waits that only a person or a network needs."""
+"""Waits that only a person or a network needs; and a store that may be slow: the machine is busy with tests."""
 
 PLAN = """
 [plans.{name}]

@@ -10,7 +10,7 @@ from urllib.parse import urlsplit
 import httptools
 import orjson
 
-ANSWER_WITHIN_S = 10.0
+ANSWER_WITHIN_S = 60.0
 
 
 @dataclass(frozen=True, slots=True)

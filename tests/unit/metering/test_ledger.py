@@ -778,6 +778,7 @@ async def test_an_extension_that_a_disk_which_hung_commits_after_its_refusal_is_
         assert refusal.value.reason is Reason.STORE_UNAVAILABLE
         with pytest.raises(Refused, match="does not answer"):
             await bench.ledger.extend(reservation, [money(50)])
+        monkeypatch.setattr(writer_module, "STALL_GRACE_S", 60.0)
         if end == "settle_meanwhile":
             resolved = bench.ledger.settle(reservation, settlement(130))
         elif end == "void_meanwhile":

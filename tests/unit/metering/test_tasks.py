@@ -68,7 +68,7 @@ async def test_what_is_kept_ends_when_it_is_stopped_and_fails_in_its_end(caplog)
 
     task = keep(looking, name="looks", pause_s=0.0)
     await is_at_work.wait()
-    async with asyncio.timeout(5):
+    async with asyncio.timeout(60):
         await stop(task)
     assert begun == [True]
     assert [record.getMessage() for record in caplog.records] == ["background task looks failed"]

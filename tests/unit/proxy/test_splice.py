@@ -15,7 +15,7 @@ from metering.tasks import spawn
 from proxy import splice as splicing
 from proxy.splice import UNSENT_BYTES_MAX, Frames, Splice, close_frame
 
-WITHIN_S = 10.0
+WITHIN_S = 60.0
 
 
 def frame(payload: bytes, *, first: int = 0x82, masked: bool = False) -> bytes:

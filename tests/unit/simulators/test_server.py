@@ -74,7 +74,7 @@ class Reader(asyncio.Protocol):
 async def reads_of(simulator):
     loop = asyncio.get_running_loop()
     _, reader = await loop.create_connection(Reader, "127.0.0.1", simulator.port)
-    return reader, await asyncio.wait_for(reader.lost, 5)
+    return reader, await asyncio.wait_for(reader.lost, 60)
 
 
 @pytest.mark.parametrize("framing", list(Framing))
