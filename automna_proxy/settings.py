@@ -270,6 +270,7 @@ class Settings:
                 "them (what was given is not shown)"
             )
         _check_machines(settings)
+        _check_intervals(settings)
         return settings
 
     @property
@@ -377,6 +378,24 @@ def _check_machines(settings: Settings) -> None:
             raise SettingError(
                 f"{name.upper()}: unset, though FLY_API_TOKEN is set; agents' machines need it"
             )
+
+
+BEATS_MIN = 2
+"""Within the time after which a worker is dead: one that beats less often is taken for dead while it lives."""
+
+
+def _check_intervals(settings: Settings) -> None:
+    """What must happen within a time is looked at often enough for that. Raises SettingError."""
+    if settings.changes_stale_after_s < settings.changes_poll_s:
+        raise SettingError(
+            f"CHANGES_STALE_AFTER_S: given {settings.changes_stale_after_s:g}, expected no less than CHANGES_POLL_S "
+            f"({settings.changes_poll_s:g}): between two looks every request would be refused"
+        )
+    if settings.worker_dead_after_s < BEATS_MIN * settings.heartbeat_s:
+        raise SettingError(
+            f"WORKER_DEAD_AFTER_S: given {settings.worker_dead_after_s:g}, expected no less than twice HEARTBEAT_S "
+            f"({settings.heartbeat_s:g}): workers that live would be taken for dead"
+        )
 
 
 def _read(field: "dataclasses.Field[Any]", text: str) -> Any:

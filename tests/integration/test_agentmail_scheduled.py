@@ -569,7 +569,7 @@ async def test_a_client_that_leaves_while_it_schedules_has_scheduled_once(tmp_pa
 async def test_a_schedule_of_a_worker_that_was_taken_for_dead_gives_its_place_back_once(tmp_path, clock):
     """Another worker adopts it while the vendor thinks, finds nothing of it in the end, and books that."""
     gate = Gate()
-    async with mailing(tmp_path, clock, env={"HEARTBEAT_S": "600", "WORKER_DEAD_AFTER_S": "600"}) as at:
+    async with mailing(tmp_path, clock, env={"HEARTBEAT_S": "600", "WORKER_DEAD_AFTER_S": "1200"}) as at:
         at.vendor.next(fails(422, before=(WaitFor(gate),)))
         making = go(at.ada.http.post("/v0/inboxes/me@agentmail.to/drafts", json=body_of(clock)))
         await gate.reached()

@@ -459,9 +459,7 @@ async def connections_to_both(server, token):
 async def test_a_parents_cap_lets_as_many_of_its_childrens_requests_pass_as_it_says_on_two_workers(
     tmp_path, vendor
 ):
-    async with serving_process(
-        tmp_path, upstream=vendor.url, workers=2, env={"CHANGES_STALE_AFTER_S": "1"}
-    ) as server:
+    async with serving_process(tmp_path, upstream=vendor.url, workers=2) as server:
         first = Holder(server.url, await server.new_token())
         cap = {"meter": "requests", "period": "month", "limit": 50}
         parent = await first.mint(operations=["*"], caps=[cap])

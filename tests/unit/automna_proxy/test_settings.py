@@ -88,6 +88,31 @@ def test_a_wrong_value_is_refused_with_its_name_and_what_is_expected(variable, g
         Settings.from_env({variable: given})
 
 
+@pytest.mark.parametrize(
+    ("given", "said"),
+    [
+        ({"CHANGES_POLL_S": "2"}, "CHANGES_STALE_AFTER_S: given 1, expected no less than CHANGES_POLL_S (2)"),
+        (
+            {"CHANGES_STALE_AFTER_S": "0.2"},
+            "CHANGES_STALE_AFTER_S: given 0.2, expected no less than CHANGES_POLL_S (0.25)",
+        ),
+        ({"HEARTBEAT_S": "6"}, "WORKER_DEAD_AFTER_S: given 10, expected no less than twice HEARTBEAT_S (6)"),
+        (
+            {"WORKER_DEAD_AFTER_S": "1.9"},
+            "WORKER_DEAD_AFTER_S: given 1.9, expected no less than twice HEARTBEAT_S (1)",
+        ),
+    ],
+)
+def test_what_is_looked_at_too_seldom_for_its_bound_is_refused(given, said):
+    with pytest.raises(SettingError, match=f"^{re.escape(said)}: "):
+        Settings.from_env(given)
+
+
+def test_bounds_of_just_one_look_and_two_beats_are_taken():
+    settings = Settings.from_env({"CHANGES_POLL_S": "1", "HEARTBEAT_S": "5"})
+    assert (settings.changes_poll_s, settings.heartbeat_s) == (1.0, 5.0)
+
+
 def test_switches_are_on_or_off():
     settings = Settings.from_env({"MACHINES_REPAIR": "on", "MACHINES_SUSPEND_OVER_BUDGET": " off "})
     assert (settings.machines_repair, settings.machines_suspend_over_budget) == (True, False)
