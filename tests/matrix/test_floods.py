@@ -48,7 +48,7 @@ GROWTH_BYTES_MAX = 40 * MIB
 unstreamed answer, 4 MiB of one event, twice 256 KiB of reads; the rest is what the allocator keeps."""
 GATED_GROWTH_BYTES_MAX = 80 * MIB
 """The same where a gate holds back what it cannot look through yet: an event of 16 MiB, a body of 32 MiB."""
-DRAIN_S = 1.0
+DRAIN_S = 4.0
 
 
 BLANKS = gzip.compress(b" " * (16 * MIB))
