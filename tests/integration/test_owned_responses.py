@@ -129,7 +129,7 @@ async def test_the_owner_is_durable_before_the_client_sees_the_id(tmp_path):
 
 @pytest.mark.parametrize("stream", [False, True])
 async def test_at_a_store_that_takes_no_owner_the_id_never_comes_and_the_request_is_booked(tmp_path, stream):
-    env = {"STORE_BUSY_TIMEOUT_S": "0.2"}
+    env = {"STORE_BUSY_TIMEOUT_S": "0.2", "SETTLE_WAIT_S": "1"}
     async with OpenAISimulator() as vendor, serving_openai(tmp_path, vendor, env=env) as gateway:
         async with openai_client_of(gateway, await gateway.new_token()) as client:
             gate = Gate()

@@ -214,7 +214,7 @@ async def test_a_store_in_trouble_cuts_a_stream_in_words_that_are_true(tmp_path,
     )
     steps = (Send(first), WaitFor(gate), *map(Send, others[:60]), Stall())
     vendor.next(Script(200, (("content-type", "text/event-stream"),), steps))
-    env = {"STORE_BUSY_TIMEOUT_S": "0.1"}
+    env = {"STORE_BUSY_TIMEOUT_S": "0.1", "SETTLE_WAIT_S": "1"}
     async with serving(tmp_path, vendor, env=env) as (gateway, client):
         async with client.stream("POST", "/v1/messages", json=LARGE) as answer:
             pieces = answer.aiter_bytes()
