@@ -32,7 +32,7 @@ async def send(url, data, *, wait_s):
     address = urlsplit(url)
     _, peer = await asyncio.get_running_loop().create_connection(Peer, address.hostname, address.port)
     peer.send(data)
-    async with asyncio.timeout(20):
+    async with asyncio.timeout(60):
         while not peer.is_closed and not (peer.answers and not wait_s):
             if wait_s and peer.transport.get_write_buffer_size() == 0:
                 await asyncio.sleep(wait_s)

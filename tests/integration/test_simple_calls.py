@@ -218,7 +218,7 @@ async def test_a_failure_of_the_vendors_is_502_and_one_of_our_account_503(tmp_pa
         at.vendor.next(fails(status))
         refused = await dial(ada)
         assert (refused.status_code, isinstance(refused.json()["error"], str)) == (shown, True)
-        async with asyncio.timeout(20):  # until it is sure that nothing was dialled
+        async with asyncio.timeout(60):  # until it is sure that nothing was dialled
             while await at.ada.seconds() != (0, 0):
                 await at.pass_time(10)
 

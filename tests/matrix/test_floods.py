@@ -39,8 +39,8 @@ pytestmark = [pytest.mark.asyncio(loop_scope="module"), pytest.mark.heavy]
 MIB = 1024 * 1024
 STANDS_STILL_S = 0.5
 """A vendor that could write nothing for so long is being held back."""
-IN_BUFFERS_BYTES_MAX = 32 * MIB
-"""Between vendor and client: four socket buffers, which the kernel lets grow to megabytes, and ours."""
+IN_BUFFERS_BYTES_MAX = 80 * MIB
+"""Between vendor and client: two connections, each with what a kernel lets its buffers grow to (32 and 4 MiB), and ours."""
 FLOODED_BYTES_MIN = 64 * MIB
 """What a vendor got rid of at least, after the client had left: far above all that may be kept."""
 GROWTH_BYTES_MAX = 40 * MIB

@@ -70,7 +70,7 @@ async def session_booked(scene: Scene) -> AsyncIterator[None]:
     simulator = scene.vendor.simulator
     simulator.project.release(simulator.sessions[-1])
     clock, deferrals = scene.vendor.clock, scene.gateway.service.engine._deferrals
-    async with asyncio.timeout(20):
+    async with asyncio.timeout(60):
         while await scene.gateway.service.store.readers.row("SELECT 1 FROM deferred_work"):
             clock.advance(15)
             await deferrals.poll_due()

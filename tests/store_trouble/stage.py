@@ -74,7 +74,7 @@ class Stage:
             await directory.add_user("u1", plan="test")
             self.known, self.fresh, self.revoked = [(await directory.create_token("u1"))[0] for _ in range(3)]
         for token in (self.known, self.revoked):
-            async with asyncio.timeout(20):
+            async with asyncio.timeout(60):
                 while len({await self._serving_worker(token) for _ in range(4)}) < self.server.workers:
                     pass
         await self.server.until_nothing_is_held()
