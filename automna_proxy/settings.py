@@ -135,13 +135,19 @@ class Settings:
     checkpoint_s: float = _setting(3.0, "between checkpoints of a stream", unit="s", minimum=0.01)
     heartbeat_s: float = _setting(1.0, "between heartbeats of a worker", unit="s", minimum=0.01)
     worker_dead_after_s: float = _setting(
-        10.0, "a worker without heartbeat is dead, its holds expire", unit="s", minimum=0.05
+        10.0,
+        "a worker without heartbeat is dead, its holds expire; two heartbeats at least",
+        unit="s",
+        minimum=0.05,
     )
     changes_poll_s: float = _setting(
         0.25, "between looks for revocations and plan changes", unit="s", minimum=0.01
     )
     changes_stale_after_s: float = _setting(
-        1.0, "a worker that could not look for so long answers 503", unit="s", minimum=0.05
+        1.0,
+        "a worker that could not look for so long answers 503; `CHANGES_POLL_S` at least",
+        unit="s",
+        minimum=0.05,
     )
     store_busy_timeout_s: float = _setting(
         2.0, "a locked store is waited for before it counts as unavailable", unit="s", minimum=0
