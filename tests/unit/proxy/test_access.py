@@ -7,6 +7,8 @@ from typing import Any
 import pytest
 
 from metering.errors import Reason, Refused
+from metering.tasks import spawn, stop
+from proxy import access as access_module
 from proxy.access import LOST, Access
 
 
@@ -136,3 +138,35 @@ async def test_who_leaves_while_it_is_looked_at_is_told_nothing(door) -> None:
     access.leave(guest)
     await look
     assert guest.lost == []
+
+
+async def cut_off(guest: Guest) -> None:
+    async with asyncio.timeout(60):
+        while not guest.lost:
+            await asyncio.sleep(0)
+
+
+async def test_news_are_not_kept_for_the_next_regular_look(door, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(access_module, "LOOK_S", 3_600.0)
+    access, authenticator = door
+    (guest,) = guests(access, b"a")
+    looking = spawn(access.keep_looking(), name="look")
+    await asyncio.sleep(0)
+    authenticator.refuses[b"a"] = Refused(Reason.FORBIDDEN, "why")
+    tell(authenticator, ("user", "x"))
+    await cut_off(guest)
+    await stop(looking)
+
+
+async def test_who_loses_access_by_time_alone_is_found_by_the_next_regular_look(
+    door, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert access_module.LOOK_S <= 0.5, "with what else it takes: within a second"
+    monkeypatch.setattr(access_module, "LOOK_S", 0.01)
+    access, authenticator = door
+    (guest,) = guests(access, b"a")
+    authenticator.ending.add(b"a")
+    authenticator.refuses[b"a"] = Refused(Reason.UNAUTHENTICATED, "expired")
+    looking = spawn(access.keep_looking(), name="look")
+    await cut_off(guest)
+    await stop(looking)
