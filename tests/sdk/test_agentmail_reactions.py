@@ -160,6 +160,15 @@ CASES = (
         env={"STORE_BUSY_TIMEOUT_S": "0.2"},
     ),
     Case("restarting", draining, 503, ANY_ERROR, "restarting", waits=(2.0, 2.0)),
+    Case(
+        "vendor silent",
+        vendor_answers(hangs(), hangs()),
+        504,
+        ANY_ERROR,
+        "did not answer in time",
+        waits=(ANY, ANY),
+        env={"FIRST_BYTE_TIMEOUT_S": "0.5"},
+    ),
     Case("connection refused", nobody_listens, None, ANY_ERROR, "fetch failed", is_refused_connection=True),
 )
 

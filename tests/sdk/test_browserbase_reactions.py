@@ -194,6 +194,15 @@ CASES = (
     ),
     Case("restarting", draining, 503, each("InternalServerError"), "restarting", waits=(2.0, 2.0)),
     Case(
+        "vendor silent",
+        vendor_answers(hangs()),
+        504,
+        each("InternalServerError"),
+        "did not answer in time",
+        waits=(ANY, ANY),
+        env={"FIRST_BYTE_TIMEOUT_S": "0.5"},
+    ),
+    Case(
         "connection refused",
         nobody_listens,
         None,

@@ -158,6 +158,14 @@ CASES = (
     Case("restarting", draining, 503, SERVER, "restarting"),
     Case("vendor overloaded", vendor_answers(fails(503)), 503, SERVER, "Simulated error"),
     Case(
+        "vendor silent",
+        vendor_answers(hangs()),
+        504,
+        SERVER,
+        "did not answer in time",
+        env={"FIRST_BYTE_TIMEOUT_S": "0.5"},
+    ),
+    Case(
         "error as a stream's first word",
         vendor_answers(errors_after(0, text=TEXT)),
         None,

@@ -168,6 +168,15 @@ CASES = (
     ),
     Case("restarting", draining, 503, INTERNAL, "restarting", waits=(2.0, 2.0)),
     Case(
+        "vendor silent",
+        vendor_answers(hangs()),
+        504,
+        INTERNAL,
+        "did not answer in time",
+        waits=(ANY, ANY),
+        env={"FIRST_BYTE_TIMEOUT_S": "0.5"},
+    ),
+    Case(
         "error inside the stream",
         vendor_answers(errors_after(6, text=TEXT)),
         None,

@@ -165,6 +165,15 @@ CASES = (
         env={"STORE_BUSY_TIMEOUT_S": "0.2"},
     ),
     Case("restarting", draining, 503, UNAVAILABLE, "restarting", waits=(2.0, 2.0)),
+    Case(
+        "vendor silent",
+        vendor_answers(hangs()),
+        504,
+        ("GatewayTimeoutError", "InternalServerError", "GatewayTimeoutError"),
+        "did not answer in time",
+        waits=(ANY, ANY),
+        env={"FIRST_BYTE_TIMEOUT_S": "0.5"},
+    ),
     Case("vendor overloaded", vendor_answers(fails(529)), 529, OVERLOADED, "Simulated", waits=(ANY, ANY)),
     Case(
         "error inside the stream",
