@@ -4,7 +4,15 @@ from metering.usage import INPUT, OUTPUT, Usage, UsageLine
 from proxy.meters import Free
 from proxy.surface import BEARER, Example, ForbiddenField, HeaderKey, Operation, Option, Surface, Upstream
 from routes.anthropic_errors import AnthropicDialect
-from routes.anthropic_meter import DEFAULT_GEO, DEFAULT_GEO_ENV, PROVIDER, MessagesMeter, models_of
+from routes.anthropic_meter import (
+    DEFAULT_GEO,
+    DEFAULT_GEO_ENV,
+    PDF_TOKENS_ENV,
+    PROVIDER,
+    MessagesMeter,
+    models_of,
+)
+from routes.pdfs import pdf_option
 
 _FILES = "the vendor's files are shared by all users of this gateway; send the content inline."
 _HELD_STATE = "a conversation held by the vendor is not bound to a user; send all messages."
@@ -142,5 +150,6 @@ SURFACE = Surface(
             pattern="global|us",
             expected="global or us",
         ),
+        pdf_option(PDF_TOKENS_ENV),
     ),
 )

@@ -26,10 +26,13 @@ from proxy.json_walk import Walk
 from proxy.surface import AnswerHead, Demand, Inbound, Observer, Pricing, Slicing
 from routes import anthropic_usage
 from routes.counting import is_number, model_named, optional_text
+from routes.pdfs import more_pdf_tokens
 
 PROVIDER = "anthropic"
 DEFAULT_GEO_ENV = "ANTHROPIC_DEFAULT_INFERENCE_GEO"
 DEFAULT_GEO = "global"
+PDF_TOKENS_ENV = "ANTHROPIC_PDF_TOKENS"
+"""A PDF's text is read, and each page is seen as a picture ("PDF support", Anthropic docs, 2026-11)."""
 LONG_OUTPUT_BETA = b"output-300k"
 LONG_OUTPUT_TOKENS = 300_000
 """What `anthropic-beta: output-300k-2026-03-24` raises every model's maximum to."""
@@ -116,6 +119,9 @@ class _Traits:
     pictures: int = 0
     picture_chars: int = 0
     """Of the body, characters of inline pictures: they are no text."""
+    pdfs: int = 0
+    pdf_chars: int = 0
+    """The same of inline documents."""
 
 
 class _Reading:
@@ -137,6 +143,8 @@ class _Reading:
         body_tokens = at_least = -(-len(self._request.body) // self._pricing.bytes_per_token)
         if traits.pictures:
             body_tokens, at_least = self._tokens_with_pictures(traits)
+        if traits.pdfs:
+            body_tokens += more_pdf_tokens(self._pricing, PDF_TOKENS_ENV, traits.pdfs, traits.pdf_chars)
         bucket = traits.bucket
 
         first = attempts[0]
@@ -339,7 +347,7 @@ def _traits_of(request: Inbound) -> _Traits:
             if found := walk.objects(_KEYS_LOOKED_FOR, _NAMES_LOOKED_FOR):
                 cache_controls += _look_through(walk, found, traits)
                 if key == "messages" and _INLINE in walk.texts_at("type"):
-                    _take_pictures(fields[key], traits)
+                    _take_inline(fields[key], traits)
     if cache_controls:
         traits.bucket = _prompt_bucket(cache_controls)
     return traits
@@ -358,7 +366,7 @@ def _look_through(walk: Walk, found: Sequence[Mapping[str, Any]], traits: _Trait
     return [one["cache_control"] for one in found if "cache_control" in one]
 
 
-def _take_pictures(messages: Any, traits: _Traits) -> None:
+def _take_inline(messages: Any, traits: _Traits) -> None:
     """Only where the vendor reads them as such; in a tool's arguments, what looks the same is text."""
     blocks = [block for message in _objects(messages) for block in _objects(message.get("content"))]
     while blocks:
@@ -368,11 +376,16 @@ def _take_pictures(messages: Any, traits: _Traits) -> None:
             blocks += _objects(block.get("content"))
         elif kind == "document" and isinstance(source, dict) and source.get("type") == "content":
             blocks += _objects(source.get("content"))
-        elif kind == "image" and isinstance(source, dict) and source.get("type") == _INLINE:
+        elif isinstance(source, dict) and source.get("type") == _INLINE:
             media_type, data = source.get("media_type"), source.get("data")
-            if isinstance(media_type, str) and media_type.startswith("image/") and isinstance(data, str):
+            if not isinstance(media_type, str) or not isinstance(data, str):
+                continue
+            if kind == "image" and media_type.startswith("image/"):
                 traits.pictures += 1
                 traits.picture_chars += len(data)
+            elif kind == "document":
+                traits.pdfs += 1
+                traits.pdf_chars += len(data)
 
 
 def _objects(value: Any) -> list[Mapping[str, Any]]:

@@ -4,9 +4,27 @@ from itertools import product
 
 from metering.usage import INPUT, OUTPUT, Usage, UsageLine
 from proxy.meters import Free
-from proxy.surface import BEARER, Example, ForbiddenField, HeaderKey, Operation, QueryKey, Surface, Upstream
+from proxy.surface import (
+    BEARER,
+    Example,
+    ForbiddenField,
+    HeaderKey,
+    Operation,
+    QueryKey,
+    Surface,
+    Upstream,
+)
 from routes.gemini_errors import GeminiDialect
-from routes.gemini_meter import PROVIDER, EmbedMeter, GenerateMeter, counted_model, no_model, shown_model
+from routes.gemini_meter import (
+    PDF_TOKENS_ENV,
+    PROVIDER,
+    EmbedMeter,
+    GenerateMeter,
+    counted_model,
+    no_model,
+    shown_model,
+)
+from routes.pdfs import pdf_option
 
 _CACHES = "cached contents are shared by all users of this gateway; send the content with each request."
 _HELD_STATE = "what the vendor holds of an earlier answer is not bound to a user; send all contents."
@@ -77,6 +95,7 @@ SURFACE = Surface(
         credential=HeaderKey("x-goog-api-key"),
     ),
     token_places=(HeaderKey("x-goog-api-key"), BEARER, QueryKey("key")),
+    options=(pdf_option(PDF_TOKENS_ENV),),
     operations=(
         Operation(
             "POST",

@@ -34,6 +34,7 @@ from metering.values import immutable
 from proxy.query import parameters
 from proxy.surface import AnswerHead, Demand, Inbound, Observer, Pricing, Slicing
 from routes import gemini_usage
+from routes.pdfs import more_pdf_tokens
 
 PROVIDER = "gemini"
 SEARCHES_HELD = 20
@@ -49,6 +50,9 @@ PICTURE_TOKENS_MAX = 10_000
 (Gemini docs "Image understanding", 2026-11), above any screenshot's."""
 PICTURE_TOKENS_USUAL = 1_120
 """What a picture counts as in the floor: the default of newer models."""
+PDF_TOKENS_ENV = "GEMINI_PDF_TOKENS"
+"""A PDF of up to 1,000 pages is seen page by page ("Document understanding", Gemini docs, 2026-11)."""
+_PDF = re.compile(r"\s*application/pdf\b", re.IGNORECASE)
 MODEL_NAME_CHARS_MAX = 128
 URI_CHARS_MAX = 2_048
 
@@ -212,12 +216,12 @@ class _Reading:
         media.add(_contents_of(self._fields))
         tier = self._tier()
         prices = _Prices(self._pricing, self._name, tier)
-        body_tokens = media.tokens_of(self._request, self._pricing, PICTURE_TOKENS_MAX)
+        body_tokens = media.held_tokens(self._request, self._pricing)
         at_least = media.tokens_of(self._request, self._pricing, PICTURE_TOKENS_USUAL)
         context = self._info.context_tokens
         unit = prices.dearest((INPUT, *sorted(media.units)))
         is_unbounded = tools.has_server or media.is_unbounded
-        prompt_tokens = context if is_unbounded else min(body_tokens + media.more_tokens, context)
+        prompt_tokens = context if is_unbounded else min(body_tokens, context)
         counts = {unit: prompt_tokens}
         output_tokens = self._output_tokens()
         if output_tokens:
@@ -287,10 +291,10 @@ def _sliced(unseen_tokens: int = 0) -> Slicing:
 
 
 def _embedding(request: Inbound, pricing: Pricing, name: str, context: int, media: "_Media") -> Demand:
-    body_tokens = media.tokens_of(request, pricing, PICTURE_TOKENS_MAX)
+    body_tokens = media.held_tokens(request, pricing)
     at_least = media.tokens_of(request, pricing, PICTURE_TOKENS_USUAL)
     unit = _Prices(pricing, name, {}).dearest((INPUT, *sorted(media.units)))
-    tokens = context if media.is_unbounded else min(body_tokens + media.more_tokens, context)
+    tokens = context if media.is_unbounded else min(body_tokens, context)
     floor = UsageLine(name, {INPUT: min(at_least, context)})
     return Demand(
         models=(name,),
@@ -360,6 +364,14 @@ class _Media:
     picture_chars: int = 0
     """Of the body, characters of inline pictures: however many they are, a picture is only so much."""
 
+    pdfs: int = 0
+    pdf_chars: int = 0
+
+    def held_tokens(self, request: Inbound, pricing: Pricing) -> int:
+        """What all of the request may count as, when the operator has a PDF hold more than its bytes do."""
+        tokens = self.tokens_of(request, pricing, PICTURE_TOKENS_MAX) + self.more_tokens
+        return tokens + more_pdf_tokens(pricing, PDF_TOKENS_ENV, self.pdfs, self.pdf_chars)
+
     def tokens_of(self, request: Inbound, pricing: Pricing, picture_tokens: int) -> int:
         """The body's length in tokens, when each picture has at most so many."""
         text = -(-max(len(request.body) - self.picture_chars, 0) // pricing.bytes_per_token)
@@ -382,9 +394,14 @@ class _Media:
             self.more_tokens += MEDIA_TOKENS_MIN
             self.is_unbounded = self.is_unbounded or kind == "video"
             sent = _one(data, "data")
-            if kind == "image" and isinstance(sent, str):
+            if not isinstance(sent, str):
+                continue
+            if kind == "image":
                 self.pictures += 1
                 self.picture_chars += len(sent)
+            elif kind == "application" and _PDF.match(_one(data, "mimeType")):
+                self.pdfs += 1
+                self.pdf_chars += len(sent)
         for data in _items(part, "fileData"):
             _check_uri(_one(data, "fileUri"))
             self._add_kind(data)

@@ -153,6 +153,17 @@ async def test_nothing_left_is_said_as_openclaw_shows_it(tmp_path, vendor):
         await gateway.assert_clean()
 
 
+@pytest.mark.parametrize(("held", "status"), [("0", 200), ("200000", 402)])
+async def test_a_pdf_holds_what_the_operator_says(tmp_path, vendor, held, status):
+    """2,000 characters, which may be a hundred pages: 600,000 micro-USD of input, where the plan has 100,000."""
+    source = {"type": "base64", "media_type": "application/pdf", "data": "A" * 2_000}
+    body = {**BODY, "messages": [{"role": "user", "content": [{"type": "document", "source": source}]}]}
+    env = {"ANTHROPIC_PDF_TOKENS": held}
+    async with serving(tmp_path, vendor, env=env, credits_per_month=1_000) as (gateway, client):
+        assert (await client.post("/v1/messages", json=body)).status_code == status
+        await gateway.assert_clean()
+
+
 async def test_prepaid_credit_is_spent_after_the_allowance_and_soon_after_its_grant(tmp_path, vendor):
     clock = DatedClock(2026, 11, 20)
     vendor.script = lambda _: streams(usage=USAGE_AS_HELD)

@@ -99,5 +99,5 @@ def inbound(fields, *, model=MODEL, query=b"", version="v1beta", method="POST"):
     return Inbound(method, params, query, [], body, fields)
 
 
-def pricing(bytes_per_token=2):
-    return Pricing(TABLE, NOW_MS, bytes_per_token)
+def pricing(bytes_per_token=2, **options):
+    return Pricing(TABLE, NOW_MS, bytes_per_token, options)

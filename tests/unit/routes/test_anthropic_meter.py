@@ -146,6 +146,26 @@ def test_what_only_looks_like_a_picture_is_held_by_its_length(block):
     assert read(messages=content(block)).ceiling.total(INPUT) == CONTEXT
 
 
+def pdf(data="A" * 4_000):
+    return picture(data, kind="document", media_type="application/pdf")
+
+
+def test_a_pdf_is_held_by_its_bytes_unless_the_operator_wants_more_held_for_each():
+    seen = {"type": "tool_result", "tool_use_id": "t", "content": [pdf()]}
+    plain = read(messages=content(pdf(), seen))
+    for tokens, more in (("0", 0), ("2000", 0), ("30000", 2 * 28_000), ("9000000", None)):
+        demand = read(messages=content(pdf(), seen), options={"ANTHROPIC_PDF_TOKENS": tokens})
+        expected = CONTEXT if more is None else plain.ceiling.total(INPUT) + more
+        assert demand.ceiling.total(INPUT) == expected
+        assert demand.floor == plain.floor, "what is to be expected stays"
+
+
+def test_a_pdf_beside_a_picture_holds_what_both_do():
+    demand = read(messages=content(pdf(), picture()), options={"ANTHROPIC_PDF_TOKENS": "30000"})
+    held = demand.ceiling.total(INPUT)
+    assert 30_000 + PICTURE_TOKENS_MAX < held < 30_000 + PICTURE_TOKENS_MAX + 400
+
+
 @pytest.mark.parametrize("odd", [None, 7, "text", [], [7], [[picture()]], {"type": "image"}])
 def test_pictures_are_looked_for_in_content_of_any_shape(odd):
     """The vendor refuses it; here it must not be an error of our own."""

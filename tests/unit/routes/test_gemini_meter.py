@@ -37,9 +37,9 @@ CONFIG = {"maxOutputTokens": 100}
 YOUTUBE = "https://www.youtube.com/watch?v=9hE5-98ZeCg"
 
 
-def read(fields=None, *, meter=WHOLE, model=MODEL, query=b"", **more):
+def read(fields=None, *, meter=WHOLE, model=MODEL, query=b"", options=None, **more):
     given = {"contents": HELLO, "generationConfig": CONFIG, **(fields or {}), **more}
-    return meter.read(inbound(given, model=model, query=query), pricing())
+    return meter.read(inbound(given, model=model, query=query), pricing(**(options or {})))
 
 
 def held(*args, **options):
@@ -216,6 +216,17 @@ def test_a_large_picture_is_held_as_a_picture_and_not_as_text():
     assert held(contents=parts(inline("application/pdf", "A" * 3_000_000)))[INPUT] == CONTEXT
     answered = {"functionResponse": {"name": "f", "parts": [large[0]]}}
     assert held(contents=parts(answered))[INPUT] < most
+
+
+@pytest.mark.parametrize("mime_type", ["application/pdf", " Application/PDF; x=y"])
+def test_a_pdf_is_held_by_its_bytes_unless_the_operator_wants_more_held_for_each(mime_type):
+    pdf, other = inline(mime_type, "A" * 4_000), inline("application/json", "A" * 4_000)
+    contents = parts(pdf, other, {"functionResponse": {"name": "f", "parts": [pdf]}})
+    plain = read(contents=contents)
+    for tokens, more in (("0", 0), ("2000", 0), ("30000", 2 * 28_000), ("9000000", None)):
+        demand = read(contents=contents, options={"GEMINI_PDF_TOKENS": tokens})
+        assert demand.ceiling.total(INPUT) == (CONTEXT if more is None else plain.ceiling.total(INPUT) + more)
+        assert demand.floor == plain.floor, "what is to be expected stays"
 
 
 @pytest.mark.parametrize("mime_type", ["video/mp4", None, 7])
