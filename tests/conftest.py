@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 from hypothesis import HealthCheck, settings
 
+from metering.store import readers
 from simulators.anthropic import AnthropicSimulator
 from tests.fixtures_llm import FOLDER
 from tests.support.fly import DOCUMENT
@@ -24,6 +25,7 @@ MAY_BE_ABSENT = (FOLDER, DOCUMENT)
 
 settings.register_profile("tests", deadline=None, suppress_health_check=[HealthCheck.too_slow])
 settings.load_profile("tests")  # how long an example takes is the machine's affair
+readers.READ_TIMEOUT_S = 60.0  # and how long a read does, where a test does not say otherwise
 
 
 def pytest_configure() -> None:
